@@ -1,0 +1,75 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: messages, the Python environment in .venv, the quickstart's images.
+# They set -euo pipefail and run in the directory of the clone.
+
+# Compiled programs are kept from one start to the next.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
+
+say() {
+    printf '[%02d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"
+}
+
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# Whether Debian packages can be installed here without asking.
+can_apt() {
+    [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null
+}
+
+apt_install() {
+    say "installing $* with apt-get"
+    apt-get update
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@"
+}
+
+# Prints the first Python of 3.11 or newer.
+find_python() {
+    local python
+    for python in python3 python3.14 python3.13 python3.12 python3.11; do
+        if command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+    fail "no Python 3.11 or newer (python3 is $(python3 --version 2>&1 || true)); on Debian 12, Ubuntu 24.04 or newer:" \
+        "apt-get install python3 python3-venv"
+}
+
+# make_environment REQUIREMENTS: .venv with what the file lists, installed again only when a requirements file has changed.
+make_environment() {
+    local python stamp=".venv/installed-$1"
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+        python=$(find_python)
+        if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+            can_apt || fail "$python has no venv module; on Debian or Ubuntu: apt-get install python3-venv"
+            apt_install "$(basename "$(readlink -f "$(command -v "$python")")")-venv"
+        fi
+        say "making .venv with $("$python" --version)"
+        "$python" -m venv --clear .venv
+    fi
+    if ! cmp --silent "$stamp" <(cat requirements.txt "$1"); then
+        say "installing $1 into .venv (once; JAX and what it needs take 1.3 GB)"
+        .venv/bin/python -m pip install --disable-pip-version-check --requirement "$1"
+        cat requirements.txt "$1" >"$stamp"
+    fi
+}
+
+# Where neither TFDS has prepared Fashion-MNIST nor Debian's package is installed, installs the package if it can;
+# if not, the program that reads the images says what to do.
+get_fashion_mnist() {
+    local prepared="${TFDS_DATA_DIR:-$HOME/tensorflow_datasets}/fashion_mnist"
+    if [[ ! -d $prepared ]] && ! dpkg --status dataset-fashion-mnist >/dev/null 2>&1 && can_apt; then
+        apt_install dataset-fashion-mnist
+    fi
+    .venv/bin/python - <<'EOF'
+import sys
+from ssl_jax.data import sources
+try:
+    print(f"Fashion-MNIST: {len(sources.load('fashion_mnist', channels=1)):,} images")
+except (OSError, ValueError, ImportError) as error:
+    sys.exit(f"error: {error}")
+EOF
+}

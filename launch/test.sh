@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# bash launch/test.sh [pytest arguments]: makes .venv if needed and runs the tests, without arguments all but the slow ones.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/common.sh
+source launch/common.sh
+
+make_environment requirements-test.txt
+get_fashion_mnist || say "the tests on real images will fail without it"
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,72 @@
+"""From a config to the things that a program works with. Below this, nothing sees a config object."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import optax
+from ml_collections import ConfigDict
+
+from ssl_jax import config as configs
+from ssl_jax import models, optim
+from ssl_jax.data import sources
+from ssl_jax.data.augment import Augmentation
+from ssl_jax.methods import METHODS, Run
+
+
+def source(config: ConfigDict) -> sources.Source:
+    """The training split. Raises: ConfigError where it has fewer images than a batch."""
+    data = config.data
+    options = dict(split=data.split, path=data.path or None, channels=data.channels)
+    found = configs.call(sources.load, options, "config.data", data.name)
+    if len(found) < config.batch_size:
+        raise configs.ConfigError(
+            f"{found.name} has {len(found)} images in split {data.split!r}, fewer than one batch; "
+            f"use --config.batch_size={max(len(found) // 2, 1)} or smaller"
+        )
+    return found
+
+
+def source_pair(config: ConfigDict) -> tuple[sources.Source, sources.Source]:
+    """(training, test) split, for evaluation."""
+    data = config.data
+    options = dict(train_split=data.split, test_split=data.test_split, path=data.path or None, channels=data.channels)
+    return configs.call(sources.load_pair, options, "config.data", data.name)
+
+
+def backbone(config: ConfigDict) -> nn.Module:
+    return models.create(**model_options(config))
+
+
+def model_options(config: ConfigDict) -> dict[str, Any]:
+    """The name and options that `models.create` takes; they are stored with the weights."""
+    return {**configs.plain(config.model), "dtype": config.compute_dtype}
+
+
+def method(config: ConfigDict, run: Run) -> Any:
+    module = configs.call(backbone, {}, "config.model", config)
+    return configs.build(METHODS, config.method, "config.method", module, run)
+
+
+def augmentations(config: ConfigDict, views: Sequence[str]) -> list[Augmentation]:
+    """One for each view that the method declares. Raises: ConfigError for missing, unused and impossible ones."""
+    if set(config.augment) != set(views):
+        raise configs.ConfigError(
+            f"config.augment has {sorted(config.augment)}, but method {config.method.name} takes {sorted(set(views))}"
+        )
+    made = {}
+    for name, options in config.augment.items():
+        made[name] = configs.call(Augmentation, configs.plain(options), f"config.augment.{name}")
+        configs.call(made[name].check, {}, f"config.augment.{name}", config.data.channels)
+    return [made[name] for name in views]
+
+
+def optimizer(config: ConfigDict, steps: int) -> tuple[optax.GradientTransformation, Callable[[int], float]]:
+    """(optimizer, its learning-rate schedule: step -> lr)"""
+    options = configs.plain(config.optimizer)
+    name = options.pop("name")
+    schedule = optim.warmup_cosine(
+        options.pop("lr"), warmup_steps=options.pop("warmup_steps"), steps=steps, final_lr=options.pop("final_lr")
+    )
+    section = ConfigDict({"name": name, **options})
+    return configs.build(optim.OPTIMIZERS, section, "config.optimizer", schedule), schedule

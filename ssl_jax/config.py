@@ -1,0 +1,259 @@
+"""Configs: their common keys, reading them with overrides from the command line, and checking them.
+
+The only reader of command-line flags. Configs are Python files of ml_collections: `--config configs/simclr.py:tiny
+--config.optimizer.lr=0.3`. Every mistake that can be known from the config alone stops the program here, before any
+work, with a sentence that names the key, its value and the remedy.
+"""
+
+import contextlib
+import difflib
+import inspect
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+
+class ConfigError(ValueError):
+    """A config or a command line that cannot be run; its text is for the user."""
+
+
+def base_config() -> ConfigDict:
+    """The keys that every config has, for `get_config` to fill in; a config adds model, method, augment, optimizer."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            batch_size=256,  # images per step over all devices and processes
+            epochs=0,
+            steps=0,  # above 0 it counts instead of epochs
+            compute_dtype="float32",  # of the networks: float32 or bfloat16; all else is float32
+            data=dict(
+                name="fashion_mnist",  # a TFDS name, or folder
+                path="",  # of the folder
+                split="train",
+                test_split="test",  # evaluated on
+                image_size=(28, 28),  # height, width
+                channels=1,
+                mean=(0.2860,),  # of each channel, images in 0..1
+                std=(0.3530,),
+                memory_bytes=2**31,  # a data set that decoded takes no more than this is kept in memory
+                threads=8,  # that decode, where it is not
+                prefetch=2,  # batches made ahead
+            ),
+            model=dict(name="resnet8"),
+            method=dict(name=""),
+            augment=dict(),  # one entry for each kind of view that the method declares
+            optimizer=dict(name="adamw", lr=0.0, weight_decay=0.0, warmup_steps=0, final_lr=0.0),
+            log_every=50,
+            checkpoint_every=500,
+            evaluate_every=500,  # 0: never
+            online_knn=dict(bank=8000, queries=2000, k=20, temperature=0.07),  # images of the training split
+            stop_after_skipped=10,  # steps in a row whose loss or gradient is not finite
+        )
+    )
+
+
+def read_flags(argv: Sequence[str], *, program: str, config: bool = False, **strings: str) -> Any:
+    """The command line as an object with an attribute for each flag.
+
+    Args:
+      argv: the arguments after the program's name.
+      program: its name and purpose, for --help.
+      config: whether it takes --config FILE[:SCALE] and --config.KEY=VALUE.
+      strings: name -> help of its other flags, all strings, "" where not given.
+    Raises: ConfigError for what cannot be parsed.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "show this", flag_values=values, short_name="h")
+    for name, text in strings.items():
+        flags.DEFINE_string(name, "", text, flag_values=values)
+    args = [program.split()[0], *argv]
+    if config:
+        config_flags.DEFINE_config_file("config", None, "FILE.py[:SCALE]", flag_values=values, sys_argv=args)
+    try:
+        if config:
+            _check_overrides(argv)
+        rest = values(args)
+    except (flags.Error, TypeError) as error:
+        raise ConfigError(_cause(error)) from error
+    if values["help"].value:
+        print(f"{program}\n{values.module_help('ssl_jax.config')}")
+        sys.exit(0)
+    if rest[1:]:
+        raise ConfigError(f"unexpected argument {rest[1]!r}; every argument is a flag, --NAME=VALUE")
+    if config and values["config"].value is None:
+        raise ConfigError("--config is missing; for example --config configs/simclr.py:tiny")
+    return values
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+    """Raises: ConfigError for a --config file that is not there, or a --config.KEY that it does not have."""
+    config = None
+    for flag, following in itertools.pairwise([*argv, ""]):
+        name, equals, value = flag.partition("=")
+        if name.lstrip("-") == "config":
+            config = _load(value if equals else following)
+        elif name.startswith(("--config.", "-config.")) and config is not None:
+            section, path = config, name.lstrip("-").split(".")
+            for depth, key in enumerate(path[1:], start=1):
+                where = ".".join(path[:depth])
+                _require(isinstance(section, ConfigDict), f"{where} is no section; it has the value {section!r}")
+                _check_names([key], list(section), where)
+                section = section[key]
+
+
+def _load(file_and_scale: str) -> ConfigDict:
+    path = Path(file_and_scale.split(":")[0])
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.5)
+        remedy = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"no config file {str(path)!r} (looked from {Path.cwd()}){remedy}")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=[])
+    values(["", f"--config={file_and_scale}"])
+    return values.config
+
+
+def _cause(error: BaseException) -> str:
+    """What a library said; where its message quotes a traceback, that one's last line without the error's type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any(line.startswith("Traceback") for line in lines):
+        return lines[-1].split(": ", 1)[-1]
+    return " ".join(lines)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ConfigError for the first value that no run can have."""
+    for key, template in base_config().items():
+        _require(key in config, f"config.{key} is missing; start from ssl_jax.config.base_config()")
+        if key in ("data", "online_knn"):
+            _check_names(config[key], list(template), f"config.{key}")
+    _check_names(config, list(base_config()), "config")
+    for key in ("batch_size", "log_every", "checkpoint_every", "stop_after_skipped"):
+        _require(config[key] >= 1, f"config.{key} must be at least 1, got {config[key]}")
+    for key in ("steps", "epochs", "evaluate_every", "seed"):
+        _require(config[key] >= 0, f"config.{key} must be at least 0, got {config[key]}")
+    _require(
+        config.evaluate_every % config.log_every == 0,
+        f"config.evaluate_every={config.evaluate_every} is no multiple of config.log_every={config.log_every}",
+    )
+    _require(config.steps or config.epochs, "config.steps and config.epochs are both 0; set one of them")
+    _require(
+        config.compute_dtype in ("float32", "bfloat16"),
+        f"config.compute_dtype must be float32 or bfloat16, got {config.compute_dtype!r}",
+    )
+    data = config.data
+    _require(
+        len(data.image_size) == 2 and min(data.image_size) >= 1,
+        f"config.data.image_size must be (height, width) in pixels, got {tuple(data.image_size)}",
+    )
+    for key in ("mean", "std"):
+        _require(
+            len(data[key]) == data.channels,
+            f"config.data.{key} has {len(data[key])} values for config.data.channels={data.channels}; give each one",
+        )
+    _require(min(data.std) > 0, f"config.data.std must be above 0, got {tuple(data.std)}")
+    optimizer = config.optimizer
+    _require(optimizer.lr > 0, f"config.optimizer.lr must be above 0, got {optimizer.lr}")
+    for key in ("weight_decay", "warmup_steps", "final_lr"):
+        _require(optimizer[key] >= 0, f"config.optimizer.{key} must be at least 0, got {optimizer[key]}")
+
+
+def check_devices(batch_size: int, devices: int) -> None:
+    """Raises ConfigError where the batch cannot be split evenly."""
+    if batch_size % devices:
+        near = sorted({max(batch_size // devices, 1) * devices, -(-batch_size // devices) * devices})
+        remedy = " or ".join(str(size) for size in near)
+        raise ConfigError(f"config.batch_size={batch_size} does not divide over {devices} devices; use {remedy}")
+
+
+def _require(condition: Any, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _check_names(section: Iterable[str], known: Sequence[str], where: str) -> None:
+    for key in section:
+        _require(key in known, f"{where} has no key {key!r}; {_nearest(key, known)}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
+
+
+def build(table: Mapping[str, Callable[..., Any]], section: ConfigDict, where: str, *args: Any, **facts: Any) -> Any:
+    """`table[section.name](*args, **facts, **the other keys of section)`.
+
+    Raises: ConfigError for an unknown name or key, with the nearest valid one, and for values that it refuses.
+    """
+    _require(section.name in table, f"{where}.name={section.name!r} is unknown; {_nearest(section.name, list(table))}")
+    options = {key: plain(value) for key, value in section.items() if key != "name"}
+    return call(table[section.name], options, where, *args, **facts)
+
+
+def call(function: Callable[..., Any], options: Mapping[str, Any], where: str, *args: Any, **facts: Any) -> Any:
+    """`function(*args, **facts, **options)`, its option names checked first. Raises: ConfigError."""
+    parameters = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        positional = list(parameters)[: len(args)]
+        _check_names(options, [name for name in parameters if name not in facts and name not in positional], where)
+    try:
+        return function(*args, **facts, **options)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def plain(value: Any) -> Any:
+    """A value of a config as dicts, tuples and scalars."""
+    if isinstance(value, (ConfigDict, Mapping)):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(plain(v) for v in value)
+    return value
+
+
+def dumps(config: ConfigDict) -> str:
+    """The resolved config as JSON, sorted."""
+    return json.dumps(plain(config), indent=2, sort_keys=True)
+
+
+def loads(text: str) -> ConfigDict:
+    """The config of a run's config.json."""
+    return ConfigDict(plain(json.loads(text)))
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """One line for each key whose value differs: "optimizer.lr: 0.3 -> 0.5"."""
+    old_values, new_values = flatten(old), flatten(new)
+    missing = "(missing)"
+    return [
+        f"{key}: {old_values.get(key, missing)} -> {new_values.get(key, missing)}"
+        for key in sorted(old_values | new_values)
+        if old_values.get(key, missing) != new_values.get(key, missing)
+    ]
+
+
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optimizer.lr": 0.3, ...}"""
+    flat = {}
+    for key, value in plain(config).items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+@contextlib.contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Ends the program with the error's text alone for a ConfigError and the given kinds: that text is for the user."""
+    try:
+        yield
+    except (ConfigError, *kinds) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,76 @@
+"""Regions of an image, resized, on the host."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+CROP_TRIES = 10  # torchvision's
+OPENCV_CHANNELS = 4  # that it resizes at most
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A random region of an image, resized: torchvision's RandomResizedCrop.
+
+    Attributes:
+      size: (height, width) of the result, in pixels.
+      area: (low, high) of the region, as a share of the image's; uniform.
+      aspect: (low, high) of the region, width over height; its logarithm is uniform.
+    """
+
+    size: tuple[int, int]
+    area: tuple[float, float]
+    aspect: tuple[float, float]
+
+    def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """(top, left, height, width) in an image of height x width pixels: the first of ten that lies within it."""
+        draws = rng.random((CROP_TRIES, 4))
+        area = height * width * (self.area[0] + (self.area[1] - self.area[0]) * draws[:, 0])
+        low, high = np.log(self.aspect)
+        aspect = np.exp(low + (high - low) * draws[:, 1])
+        heights, widths = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
+        fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+        if not fits.any():
+            return self._largest_centered_box(height, width)
+        first = int(np.argmax(fits))
+        h, w = int(heights[first]), int(widths[first])
+        return int(draws[first, 2] * (height - h + 1)), int(draws[first, 3] * (width - w + 1)), h, w
+
+    def _largest_centered_box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """The image, or where its aspect is beyond `aspect` as much of the longer side as is allowed."""
+        h = min(height, max(round(width / self.aspect[0]), 1))
+        w = min(width, max(round(height * self.aspect[1]), 1))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+def random_crop(
+    image: UInt8[np.ndarray, "height width channels"], crop: RandomCrop, rng: np.random.Generator
+) -> UInt8[np.ndarray, "crop_height crop_width channels"]:
+    top, left, h, w = crop.box(image.shape[0], image.shape[1], rng)
+    return _resize(image[top : top + h, left : left + w], crop.size)
+
+
+def center_crop(
+    image: UInt8[np.ndarray, "height width channels"], size: tuple[int, int], share: float = 1.0
+) -> UInt8[np.ndarray, "crop_height crop_width channels"]:
+    """The largest centered region of `size`'s aspect, its sides times `share`, resized to `size` (height, width)."""
+    height, width = image.shape[:2]
+    scale = share * min(height / size[0], width / size[1])
+    h, w = (max(round(scale * side), 1) for side in size)
+    top, left = (height - h) // 2, (width - w) // 2
+    return _resize(image[top : top + h, left : left + w], size)
+
+
+def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """To (height, width), antialiased: the mean over each new pixel's area to shrink, bilinear to enlarge."""
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    if image.shape[2] > OPENCV_CHANNELS:
+        parts = np.split(image, range(OPENCV_CHANNELS, image.shape[2], OPENCV_CHANNELS), axis=2)
+        return np.concatenate([_resize(np.ascontiguousarray(part), size) for part in parts], axis=2)
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized.reshape(height, width, -1)  # OpenCV drops the axis of a single channel

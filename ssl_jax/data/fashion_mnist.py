@@ -1,0 +1,59 @@
+"""Fashion-MNIST as Debian's package dataset-fashion-mnist installs it: four gzipped idx files."""
+
+import gzip
+import math
+import subprocess
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+PACKAGE = "dataset-fashion-mnist"
+CLASS_NAMES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
+)  # fmt: skip
+PREFIXES = {"train": "train", "test": "t10k"}  # of a split's files
+MAX_DEFLATE_RATIO = 1032  # gzip's format cannot make data smaller than this: zlib.net, "Technical details"
+UNSIGNED_BYTE = 8  # the idx format's number for it
+
+
+def installed() -> dict[str, Path]:
+    """{file name: path} of the package's gzipped files, as dpkg lists them; {} where it is not installed."""
+    try:
+        listing = subprocess.run(["dpkg", "-L", PACKAGE], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # no Debian, or not installed
+        return {}
+    paths = (Path(line) for line in listing.splitlines())
+    files = {path.name: path for path in paths if path.name.endswith("-ubyte.gz") and path.is_file()}
+    return files if len(files) == 2 * len(PREFIXES) else {}
+
+
+def load(files: dict[str, Path], split: str) -> tuple[UInt8[np.ndarray, "images 28 28"], UInt8[np.ndarray, " images"]]:
+    """(images, labels) of `split`, from what `installed` gives.
+
+    Raises: ValueError for a split other than train and test, and for files that are not as they should be.
+    """
+    if split not in PREFIXES:
+        raise ValueError(f"Debian's Fashion-MNIST has the splits train and test, not {split!r}")
+    images, labels = (read_idx(files[f"{PREFIXES[split]}-{kind}-ubyte.gz"]) for kind in ("images-idx3", "labels-idx1"))
+    return images, labels
+
+
+def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
+    """The array in a gzipped idx file of bytes. Raises: ValueError for any other file, before it takes memory."""
+    try:
+        with gzip.open(path) as file:
+            zeros, kind, num_axes = file.read(2), *file.read(2)
+            if zeros != b"\0\0" or kind != UNSIGNED_BYTE:
+                raise ValueError(f"{path} is not an idx file of bytes")
+            shape = np.frombuffer(file.read(4 * num_axes), ">u4").tolist()
+            size = math.prod(shape)
+            if len(shape) != num_axes or size > MAX_DEFLATE_RATIO * path.stat().st_size:
+                raise ValueError(f"{path} says that it holds an array {shape}, which it is too small for")
+            data = file.read(size + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is broken ({error}); install {PACKAGE} again") from error
+    if len(data) != size:
+        raise ValueError(f"{path} does not hold the {size} bytes that its header says; install {PACKAGE} again")
+    return np.frombuffer(data, np.uint8).reshape(shape)

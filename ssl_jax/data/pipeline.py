@@ -1,0 +1,263 @@
+"""From a source to batches of uint8 images on the host: order, decoding, crops, reading ahead.
+
+Batch k is a pure function of (seed, k): nothing is remembered from one batch to the next, so a run is resumed at any
+step without replaying, and every process of a run makes its own rows of the same batches. Grain calls that function
+in threads, ahead of the training; OpenCV, which decodes, frees Python's lock.
+"""
+
+import functools
+import itertools
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import cv2
+import grain
+import numpy as np
+from jaxtyping import Int
+from tqdm import tqdm
+
+from ssl_jax.data.crop import RandomCrop, center_crop, random_crop
+from ssl_jax.data.sources import Source, UndecodableImage
+
+# Images are decoded in parallel already; threads of OpenCV's own within each call would only contend with that.
+cv2.setNumThreads(1)
+
+Batch = dict[str, Any]
+R = TypeVar("R")
+THREADS, PREFETCH = 8, 2
+READ_BATCH = 512  # images read at a time into memory
+MAX_REPLACEMENTS = 100  # tries to replace an image by another; if none can be decoded, the data are gone
+# Evaluation keeps 224/256 of the shorter side, as is usual, but all of it where images are small.
+EVAL_SHARE, EVAL_SHARE_FROM = 224 / 256, 96
+
+
+def train_batches(
+    source: Source,
+    *,
+    seed: int,
+    batch_size: int,
+    image_size: tuple[int, int],
+    crops: Sequence[RandomCrop],
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    memory_bytes: int = 2**31,
+    threads: int = THREADS,
+    prefetch: int = PREFETCH,
+) -> "Batches":
+    """Endless batches for training, every epoch in another order; what does not fill a batch at its end is left out.
+
+    A set that decoded takes no more than `memory_bytes` is kept so, each image as `center_crop` gives it; the device
+    makes the views: {"image": uint8 [rows, height, width, channels], "index": int32 [rows], "label": int32 [rows]}.
+    Images that cannot be decoded are left out.
+
+    A larger set is decoded anew for each batch, and the views are cropped here, from the whole images:
+    {"crops": (uint8 [rows, *size, channels] for each view), "index", "label"}. Instead of an image that cannot be
+    decoded comes another.
+
+    "index" is the image's in `source`; "label" is -1 for an image without one.
+
+    Args:
+      seed: of order and crops, >= 0.
+      batch_size: images a step over all processes.
+      image_size: (height, width) of images in memory.
+      crops: one for each view.
+      start_step: the step of the first batch.
+      process_index, process_count: this process makes only its share of each batch's rows. It reads no others, but for
+        a set in memory, which every process holds whole.
+      memory_bytes: 0 to keep none in memory.
+      threads: that decode, at least 1.
+      prefetch: batches made ahead.
+    Raises: ValueError for a set smaller than a batch or without images that can be decoded, and for a batch that does
+      not divide over the processes.
+    """
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} does not divide over {process_count} processes; "
+            f"use {-(-batch_size // process_count) * process_count}"
+        )
+    share = slice(process_index * batch_size // process_count, (process_index + 1) * batch_size // process_count)
+    reader = _Reader(source, threads)
+    if len(source) * image_size[0] * image_size[1] * reader.channels() <= memory_bytes:
+        everything = reader.read_all(image_size)
+        num_images = len(everything["index"])
+
+        def make(step: int, rows: np.ndarray) -> Batch:
+            return {name: values[rows] for name, values in everything.items()}
+    else:
+        num_images = len(source)
+
+        def make(step: int, rows: np.ndarray) -> Batch:
+            return reader.read_crops(rows.tolist(), crops, seed, step)
+
+    if num_images < batch_size:
+        raise ValueError(
+            f"{source.name} has {num_images} images ({len(reader.skipped)} more cannot be decoded), fewer than one "
+            f"batch; use a batch size of {num_images} or less"
+        )
+
+    def batch(step: int) -> Batch:
+        return make(step, batch_rows(step, seed=seed, num_images=num_images, batch_size=batch_size)[share])
+
+    return Batches(batch, range(start_step, sys.maxsize), reader.skipped, prefetch)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    threads: int = THREADS,
+    prefetch: int = PREFETCH,
+) -> "Batches":
+    """Every image that can be decoded, once, in order: {"image", "index", "label"}, as `train_batches` has them.
+
+    A batch has `batch_size` rows; fewer at the end, and where images cannot be decoded. The images are as
+    `center_crop` gives them, from 96 pixels on with a share of 224/256.
+
+    Raises: ValueError, at the end, if no image could be decoded.
+    """
+    reader = _Reader(source, threads)
+    share = EVAL_SHARE if min(image_size) >= EVAL_SHARE_FROM else 1.0
+
+    def batch(step: int) -> Batch | None:
+        indices = range(len(source))[step * batch_size : (step + 1) * batch_size]
+        return reader.read_centers(indices, image_size, share)
+
+    return Batches(batch, range(-(-len(source) // batch_size)), reader.skipped, prefetch)
+
+
+class Batches(Iterator[Batch]):
+    """The batches of `steps`, in order, made ahead of being asked for.
+
+    Args:
+      batch: step -> batch, or None for none at this step; called from several threads.
+      skipped: {name: reason} of images that cannot be decoded, which `batch` adds to as it meets them.
+      prefetch: batches made ahead.
+    """
+
+    def __init__(self, batch: Callable[[int], Batch | None], steps: range, skipped: dict[str, str], prefetch: int):
+        self.skipped, self._found_any = skipped, False
+        dataset = grain.MapDataset.range(steps.start, steps.stop).map(batch)
+        options = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+        self._batches: Any = iter(dataset.to_iter_dataset(options))  # passes over None
+
+    def __next__(self) -> Batch:
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            if not self._found_any:
+                raise _none_decodable(self.skipped) from None
+            raise
+        self._found_any = True
+        return batch
+
+
+def batch_rows(step: int, *, seed: int, num_images: int, batch_size: int) -> Int[np.ndarray, " batch"]:
+    """Which of num_images make up the global batch of `step`, in their order in it."""
+    epoch, position = divmod(step, num_images // batch_size)
+    return _epoch_order(seed, epoch, num_images)[position * batch_size : (position + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=2)  # around an epoch's end batches of two epochs are made at the same time
+def _epoch_order(seed: int, epoch: int, num_images: int) -> Int[np.ndarray, " images"]:
+    return np.random.default_rng((seed, epoch)).permutation(num_images)
+
+
+def _crop_rng(seed: int, step: int, index: int, view: int) -> np.random.Generator:
+    # Philox maps (key, counter) to random bits. Its lowest word, 0 here, counts what is drawn from this generator.
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, view, index, step]))
+
+
+class _Reader:
+    """Reads images of a source, many at once in threads, and notes those that cannot be decoded."""
+
+    def __init__(self, source: Source, threads: int):
+        self.skipped: dict[str, str] = {}
+        self._source, self._threads = source, threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    def channels(self) -> int:
+        """Of the first image. Raises: ValueError if no image can be decoded."""
+        for index in range(len(self._source)):
+            if (found := self._read(index)) is not None:
+                return found[0].shape[-1]
+        raise _none_decodable(self.skipped)
+
+    def read_all(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """`read_centers` of the whole source."""
+        everything: dict[str, np.ndarray] = {}
+        num_images, indices = 0, range(len(self._source))
+        with tqdm(desc=f"reading {self._source.name}", total=len(indices), unit=" images", delay=1) as progress:
+            for start in indices[::READ_BATCH]:
+                part = indices[start : start + READ_BATCH]
+                batch = self.read_centers(part, size) or {}
+                if not everything:
+                    everything = {name: np.empty((len(indices), *v.shape[1:]), v.dtype) for name, v in batch.items()}
+                for name, values in batch.items():
+                    everything[name][num_images : num_images + len(values)] = values
+                num_images += len(batch.get("index", ()))
+                progress.update(len(part))
+        return {name: values[:num_images] for name, values in everything.items()}
+
+    def read_centers(self, indices: Sequence[int], size: tuple[int, int], share: float = 1.0) -> Batch | None:
+        """{"image", "index", "label"} of those that can be decoded; None if none can."""
+
+        def row(index: int) -> tuple[np.ndarray, int, int] | None:
+            if (found := self._read(index)) is None:
+                return None
+            image, label = found
+            return center_crop(image, size, share), index, label
+
+        rows = [row for row in self._map(row, indices) if row is not None]
+        if not rows:
+            return None
+        images, kept, labels = zip(*rows, strict=True)
+        return {"image": np.stack(images), "index": np.array(kept, np.int32), "label": np.array(labels, np.int32)}
+
+    def read_crops(self, indices: Sequence[int], crops: Sequence[RandomCrop], seed: int, step: int) -> Batch:
+        """{"crops", "index", "label"}. Raises: ValueError if one image after the other cannot be decoded."""
+
+        def row(index: int) -> tuple[list[np.ndarray], int, int]:
+            for attempt in range(MAX_REPLACEMENTS):
+                if (found := self._read(index)) is not None:
+                    image, label = found
+                    rngs = (_crop_rng(seed, step, index, view) for view in range(len(crops)))
+                    return [random_crop(image, crop, rng) for crop, rng in zip(crops, rngs, strict=True)], index, label
+                index = int(np.random.default_rng((seed, step, index, attempt)).integers(len(self._source)))
+            name, reason = next(reversed(self.skipped.items()))
+            raise ValueError(
+                f"{MAX_REPLACEMENTS} images drawn one after the other cannot be decoded; one of them, {name}: {reason}"
+            )
+
+        views, used, labels = zip(*self._map(row, indices), strict=True)
+        return {
+            "crops": tuple(np.stack(view) for view in zip(*views, strict=True)),
+            "index": np.array(used, np.int32),
+            "label": np.array(labels, np.int32),
+        }
+
+    def _read(self, index: int) -> tuple[np.ndarray, int] | None:
+        """(image, label); None if it cannot be decoded."""
+        try:
+            return self._source.read(index)
+        except UndecodableImage as error:
+            if error.name not in self.skipped:
+                self.skipped[error.name] = error.reason
+                logging.warning("skipped %s", error)
+            return None
+
+    def _map(self, work: Callable[[int], R], indices: Sequence[int]) -> list[R]:
+        """[work(index) for index in indices], a part of them in each thread."""
+        parts = [part.tolist() for part in np.array_split(indices, self._threads)]
+        return list(itertools.chain.from_iterable(self._pool.map(lambda part: [work(index) for index in part], parts)))
+
+
+def _none_decodable(skipped: dict[str, str]) -> ValueError:
+    if not skipped:
+        return ValueError("the data set has no images")
+    name, reason = next(iter(skipped.items()))
+    return ValueError(f"none of the {len(skipped)} images that were tried can be decoded; for one, {name}: {reason}")

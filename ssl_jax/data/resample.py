@@ -1,0 +1,121 @@
+"""Crops, resizing and blur of one image, as one matrix for its rows and one for its columns.
+
+Two small matrix products an image take any box to one fixed shape: no gathers, no shapes that depend on data, and the
+multiplication units of an accelerator do the work. The numbers may be traced, for `jax.vmap` over a batch.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from ssl_jax.data.crop import RandomCrop
+
+Scalar = Float[Array, ""]
+
+
+def separable(
+    image: Float[Array, "channels height width"],
+    rows: Float[Array, "new_height height"],
+    columns: Float[Array, "new_width width"],
+) -> Float[Array, "channels new_height new_width"]:
+    """`rows @ channel @ columns.T` of each channel."""
+    # Products of 8 bits, a TPU's default, would leave less of an image than uint8 does; HIGH has 16 bits or more.
+    return jnp.einsum("ph,chw,qw->cpq", rows, image, columns, precision=lax.Precision.HIGH)
+
+
+def random_box(draws: Float[Array, "tries 4"], *, image_size: tuple[int, int], crop: RandomCrop) -> Float[Array, "4"]:
+    """`RandomCrop.box` on the device: (top, left, height, width), in whole pixels, of a random region.
+
+    Args:
+      draws: uniform in [0, 1), for each try area, aspect, top and left. The first region that lies within the image is
+        taken; if none does, the largest one in the middle whose aspect is allowed.
+      image_size: (height, width).
+    """
+    full_height, full_width = image_size
+    area, aspect, top, left = draws.T
+    low, high = crop.area
+    area = full_height * full_width * (low + (high - low) * area)
+    low, high = np.log(crop.aspect)
+    aspect = jnp.exp(low + (high - low) * aspect)
+    height, width = jnp.round(jnp.sqrt(area / aspect)), jnp.round(jnp.sqrt(area * aspect))
+    fits = (height > 0) & (height <= full_height) & (width > 0) & (width <= full_width)
+    top, left = jnp.floor(top * (full_height - height + 1)), jnp.floor(left * (full_width - width + 1))
+    boxes = jnp.stack([top, left, height, width])
+    first = fits & (jnp.cumsum(fits) == 1)
+
+    low, high = crop.aspect
+    h = min(full_height, max(round(full_width / low), 1))
+    w = min(full_width, max(round(full_height * high), 1))
+    middle = np.array([(full_height - h) // 2, (full_width - w) // 2, h, w], np.float32)
+    return jnp.where(jnp.any(fits), jnp.sum(jnp.where(first, boxes, 0.0), axis=1), middle)
+
+
+def triangle(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Linear interpolation's kernel, of support (-1, 1)."""
+    return jnp.maximum(1.0 - jnp.abs(x), 0.0)
+
+
+def cubic(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Keys' cubic kernel of support (-2, 2) with a = -0.5, which Pillow and torch's antialiased resizing have."""
+    x = jnp.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return jnp.where(x < 1.0, near, jnp.where(x < 2.0, far, 0.0))
+
+
+KERNELS: dict[str, Callable[[Array], Array]] = {"bilinear": triangle, "bicubic": cubic}
+
+
+def interpolation_matrix(
+    start: Scalar,
+    length: Scalar,
+    *,
+    old: int,
+    new: int,
+    interpolation: str,
+    reverse: Bool[Array, ""] | bool = False,
+) -> Float[Array, "new old"]:
+    """Takes the pixels [start, start + length) of a line of `old` to a line of `new`, antialiased.
+
+    As torchvision's `resize(line[start : start + length], new, antialias=True)`: where it makes smaller, the kernel is
+    widened to the distance of the new pixels; what is outside the box has no part.
+
+    Args:
+      interpolation: a key of `KERNELS`.
+      reverse: whether the new line is mirrored.
+    """
+    position = jnp.arange(new)
+    position = jnp.where(reverse, new - 1 - position, position)
+    scale = length / new
+    center = (position + 0.5) * scale  # within the box, as is `pixel`; both in old pixels
+    pixel = jnp.arange(old) + 0.5 - start
+    weights = KERNELS[interpolation]((pixel - center[:, None]) / jnp.maximum(scale, 1.0))
+    return _rows_sum_to_one(jnp.where((pixel > 0) & (pixel < length), weights, 0.0))
+
+
+def blur_matrix(sigma: Scalar, *, taps: int, size: int) -> Float[Array, "size size"]:
+    """Blurs a line of `size` pixels by a Gaussian, as torchvision's `gaussian_blur`.
+
+    Args:
+      sigma: in pixels, > 0.
+      taps: of the Gaussian, odd, at most 2 * size - 1.
+    """
+    i, last = np.arange(size), size - 1
+    # Beyond its ends a line is reflected, without repeating the end: pixel j is at j, at -j and at 2 * last - j.
+    never = taps
+    distance = np.stack(
+        [
+            i - i[:, None],
+            np.where(i > 0, -i - i[:, None], never),
+            np.where(i < last, 2 * last - i - i[:, None], never),
+        ]
+    )
+    weights = jnp.where(np.abs(distance) <= taps // 2, jnp.exp(-0.5 * (distance / sigma) ** 2), 0.0)
+    return _rows_sum_to_one(jnp.sum(weights, axis=0))
+
+
+def _rows_sum_to_one(weights: Float[Array, "new old"]) -> Float[Array, "new old"]:
+    return weights / jnp.sum(weights, axis=1, keepdims=True)

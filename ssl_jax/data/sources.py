@@ -1,0 +1,308 @@
+"""Where images come from: TFDS data sets, folders of files, Debian's Fashion-MNIST, arrays.
+
+    source = sources.load("folder", path="photos")
+    source[0]                                           # uint8 [height, width, 3]
+    train, test = sources.load_pair("cifar10", train_split="train", test_split="test")
+
+Nothing here imports TensorFlow, and TFDS only where it is asked for one of its data sets.
+"""
+
+import abc
+import difflib
+import functools
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Integer, UInt8
+from tqdm import tqdm
+
+from ssl_jax.data import fashion_mnist, folder
+from ssl_jax.data.decode import UndecodableImage, decode_image
+
+__all__ = ["ArraySource", "Source", "Subset", "UndecodableImage", "load", "load_pair"]
+
+CHANNELS = (1, 3)
+PREPARE = """
+import sys, tensorflow_datasets as tfds
+name, data_dir = sys.argv[1:]
+tfds.builder(name, data_dir=data_dir or None).download_and_prepare(file_format="array_record")
+"""
+
+
+def load(name: str, *, split: str = "train", path: str | None = None, channels: int = 3) -> "Source":
+    """The images of one split.
+
+    Args:
+      name: of a TFDS data set ("cifar10", "imagenet2012", ...), which is downloaded and prepared if it is not yet; or
+        "folder". "fashion_mnist" is read from Debian's package where that is installed and TFDS has not prepared it.
+      split: TFDS's own, with its slices ("train[:10%]"); for a folder see `ssl_jax.data.folder`.
+      path: the folder; for a TFDS data set where TFDS keeps its data, if not in its usual place.
+      channels: 1 or 3; images are converted as they are read.
+    Raises: FileNotFoundError, ValueError: sentences that say what to do.
+    """
+    _check_channels(channels)
+    if name == "folder":
+        root = _folder(path)
+        splits = folder.find_splits(root)
+        return _folder_source(root, folder.pick(splits, split), folder.class_names(splits.values()), channels)
+    return _named_source(name, split, path, channels)
+
+
+def load_pair(
+    name: str, *, train_split: str, test_split: str, path: str | None = None, channels: int = 3
+) -> tuple["Source", "Source"]:
+    """(training, test), with the same class names; see `load`.
+
+    A folder without a split for testing is divided: a fifth of each class, the same images each time, is for testing.
+    `load` gives all of them, so a backbone may have seen these images, though never their labels.
+    """
+    if name != "folder":
+        first, second = (load(name, split=split, path=path, channels=channels) for split in (train_split, test_split))
+        return first, second
+    _check_channels(channels)
+    root = _folder(path)
+    splits = folder.find_splits(root)
+    train = folder.pick(splits, train_split)
+    train, test = (train, folder.pick(splits, test_split)) if len(splits) > 1 else folder.divide(train)
+    names = folder.class_names(splits.values())
+    return _folder_source(root, train, names, channels), _folder_source(root, test, names, channels)
+
+
+class Source(abc.ABC):
+    """Images by index, decoded when asked for; safe to read from several threads.
+
+    Attributes:
+      name: for messages.
+      class_names: one for each label; () where the set has no labels.
+    """
+
+    name: str
+    class_names: tuple[str, ...] = ()
+
+    @property
+    @abc.abstractmethod
+    def labels(self) -> Int32[np.ndarray, " images"] | None:
+        """Indices into class_names, -1 for an image without one; None where the set has no labels."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def read(self, index: int) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
+        """(image, its label or -1). Raises: UndecodableImage."""
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
+        return self.read(index)[0]
+
+
+class ArraySource(Source):
+    """Images that are in memory.
+
+    Args:
+      images: [images, height, width, channels], or without channels for gray ones.
+      labels: -1 for an image without one; None if there are none.
+      class_names: one for each label; "0", "1", ... if not given.
+    Raises: ValueError for another dtype or shape, and for labels that do not fit.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: Integer[np.ndarray, " images"] | None = None,
+        class_names: Sequence[str] = (),
+        name: str = "array",
+    ):
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise ValueError(
+                f"images must be uint8 [images, height, width, channels], got {images.dtype} {list(images.shape)}; "
+                "for floats in 0..1: (255 * images).round().astype('uint8')"
+            )
+        self._images = images if images.ndim == 4 else images[..., None]
+        self._labels, self.name, self.class_names = None, name, tuple(class_names)
+        if labels is not None:
+            if labels.shape != (len(images),):
+                raise ValueError(f"{len(images)} images need as many labels, got labels of shape {list(labels.shape)}")
+            self._labels = labels.astype(np.int32)
+            low, high = self._labels.min(initial=-1), self._labels.max(initial=-1)
+            self.class_names = self.class_names or tuple(str(k) for k in range(high + 1))
+            if low < -1 or high >= len(self.class_names):
+                raise ValueError(
+                    f"labels are {low} to {high}, for {len(self.class_names)} class names; "
+                    "they must be indices into class_names, or -1 for an image without a label"
+                )
+
+    @property
+    def labels(self):
+        return self._labels
+
+    def __len__(self):
+        return len(self._images)
+
+    def read(self, index):
+        return self._images[index], -1 if self._labels is None else int(self._labels[index])
+
+
+class Subset(Source):
+    """Some images of another source, in the order of `indices`."""
+
+    def __init__(self, source: Source, indices: Integer[np.ndarray, " images"]):
+        self._source, self._indices = source, np.asarray(indices)
+        self.name, self.class_names = source.name, source.class_names
+
+    @property
+    def labels(self):
+        labels = self._source.labels
+        return None if labels is None else labels[self._indices]
+
+    def __len__(self):
+        return len(self._indices)
+
+    def read(self, index):
+        return self._source.read(int(self._indices[index]))
+
+
+class FolderSource(Source):
+    """Image files.
+
+    Args:
+      root: the folder.
+      files: relative to it.
+      labels: of the files; None if there are none.
+      class_names: one for each label.
+      channels: 1 or 3, of the images as they are read.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[str],
+        labels: Int32[np.ndarray, " images"] | None,
+        class_names: tuple[str, ...],
+        channels: int,
+    ):
+        self._root, self._files, self._labels, self._channels = root, files, labels, channels
+        self.name, self.class_names = str(root), class_names
+
+    @property
+    def labels(self):
+        return self._labels
+
+    def __len__(self):
+        return len(self._files)
+
+    def read(self, index):
+        file = self._files[index]
+        path = self._root / file
+        if not path.is_file():  # a pipe or a device would be waited for
+            raise UndecodableImage(file, "a broken link" if path.is_symlink() else "gone, or not a regular file")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UndecodableImage(file, str(error.strerror)) from error
+        label = -1 if self._labels is None else int(self._labels[index])
+        return decode_image(data, self._channels, file), label
+
+
+class TFDSSource(Source):
+    """A split of a prepared TFDS data set; its images are decoded here, so never by TensorFlow.
+
+    Args:
+      builder: of a data set with a feature that is an image.
+      split: as TFDS writes it: "train", "train[:10%]", "train+unlabelled".
+      channels: 1 or 3, of the images as they are read.
+    Raises: ValueError for data that cannot be read so, and for a split that the data set does not have.
+    """
+
+    def __init__(self, builder: Any, split: str, channels: int):
+        import tensorflow_datasets as tfds
+
+        features = dict(builder.info.features.items())
+        images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+        if not images:
+            raise ValueError(f"TFDS's {builder.name} has no image feature; its features are {', '.join(features)}")
+        skip_decoding = {name: tfds.decode.SkipDecoding() for name in images}
+        try:
+            self._records = builder.as_data_source(split=split, decoders=skip_decoding)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{builder.data_path} holds {builder.name} in a format without random access; "
+                "move it away, so that it is prepared again as array_record"
+            ) from error
+        self.name, self._channels = f"{builder.name}/{split}", channels
+        self._image = "image" if "image" in images else images[0]
+        self._has_labels = isinstance(features.get("label"), tfds.features.ClassLabel)
+        self.class_names = tuple(features["label"].names) if self._has_labels else ()
+
+    @functools.cached_property
+    def labels(self):
+        """The first use reads every record."""
+        if not self._has_labels:
+            return None
+        records = tqdm(self._records, f"reading the labels of {self.name}", unit=" images", delay=1)
+        return np.fromiter((record["label"] for record in records), np.int32, len(self))
+
+    def __len__(self):
+        return len(self._records)
+
+    def read(self, index):
+        record = self._records[index]
+        label = int(record["label"]) if self._has_labels else -1
+        return decode_image(record[self._image], self._channels, f"{self.name}[{index}]"), label
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in CHANNELS:
+        raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {channels}")
+
+
+def _folder(path: str | None) -> Path:
+    if not path:
+        raise ValueError("a folder of images needs its path")
+    return Path(path).expanduser()
+
+
+def _folder_source(root: Path, split: folder.Split, class_names: tuple[str, ...], channels: int) -> FolderSource:
+    return FolderSource(root, split.files, folder.labels(split, class_names), class_names, channels)
+
+
+def _named_source(name: str, split: str, data_dir: str | None, channels: int) -> Source:
+    builder = _tfds_builder(name, data_dir)
+    if not (builder.data_path / "dataset_info.json").exists():  # as builder.is_prepared(), without its warning
+        if name == "fashion_mnist" and (files := fashion_mnist.installed()):
+            images, labels = fashion_mnist.load(files, split)
+            images = np.broadcast_to(images[..., None], (*images.shape, channels))
+            return ArraySource(images, labels, fashion_mnist.CLASS_NAMES, name)
+        _prepare(builder, name, data_dir)
+        builder = _tfds_builder(name, data_dir)
+    return TFDSSource(builder, split, channels)
+
+
+def _tfds_builder(name: str, data_dir: str | None) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        near = difflib.get_close_matches(name, [*tfds.list_builders(with_community_datasets=False), "folder"], n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else "for images of your own it is 'folder', with their path"
+        raise ValueError(f"TFDS has no data set {name!r}; {remedy}") from error
+
+
+def _prepare(builder: Any, name: str, data_dir: str | None) -> None:
+    """Downloads and converts, in a process of its own: TensorFlow would take the accelerator's memory from JAX."""
+    debian = f", or, as root: apt install {fashion_mnist.PACKAGE}" if name == "fashion_mnist" else ""
+    if importlib.util.find_spec("tensorflow") is None:
+        raise ValueError(
+            f"{name} is not prepared in {builder.data_path}, and preparing it (once) needs TensorFlow: "
+            f"pip install 'ssl_jax[prepare]'{debian}"
+        )
+    if subprocess.run([sys.executable, "-c", PREPARE, name, data_dir or ""]).returncode:
+        raise ValueError(
+            f"TFDS could not prepare {name}; its reason is above. Some data sets have to be downloaded by hand first, "
+            f"as https://www.tensorflow.org/datasets/catalog/{name} says{debian}"
+        )

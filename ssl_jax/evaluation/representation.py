@@ -1,0 +1,53 @@
+"""How embeddings fill their space: collapse and spread, without labels. Pure functions, usable inside jit."""
+
+import jax.numpy as jnp
+from jax.nn import logsumexp
+from jaxtyping import Array, Float
+
+from ssl_jax.losses._common import normalize
+
+
+def embedding_std(z: Float[Array, "batch dim"]) -> Float[Array, ""]:
+    """Standard deviation over the batch of each dimension of the normalized embedding, averaged over dimensions.
+
+    Directions spread evenly give 1 / sqrt(dim), complete collapse 0.
+
+    Source: Chen and He 2020, arXiv:2011.10566, section 4.1. Unbiased (over batch - 1), as torch.std is.
+    """
+    return jnp.mean(jnp.std(normalize(z), axis=0, ddof=1))
+
+
+def rankme(z: Float[Array, "batch dim"], *, eps: float = 1e-7) -> Float[Array, ""]:
+    """Effective rank: the exponential of the entropy of the normalized singular values of z, not centered.
+
+    Between 1 (all rows on one line, or zero) and min(batch, dim). Compare it between equal shapes, the batch some
+    times the dimension.
+
+    Source: Garrido et al. 2022, arXiv:2210.02885, eq. 1-2.
+    """
+    singular = jnp.linalg.svd(z.astype(jnp.float32), compute_uv=False)
+    p = singular / jnp.maximum(jnp.sum(singular), jnp.finfo(jnp.float32).tiny) + eps
+    return jnp.exp(-jnp.sum(p * jnp.log(p)))
+
+
+def alignment(z1: Float[Array, "batch dim"], z2: Float[Array, "batch dim"], *, alpha: float = 2.0) -> Float[Array, ""]:
+    """Mean distance of positive pairs to the power alpha, on the unit sphere: 0 if identical, 4 if opposite.
+
+    Source: Wang and Isola 2020, arXiv:2005.10242, section 4.1.
+    """
+    return jnp.mean(jnp.linalg.norm(normalize(z1) - normalize(z2), axis=-1) ** alpha)
+
+
+def uniformity(z: Float[Array, "batch dim"], *, t: float = 2.0) -> Float[Array, ""]:
+    """log of the mean, over pairs of different rows, of exp(-t * squared distance) on the unit sphere.
+
+    0 if all rows are one direction; about -2t = -4 for random directions in many dimensions. Needs two rows, and
+    memory for [batch, batch].
+
+    Source: Wang and Isola 2020, arXiv:2005.10242, section 4.1.
+    """
+    z = normalize(z)
+    squared_distances = 2.0 - 2.0 * jnp.matmul(z, z.T, precision="highest")
+    n = len(z)
+    others = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, -t * squared_distances)
+    return logsumexp(others) - jnp.log(n * (n - 1.0))

@@ -1,0 +1,29 @@
+"""The methods, and what one is.
+
+A method is a frozen dataclass. Its first fields are `backbone` (a Linen module) and `run` (a `Run`: batch size, steps,
+...); the others are the keys of `config.method`, with the paper's values as defaults. It has
+
+    views            names of the augmentations (keys of `config.augment`) of the views it wants, in order
+    chance_level     the loss of a network that has learnt nothing, or None where there is no such number
+    init(rng, images [batch, height, width, channels]) -> (params, state)
+    loss(params, state, batch, rng, *, axis_name=None) -> (loss, (state, metrics))
+                     batch["views"]: a tuple of float32 [batch, height, width, channels], as `views` orders them;
+                     batch["index"], batch["label"]: int32 [batch], label -1 where there is none.
+                     metrics: a dict of scalars with "loss", and "embeddings" [views, batch, dim] for the health panel.
+    update(params, state, step) -> state
+                     after the optimizer: teachers, queues, centers
+    backbone_variables(params, state) -> {"params", "batch_stats"} of `backbone`: what is worth keeping of the run
+    features(params, state, images) -> h [batch, dim], in evaluation mode
+
+All are pure functions; params, state and batch are pytrees of arrays. Under `axis_name`, params and state are the
+same on every device and must stay so; the batch is the device's slice.
+"""
+
+from ssl_jax.methods._common import Run
+from ssl_jax.methods.simclr import SimCLR
+
+__all__ = ["METHODS", "Run"]
+
+METHODS = {
+    "simclr": SimCLR,
+}

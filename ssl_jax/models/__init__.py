@@ -1,0 +1,49 @@
+"""Backbones: images [batch, height, width, channels] -> features [batch, dim], by name and options."""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from ssl_jax.models.resnet import ResNet
+from ssl_jax.models.vit import ViT
+
+# timm's names, but for resnet8.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    # For images of 28 to 32 pixels on a CPU: 77,000 weights.
+    "resnet8": functools.partial(ResNet, stages=(1, 1, 1), base_width=16, stem="strided"),
+    "resnet18": functools.partial(ResNet, stages=(2, 2, 2, 2)),
+    "resnet34": functools.partial(ResNet, stages=(3, 4, 6, 3)),
+    "resnet50": functools.partial(ResNet, stages=(3, 4, 6, 3), bottleneck=True),
+    "resnet101": functools.partial(ResNet, stages=(3, 4, 23, 3), bottleneck=True),
+    "vit_tiny_patch16_224": functools.partial(ViT, dim=192, heads=3),
+    "vit_small_patch16_224": functools.partial(ViT, dim=384, heads=6),
+    "vit_base_patch16_224": functools.partial(ViT, dim=768, heads=12),
+}
+
+
+def create(name: str, **options: Any) -> nn.Module:
+    """The backbone `name` of MODELS, any of its class's fields replaced by `options`: numbers, strings, or several
+    numbers as a tuple or, as JSON has it, a list.
+
+    It has `dim`, and `apply(variables, images, train=False, axis_name=None)` gives float32 [batch, dim].
+
+    Raises: ValueError for an unknown name, option or value.
+    """
+    if name not in MODELS:
+        raise ValueError(f"no model {name!r}; {_nearest(name, list(MODELS))}")
+    made = MODELS[name]()
+    known = [field.name for field in dataclasses.fields(made) if field.name not in ("parent", "name")]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; {_nearest(option, known)}")
+    # Flax's modules are hashed, which lists are not.
+    return MODELS[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"

@@ -1,0 +1,210 @@
+"""Vision transformers (Dosovitskiy et al. 2020, arXiv:2010.11929), as timm has them.
+
+Modules are named as timm's, a "." before a number being a "_", so that weights.py needs no table of names.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from ssl_jax.models._options import DTYPES, check_choice
+from ssl_jax.models.conv import Conv
+
+POOLS = ("cls", "mean")
+POSITIONS = ("learned", "sincos")
+
+weight_init = nn.initializers.truncated_normal(0.02)
+
+
+class ViT(nn.Module):
+    """Images [batch, height, width, channels], sides multiples of patch_size -> features [batch, dim], float32.
+
+    dim, depth, heads: width of a token, blocks, attention heads. mlp_ratio: of the hidden layer's width to dim.
+    patch_size: pixels a side.
+    image_size: (height, width), or the side of a square; what learned positions are made for. On images of another
+      size they are interpolated.
+    positions: "learned", or "sincos": fixed, built for whatever grid the images have.
+    pool: "cls" (the class token after the last LayerNorm) or "mean" (over the patches, the LayerNorm after it).
+    drop_path: probability of leaving out the last block's branches for an image, in training; it grows linearly from 0
+      at the first. Above 0, training takes a key: apply(..., rngs={"dropout": key}).
+    dtype: of the computation, "float32" or "bfloat16".
+
+    Raises: ValueError for an option or an image size that it cannot have.
+    """
+
+    dim: int
+    heads: int
+    depth: int = 12
+    mlp_ratio: float = 4.0
+    patch_size: int = 16
+    image_size: int | tuple[int, int] = 224
+    positions: str = "learned"
+    pool: str = "cls"
+    drop_path: float = 0.0
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        check_choice("pool", self.pool, POOLS)
+        check_choice("positions", self.positions, POSITIONS)
+        check_choice("dtype", self.dtype, DTYPES)
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
+        if self.dim % self.heads or self.dim % 4:
+            raise ValueError(f"dim={self.dim} must be a multiple of 4 and of heads={self.heads}")
+        self.learned_grid  # noqa: B018  refuses an impossible image_size
+        super().__post_init__()
+
+    @property
+    def learned_grid(self) -> tuple[int, int]:
+        size = self.image_size
+        return patch_grid((size, size) if isinstance(size, int) else size, self.patch_size)
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
+    ) -> Float[Array, "batch dim"]:
+        dtype = jnp.dtype(self.dtype)
+        _, height, width, _ = images.shape
+        grid = patch_grid((height, width), self.patch_size)
+        x = PatchEmbed(self.dim, self.patch_size, dtype, name="patch_embed")(images.astype(dtype))
+        cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.dim), jnp.float32)
+        x = jnp.concatenate([jnp.broadcast_to(cls_token.astype(dtype), (len(x), 1, self.dim)), x], axis=1)
+        x = x + self.position_embedding(grid).astype(dtype)
+        for i in range(self.depth):
+            x = Block(
+                self.heads,
+                round(self.mlp_ratio * self.dim),
+                drop_path=self.drop_path * i / max(self.depth - 1, 1),
+                dtype=dtype,
+                name=f"blocks_{i}",
+            )(x, train, axis_name)
+        if self.pool == "mean":
+            x = jnp.mean(x[:, 1:], axis=1, dtype=jnp.float32)
+            return layer_norm(jnp.float32, "fc_norm")(x)
+        return layer_norm(jnp.float32, "norm")(x[:, 0])
+
+    def position_embedding(self, grid: tuple[int, int]) -> Float[Array, "1 tokens dim"]:
+        """For the class token, then the patches row by row."""
+        if self.positions == "sincos":
+            return jnp.concatenate([jnp.zeros((1, 1, self.dim)), sincos_positions(grid, self.dim)], axis=1)
+        height, width = self.learned_grid
+        learned = self.param("pos_embed", weight_init, (1, 1 + height * width, self.dim), jnp.float32)
+        if grid == (height, width):
+            return learned
+        patches = resize_positions(learned[:, 1:].reshape(height, width, self.dim), grid)
+        return jnp.concatenate([learned[:, :1], patches.reshape(1, -1, self.dim)], axis=1)
+
+
+class PatchEmbed(nn.Module):
+    """images [batch, height, width, channels] -> [batch, patches, dim]: one linear map of each patch's pixels."""
+
+    dim: int
+    patch_size: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images):
+        x = Conv(
+            self.dim,
+            (self.patch_size, self.patch_size),
+            strides=(self.patch_size, self.patch_size),
+            padding="VALID",
+            # torch's own for a convolution, which timm leaves as it is: uniform in +-1 / sqrt(fan-in)
+            kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+            dtype=self.dtype,
+            name="proj",
+        )(images)
+        return x.reshape(len(x), -1, self.dim)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim]."""
+
+    heads: int
+    mlp_width: int
+    drop_path: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, train, axis_name):
+        y = layer_norm(self.dtype, "norm1")(x)
+        y = Attention(self.heads, self.dtype, name="attn")(y)
+        x = x + self.drop(y, train, axis_name)
+        y = layer_norm(self.dtype, "norm2")(x)
+        y = FeedForward(self.mlp_width, self.dtype, name="mlp")(y)
+        return x + self.drop(y, train, axis_name)
+
+    def drop(self, y, train, axis_name):
+        """Stochastic depth (arXiv:1603.09382): each image's `y` 0 with probability drop_path, else scaled up for it."""
+        if not train or self.drop_path == 0.0:
+            return y
+        # A key for each row of the global batch, so that the number of devices changes nothing.
+        first = 0 if axis_name is None else lax.axis_index(axis_name) * len(y)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), first + jnp.arange(len(y)))
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.drop_path))(keys)
+        return jnp.where(keep[:, None, None], y / (1.0 - self.drop_path), 0.0).astype(y.dtype)
+
+
+class Attention(nn.Module):
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        batch, tokens, dim = x.shape
+        qkv = dense(3 * dim, self.dtype, "qkv")(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
+        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # its softmax is in float32
+        return dense(dim, self.dtype, "proj")(x.reshape(batch, tokens, dim))
+
+
+class FeedForward(nn.Module):
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.gelu(dense(self.width, self.dtype, "fc1")(x), approximate=False)
+        return dense(x.shape[-1], self.dtype, "fc2")(y)
+
+
+def dense(features: int, dtype: Any, name: str) -> nn.Module:
+    return nn.Dense(features, kernel_init=weight_init, dtype=dtype, name=name)
+
+
+def layer_norm(dtype: Any, name: str) -> nn.Module:
+    # Not the fast variance, E[x^2] - E[x]^2: it cancels where a token's mean is far from 0.
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def patch_grid(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Patches (down, across) of an image of `size` (height, width). Raises: ValueError if they do not fill it."""
+    if patch_size < 1 or any(side < patch_size or side % patch_size for side in size):
+        raise ValueError(
+            f"an image of {size[0]}x{size[1]} pixels does not divide into patches of {patch_size}; "
+            "choose another model.patch_size or image size"
+        )
+    return size[0] // patch_size, size[1] // patch_size
+
+
+def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Array, "1 patches dim"]:
+    """Fixed positions: sines and cosines of the column in the first half of `dim`, of the row in the second.
+
+    Source: MAE's code (He et al. 2021, arXiv:2111.06377, util/pos_embed.py); wavelengths 2 pi to 20,000 pi.
+    """
+    row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    frequency = 10000.0 ** -(np.arange(dim // 4) / (dim // 4))
+    angles = [np.outer(coordinate, frequency) for coordinate in (column.ravel(), row.ravel())]
+    waves = np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1)
+    return jnp.asarray(waves[None], jnp.float32)
+
+
+def resize_positions(
+    positions: Float[Array, "height width dim"], grid: tuple[int, int]
+) -> Float[Array, "new_height new_width dim"]:
+    """Positions made for one grid for another: bicubic, antialiased, as timm's resample_abs_pos_embed."""
+    return jax.image.resize(positions, (*grid, positions.shape[-1]), "bicubic", precision=lax.Precision.HIGHEST)

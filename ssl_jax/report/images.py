@@ -1,0 +1,116 @@
+"""Images as data URIs, and the galleries made of them."""
+
+import base64
+import dataclasses
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+# Larger images are shrunk: a page of a hundred of them stays below some MB.
+LARGEST_SIDE = 96
+NEIGHBORS, QUERIES = 8, 10
+
+
+def data_uri(image: UInt8[np.ndarray, "height width channels"]) -> str:
+    """A PNG; of other than 1 or 3 channels the mean is shown."""
+    if image.shape[2] not in (1, 3):
+        image = image.mean(axis=2, keepdims=True).round().astype(np.uint8)
+    scale = LARGEST_SIDE / max(image.shape[:2])
+    if scale < 1:
+        height, width = (max(round(side * scale), 1) for side in image.shape[:2])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)
+    stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
+    return "data:image/png;base64," + base64.b64encode(cv2.imencode(".png", stored)[1].tobytes()).decode()
+
+
+def css_class(images: np.ndarray | None) -> str:
+    """How images of this size are scaled up: so small ones keep their pixels sharp."""
+    return " pixelated" if images is not None and max(images.shape[1:3]) < 64 else ""
+
+
+def view_gallery(views: Mapping[str, np.ndarray]) -> list[tuple[str, list[str]]]:
+    """(original, [view, ...]) of each image, as data URIs."""
+    if not views:
+        return []
+    pairs = zip(views["original"], views["views"], strict=True)
+    return [(data_uri(original), [data_uri(view) for view in made]) for original, made in pairs]
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbor:
+    image: str  # data URI
+    name: str  # of its class; "" if unlabeled
+    agrees: bool | None  # with the query's class; None if either is unlabeled
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    image: str
+    name: str
+    neighbors: list[Neighbor]
+
+
+def neighbor_gallery(embeddings: Mapping[str, np.ndarray]) -> list[Query]:
+    """The first image of each class, of at most `QUERIES` classes, and its most similar other images, best first.
+
+    Without labels the first images. Nothing is picked by how it looks.
+    """
+    if not embeddings or len(embeddings["images"]) < 2:
+        return []
+    images, features = embeddings["images"], embeddings["features"]
+    labels, class_names = embeddings["labels"].tolist(), embeddings["class_names"]
+    chosen = _queries(embeddings["labels"])
+    similarity = cosine(features, features[chosen])
+    similarity[chosen, np.arange(len(chosen))] = -np.inf  # not its own neighbor
+    gallery = []
+    for query, column in zip(chosen, similarity.T, strict=True):
+        nearest = np.argsort(-column, kind="stable")[: min(NEIGHBORS, len(images) - 1)]
+        neighbors = [
+            Neighbor(
+                data_uri(images[i]),
+                class_name(labels[i], class_names),
+                None if min(labels[i], labels[query]) < 0 else labels[i] == labels[query],
+            )
+            for i in nearest
+        ]
+        gallery.append(Query(data_uri(images[query]), class_name(labels[query], class_names), neighbors))
+    return gallery
+
+
+def agreement(embeddings: Mapping[str, np.ndarray], block: int = 1024) -> float | None:
+    """Percent of labeled images whose nearest other labeled image has the same label; None for fewer than two."""
+    if not embeddings:
+        return None
+    labeled = embeddings["labels"] >= 0
+    features, labels = embeddings["features"][labeled], embeddings["labels"][labeled]
+    if len(labels) < 2:
+        return None
+    right = 0
+    for start in range(0, len(labels), block):
+        rows = np.arange(start, min(start + block, len(labels)))
+        similarity = cosine(features, features[rows])
+        similarity[rows, np.arange(len(rows))] = -np.inf
+        right += int(np.sum(labels[similarity.argmax(axis=0)] == labels[rows]))
+    return 100.0 * right / len(labels)
+
+
+def cosine(a: Float[np.ndarray, "n dim"], b: Float[np.ndarray, "m dim"]) -> Float[np.ndarray, "n m"]:
+    """Similarity of each row of a with each of b, in -1..1; 0 with a row of zeros."""
+    a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (a, b))
+    return a @ b.T
+
+
+def class_name(label: int, class_names: np.ndarray) -> str:
+    if label < 0:
+        return ""
+    return str(class_names[label]) if label < len(class_names) else f"class {label}"
+
+
+def _queries(labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "queries"]:
+    classes, first = np.unique(labels, return_index=True)
+    first = first[classes >= 0]
+    if len(first) == 0:
+        return np.arange(min(QUERIES, len(labels)))
+    return first[np.linspace(0, len(first) - 1, min(QUERIES, len(first))).round().astype(int)]

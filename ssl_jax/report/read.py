@@ -1,0 +1,131 @@
+"""What a run's workdir holds, as far as it is there: any file may be missing, or cut short while a run goes on."""
+
+import dataclasses
+import json
+import textwrap
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_jax.metrics import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A workdir's files.
+
+    config, facts, evaluation: config.json, run.json, evaluation.json; {} where there is none.
+    metrics: metrics.jsonl, one dict a logged step.
+    views: samples/views.npz: "original" uint8 [n, height, width, channels], "views" uint8 [n, views, height, width,
+      channels]; {} where there is none.
+    embeddings: samples/embeddings.npz: "images" uint8 [n, height, width, channels], "features" float32 [n, dim],
+      "labels" int32 [n] (-1 is unlabeled), "class_names"; {} where there is none.
+    unreadable: file name -> reason, of the files that are there but damaged.
+    """
+
+    workdir: Path
+    config: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    metrics: list[dict[str, Any]]
+    views: Mapping[str, np.ndarray]
+    embeddings: Mapping[str, np.ndarray]
+    unreadable: Mapping[str, str]
+
+    @property
+    def steps(self) -> int | None:
+        """Of the whole run, if its config and data are known."""
+        if self.config.get("steps"):
+            return self.config["steps"]
+        if "num_images" in self.facts and self.config.get("epochs") and self.config.get("batch_size"):
+            return self.config["epochs"] * (self.facts["num_images"] // self.config["batch_size"])
+        return None
+
+    @property
+    def last_step(self) -> int:
+        return self.metrics[-1]["step"] if self.metrics else 0
+
+    @property
+    def seconds(self) -> float:
+        """Spent in steps, from the logged speeds: without compilation, evaluations and pauses between two starts."""
+        total, previous = 0.0, 0
+        for line in self.metrics:
+            if line.get("images_per_second"):
+                total += (line["step"] - previous) * self.config.get("batch_size", 0) / line["images_per_second"]
+            previous = line["step"]
+        return total
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values) of the lines of metrics.jsonl that have `name`; NaN where the value was not finite."""
+        pairs = [(line["step"], line[name]) for line in self.metrics if name in line]
+        steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+        return np.array(steps, np.int64), np.array([np.nan if v is None else v for v in values], np.float64)
+
+
+def read(workdir: Path) -> Record:
+    """Raises: FileNotFoundError if there is no such directory."""
+    if not workdir.is_dir():
+        raise FileNotFoundError(f"no directory {workdir}; give the --workdir of a run of ssl_jax.train")
+    unreadable: dict[str, str] = {}
+
+    def attempt(name: str, reader: Any, otherwise: Any) -> Any:
+        path = workdir / name
+        try:
+            return reader(path) if path.exists() else otherwise
+        except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            unreadable[name] = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+            return otherwise
+
+    return Record(
+        workdir=workdir,
+        config=attempt("config.json", _read_object, {}),
+        facts=attempt("run.json", _read_object, {}),
+        evaluation=attempt("evaluation.json", _read_object, {}),
+        metrics=attempt("metrics.jsonl", _read_metrics, []),
+        views=attempt("samples/views.npz", _read_views, {}),
+        embeddings=attempt("samples/embeddings.npz", _read_embeddings, {}),
+        unreadable=unreadable,
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON object is expected, not {type(value).__name__}")
+    return value
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(path)
+    if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
+        raise ValueError("a line has no step")
+    return lines
+
+
+def _read_views(path: Path) -> dict[str, np.ndarray]:
+    arrays = _read_arrays(path, {"original": 4, "views": 5})
+    if len(arrays["original"]) != len(arrays["views"]):
+        raise ValueError(f"{len(arrays['original'])} originals, but views of {len(arrays['views'])} images")
+    return arrays
+
+
+def _read_embeddings(path: Path) -> dict[str, np.ndarray]:
+    arrays = _read_arrays(path, {"images": 4, "features": 2, "labels": 1, "class_names": 1})
+    rows = {name: len(arrays[name]) for name in ("images", "features", "labels")}
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"images, features and labels differ in number: {rows}")
+    # Features of a diverged run: neither map nor neighbors are defined for them.
+    finite = np.isfinite(arrays["features"]).all(axis=1)
+    return arrays | {name: arrays[name][finite] for name in rows}
+
+
+def _read_arrays(path: Path, ndim: Mapping[str, int]) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in ndim}
+    for name, array in arrays.items():
+        if array.ndim != ndim[name]:
+            raise ValueError(f"{name} has shape {array.shape}, not {ndim[name]} dimensions")
+    return arrays

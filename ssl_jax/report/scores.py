@@ -1,0 +1,114 @@
+"""The numbers of evaluation.json in words: what each protocol asks, and what pre-training was worth there."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# Keys of evaluation.json -> what they are called in the report.
+SUBJECTS = {"pretrained": "Pre-trained", "random": "Random network", "pixels": "Raw pixels"}
+BASELINES = {"random": "the best random network", "pixels": "raw pixels"}
+VARIANTS = {
+    "initial": "BatchNorm statistics as initialized",
+    "calibrated": "BatchNorm statistics of training images",
+    "initial_zero_residual": "residual scales 0, BatchNorm statistics as initialized",
+    "calibrated_zero_residual": "residual scales 0, BatchNorm statistics of training images",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    mean: float  # percent
+    std: float  # over seeds, percent; 0 where nothing was drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One protocol: its name, what decides there, and a score for each subject that has one."""
+
+    name: str
+    judge: str
+    scores: Mapping[str, Score]
+
+    def gain(self, baseline: str) -> "Gain | None":
+        """Of the pre-trained features over a baseline; None if one of the two is missing."""
+        if "pretrained" not in self.scores or baseline not in self.scores:
+            return None
+        ours, theirs = self.scores["pretrained"], self.scores[baseline]
+        points = ours.mean - theirs.mean
+        return Gain(BASELINES[baseline], points, within_spread=abs(points) < max(ours.std, theirs.std))
+
+    @property
+    def gains(self) -> list["Gain"]:
+        return [gain for baseline in BASELINES if (gain := self.gain(baseline))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    baseline: str  # its name in a sentence
+    points: float  # percentage points, negative if the baseline is better
+    within_spread: bool  # no larger than the standard deviation over seeds
+
+    def __str__(self) -> str:
+        if abs(self.points) < 0.05:
+            return f"level with {self.baseline}"
+        within = " (within the spread over seeds)" if self.within_spread else ""
+        return f"{abs(self.points):.1f} points {'above' if self.points > 0 else 'below'} {self.baseline}{within}"
+
+
+def rows(evaluation: Mapping[str, Any]) -> list[Row]:
+    """One for each protocol that the pre-trained features were measured by, in their order."""
+    return [
+        Row(
+            *describe(protocol),
+            {
+                subject: _score(evaluation[subject][protocol])
+                for subject in SUBJECTS
+                if protocol in evaluation.get(subject, {})
+            },
+        )
+        for protocol in evaluation.get("pretrained", {})
+    ]
+
+
+def _score(entry: Mapping[str, Any]) -> Score:
+    return Score(float(entry["mean"]), float(entry.get("std", 0.0)))
+
+
+def headline(rows: list[Row]) -> list[Row]:
+    """The at most three rows that the page opens with: one kNN, and the linear probes with the fewest labels."""
+    knn = [row for row in rows if row.name.startswith("kNN")]
+    linear = [row for row in rows if row.name.startswith("Linear")]
+    return (knn[:1] + linear[:2]) or rows[:3]
+
+
+def lead(rows: list[Row]) -> str:
+    """The page's first sentence; of the protocol with the fewest labels, where pre-training matters most."""
+    linear = [row for row in rows if row.name.startswith("Linear")]
+    if not rows:
+        return ""
+    row = (linear or rows)[0]
+    gains = " and ".join(map(str, row.gains))
+    right = f"{row.judge} is right on {row.scores['pretrained'].mean:.1f}% of the test images"
+    return f"On features learnt without labels, {right}{f': {gains}' if gains else ''}."
+
+
+def describe(protocol: str) -> tuple[str, str]:
+    """(name, what decides) of a protocol's key, as "linear/10_per_class/top1"."""
+    if match := re.fullmatch(r"knn/k(\d+)_t([\d.]+)/top1", protocol):
+        k = match[1]
+        return f"kNN, {k} neighbors", f"a vote of the {k} most similar training images"
+    if match := re.fullmatch(r"linear/(\d+)_per_class/top1", protocol):
+        return f"Linear, {match[1]} labels per class", f"a linear classifier that saw {match[1]} labels per class"
+    if protocol == "linear/all/top1":
+        return "Linear, all labels", "a linear classifier that saw every label"
+    return protocol, f"the protocol {protocol}"
+
+
+def variants(evaluation: Mapping[str, dict[str, Any]]) -> list[tuple[str, list[Score | None]]]:
+    """(name, a score for each protocol of `rows`) of each variant of random initialization."""
+    protocols = list(evaluation.get("pretrained", {}))
+    return [
+        (VARIANTS.get(name, name), [_score(scores[p]) if p in scores else None for p in protocols])
+        for name, scores in evaluation.get("random_variants", {}).items()
+    ]

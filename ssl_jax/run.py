@@ -1,0 +1,215 @@
+"""A run's workdir and its course: claiming and describing the workdir, progress, and stopping when asked."""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ssl_jax import config as configs
+from ssl_jax.metrics import MetricsWriter
+from ssl_jax.step import is_logged
+
+PACKAGES = ("ssl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes `workdir` this config's. Raises: ConfigError, with the differences, if it is another's."""
+    path = workdir / "config.json"
+    if path.exists():
+        differences = configs.differences(configs.loads(path.read_text()), config)
+        if differences:
+            listed = "\n  ".join(differences)
+            raise configs.ConfigError(
+                f"{workdir} holds a run with another config (there -> here):\n  {listed}\n"
+                "use another --workdir, or the same config to go on with that run"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write(path, configs.dumps(config))
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Of the run in `workdir`. Raises: ConfigError where there is none."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise configs.ConfigError(f"{workdir} holds no run (there is no {path}); make one with ssl_jax.train")
+    return configs.loads(path.read_text())
+
+
+def write(path: Path, text: str) -> None:
+    """Writes the file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def describe(workdir: Path, **facts: Any) -> None:
+    """Writes run.json: packages, commit, machine, and the given facts."""
+    device = jax.devices()[0]
+    text = json.dumps(
+        {
+            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            "commit": _commit(),
+            "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+            "processes": jax.process_count(),
+            **facts,
+        },
+        indent=2,
+    )
+    write(workdir / "run.json", text)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None  # ssl_jax itself, run from a clone
+
+
+def _commit() -> str | None:
+    """Of the clone that the code runs from, with a + where files differ from it; None outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class Termination:
+    """Within its context, SIGTERM sets `requested` instead of ending the program."""
+
+    requested = False
+
+    def __enter__(self):
+        self._previous = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def _request(self, signum, frame):
+        self.requested = True
+
+    def __exit__(self, *exception):
+        signal.signal(signal.SIGTERM, self._previous)
+
+
+class Progress:
+    """Fetches the metrics of logged steps when the device is a step further on, writes and prints them.
+
+    Args:
+      schedule: step -> learning rate.
+      chance_level: the loss of a network that has learnt nothing, or None.
+      start, steps: the run goes from step start + 1 to `steps`.
+      stop_after_skipped: so many skipped updates in a row end the run.
+    """
+
+    def __init__(
+        self,
+        writer: MetricsWriter,
+        schedule: Callable[[int], float],
+        *,
+        chance_level: float | None,
+        batch_size: int,
+        log_every: int,
+        start: int,
+        steps: int,
+        stop_after_skipped: int,
+    ):
+        self._writer, self._schedule, self._chance_level = writer, schedule, chance_level
+        self._batch_size, self._log_every, self._steps = batch_size, log_every, steps
+        self._stop_after_skipped = stop_after_skipped
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._warned = False
+        # Of the current interval between logged steps, without pauses; it begins when the first step is compiled.
+        self._interval_start_step: int | None = None
+        self._interval_start, self._waited, self._first = 0.0, 0.0, start + 1
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begun
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self._interval_start += time.perf_counter() - begun
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """`metrics`: device arrays of the step just dispatched, not waited for."""
+        self.flush()
+        if is_logged(step, self._log_every):
+            self._pending = (step, dict(metrics))
+        if step == self._first:
+            jax.block_until_ready(metrics)  # compiled: the clock starts here
+            self._restart(step)
+
+    def add(self, **scalars: float) -> None:
+        """More metrics of the logged step that was last dispatched."""
+        assert self._pending is not None
+        self._pending[1].update(scalars)
+
+    def flush(self) -> None:
+        """Writes what is pending. Raises: Diverged after too many skipped updates in a row."""
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if self._chance_level is not None:
+            scalars["chance_level"] = self._chance_level
+        scalars["lr"] = float(self._schedule(step - 1))
+        seconds = time.perf_counter() - self._interval_start
+        if self._interval_start_step is not None and step > self._interval_start_step:
+            scalars["images_per_second"] = (step - self._interval_start_step) * self._batch_size / seconds
+            scalars["data_wait"] = min(self._waited / seconds, 1.0)
+            self._restart(step)
+        in_a_row = scalars.pop("skipped_in_a_row")
+        self._writer.write(step, scalars)
+        print(self._line(step, scalars), flush=True)
+        self._warn_of_waiting(scalars.get("data_wait", 0.0))
+        if in_a_row >= self._stop_after_skipped:
+            raise Diverged(
+                f"the loss or its gradient was not finite in the last {int(in_a_row)} steps up to step {step}, and "
+                f"none of them was applied. Look at loss and grad_norm in metrics.jsonl before that; lower "
+                f"config.optimizer.lr (now {scalars['lr']:.3g}) or lengthen config.optimizer.warmup_steps"
+            )
+
+    def _restart(self, step: int) -> None:
+        self._interval_start_step, self._interval_start, self._waited = step, time.perf_counter(), 0.0
+
+    def _line(self, step: int, scalars: Mapping[str, float]) -> str:
+        chance = f" (chance {self._chance_level:.3f})" if self._chance_level is not None else ""
+        parts = [f"step {step:>{len(str(self._steps))}}/{self._steps}", f"loss {scalars['loss']:.4f}{chance}"]
+        if "knn_top1" in scalars:
+            parts.append(f"kNN {scalars['knn_top1']:.1f}%")
+        if "images_per_second" in scalars:
+            speed = scalars["images_per_second"]
+            left = (self._steps - step) * self._batch_size / speed
+            parts.append(f"{speed:,.0f} images/s")
+            parts.append(f"{int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d} left")
+        if scalars["skipped_steps"]:
+            parts.append(f"{int(scalars['skipped_steps'])} updates skipped (not finite)")
+        return "  ".join(parts)
+
+    def _warn_of_waiting(self, share: float) -> None:
+        if share > 0.1 and not self._warned:
+            self._warned = True
+            logging.warning(
+                "%.0f%% of the time the device waits for data; raise config.data.threads or config.data.prefetch, or "
+                "config.data.memory_bytes if the decoded images fit in memory",
+                100 * share,
+            )
+
+
+class Diverged(RuntimeError):
+    """Several steps in a row were not finite; its text is for the user."""

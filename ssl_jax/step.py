@@ -1,0 +1,122 @@
+"""The one train step, as one device of the mapped axis sees it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float
+
+from ssl_jax.evaluation import representation
+
+# The health metrics are taken of at most this many images: their cost grows with the square.
+HEALTH_IMAGES = 1024
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a step changes, and all that a checkpoint holds. The counts are int32 scalars."""
+
+    step: Any  # optimizer steps done, skipped ones included
+    params: Any
+    model_state: Any
+    opt_state: Any
+    rng: Any  # the key that each step folds its number into
+    skipped: Any  # updates left out because the loss or a gradient was not finite
+    skipped_in_a_row: Any
+
+
+def create_state(method: Any, tx: optax.GradientTransformation, images: Any, seed: int) -> TrainState:
+    """The state before the first step. `images`: [batch, height, width, channels] of the shape of a view."""
+    rng_init, rng = jax.random.split(jax.random.key(seed))
+    params, model_state = method.init(rng_init, images)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero,
+        params=params,
+        model_state=model_state,
+        opt_state=tx.init(params),
+        rng=rng,
+        skipped=jnp.zeros_like(zero),
+        skipped_in_a_row=jnp.zeros_like(zero),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Any,
+    *,
+    method: Any,
+    tx: optax.GradientTransformation,
+    augment: Callable[[Any, Any], Any],
+    axis_name: str,
+    log_every: int,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One step on this device's slice of the batch -> (new state, metrics), both the same on every device.
+
+    A step whose loss or gradient is not finite changes nothing but the counters, and reports "skipped_steps".
+    The health metrics (see `health`) are computed on the steps that are logged, and zero on the others.
+    """
+    rng_augment, rng_loss = jax.random.split(jax.random.fold_in(state.rng, state.step))
+    batch = augment(rng_augment, batch)  # uint8 [batch, height, width, channels] -> the views that the method declares
+
+    def global_loss(params):
+        loss, aux = method.loss(params, state.model_state, batch, rng_loss, axis_name=axis_name)
+        # Inside the differentiated function, and the gradient is averaged again below: exact under shard_map, with
+        # and without its check, and under pmap. Only one of the two is N times off in one of them.
+        return lax.pmean(loss, axis_name), aux
+
+    (loss, (model_state, metrics)), grads = jax.value_and_grad(global_loss, has_aux=True)(state.params)
+    embeddings = metrics.pop("embeddings")
+    grads, metrics = lax.pmean((grads, metrics), axis_name)  # identity under shard_map, the average under pmap
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    model_state = method.update(params, model_state, state.step + 1)
+    new = (params, model_state, opt_state)
+    old = (state.params, state.model_state, state.opt_state)
+    params, model_state, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+        skipped=state.skipped + ~finite,
+        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+    )
+
+    metrics |= {"grad_norm": grad_norm, "skipped_steps": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+    metrics |= lax.cond(
+        is_logged(state.step, log_every),
+        lambda: health(embeddings, axis_name),
+        lambda: dict.fromkeys(HEALTH, jnp.zeros(())),
+    )
+    return state, metrics
+
+
+def is_logged(step: Any, log_every: int) -> Any:
+    """Whether the metrics of step number `step` (from 1) are logged: the first and each `log_every`-th."""
+    return (step == 1) | (step % log_every == 0)
+
+
+HEALTH = ("embedding_std", "rankme", "alignment", "uniformity")
+
+
+def health(embeddings: Float[Array, "views batch dim"], axis_name: str) -> dict[str, Float[Array, ""]]:
+    """How the embeddings of the global batch (its first `HEALTH_IMAGES` rows) spread: see evaluation/representation.py.
+
+    "embedding_std" and "rankme" of the first view, "alignment" between the first two, "uniformity" of the first.
+    """
+    views = lax.all_gather(lax.stop_gradient(embeddings), axis_name, axis=1, tiled=True)[:, :HEALTH_IMAGES]
+    z1, z2 = views[0], views[1]
+    values = {
+        "embedding_std": representation.embedding_std(z1),
+        "rankme": representation.rankme(z1),
+        "alignment": representation.alignment(z1, z2),
+        "uniformity": representation.uniformity(z1),
+    }
+    return lax.pmean(values, axis_name)  # the same on every device already; this tells the check so

@@ -1,0 +1,212 @@
+"""Pre-training: python -m ssl_jax.train --config configs/simclr.py:tiny --workdir DIR [--config.KEY=VALUE ...]
+
+Writes into DIR: config.json, run.json, metrics.jsonl, tensorboard/, checkpoints/, samples/, and at the end
+backbone.safetensors with backbone.json. Started again with the same DIR it goes on where it was.
+"""
+
+import collections
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import build, parallel, run, step, weights
+from ssl_jax import config as configs
+from ssl_jax.checkpoint import CheckpointError, Checkpoints
+from ssl_jax.data import augment, pipeline, sources
+from ssl_jax.evaluation import knn
+from ssl_jax.evaluation.features import extract
+from ssl_jax.methods import Run
+from ssl_jax.metrics import MetricsWriter
+
+# Steps that the host may be ahead of the device: enough to hide its work, few enough to bound the memory of batches.
+STEPS_AHEAD = 2
+EVALUATION_BATCH = 512
+VIEW_SAMPLES = 8
+
+
+def train(config: ConfigDict, workdir: Path) -> bool:
+    """Trains until the last step -> True, or until SIGTERM -> False, with the state saved."""
+    configs.check(config)
+    configs.check_devices(config.batch_size, jax.device_count())
+    data = config.data
+    source = build.source(config)
+    steps_per_epoch = len(source) // config.batch_size
+    facts = Run(
+        batch_size=config.batch_size,
+        steps=config.steps or config.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        num_images=len(source),
+        num_classes=len(source.class_names),
+    )
+    method = build.method(config, facts)
+    augmentations = build.augmentations(config, method.views)
+    tx, schedule = build.optimizer(config, facts.steps)
+    views = augment.make_augment(augmentations, mean=data.mean, std=data.std)
+    run.claim(workdir, config)
+
+    mesh = parallel.make_mesh()
+    example = jnp.zeros((1, *augmentations[0].size, data.channels))
+    state = parallel.replicate(step.create_state(method, tx, example, config.seed), mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state = checkpoints.restore(state) or state
+    start = int(state.step)
+    batches = pipeline.train_batches(
+        source,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        image_size=data.image_size,
+        crops=[augmentation.crop for augmentation in augmentations],
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        memory_bytes=data.memory_bytes,
+        threads=data.threads,
+        prefetch=data.prefetch,
+    )
+    describe = functools.partial(
+        run.describe, workdir, seed=config.seed, num_images=len(source), skipped=batches.skipped
+    )
+    describe()
+    online_knn = make_online_knn(config, source, method, mesh)
+    writer = MetricsWriter(workdir, start)
+    progress = run.Progress(
+        writer,
+        schedule,
+        chance_level=method.chance_level,
+        batch_size=config.batch_size,
+        log_every=config.log_every,
+        start=start,
+        steps=facts.steps,
+        stop_after_skipped=config.stop_after_skipped,
+    )
+    train_step = parallel.map_step(
+        functools.partial(
+            step.train_step, method=method, tx=tx, augment=views, axis_name=parallel.AXIS, log_every=config.log_every
+        ),
+        mesh,
+    )
+    print_banner(config, source, facts, start)
+
+    with run.Termination() as termination:
+        ahead = collections.deque()
+        for number in range(start + 1, facts.steps + 1):
+            with progress.waiting_for_data():
+                batch = next(batches)
+            if number == 1:
+                save_views(workdir, config, source, views, batch)
+            state, metrics = train_step(state, parallel.split_batch(batch, mesh))
+            ahead.append(metrics["loss"])
+            if len(ahead) > STEPS_AHEAD:
+                ahead.popleft().block_until_ready()
+            progress.step(number, metrics)
+            accuracy = None
+            if online_knn and config.evaluate_every and number % config.evaluate_every == 0:
+                with progress.paused():
+                    accuracy = online_knn(state)
+                    progress.add(knn_top1=accuracy)
+            if number % config.checkpoint_every == 0 or number == facts.steps or termination.requested:
+                progress.flush()
+                with progress.paused():
+                    checkpoints.save(number, state, accuracy)
+            if termination.requested and number < facts.steps:
+                checkpoints.close()
+                print(f"stopped by SIGTERM; step {number} is saved, and the same command goes on from there")
+                return False
+    checkpoints.close()
+    writer.close()
+    describe()
+    save_backbone(workdir, config, method, state)
+    print(f"finished: step {facts.steps} of {facts.steps}; the backbone is {workdir / 'backbone.safetensors'}")
+    return True
+
+
+def print_banner(config: ConfigDict, source: sources.Source, facts: Run, start: int) -> None:
+    devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)"
+    print(f"{config.method.name} on {source.name}: {len(source):,} images, {config.model.name}, {devices}")
+    print(f"steps {start + 1} to {facts.steps} of {facts.batch_size} images, {facts.steps_per_epoch} steps an epoch")
+    print("compiling the train step ...", flush=True)
+
+
+def make_online_knn(config: ConfigDict, source: sources.Source, method: Any, mesh: Any) -> Any:
+    """state -> kNN accuracy in percent of images of the training split among others of it; None without labels."""
+    if not source.class_names or not config.evaluate_every:
+        return None
+    options, data = config.online_knn, config.data
+    chosen = np.random.default_rng(config.seed).permutation(len(source))[: options.bank + options.queries]
+    subset = sources.Subset(source, chosen)
+    features = parallel.map_rows(
+        lambda variables, images: method.features(*variables, augment.normalize(images, data.mean, data.std)), mesh
+    )
+    batch_size = -(-EVALUATION_BATCH // jax.device_count()) * jax.device_count()
+
+    def accuracy(state: step.TrainState) -> float:
+        variables = (state.params, state.model_state)
+        h, labels = extract(
+            lambda images: features(variables, parallel.split_batch(images, mesh)),
+            pipeline.eval_batches(subset, image_size=data.image_size, batch_size=batch_size),
+            batch_size,
+        )
+        h, labels = h[labels >= 0], labels[labels >= 0]
+        num_queries = len(h) * options.queries // (options.bank + options.queries)
+        predicted = knn.weighted_knn(
+            h[num_queries:],
+            labels[num_queries:],
+            h[:num_queries],
+            num_classes=len(source.class_names),
+            k=(options.k,),
+            temperature=options.temperature,
+        )[options.k]
+        return 100.0 * float(np.mean(predicted == labels[:num_queries]))
+
+    return accuracy
+
+
+def save_views(workdir: Path, config: ConfigDict, source: sources.Source, views: Any, batch: Any) -> None:
+    """samples/views.npz: the first images of the first batch, whole and as the augmentation makes them."""
+    few = jax.tree.map(lambda rows: rows[:VIEW_SAMPLES], batch)
+    subset = sources.Subset(source, few["index"])
+    size = config.data.image_size
+    original = next(iter(pipeline.eval_batches(subset, image_size=size, batch_size=VIEW_SAMPLES)))["image"]
+    made = jax.jit(views)(jax.random.key(config.seed), few)["views"]
+    shown = [np.asarray(view) * np.asarray(config.data.std) + np.asarray(config.data.mean) for view in made]
+    largest = [view for view in shown if view.shape == shown[0].shape]
+    images = np.clip(np.rint(np.stack(largest, axis=1) * 255), 0, 255).astype(np.uint8)
+    (workdir / "samples").mkdir(exist_ok=True)
+    np.savez(workdir / "samples" / "views.npz", original=original, views=images)
+
+
+def save_backbone(workdir: Path, config: ConfigDict, method: Any, state: step.TrainState) -> None:
+    data = config.data
+    meta = {
+        "model": build.model_options(config),
+        "image_size": list(data.image_size),
+        "channels": data.channels,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "method": config.method.name,
+        "step": int(state.step),
+    }
+    weights.save_backbone(workdir, jax.device_get(method.backbone_variables(state.params, state.model_state)), meta)
+
+
+def main(argv: list[str] | None = None) -> None:
+    with configs.user_errors(run.Diverged, CheckpointError):
+        flags = configs.read_flags(
+            sys.argv[1:] if argv is None else argv,
+            program="ssl_jax.train: self-supervised pre-training",
+            config=True,
+            workdir="where the run's files go; a second start with the same one goes on (required)",
+        )
+        if not flags.workdir:
+            raise configs.ConfigError("--workdir is missing; for example --workdir runs/first")
+        train(flags.config, Path(flags.workdir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Backbones as safetensors files, with timm's and torchvision's names and layouts of tensors.
+
+So a saved backbone is timm's, too: `timm.create_model("resnet50", num_classes=0).load_state_dict(load_file(...))`.
+What it takes to use it (architecture, normalization) is in the file's own header, and beside it in backbone.json to be
+read by people and other programs. Nothing is ever unpickled.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Num
+
+from ssl_jax import models
+from ssl_jax.data.augment import normalize
+
+FILE = "backbone.safetensors"
+META = "ssl_jax"  # the entry of the header that holds what save_backbone was given
+META_KEYS = ("model", "image_size", "channels", "mean", "std")
+# Of weights that do not say: nearly all published ones.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# A classifier, and a counter that no result depends on.
+UNUSED = re.compile(r"(fc|head)\..*|.*\.num_batches_tracked")
+FLOATS = ("F16", "BF16", "F32", "F64")
+PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".pickle")
+
+Variables = Mapping[str, Any]  # {"params": ..., "batch_stats": ...}, nested dicts of arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A frozen backbone: images in, features out.
+
+    mean, std: of each channel, of images in 0..1; () if unknown. Another normalization: dataclasses.replace.
+    """
+
+    model: nn.Module
+    variables: Variables
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def dim(self) -> int:
+        return self.model.dim
+
+    def preprocess(
+        self, images: Num[np.ndarray | Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        """Images, uint8 or float in 0..1, normalized as in training: float32.
+
+        Raises: ValueError for other values, another number of channels, or weights whose normalization is unknown.
+        """
+        if not self.mean:
+            raise ValueError("these weights do not say how their images were normalized; pass normalized=True")
+        if images.shape[-1] != len(self.mean):
+            raise ValueError(f"these weights take images of {len(self.mean)} channels, got {images.shape}")
+        if images.dtype != np.uint8 and images.size and not (images.min() > -0.01 and images.max() < 1.01):
+            raise ValueError(
+                f"images must be uint8 or float in 0..1, got {images.dtype} in {images.min():g}..{images.max():g}; "
+                "images that are normalized already take normalized=True"
+            )
+        return normalize(images, self.mean, self.std)
+
+    def features(
+        self,
+        images: Num[np.ndarray | Array, "batch height width channels"],
+        normalized: bool = False,
+        batch_size: int = 256,
+    ) -> Float[np.ndarray, "batch dim"]:
+        """Features, float32 (ResNet: averaged over positions; ViT: as the model pools).
+
+        Args:
+          images: uint8, or float in 0..1, or with `normalized` floats that `preprocess` is not to touch.
+          batch_size: images on the device at once; the last ones are filled up, so that it is compiled once.
+        Raises: ValueError as `preprocess`, and for images that the model cannot take.
+        """
+        h = np.empty((len(images), self.dim), np.float32)
+        for start in range(0, len(images), batch_size):
+            x = images[start : start + batch_size]
+            x = jnp.asarray(x, jnp.float32) if normalized else self.preprocess(x)
+            rows = len(x)
+            if start and rows < batch_size:
+                x = jnp.pad(x, ((0, batch_size - rows), (0, 0), (0, 0), (0, 0)))
+            h[start : start + rows] = self._apply(self.variables, x)[:rows]
+        return h
+
+    @functools.cached_property
+    def _apply(self):
+        return jax.jit(self.model.apply)
+
+
+def save_backbone(directory: str | os.PathLike, variables: Variables, meta: Mapping[str, Any]) -> None:
+    """Writes backbone.safetensors and backbone.json, each whole or not at all, the same bytes for the same weights.
+
+    Args:
+      variables: {"params": ..., "batch_stats": ...} of the backbone alone.
+      meta: "model" (name and options, as models.create takes them), "image_size" ([height, width]), "channels", "mean",
+        "std" (of each channel, of images in 0..1), and whatever else JSON can hold.
+    Raises: ValueError if one of these keys is missing, or two arrays would have one name.
+    """
+    missing = [key for key in META_KEYS if key not in meta]
+    if missing:
+        raise ValueError(f"meta has no {missing[0]!r}; load_backbone needs {', '.join(META_KEYS)}")
+    tensors = {}
+    for path, value in flatten_dict(variables).items():
+        name, value = torch_name(path), np.asarray(value, np.float32)
+        if name in tensors:
+            raise ValueError(f"two arrays would be saved as {name}, one of them {'/'.join(path)}; rename its module")
+        tensors[name] = np.array(value.transpose(torch_axes(path, value.ndim)), order="C")
+    # One entry only: the library writes several in no certain order.
+    header = {META: json.dumps(meta, sort_keys=True)}
+    directory = Path(directory)
+    _write(directory / FILE, safetensors.numpy.save(tensors, header))
+    _write((directory / FILE).with_suffix(".json"), (json.dumps(meta, indent=2, sort_keys=True) + "\n").encode())
+
+
+def load_backbone(path: str | os.PathLike, model: str | nn.Module | None = None) -> Backbone:
+    """The backbone of a run's directory, or of a safetensors file of ours, timm's or torchvision's.
+
+    Args:
+      path: a directory with backbone.safetensors, or such a file.
+      model: the architecture, for files that are not ours: a name of models.MODELS (the size of images and patches, the
+        pooling and a small stem are seen from the tensors), or any Flax module that has `dim`, such as
+        `models.create("resnet50", width=2)`. Without it the file says.
+    Returns: a Backbone. Weights that do not say how images were normalized, and take 3 channels, are given ImageNet's.
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a file that is pickled, damaged, or whose tensors are not those of the architecture.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    if path.suffix in PICKLED:
+        raise ValueError(_convert_recipe(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; a run of ssl_jax.train writes {FILE} into its workdir at its end")
+    try:
+        # The library compares the header's sizes with the file's before it gives out anything.
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return _read(file, path, model)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}); copy or save it again") from error
+
+
+def _read(file: Any, path: Path, model: str | nn.Module | None) -> Backbone:
+    meta = json.loads((file.metadata() or {}).get(META, "null"))
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  it is no dict
+    channels = meta["channels"] if meta else _channels(shapes)
+    if isinstance(model, nn.Module):
+        module = model
+    elif model is not None:
+        module = models.create(model, **_options(model, shapes))
+    elif meta is not None:
+        module = models.create(**meta["model"])
+    else:
+        raise ValueError(
+            f"{path} does not say what architecture it is of; name it: load_backbone(..., model='resnet50'), "
+            f"one of {', '.join(models.MODELS)}"
+        )
+    images = jax.ShapeDtypeStruct((1, *(meta["image_size"] if meta else (224, 224)), channels), jnp.float32)
+    template: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
+    axes = {leaf: torch_axes(leaf, x.ndim) for leaf, x in template.items()}
+    wanted = {torch_name(leaf): tuple(x.shape[axis] for axis in axes[leaf]) for leaf, x in template.items()}
+    _check_shapes(path, shapes, wanted)
+    variables = {}
+    for leaf, order in axes.items():
+        name = torch_name(leaf)
+        if (kind := file.get_slice(name).get_dtype()) not in FLOATS:
+            raise ValueError(f"{path}: tensor {name} holds {kind}, not floats ({', '.join(FLOATS)})")
+        tensor = file.get_tensor(name).astype(np.float32)
+        variables[leaf] = jnp.asarray(tensor.transpose(np.argsort(order)))
+    if meta:
+        mean, std = tuple(meta["mean"]), tuple(meta["std"])
+    else:
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((), ())
+    return Backbone(module, unflatten_dict(variables), mean, std)
+
+
+def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError for the first tensor that is missing, superfluous or of another shape."""
+    unknown = [name for name in found if name not in wanted and not UNUSED.fullmatch(name)]
+    for name, shape in wanted.items():
+        if name not in found:
+            has = f"; it has {unknown[0]}, which the architecture has not" if unknown else ""
+            raise ValueError(f"{path} has no tensor {name} {list(shape)}{has}; is it of another architecture?")
+        if found[name] != shape:
+            raise ValueError(f"{path}: tensor {name} is {list(found[name])}, but the architecture's is {list(shape)}")
+    if unknown:
+        raise ValueError(f"{path} has a tensor {unknown[0]}, which the architecture has not; name another `model`")
+
+
+def _options(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Options of the model `name` that the shapes of its tensors give away."""
+    if name.startswith("vit") and {"patch_embed.proj.weight", "pos_embed"} <= shapes.keys():
+        patch_size = shapes["patch_embed.proj.weight"][-1]
+        side = round((shapes["pos_embed"][1] - 1) ** 0.5)
+        pool = "mean" if "fc_norm.weight" in shapes else "cls"
+        return {"patch_size": patch_size, "image_size": side * patch_size, "pool": pool}
+    if name.startswith("resnet") and name != "resnet8" and shapes.get("conv1.weight", ())[-1:] == (3,):
+        return {"stem": "small"}
+    return {}
+
+
+def _channels(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Of the images that the first convolution [channels out, channels in, height, width] takes."""
+    first = shapes.get("conv1.weight") or shapes.get("patch_embed.proj.weight") or (0, 3)
+    return first[1]
+
+
+# Flax's arrays under torch's names; those of other names (bias, cls_token, pos_embed) have the same.
+ARRAYS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+def torch_name(path: tuple[str, ...]) -> str:
+    """("params", "layer1_0", "bn1", "scale") -> "layer1.0.bn1.weight"; path: collection, modules, array."""
+    _, *modules, array = path
+    return ".".join([*(re.sub(r"_(\d+)$", r".\1", module) for module in modules), ARRAYS.get(array, array)])
+
+
+def torch_axes(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:
+    """Which of Flax's axes each of torch's is: kernels [..., in, out] are [out, in, ...] there."""
+    return (ndim - 1, ndim - 2, *range(ndim - 2)) if path[-1] == "kernel" else tuple(range(ndim))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all: under another name first."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _convert_recipe(path: Path) -> str:
+    converted = path.with_suffix(".safetensors").name
+    return (
+        f"{path} is pickled, and opening it could run code from it; convert it once, where torch is installed: "
+        f"python -c \"import torch, safetensors.torch as s; w = torch.load({path.name!r}, map_location='cpu', "
+        "weights_only=True); w = w.get('state_dict', w); "
+        f's.save_file({{k: v.contiguous() for k, v in w.items()}}, {converted!r})"'
+    )

@@ -1,0 +1,32 @@
+"""Runs before any test module is imported: the devices, the compilation cache, and the checking of annotations."""
+
+import os
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before JAX is imported. Programs that a test starts inherit these.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jaxtyping
+from flax.linen import linear
+
+# Every annotated argument and result of the package is checked, shapes included, in all that is imported after this.
+# The tower: an int is accepted for a float, as it is by Python's typing.
+jaxtyping.install_import_hook("ssl_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+# A field of Flax's Conv has this annotation, which beartype refuses for a subclass unless it can be checked.
+typing.runtime_checkable(linear.PromoteDtypeFn)
+jaxtyping.config.update("jaxtyping_remove_typechecker_stack", True)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Annotations are not checked: for tests of what a function itself refuses, as users meet it."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,404 @@
+import dataclasses
+import functools
+import itertools
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from ssl_jax import parallel
+from ssl_jax.data import augment, color, resample
+from ssl_jax.data.augment import Augmentation, make_augment, normalize, random_view
+from ssl_jax.data.crop import CROP_TRIES, RandomCrop
+
+REFERENCES = Path(__file__).parents[1] / "references"
+# From torchvision, by references/make_augment.py: "operation/channels/numbers" -> float32 [height, width, channels]
+TORCHVISION = dict(np.load(REFERENCES / "augment.npz"))
+# Nothing random, and nothing changed: the whole of a square image.
+PLAIN = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": 0.0}
+ALL = Augmentation(
+    (16, 12),
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.2,
+    hue=0.1,
+    grayscale=0.2,
+    blur=0.5,
+    solarize=0.2,
+    blur_kernel=3,
+)
+
+
+def cases(*operations):
+    return [key for key in TORCHVISION if key.split("/")[0] in operations]
+
+
+def reference(key):
+    """(image, float in 0..1, [channels, height, width]; the numbers of the key; what torchvision gives)"""
+    _, channels, *numbers = key.split("/")
+    image = jnp.asarray(TORCHVISION[f"image/{channels}"].transpose(2, 0, 1) / np.float32(255))
+    return image, [float(number) for number in numbers], TORCHVISION[key].transpose(2, 0, 1)
+
+
+def random_images(n, height, width, channels):
+    return np.random.default_rng(0).integers(0, 256, (n, height, width, channels), dtype=np.uint8)
+
+
+def unit(channels):
+    """The normalization that leaves 0..1 as it is."""
+    return {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+
+
+def many_views(image, augmentation, n=4000):
+    """float32 [n, height, width, channels] in 0..1: views of one image by n keys."""
+    keys = jax.random.split(jax.random.key(0), n)
+    return np.asarray(jax.jit(jax.vmap(lambda key: random_view(key, image, augmentation=augmentation)))(keys))
+
+
+# torchvision's luma has .2989 for red where ours has .299: 1e-4 * the red, here times up to 1 (contrast 1.7: 0.7).
+OPERATIONS = {
+    "brightness": (color.adjust_brightness, 1e-6),
+    "contrast": (color.adjust_contrast, 1.1e-4),
+    "saturation": (color.adjust_saturation, 1.1e-4),
+    "hue": (color.adjust_hue, 1e-5),
+    "solarize": (color.solarize, 1e-6),
+    "grayscale": (color.luma, 1.1e-4),
+}
+
+
+@pytest.mark.parametrize("key", cases(*OPERATIONS))
+def test_color_operations_are_torchvisions(key):
+    image, numbers, expected = reference(key)
+    operation, atol = OPERATIONS[key.split("/")[0]]
+    result = np.broadcast_to(operation(image, *numbers), expected.shape)
+    np.testing.assert_allclose(result, expected, atol=atol)
+
+
+@pytest.mark.parametrize("key", cases("bilinear", "bicubic"))
+def test_crops_are_torchvisions(key):
+    image, (top, left, box_height, box_width, new_height, new_width), expected = reference(key)
+    _, height, width = image.shape
+    matrix = functools.partial(resample.interpolation_matrix, interpolation=key.split("/")[0])
+
+    @jax.jit
+    def crop(top, left, box_height, box_width, reverse):
+        rows = matrix(top, box_height, old=height, new=int(new_height))
+        columns = matrix(left, box_width, old=width, new=int(new_width), reverse=reverse)
+        return resample.separable(image, rows, columns)
+
+    box = jnp.array([top, left, box_height, box_width])
+    # float32 leaves a place on a line of 24 pixels uncertain by some 1e-6 pixels, and the kernels' slope is up to 1.6.
+    np.testing.assert_allclose(crop(*box, False), expected, atol=5e-6)
+    np.testing.assert_allclose(crop(*box, True), expected[:, :, ::-1], atol=5e-6)
+
+
+@pytest.mark.parametrize("key", cases("blur"))
+def test_blur_is_torchvisions(key):
+    image, (taps, sigma), expected = reference(key)
+    rows, columns = (resample.blur_matrix(jnp.float32(sigma), taps=int(taps), size=size) for size in image.shape[1:])
+    np.testing.assert_allclose(resample.separable(image, rows, columns), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("size, taps", [((224, 224), 23), ((96, 128), 9), ((32, 32), 3), ((28, 28), 3)])
+def test_blur_has_the_taps_of_simclrs_code(size, taps):
+    assert Augmentation(size).blur_taps == taps
+
+
+BOXES = {  # as in references/make_crop.py, which has the boxes from torchvision
+    "landscape": ((375, 500), (0.08, 1.0), (3 / 4, 4 / 3)),
+    "square": ((32, 32), (0.2, 1.0), (3 / 4, 4 / 3)),
+    "elongated": ((40, 400), (0.3, 1.0), (3 / 4, 4 / 3)),  # mostly the largest box in the middle
+}
+
+
+def boxes(name, draws):
+    image_size, area, aspect = BOXES[name]
+    crop = RandomCrop((8, 8), area, aspect)
+    box = jax.vmap(lambda draws: resample.random_box(draws, image_size=image_size, crop=crop))
+    return np.asarray(jax.jit(box)(jnp.asarray(draws, jnp.float32)))
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_boxes_are_distributed_as_torchvisions(name):
+    (height, width), *_ = BOXES[name]
+    theirs = np.load(REFERENCES / "crop.npz")[name].astype(float)
+    ours = boxes(name, np.random.default_rng(0).random((len(theirs), CROP_TRIES, 4)))
+    np.testing.assert_array_equal(ours, np.rint(ours))
+    ours = ours.astype(float)
+    top, left, h, w = ours.T
+    assert (min(top.min(), left.min()), min(h.min(), w.min()) > 0) == (0, True)
+    assert (top + h <= height).all()
+    assert (left + w <= width).all()
+    for statistic in (
+        lambda box: box[:, 2] * box[:, 3],  # area
+        lambda box: box[:, 3] / box[:, 2],  # aspect
+        lambda box: box[:, 0],
+        lambda box: box[:, 1],
+    ):
+        # Two samples of 4000 of one distribution exceed 0.0435 once in 1000 times.
+        assert stats.ks_2samp(statistic(ours), statistic(theirs)).statistic < 0.0435
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_the_device_crops_where_the_host_would(name):
+    (height, width), area, aspect = BOXES[name]
+    crop = RandomCrop((8, 8), area, aspect)
+    theirs = [crop.box(height, width, np.random.default_rng(seed)) for seed in range(1000)]
+    ours = boxes(name, [np.random.default_rng(seed).random((CROP_TRIES, 4)) for seed in range(1000)])
+    # Where float32 and float64 round a side near x.5 differently it is one pixel longer.
+    assert np.mean(np.any(ours != np.array(theirs), axis=1)) < 0.005
+
+
+@pytest.mark.parametrize("size", [(100, 10), (10, 100), (30, 30), (1, 50)])
+def test_where_no_try_fits_the_device_crops_where_the_host_would(size):
+    crop = RandomCrop((8, 8), area=(2.0, 2.0), aspect=(3 / 4, 4 / 3))  # twice the image
+    box = jax.jit(functools.partial(resample.random_box, image_size=size, crop=crop))
+    ours = box(jnp.full((CROP_TRIES, 4), 0.5))
+    assert tuple(np.asarray(ours)) == crop.box(*size, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_where_nothing_is_random_the_view_is_the_image(channels):
+    images = random_images(2, 12, 12, channels)
+    batch = {"image": jnp.asarray(images), "index": jnp.arange(2), "label": jnp.zeros(2, jnp.int32)}
+    mean, std = tuple(np.linspace(0.3, 0.5, channels)), tuple(np.linspace(0.2, 0.3, channels))
+    augmentations = [Augmentation((12, 12), **PLAIN), Augmentation((12, 12), **PLAIN | {"flip": 1.0})]
+    result = jax.jit(make_augment(augmentations, mean=mean, std=std))(jax.random.key(0), batch)
+    assert set(result) == {"views", "index", "label"}
+    expected = (images / 255 - mean) / std
+    np.testing.assert_allclose(result["views"][0], expected, atol=1e-5)
+    np.testing.assert_allclose(result["views"][1], expected[:, :, ::-1], atol=1e-5)
+
+
+def test_bicubic_views_stay_in_range():
+    """Between black and white the kernel itself overshoots."""
+    board = (np.indices((6, 6)).sum(axis=0) % 2 * 255).astype(np.uint8)[None, :, :, None]
+    augmented = jax.jit(make_augment([Augmentation((12, 12), **PLAIN, interpolation="bicubic")], **unit(1)))
+    (view,) = augmented(jax.random.key(0), {"image": board, "index": jnp.arange(1)})["views"]
+    assert (view.min(), view.max()) == (0.0, 1.0)
+
+
+def test_crops_of_the_host_are_only_flipped():
+    crops = tuple(random_images(2, *size, 3) for size in [(12, 10), (6, 6)])
+    augmentations = [Augmentation((12, 10), flip=1.0), Augmentation((6, 6), flip=0.0)]
+    augmented = jax.jit(make_augment(augmentations, **unit(3)))
+    views = augmented(jax.random.key(0), {"crops": crops, "index": jnp.arange(2)})["views"]
+    np.testing.assert_allclose(views[0], crops[0][:, :, ::-1] / 255, atol=1e-6)
+    np.testing.assert_allclose(views[1], crops[1] / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"flip": 0.3},
+        {"brightness": 0.5, "jitter": 0.3},
+        {"contrast": 0.5, "jitter": 0.3},
+        {"saturation": 0.5, "jitter": 0.3},
+        {"hue": 0.5, "jitter": 0.3},
+        {"grayscale": 0.3},
+        {"blur": 0.3, "blur_sigma": (1.0, 2.0), "blur_kernel": 3},
+        {"solarize": 0.3},
+    ],
+    ids=lambda operation: next(iter(operation)),
+)
+def test_an_operation_is_applied_at_its_rate(operation):
+    image = random_images(1, 8, 8, 3)[0]
+    views = many_views(image, Augmentation((8, 8), **PLAIN | operation))
+    changed = np.abs(views - image / np.float32(255)).max(axis=(1, 2, 3)) > 1e-6
+    assert changed.mean() == pytest.approx(0.3, abs=0.025)  # 3.5 standard deviations
+
+
+def test_operations_are_applied_independently():
+    # Bright and dark, so that solarize shows in every combination.
+    image = np.array([[[230, 204, 26], [51, 26, 102]]] * 2, np.uint8)
+    options = {"flip": 0.5, "grayscale": 0.5, "blur": 0.5, "blur_kernel": 3, "blur_sigma": (0.5, 0.5), "solarize": 0.5}
+    views = many_views(image, Augmentation((2, 2), **PLAIN | options))
+    _, counts = np.unique(views.reshape(len(views), -1).round(3), axis=0, return_counts=True)
+    assert len(counts) == 16
+    np.testing.assert_allclose(counts / counts.sum(), 1 / 16, atol=0.015)  # 3.9 standard deviations
+
+
+def constant(*color):
+    return np.full((4, 4, 3), color, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "options, image, measure, low, high",
+    [
+        ({"brightness": 0.6}, constant(51, 51, 51), lambda x: x[:, 0, 0, 0] / 0.2, 0.4, 1.6),
+        ({"brightness": 1.5}, constant(51, 51, 51), lambda x: x[:, 0, 0, 0] / 0.2, 0.0, 2.5),
+        (
+            {"contrast": 0.6},
+            np.stack([constant(102, 102, 102)[0], constant(153, 153, 153)[0]] * 2),
+            lambda x: (x[:, 1, 0, 0] - x[:, 0, 0, 0]) / 0.2,
+            0.4,
+            1.6,
+        ),
+        ({"saturation": 0.6}, constant(153, 102, 102), lambda x: (x[:, 0, 0, 0] - x[:, 0, 0, 1]) / 0.2, 0.4, 1.6),
+        # From red, a turn by t takes green to 6t, or blue to -6t.
+        ({"hue": 0.1}, constant(255, 0, 0), lambda x: (x[:, 0, 0, 1] - x[:, 0, 0, 2]) / 6, -0.1, 0.1),
+        # A line's Gaussian: center / neighbor = exp(1 / (2 sigma^2)).
+        (
+            {"blur": 1.0, "blur_sigma": (0.5, 1.5), "blur_kernel": 3},
+            np.pad(constant(255, 255, 255)[:1, :1], ((2, 2), (2, 2), (0, 0))),
+            lambda x: (2 * np.log(x[:, 2, 2, 0] / x[:, 2, 1, 0])) ** -0.5,
+            0.5,
+            1.5,
+        ),
+    ],
+    ids=["brightness", "strong brightness", "contrast", "saturation", "hue", "blur"],
+)
+def test_strengths_are_uniform(options, image, measure, low, high):
+    views = many_views(image, Augmentation(image.shape[:2], **PLAIN | {"jitter": 1.0} | options))
+    # By Kolmogorov and Smirnov: 4000 uniform numbers exceed 0.031 once in 1000 times.
+    assert stats.kstest(measure(views), stats.uniform(low, high - low).cdf).statistic < 0.031
+
+
+@pytest.mark.parametrize("names", [("brightness", "contrast"), ("brightness", "contrast", "saturation", "hue")])
+def test_each_order_of_the_jitter_is_as_frequent(names, monkeypatch):
+    # Each operation appends its digit to the one pixel.
+    spies = {name: lambda image, _, digit=digit: 10.0 * image + digit for digit, name in enumerate(names, start=1)}
+    monkeypatch.setattr(augment, "ADJUSTMENTS", spies)
+    strengths = dict.fromkeys(names, 0.1)
+    augmentation = Augmentation((1, 1), **PLAIN, **strengths, jitter=1.0)
+    views = many_views(np.zeros((1, 1, 3), np.uint8), augmentation, n=24000)
+    orders, counts = np.unique(views[:, 0, 0, 0].round().astype(int), return_counts=True)
+    digits = "1234"[: len(names)]
+    assert set(orders) == {int("".join(order)) for order in itertools.permutations(digits)}
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_the_order_of_the_jitter_matters_as_torchvision_has_it():
+    """Contrast, then brightness, with values clipped in between; the random numbers are given."""
+    image, *_ = reference("contrast/3/1.7")
+    augmentation = Augmentation((24, 20), brightness=0.6, contrast=0.7, jitter=1.0)
+    draws = {"order": jnp.array([0.9, 0.2, 0.0, 0.0]), "jitter": jnp.float32(0.5)}
+    draws |= {"brightness": jnp.float32(0.0), "contrast": jnp.float32(1.0)}
+    expected = 0.4 * TORCHVISION["contrast/3/1.7"].transpose(2, 0, 1)
+    np.testing.assert_allclose(augment._jitter(image, draws, augmentation), expected, atol=1e-4)
+
+
+def batch_of(indices):
+    images = random_images(64, 18, 18, 3)[indices]
+    return {"image": jnp.asarray(images), "index": jnp.asarray(indices, jnp.int32)}
+
+
+@pytest.fixture(scope="module")
+def two_views():
+    return jax.jit(make_augment([ALL, ALL], mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
+
+
+def test_a_row_does_not_depend_on_the_others(two_views):
+    rng = jax.random.key(3)
+    whole = two_views(rng, batch_of(np.arange(64)))["views"]
+    chosen = np.array([63, 5, 5, 17, 0])
+    part = two_views(rng, batch_of(chosen))["views"]
+    for w, p in zip(whole, part, strict=True):
+        np.testing.assert_allclose(w[chosen], p, atol=2e-5)
+
+
+def test_views_examples_and_steps_differ(two_views):
+    batch = {"image": jnp.tile(batch_of([0])["image"], (8, 1, 1, 1)), "index": jnp.arange(8)}
+    views = [view for seed in range(2) for view in two_views(jax.random.key(seed), batch)["views"]]
+    rows = np.concatenate(views).reshape(32, -1)
+    assert len(np.unique(rows.round(4), axis=0)) == 32
+
+
+def test_devices_make_the_views_that_one_makes(two_views):
+    rng, batch = jax.random.key(3), batch_of(np.arange(64))
+    mesh = parallel.make_mesh()
+    assert mesh.size == 8
+    split = parallel.map_rows(two_views, mesh)(parallel.replicate(rng, mesh), parallel.split_batch(batch, mesh))
+    for one, many in zip(two_views(rng, batch)["views"], split["views"], strict=True):
+        np.testing.assert_allclose(one, many, atol=2e-5)
+
+
+@pytest.mark.parametrize("host", [False, True])
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"brightness": 0.5, "contrast": 0.5, "hue": 0.5, "jitter": 0.0},
+        {"blur": 0.0, "blur_sigma": (1.0, 2.0), "blur_kernel": 3},
+        {"solarize": 0.0, "solarize_threshold": 0.1},
+    ],
+    ids=["jitter", "blur", "solarize"],
+)
+def test_what_is_off_costs_nothing(off, host):
+    def program(augmentation):
+        images = jnp.zeros((4, 8, 8, 3), jnp.uint8)
+        batch = {"index": jnp.arange(4)} | ({"crops": (images,)} if host else {"image": images})
+        return str(jax.make_jaxpr(make_augment([augmentation], **unit(3)))(jax.random.key(0), batch))
+
+    plain = Augmentation((8, 8), flip=0.0)
+    assert program(dataclasses.replace(plain, **off)) == program(plain)
+    on = dataclasses.replace(plain, **off | dict.fromkeys({"jitter", "blur", "solarize"} & set(off), 0.5))
+    assert len(program(on)) > len(program(plain))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_brightness_contrast_blur_and_solarize_take_any_number_of_channels(channels):
+    augmentation = Augmentation((6, 9), brightness=0.5, contrast=0.5, jitter=1.0, blur=1.0, blur_kernel=3, solarize=1.0)
+    batch = {"image": random_images(3, 8, 8, channels), "index": jnp.arange(3)}
+    (view,) = jax.jit(make_augment([augmentation], **unit(channels)))(jax.random.key(0), batch)["views"]
+    assert view.shape == (3, 6, 9, channels)
+    assert -1e-6 < view.min() < view.max() < 1 + 1e-6  # the weights of a blur add up to 1 but for rounding
+
+
+def test_contrast_of_many_channels_is_about_their_mean():
+    image = jnp.array([0.1, 0.3, 0.5, 0.7, 0.9]).reshape(5, 1, 1)
+    np.testing.assert_allclose(color.adjust_contrast(image, 0.5).ravel(), [0.3, 0.4, 0.5, 0.6, 0.7], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, channels, message",
+    [
+        ({"saturation": 0.2}, 1, "saturation 0.2 .* 1 channel: .* brightness and contrast"),
+        ({"hue": 0.1}, 5, "hue 0.1 .* 5 channels"),
+        ({"grayscale": 0.2}, 2, "grayscale 0.2 .* set it to 0"),
+        ({"flip": 1.5}, 3, "flip must be in 0..1, got 1.5"),
+        ({"blur": -0.1}, 3, "blur must be"),
+        ({"jitter": math.nan}, 3, "jitter must be"),
+        ({"brightness": -0.4}, 3, "brightness must be in 0..inf"),
+        ({"hue": 0.6}, 3, "hue must be in 0..0.5"),
+        ({"crop_area": (0.2, 1.1)}, 3, "crop_area must be"),
+        ({"crop_area": (1.0, 0.2)}, 3, "crop_area must be"),
+        ({"crop_aspect": (0.0, 1.0)}, 3, "crop_aspect must be"),
+        ({"blur_sigma": (0.0, 1.0)}, 3, "blur_sigma must be"),
+        ({"interpolation": "nearest"}, 3, "bilinear, bicubic, got 'nearest'"),
+        ({"size": (0, 32)}, 3, r"size must be .* got \(0, 32\)"),
+        ({"blur_kernel": 4}, 3, "blur_kernel must be odd"),
+        ({"blur_kernel": 65}, 3, "at most 63"),
+        ({"blur": 0.5, "size": (19, 40)}, 3, "does nothing at size .* set blur_kernel to 3"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, channels, message):
+    augmentation = Augmentation(**{"size": (32, 32)} | options)
+    with pytest.raises(ValueError, match=message):
+        augmentation.check(channels)
+    batch = {"image": jnp.zeros((1, 32, 32, channels), jnp.uint8), "index": jnp.arange(1)}
+    with pytest.raises(ValueError, match=message):
+        make_augment([augmentation], **unit(channels))(jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize(
+    "image, expected",
+    [
+        (np.array([0, 51, 255], np.uint8), [-1.0, -2.0, 2.0]),
+        (np.array([0.0, 0.2, 1.0], np.float32), [-1.0, -2.0, 2.0]),
+        (np.array([0, 0, 1], np.float32), [-1.0, -4.0, 2.0]),  # floats are in 0..1, whatever they hold
+    ],
+)
+def test_normalize(image, expected):
+    result = normalize(image[None, None, None], mean=(0.25, 0.4, 0.5), std=(0.25, 0.1, 0.25))
+    np.testing.assert_allclose(result.ravel(), expected, atol=1e-6)
+    assert result.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("mean, std", [((0.5,), (0.5,)), ((0.5,) * 3, (0.5,))])
+def test_normalize_refuses_numbers_for_other_channels(mean, std):
+    with pytest.raises(ValueError, match="images of 3 channels"):
+        normalize(np.zeros((1, 2, 2, 3), np.uint8), mean, std)

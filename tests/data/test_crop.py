@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ssl_jax.data.crop import RandomCrop, center_crop, random_crop
+
+REFERENCE = np.load(Path(__file__).parents[1] / "references" / "crop.npz")
+CASES = {  # as in references/make_crop.py, which has the boxes from torchvision
+    "landscape": ((375, 500), (0.08, 1.0), (3 / 4, 4 / 3)),
+    "square": ((32, 32), (0.2, 1.0), (3 / 4, 4 / 3)),
+    "elongated": ((40, 400), (0.3, 1.0), (3 / 4, 4 / 3)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_boxes_are_distributed_as_torchvisions(name):
+    (height, width), area, aspect = CASES[name]
+    crop, rng = RandomCrop((8, 8), area, aspect), np.random.default_rng(0)
+    theirs = REFERENCE[name].astype(float)
+    ours = np.array([crop.box(height, width, rng) for _ in range(len(theirs))], float)
+    top, left, h, w = ours.T
+    assert (min(top.min(), left.min()), min(h.min(), w.min()) > 0) == (0, True)
+    assert (top + h <= height).all()
+    assert (left + w <= width).all()
+    for statistic in (
+        lambda box: box[:, 2] * box[:, 3],  # area
+        lambda box: box[:, 3] / box[:, 2],  # aspect
+        lambda box: box[:, 0],
+        lambda box: box[:, 1],
+    ):
+        # Two samples of 4000 of one distribution exceed 0.0435 once in 1000 times; this seed's largest is 0.03.
+        assert stats.ks_2samp(statistic(ours), statistic(theirs)).statistic < 0.0435
+
+
+@pytest.mark.parametrize(
+    "image, box",
+    [
+        ((100, 10), (43, 0, 13, 10)),  # too tall: as wide as it is, 10 / (3/4) high, in the middle
+        ((10, 100), (0, 43, 10, 13)),
+        ((30, 30), (0, 0, 30, 30)),
+        ((1, 50), (0, 24, 1, 1)),
+    ],
+)
+def test_where_no_try_fits_the_largest_centered_box(image, box):
+    crop = RandomCrop((8, 8), area=(2.0, 2.0), aspect=(3 / 4, 4 / 3))  # twice the image
+    assert crop.box(*image, np.random.default_rng(0)) == box
+
+
+def test_the_whole_image():
+    crop = RandomCrop((4, 4), area=(1.0, 1.0), aspect=(1.0, 1.0))
+    image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    np.testing.assert_array_equal(random_crop(image, crop, np.random.default_rng(0)), image)
+
+
+def test_a_crop_shows_its_box():
+    """Each pixel of the image holds its own position, so the crop tells where it is from."""
+    image = np.stack(np.mgrid[:200, :250], axis=-1).astype(np.uint8)
+    crop = RandomCrop((16, 24), area=(0.2, 0.5), aspect=(0.9, 1.1))
+    for seed in range(20):
+        top, left, height, width = crop.box(200, 250, np.random.default_rng(seed))
+        shown = random_crop(image, crop, np.random.default_rng(seed)).astype(float)
+        # Pixel i of n covers [i, i + 1] / n of the box, whose pixel k stands for [k, k + 1].
+        rows = top + (np.arange(16) + 0.5) * height / 16 - 0.5
+        columns = left + (np.arange(24) + 0.5) * width / 24 - 0.5
+        np.testing.assert_allclose(shown[..., 0], np.tile(rows[:, None], (1, 24)), atol=0.51)  # rounding to uint8
+        np.testing.assert_allclose(shown[..., 1], np.tile(columns, (16, 1)), atol=0.51)
+
+
+@pytest.mark.parametrize(
+    "shape, size, share, rows, columns",
+    [
+        ((40, 60, 1), (40, 40), 1.0, (0, 40), (10, 50)),
+        ((60, 40, 1), (40, 40), 1.0, (10, 50), (0, 40)),
+        ((80, 120, 3), (20, 60), 1.0, (20, 60), (0, 120)),  # the result's aspect, not a square
+        ((64, 64, 3), (28, 28), 224 / 256, (4, 60), (4, 60)),
+        ((100, 3, 1), (50, 50), 1.0, (48, 51), (0, 3)),
+        ((1, 1, 1), (5, 5), 1.0, (0, 1), (0, 1)),
+    ],
+)
+def test_center_crop_shows_the_center(shape, size, share, rows, columns):
+    height, width, channels = shape
+    y, x = np.mgrid[:height, :width]
+    image = np.repeat(np.minimum(y + x, 255)[..., None], channels, axis=-1).astype(np.uint8)
+    shown = center_crop(image, size, share)
+    assert shown.shape == (*size, channels)
+    # A plane's mean is its value in the middle: of the region, and so of what is shown.
+    assert shown.mean() == pytest.approx((sum(rows) + sum(columns)) / 2 - 1, abs=0.51)
+
+
+def test_an_image_of_the_right_size_is_kept_bit_for_bit():
+    image = np.random.default_rng(0).integers(0, 256, (28, 28, 1), np.uint8)
+    np.testing.assert_array_equal(center_crop(image, (28, 28)), image)
+
+
+def test_shrinking_is_antialiased():
+    """The finest checkerboard becomes even gray, also where a new pixel takes in parts of old ones."""
+    board = (np.indices((96, 96)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None]
+    assert set(center_crop(board, (24, 24)).ravel()) == {128}
+    thirds = np.kron(board[..., 0], np.ones((3, 3)))  # 36 * 8 = 96 * 3
+    means = thirds.reshape(36, 8, 36, 8).mean(axis=(1, 3))
+    np.testing.assert_allclose(center_crop(board, (36, 36))[..., 0].astype(float), means, atol=1)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_any_number_of_channels(channels):
+    image = np.full((9, 7, channels), np.arange(channels) * 40, np.uint8)
+    crop = RandomCrop((4, 4), (0.3, 1.0), (0.5, 2.0))
+    np.testing.assert_array_equal(center_crop(image, (4, 6)), image[:4, :6])
+    assert random_crop(image, crop, np.random.default_rng(0)).shape == (4, 4, channels)

@@ -1,0 +1,104 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from ssl_jax import losses, models, optim, parallel, step
+from ssl_jax.data import pipeline, sources
+from ssl_jax.data.augment import Augmentation, make_augment, normalize
+from ssl_jax.evaluation.knn import weighted_knn
+from ssl_jax.methods import METHODS, Run
+
+MEAN, STD = (0.286,), (0.353,)
+
+
+def make(batch_size=64, **options):
+    run = Run(batch_size=batch_size, steps=120, steps_per_epoch=10, num_images=1000)
+    return METHODS["simclr"](models.create("resnet8"), run, projector=(32, 16), **options)
+
+
+def test_loss_is_nt_xent_of_the_projections_of_both_views_in_one_batch():
+    method = make(temperature=0.3)
+    x1, x2 = jax.random.normal(jax.random.key(0), (2, 6, 16, 16, 1))
+    params, state = method.init(jax.random.key(1), x1[:1])
+    loss, (new_state, metrics) = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
+    variables = {"params": params, **state}
+    z = method.encoder.apply(variables, jnp.concatenate([x1, x2]), train=True, mutable=["batch_stats"])[0]
+    np.testing.assert_allclose(loss, losses.nt_xent(z[:6], z[6:], temperature=0.3), rtol=1e-6)
+    np.testing.assert_allclose(metrics["embeddings"], jnp.stack([z[:6], z[6:]]), rtol=1e-6)
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state, new_state)
+    assert all(jax.tree.leaves(changed))  # every running statistic moved
+
+
+def test_projector_is_the_authors():
+    method = make()
+    params, _ = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    layers = params["projector"]
+    shapes = jax.tree.map(jnp.shape, layers)
+    assert shapes["Dense_0"] == {"kernel": (64, 32)} and shapes["Dense_1"] == {"kernel": (32, 16)}
+    assert shapes["BatchNorm_0"] == {"scale": (32,), "bias": (32,)} and shapes["BatchNorm_1"] == {"scale": (16,)}
+
+
+def test_chance_level_is_the_loss_of_equal_embeddings():
+    z = jnp.ones((64, 4))
+    np.testing.assert_allclose(make(batch_size=64).chance_level, losses.nt_xent(z, z), rtol=1e-6)
+
+
+def test_features_are_the_backbones_before_the_projector():
+    method = make()
+    x = jax.random.normal(jax.random.key(0), (3, 16, 16, 1))
+    params, state = method.init(jax.random.key(1), x)
+    h = method.features(params, state, x)
+    assert h.shape == (3, method.backbone.dim)
+    variables = {"params": params["backbone"], "batch_stats": state["batch_stats"]["backbone"]}
+    np.testing.assert_array_equal(h, method.backbone.apply(variables, x))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1])
+def test_refuses_a_temperature_that_is_not_positive(temperature):
+    with pytest.raises(ValueError, match=f"temperature must be above 0, got {temperature}"):
+        make(temperature=temperature)
+
+
+def test_learns_on_real_images():
+    """kNN on Fashion-MNIST beats that of the same network untrained, its statistics calibrated or not."""
+    source = sources.load("fashion_mnist", split="train", channels=1)
+    method = make(batch_size=128, temperature=0.1)
+    view = Augmentation(size=(28, 28), crop_area=(0.2, 1.0), brightness=0.6, contrast=0.6)
+    tx = optim.adamw(optim.warmup_cosine(4e-3, warmup_steps=20, steps=120), weight_decay=1e-4)
+    mesh = Mesh(np.asarray(jax.devices()[:1]), (parallel.AXIS,))
+    augment = make_augment([view, view], mean=MEAN, std=STD)
+    train_step = functools.partial(
+        step.train_step, method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=100
+    )
+    mapped = parallel.map_step(train_step, mesh)
+    state = parallel.replicate(step.create_state(method, tx, jnp.zeros((1, 28, 28, 1)), seed=0), mesh)
+    some = sources.Subset(source, np.arange(6000))
+    held = list(pipeline.eval_batches(some, image_size=(28, 28), batch_size=500))
+    labels = np.concatenate([batch["label"] for batch in held])
+
+    @jax.jit
+    def features(variables, images):
+        return method.backbone.apply(variables, normalize(images, MEAN, STD))
+
+    def accuracy(variables):
+        h = np.concatenate([features(variables, batch["image"]) for batch in held])
+        predicted = weighted_knn(h[1000:], labels[1000:], h[:1000], num_classes=10, k=(20,))[20]
+        return 100 * np.mean(predicted == labels[:1000])
+
+    def calibrated(variables):
+        update = jax.jit(functools.partial(method.backbone.apply, train=True, mutable=["batch_stats"]))
+        for batch in held * 3:
+            variables = {**variables, **update(variables, normalize(batch["image"], MEAN, STD))[1]}
+        return variables
+
+    untrained = method.backbone_variables(state.params, state.model_state)
+    before = max(accuracy(untrained), accuracy(calibrated(untrained)))
+    batches = pipeline.train_batches(source, seed=0, batch_size=128, image_size=(28, 28), crops=[view.crop] * 2)
+    for _ in range(120):
+        state, _ = mapped(state, parallel.split_batch(next(batches), mesh))
+    after = accuracy(method.backbone_variables(state.params, state.model_state))
+    assert after > before + 2, (before, after)

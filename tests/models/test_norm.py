@@ -1,0 +1,130 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from ssl_jax.models.norm import BatchNorm
+
+AXIS = "data"
+
+
+def some_images(mean=0.5, batch=16):
+    x = np.random.default_rng(0).normal(mean, 2.0, size=(batch, 3, 2, 5))
+    return jnp.asarray(x * np.arange(1, 6) + np.arange(batch)[:, None, None, None], jnp.float32)
+
+
+def some_params():
+    rng = np.random.default_rng(1)
+    return {"scale": jnp.asarray(rng.normal(size=5), jnp.float32), "bias": jnp.asarray(rng.normal(size=5), jnp.float32)}
+
+
+def outcome(module, params, x, axis_name=None):
+    """(value, running statistics, gradient of the global loss with respect to params and x)."""
+    stats = {"mean": jnp.zeros(5), "var": jnp.ones(5)}
+    weight = jnp.sin(jnp.arange(5.0))
+
+    def loss(params, x):
+        y, updated = module.apply(
+            {"params": params, "batch_stats": stats}, x, train=True, axis_name=axis_name, mutable=["batch_stats"]
+        )
+        value = jnp.mean(jnp.sin(y) * weight)  # not linear in y, whose mean does not depend on x
+        return (value if axis_name is None else lax.pmean(value, axis_name)), (y, updated["batch_stats"])
+
+    (value, (y, updated)), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+    return {"value": value, "stats": updated, "params": grads[0]}, {"y": y, "x": grads[1]}
+
+
+def alone(module, params, x):
+    return jax.jit(lambda params, x: outcome(module, params, x))(params, x)
+
+
+def on_devices(module, params, x, devices):
+    mesh = Mesh(np.asarray(jax.devices()[:devices]), (AXIS,))
+    step = jax.shard_map(
+        lambda params, x: outcome(module, params, x, AXIS),
+        mesh=mesh,
+        in_specs=(P(), P(AXIS)),
+        out_specs=(P(), P(AXIS)),
+        check_vma=True,
+    )
+    return jax.jit(step)(params, x)
+
+
+def on_pmapped_devices(module, params, x, devices):
+    rows = x.reshape(devices, -1, *x.shape[1:])
+    same, split = jax.pmap(
+        lambda params, x: outcome(module, params, x, AXIS), AXIS, in_axes=(None, 0), devices=jax.devices()[:devices]
+    )(params, rows)
+    same = jax.tree.map(lambda leaf: leaf.mean(0), same)  # per-device gradients are averaged, as the train step does
+    # Without shard_map's check the gradient of a mean over devices is not divided by their number.
+    return same, {"y": split["y"].reshape(x.shape), "x": split["x"].reshape(x.shape) / devices}
+
+
+@pytest.mark.parametrize("run", [on_devices, on_pmapped_devices])
+@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("kind, groups", [("sync", 1), ("grouped", 1), ("grouped", 4), ("grouped", 16)])
+def test_any_number_of_devices_gives_the_same(kind, groups, devices, run):
+    module = BatchNorm(kind, groups)
+    expected = alone(module, some_params(), some_images())
+    found = run(module, some_params(), some_images(), devices)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
+
+
+def test_local_is_each_devices_own_group():
+    found = on_devices(BatchNorm("local"), some_params(), some_images(), 8)
+    expected = alone(BatchNorm("grouped", 8), some_params(), some_images())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 3, 2, 4)])
+def test_value_and_gradient_are_flaxs(shape):
+    x = jnp.asarray(np.random.default_rng(0).normal(1.0, 2.0, size=shape), jnp.float32)
+
+    def value(module, x, **train):
+        variables = module.init(jax.random.key(0), x, **train)
+        y, updated = module.apply(variables, x, **train, mutable=["batch_stats"])
+        return jnp.sum(jnp.sin(y)), updated["batch_stats"]
+
+    def outcome(module, **train):
+        return jax.jit(jax.value_and_grad(lambda x: value(module, x, **train), has_aux=True))(x)
+
+    ours = outcome(BatchNorm(), train=True)
+    flaxs = outcome(nn.BatchNorm(momentum=0.9), use_running_average=False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, flaxs)
+
+
+def test_statistics_far_from_zero():
+    # 10,000 deviations from 0: in float32 E[x^2] - E[x]^2 has no correct digit.
+    x = jnp.asarray(np.random.default_rng(0).normal(1e4, 1.0, size=(4096, 3)), jnp.float32)
+    module = BatchNorm(use_scale=False, use_bias=False, momentum=0.0)
+    y, updated = module.apply(module.init(jax.random.key(0), x), x, train=True, mutable=["batch_stats"])
+    var = np.var(np.asarray(x, np.float64), axis=0)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], var, rtol=1e-3)
+    np.testing.assert_allclose(np.std(y, axis=0), 1.0, rtol=1e-3)
+
+
+def test_running_statistics_are_used_outside_training():
+    variables = {
+        "params": {"scale": jnp.array([2.0, 1.0]), "bias": jnp.array([0.0, -1.0])},
+        "batch_stats": {"mean": jnp.array([1.0, 3.0]), "var": jnp.array([4.0, 0.25])},
+    }
+    y = BatchNorm(eps=0.0).apply(variables, jnp.array([[3.0, 3.5], [1.0, 3.0]]))
+    np.testing.assert_allclose(y, [[2.0, 0.0], [0.0, -1.0]])
+
+
+def test_bfloat16_input_has_float32_statistics():
+    x = some_images(mean=100.0).astype(jnp.bfloat16)
+    module = BatchNorm(dtype=jnp.bfloat16, momentum=0.0)
+    y, updated = module.apply(module.init(jax.random.key(0), x), x, train=True, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], np.mean(np.asarray(x, np.float64), (0, 1, 2)), rtol=1e-5)
+
+
+def test_groups_that_do_not_divide_the_batch_are_refused():
+    module = BatchNorm("grouped", 3)
+    with pytest.raises(ValueError, match="batch_norm_groups=3 does not divide a batch of 16 rows"):
+        outcome(module, some_params(), some_images())

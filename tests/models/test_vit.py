@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from ssl_jax import models
+from ssl_jax.models.vit import sincos_positions
+
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(64, 8, 4, 1)), jnp.float32)
+
+
+def small(**options):
+    return models.create("vit_tiny_patch16_224", **{"dim": 12, "depth": 2, "patch_size": 2, "image_size": 8, **options})
+
+
+def test_sincos_positions_are_columns_then_rows():
+    positions = sincos_positions((2, 3), 8)[0]  # wavelengths 2 pi and 200 pi
+    assert positions.shape == (6, 8)
+    row, column = 1, 2
+    expected = [f(angle / scale) for angle in (column, row) for f in (np.sin, np.cos) for scale in (1, 100)]
+    np.testing.assert_allclose(positions[row * 3 + column], expected, atol=1e-6)
+
+
+def test_sincos_positions_fit_any_image_without_weights():
+    module = small(positions="sincos")
+    variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
+    assert "pos_embed" not in variables["params"]
+    assert jax.eval_shape(module.apply, variables, IMAGES[:, :6]).shape == (64, 12)
+
+
+def test_images_that_the_patches_do_not_fill_are_refused():
+    with pytest.raises(ValueError, match="5x4 pixels does not divide into patches of 2"):
+        jax.eval_shape(small().init, jax.random.key(0), IMAGES[:, :5])
+
+
+def test_drop_path_leaves_out_whole_branches_at_its_rate_on_any_number_of_devices():
+    module = small(drop_path=0.5)
+    variables = jax.jit(module.init)(jax.random.key(0), IMAGES)
+
+    def features(variables, images, axis_name=None):
+        return module.apply(variables, images, train=True, axis_name=axis_name, rngs={"dropout": jax.random.key(1)})
+
+    mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
+    split = jax.shard_map(
+        lambda variables, images: features(variables, images, "data"),
+        mesh=mesh,
+        in_specs=(P(), P("data")),
+        out_specs=P("data"),
+        check_vma=True,
+    )
+    h = jax.jit(features)(variables, IMAGES)
+    np.testing.assert_allclose(jax.jit(split)(variables, IMAGES), h, atol=1e-5)
+    # The last block's two branches are each kept for half of the images; both are left out for a quarter of them, and
+    # those come out as from a network whose last block adds nothing.
+    without = jax.tree.map(jnp.copy, variables)
+    for branch, last in (("attn", "proj"), ("mlp", "fc2")):
+        layer = without["params"]["blocks_1"][branch][last]
+        without["params"]["blocks_1"][branch][last] = jax.tree.map(jnp.zeros_like, layer)
+    left_out = np.all(np.abs(h - jax.jit(module.apply)(without, IMAGES)) < 1e-6, axis=1)
+    assert 0.1 < left_out.mean() < 0.4
+
+
+def test_drop_path_is_off_outside_training():
+    variables = jax.jit(small().init)(jax.random.key(0), IMAGES)
+    h = [jax.jit(small(drop_path=rate).apply)(variables, IMAGES) for rate in (0.0, 0.5)]
+    np.testing.assert_array_equal(*h)

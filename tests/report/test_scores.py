@@ -1,0 +1,58 @@
+import pytest
+
+from ssl_jax.report import scores
+
+
+def evaluation(pretrained, random, pixels, std=0.0, protocol="knn/k20_t0.07/top1"):
+    subjects = {"pretrained": pretrained, "random": random, "pixels": pixels}
+    return {name: {protocol: {"mean": mean, "std": std}} for name, mean in subjects.items() if mean is not None}
+
+
+@pytest.mark.parametrize(
+    "pretrained, random, pixels, std, gains",
+    [
+        (85.7, 79.3, 84.6, 0.0, ["6.4 points above the best random network", "1.1 points above raw pixels"]),
+        (80.0, 85.0, 80.04, 0.0, ["5.0 points below the best random network", "level with raw pixels"]),
+        (
+            75.0,
+            74.0,
+            70.0,
+            1.5,
+            ["1.0 points above the best random network (within the spread over seeds)", "5.0 points above raw pixels"],
+        ),
+        (75.0, None, 70.0, 0.0, ["5.0 points above raw pixels"]),
+    ],
+)
+def test_gains_in_words(pretrained, random, pixels, std, gains):
+    (row,) = scores.rows(evaluation(pretrained, random, pixels, std))
+    assert [str(gain) for gain in row.gains] == gains
+
+
+@pytest.mark.parametrize(
+    "protocol, name",
+    [
+        ("knn/k200_t0.07/top1", "kNN, 200 neighbors"),
+        ("linear/10_per_class/top1", "Linear, 10 labels per class"),
+        ("linear/all/top1", "Linear, all labels"),
+        ("finetune/1_percent/top1", "finetune/1_percent/top1"),
+    ],
+)
+def test_protocols_are_named(protocol, name):
+    (row,) = scores.rows(evaluation(50.0, 40.0, 30.0, protocol=protocol))
+    assert row.name == name
+
+
+def test_page_opens_with_one_knn_and_the_fewest_labels():
+    protocols = ["knn/k20_t0.07/top1", "knn/k200_t0.07/top1"]
+    protocols += [f"linear/{labels}/top1" for labels in ("10_per_class", "100_per_class", "all")]
+    rows = scores.rows({"pretrained": {protocol: {"mean": 50.0} for protocol in protocols}})
+    assert [row.name for row in scores.headline(rows)] == [
+        "kNN, 20 neighbors",
+        "Linear, 10 labels per class",
+        "Linear, 100 labels per class",
+    ]
+    assert "saw 10 labels per class is right on 50.0%" in scores.lead(rows)
+
+
+def test_nothing_measured_says_nothing():
+    assert (scores.rows({}), scores.headline([]), scores.lead([])) == ([], [], "")

@@ -1,0 +1,89 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.checkpoint import CheckpointError, Checkpoints
+from ssl_jax.metrics import MetricsWriter, read_metrics
+
+
+def make_state(value):
+    return {"w": jnp.full((3, 2), value), "step": jnp.int32(value), "rng": jax.random.key(value), "none": {}}
+
+
+def assert_state(state, value):
+    np.testing.assert_array_equal(state["w"], np.full((3, 2), value))
+    assert int(state["step"]) == value
+    np.testing.assert_array_equal(jax.random.key_data(state["rng"]), jax.random.key_data(jax.random.key(value)))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints of steps 1 to 5, step 2 the best; the directory."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step in range(1, 6):
+        checkpoints.save(step, make_state(step), knn_top1=90.0 if step == 2 else 50.0)
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def steps_in(directory):
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def test_newest_three_and_the_best_are_kept_and_the_newest_is_restored(saved):
+    assert steps_in(saved) == [2, 3, 4, 5]
+    assert_state(Checkpoints(saved).restore(make_state(0)), 5)
+
+
+def test_nothing_saved_is_none(tmp_path):
+    assert Checkpoints(tmp_path / "checkpoints").restore(make_state(0)) is None
+
+
+def truncate(step):
+    largest = max((path for path in step.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:20])
+
+
+@pytest.mark.parametrize("damage", [truncate, lambda step: shutil.rmtree(step / "state")], ids=["truncated", "emptied"])
+def test_a_damaged_newest_checkpoint_is_set_aside_with_a_warning(saved, damage, caplog):
+    damage(saved / "5")
+    checkpoints = Checkpoints(saved)
+    assert_state(checkpoints.restore(make_state(0)), 4)
+    assert "checkpoint 5 cannot be read" in caplog.text
+    assert (saved.with_name("checkpoints.damaged") / "5").is_dir()
+    checkpoints.save(5, make_state(5))  # the run comes by again
+    checkpoints.close()
+    assert_state(Checkpoints(saved).restore(make_state(0)), 5)
+
+
+def test_a_half_written_checkpoint_is_ignored(saved):
+    shutil.copytree(saved / "5", saved / "6.orbax-checkpoint-tmp")
+    assert_state(Checkpoints(saved).restore(make_state(0)), 5)
+
+
+def test_when_none_can_be_read_nothing_is_lost_and_the_run_does_not_begin_anew(saved):
+    for step in steps_in(saved):
+        truncate(saved / str(step))
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints \[5, 4, 3, 2\]"):
+        Checkpoints(saved).restore(make_state(0))
+    assert steps_in(saved) == [2, 3, 4, 5]
+
+
+def test_metrics_have_one_line_a_step_over_a_resume(tmp_path):
+    writer = MetricsWriter(tmp_path, 0)
+    for step in (10, 20, 30):
+        writer.write(step, {"loss": float(step)})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "lo')  # killed while writing
+    writer = MetricsWriter(tmp_path, 20)
+    writer.write(30, {"loss": float("nan")})
+    writer.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 10, "loss": 10.0}, {"step": 20, "loss": 20.0}, {"step": 30, "loss": None}]
+    assert read_metrics(tmp_path / "metrics.jsonl") == lines
+    assert list((tmp_path / "tensorboard").iterdir())

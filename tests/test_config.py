@@ -1,0 +1,131 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from ssl_jax import config as configs
+
+ROOT = Path(__file__).parents[1]
+SIMCLR = str(ROOT / "configs" / "simclr.py")
+
+
+def read(*argv):
+    flags = configs.read_flags(argv, program="test", config=True, workdir="of the run")
+    return flags.config
+
+
+def test_scale_and_overrides_are_read():
+    config = read(f"--config={SIMCLR}:cifar_r18", "--config.optimizer.lr=0.5", "--config.data.image_size=(64,48)")
+    assert (config.model.name, config.optimizer.lr, config.data.image_size) == ("resnet18", 0.5, (64, 48))
+
+
+def test_learning_rate_follows_the_batch_size():
+    assert read("--config", f"{SIMCLR}:imagenet_r50").optimizer.lr == pytest.approx(4.8)
+    assert read("--config", f"{SIMCLR}:imagenet_r50", "--config.batch_size=512").optimizer.lr == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ([], "--config is missing"),
+        (["--config=configs/simlcr.py"], "no config file 'configs/simlcr.py'"),
+        ([f"--config={SIMCLR}:huge"], "simclr has no scale 'huge'; it has tiny, folder, cifar_r18, imagenet_r50"),
+        ([f"--config={SIMCLR}", "--config.optimzer.lr=1"], "config has no key 'optimzer'; did you mean 'optimizer'"),
+        (
+            [f"--config={SIMCLR}", "--config.evalute_every=1"],
+            "config has no key 'evalute_every'; did you mean 'evaluate_every'",
+        ),
+        ([f"--config={SIMCLR}", "--config.model.nme=x"], "config.model has no key 'nme'; did you mean 'name'"),
+        ([f"--config={SIMCLR}", "--config.seed.x=1"], "config.seed is no section; it has the value 0"),
+        ([f"--config={SIMCLR}", "--config.batch_size=abc"], "batch_size=abc"),
+        ([f"--config={SIMCLR}", "--config.batch_size=0.5"], "batch_size=0.5"),
+        ([f"--config={SIMCLR}", "--wrkdir=x"], "workdir"),
+        ([f"--config={SIMCLR}", "junk"], "unexpected argument 'junk'"),
+    ],
+)
+def test_a_wrong_command_line_is_a_sentence(argv, message):
+    with pytest.raises(configs.ConfigError) as raised:
+        read(*argv)
+    assert message in str(raised.value)
+    assert "Traceback" not in str(raised.value)
+
+
+def test_a_misspelt_config_file_is_told_the_nearest(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(configs.ConfigError, match=r"did you mean configs/simclr\.py"):
+        read("--config=configs/simlcr.py:tiny")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_scale_of_every_config_passes_the_check(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for scale in module.SCALES:
+        configs.check(module.get_config(scale))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(batch_size=0), "batch_size must be at least 1, got 0"),
+        (dict(steps=0), "steps and config.epochs are both 0"),
+        (dict(steps=-5), "steps must be at least 0, got -5"),
+        (dict(compute_dtype="float16"), "must be float32 or bfloat16, got 'float16'"),
+        (dict(evaluate_every=75), "evaluate_every=75 is no multiple of config.log_every=50"),
+        ({"data.image_size": (0, 28)}, r"image_size must be \(height, width\) in pixels, got \(0, 28\)"),
+        ({"data.mean": (0.5, 0.5)}, "mean has 2 values for config.data.channels=1"),
+        ({"data.std": (0.0,)}, "std must be above 0"),
+        ({"optimizer.lr": -1.0}, "lr must be above 0, got -1.0"),
+        ({"optimizer.warmup_steps": -1}, "warmup_steps must be at least 0"),
+    ],
+)
+def test_an_impossible_value_is_a_sentence(change, message):
+    config = read(f"--config={SIMCLR}")
+    config.update_from_flattened_dict(change)
+    with pytest.raises(configs.ConfigError, match=message):
+        configs.check(config)
+
+
+def test_an_unknown_key_of_a_config_file_is_told_the_nearest():
+    config = read(f"--config={SIMCLR}")
+    with config.unlocked():
+        config.evalute_every = 3
+    with pytest.raises(configs.ConfigError, match="no key 'evalute_every'; did you mean 'evaluate_every'"):
+        configs.check(config)
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
+    configs.check_devices(96, 8)
+    with pytest.raises(configs.ConfigError, match="batch_size=100 does not divide over 8 devices; use 96 or 104"):
+        configs.check_devices(100, 8)
+    with pytest.raises(configs.ConfigError, match=r"use 8$"):
+        configs.check_devices(3, 8)
+
+
+def test_build_names_unknown_names_keys_and_refused_values():
+    def make(base, *, rate=1.0):
+        if rate < 0:
+            raise ValueError(f"rate must be at least 0, got {rate}")
+        return base * rate
+
+    section = read(f"--config={SIMCLR}").method
+    with section.unlocked():
+        for values, message in [
+            (dict(name="mkae"), "config.x.name='mkae' is unknown; did you mean 'make'"),
+            (dict(name="make", rte=2.0), "config.x has no key 'rte'; did you mean 'rate'"),
+            (dict(name="make", base=2.0), "config.x has no key 'base'"),
+            (dict(name="make", rate=-2.0), "config.x: rate must be at least 0, got -2.0"),
+        ]:
+            section = type(section)(values)
+            with pytest.raises(configs.ConfigError, match=message):
+                configs.build({"make": make}, section, "config.x", 3)
+        assert configs.build({"make": make}, type(section)(dict(name="make", rate=2.0)), "config.x", 3) == 6.0
+
+
+def test_json_keeps_a_config():
+    config = read(f"--config={SIMCLR}:imagenet_r50")
+    again = configs.loads(configs.dumps(config))
+    assert configs.differences(config, again) == []
+    again.optimizer.lr = 1.0
+    assert configs.differences(config, again) == ["optimizer.lr: 4.8 -> 1.0"]

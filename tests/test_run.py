@@ -1,0 +1,92 @@
+import json
+import os
+import signal
+
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from ssl_jax import config as configs
+from ssl_jax import run
+from ssl_jax.metrics import MetricsWriter, read_metrics
+
+
+def test_a_workdir_is_kept_for_its_config(tmp_path):
+    config = ConfigDict(dict(seed=0, optimizer=dict(lr=0.1), data=dict(mean=(0.5,))))
+    run.claim(tmp_path / "a" / "run", config)
+    run.claim(tmp_path / "a" / "run", config)
+    config.optimizer.lr = 0.2
+    with pytest.raises(configs.ConfigError, match=r"optimizer\.lr: 0\.1 -> 0\.2\nuse another --workdir"):
+        run.claim(tmp_path / "a" / "run", config)
+    assert run.read_config(tmp_path / "a" / "run").optimizer.lr == 0.1
+
+
+def test_reading_the_config_of_no_run_is_a_sentence(tmp_path):
+    with pytest.raises(configs.ConfigError, match="holds no run"):
+        run.read_config(tmp_path)
+
+
+def test_run_json_says_what_ran(tmp_path):
+    run.describe(tmp_path, seed=3, skipped={"a.png": "cut short"})
+    described = json.loads((tmp_path / "run.json").read_text())
+    assert described["seed"] == 3 and described["skipped"] == {"a.png": "cut short"}
+    assert described["versions"]["jax"].count(".") == 2
+
+
+def test_sigterm_is_noted_and_only_within_the_context():
+    previous = signal.getsignal(signal.SIGTERM)
+    with run.Termination() as termination:
+        assert not termination.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert termination.requested
+    assert signal.getsignal(signal.SIGTERM) is previous
+
+
+def make_progress(workdir, **options):
+    settings = dict(chance_level=6.0, batch_size=4, log_every=2, start=0, steps=10, stop_after_skipped=3)
+    return run.Progress(MetricsWriter(workdir, 0), lambda step: 0.1 * step, **(settings | options))
+
+
+def metrics_of(step, skipped_in_a_row=0):
+    values = dict(loss=float(step), skipped_steps=skipped_in_a_row, skipped_in_a_row=skipped_in_a_row)
+    return {name: jnp.float32(value) for name, value in values.items()}
+
+
+def test_progress_writes_one_line_for_each_logged_step(tmp_path, capsys):
+    progress = make_progress(tmp_path)
+    for step in range(1, 7):
+        with progress.waiting_for_data():
+            pass
+        progress.step(step, metrics_of(step))
+        if step == 4:
+            progress.add(knn_top1=71.5)
+    progress.flush()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 4, 6]
+    assert [line["loss"] for line in lines] == [1.0, 2.0, 4.0, 6.0]
+    assert [line["lr"] for line in lines] == pytest.approx([0.0, 0.1, 0.3, 0.5])
+    assert [line.get("knn_top1") for line in lines] == [None, None, 71.5, None]
+    assert "images_per_second" in lines[-1] and 0 <= lines[-1]["data_wait"] <= 1
+    printed = capsys.readouterr().out
+    assert "step  4/10  loss 4.0000 (chance 6.000)  kNN 71.5%" in printed and "left" in printed
+
+
+def test_progress_stops_after_skipped_updates_in_a_row(tmp_path):
+    progress = make_progress(tmp_path)
+    progress.step(2, metrics_of(2, skipped_in_a_row=2))
+    progress.step(3, metrics_of(3, skipped_in_a_row=3))  # writes step 2; step 3 is not logged
+    progress.step(4, metrics_of(4, skipped_in_a_row=4))
+    with pytest.raises(run.Diverged, match=r"last 4 steps up to step 4.*config\.optimizer\.lr"):
+        progress.flush()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4]
+
+
+def test_waiting_for_data_is_warned_of_once_with_the_knob(tmp_path, caplog, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(run.time, "perf_counter", lambda: float(next(clock)))
+    progress = make_progress(tmp_path)
+    for step in range(1, 8):
+        with progress.waiting_for_data():
+            pass
+        progress.step(step, metrics_of(step))
+    assert caplog.text.count("config.data.threads") == 1

@@ -1,0 +1,148 @@
+"""The shape of the package, read off its syntax trees: which way imports point, and what is named in one place only."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "ssl_jax").rglob("*.py"))
+NAMES = [str(path.relative_to(ROOT / "ssl_jax")) for path in FILES]
+
+# Part of ssl_jax -> the other parts that it may import. The programs, and what they share, may import all.
+MAY_IMPORT = {
+    "config": set(),
+    "losses": set(),
+    "models": set(),
+    "optim": set(),
+    "data": set(),
+    "parallel": set(),
+    "checkpoint": set(),
+    "metrics": set(),
+    "evaluation": {"losses"},
+    "methods": {"losses", "models", "optim"},
+    "step": {"methods", "data", "evaluation"},
+    "weights": {"models", "data"},
+    "report": {"metrics", "methods"},
+}
+PROGRAMS = {"train", "evaluate", "study", "plan", "build", "run", "__init__"}
+# Of data: from the files to the device. Each imports what is left of it only; the other files of data none of these.
+DATA_FLOW = ["sources", "pipeline", "augment"]
+
+
+def part(path: Path) -> str:
+    """The part of ssl_jax that a file belongs to: its package there, or its own name."""
+    return path.relative_to(ROOT / "ssl_jax").parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Full names of what is imported anywhere in the tree: "ssl_jax.data.sources", "jax.sharding.Mesh"."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}; name the module in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+class WithoutFunctions(ast.NodeTransformer):
+    """Leaves what runs when a module is loaded."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        return None
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@pytest.fixture(params=FILES, ids=NAMES)
+def file(request) -> Path:
+    return request.param
+
+
+def test_imports_point_one_way(file):
+    own = part(file)
+    assert own in MAY_IMPORT or own in PROGRAMS, f"say in MAY_IMPORT what ssl_jax/{own} may import"
+    if own in PROGRAMS:
+        return
+    ours = {name.split(".")[1] for name in imports(parse(file)) if name.startswith("ssl_jax.")}
+    assert ours - {own} <= MAY_IMPORT[own]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ssl_jax" / "data").glob("*.py")), ids=lambda path: path.stem)
+def test_data_flows_one_way(path):
+    found = {name.split(".")[2] for name in imports(parse(path)) if name.startswith("ssl_jax.data.")}
+    left = DATA_FLOW[: DATA_FLOW.index(path.stem)] if path.stem in DATA_FLOW else []
+    assert found.isdisjoint(set(DATA_FLOW) - set(left))
+
+
+def test_reading_and_ordering_images_need_no_jax():
+    waiting, seen = ["pipeline"], set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        for imported in imports(parse(ROOT / "ssl_jax" / "data" / f"{name}.py")):
+            assert not re.match(r"(jax|flax|optax)\b", imported), f"data/{name}.py imports {imported}"
+            if imported.startswith("ssl_jax.data.") and imported.split(".")[2] not in seen:
+                waiting.append(imported.split(".")[2])
+    assert "sources" in seen
+
+
+def test_only_parallel_names_meshes_and_shardings(file):
+    if file.name == "parallel.py":
+        return
+    tree = parse(file)
+    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    named = "|".join(["sharding", "make_mesh", "set_mesh", "shard_map", "pmap", "NamedSharding", "P"])
+    found = [name for name in attributes | set(imports(tree)) if re.match(rf"jax\.({named})\b", name)]
+    assert not found
+
+
+def test_no_config_object_below_the_programs(file):
+    if part(file) not in PROGRAMS | {"config"}:
+        assert not [name for name in imports(parse(file)) if re.match(r"(ml_collections|absl)\b", name)]
+
+
+def test_other_frameworks_and_pickle_stay_out(file):
+    tree = parse(file)
+    assert not [name for name in imports(tree) if re.match(r"(torch|torchvision|timm|pickle)\b", name)]
+    late = r"(tensorflow|tensorflow_datasets)\b"  # slow to import, or not installed
+    assert not [name for name in imports(WithoutFunctions().visit(tree)) if re.match(late, name)]
+
+
+def test_training_loads_neither_tensorflow_nor_torch():
+    code = "import sys, ssl_jax.train; print([m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'torch')])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_every_package_imported_is_required():
+    distributions = metadata.packages_distributions()
+    required = {canonical(re.split(r"[<>=]", line)[0]) for line in lines("requirements.txt")}
+    for path in FILES:
+        for name in imports(parse(path)):
+            package = name.split(".")[0]
+            if package in sys.stdlib_module_names or package in ("ssl_jax", "jaxlib", "tensorflow"):
+                continue
+            assert required & {canonical(d) for d in distributions[package]}, f"{path.name} imports {package}"
+
+
+def test_extra_and_test_requirements_agree():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert ["-r requirements.txt", *extras["test"]] == lines("requirements-test.txt")
+
+
+def lines(name: str) -> list[str]:
+    text = (ROOT / name).read_text()
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def canonical(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()

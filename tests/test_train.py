@@ -1,0 +1,226 @@
+"""The programs, end to end, as a user starts them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ssl_jax import load_backbone, train
+from ssl_jax.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / "configs" / "simclr.py")
+
+
+def make_folder(path, count=64, labeled=False):
+    """Images of mixed sizes, types and depths with something to tell them apart by."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        height, width = rng.integers(20, 60, 2)
+        blocks = rng.integers(0, 256, (4, 4, 3), np.uint8)
+        image = cv2.resize(blocks, (int(width), int(height)), interpolation=cv2.INTER_NEAREST)
+        if i % 4 == 1:
+            image = image[:, :, 0]
+        elif i % 4 == 2:
+            image = np.dstack([image, np.full(image.shape[:2], 200, np.uint8)])
+        directory = path / f"class_{i % 2}" if labeled else path
+        directory.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(directory / f"{i:03d}.{'jpg' if i % 4 == 3 else 'png'}"), image)
+    return path
+
+
+def arguments(workdir, folder, *overrides):
+    return [
+        f"--config={CONFIG}:folder",
+        f"--workdir={workdir}",
+        f"--config.data.path={folder}",
+        "--config.data.image_size=(16,16)",
+        "--config.augment.view.size=(16,16)",
+        "--config.batch_size=16",
+        "--config.steps=20",
+        "--config.log_every=5",
+        "--config.evaluate_every=10",
+        "--config.checkpoint_every=5",
+        *overrides,
+    ]
+
+
+def start(*args, **environment):
+    # One device, as a user has it; the tests themselves run on eight simulated ones.
+    return subprocess.Popen(
+        [sys.executable, "-m", "ssl_jax.train", *args],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_whole(*args):
+    process = start(*args)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, folder):
+    """The workdir of a run that nothing happened to, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    code, output = run_whole(*arguments(workdir, folder))
+    assert code == 0, output
+    return workdir, output
+
+
+def test_a_run_leaves_what_the_readme_says(unbroken):
+    workdir, output = unbroken
+    lines = read_metrics(workdir / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 5, 10, 15, 20]
+    assert lines[0]["chance_level"] == pytest.approx(np.log(31))
+    assert all(np.isfinite(line["loss"]) and line["skipped_steps"] == 0 for line in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert {"config.json", "run.json", "backbone.safetensors", "backbone.json"} <= {p.name for p in workdir.iterdir()}
+    assert "images/s" in output and "left" in output and "chance 3.434" in output
+    views = np.load(workdir / "samples" / "views.npz")
+    assert views["original"].shape == (8, 16, 16, 3) and views["views"].shape == (8, 2, 16, 16, 3)
+    backbone = load_backbone(workdir)
+    assert backbone.features(views["original"]).shape == (8, backbone.dim)
+
+
+def test_a_second_start_of_a_finished_run_changes_nothing(unbroken, folder):
+    workdir, _ = unbroken
+    before = {p: p.read_bytes() for p in (workdir / "backbone.safetensors", workdir / "metrics.jsonl")}
+    code, output = run_whole(*arguments(workdir, folder))
+    assert code == 0 and "finished" in output
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(unbroken, folder, tmp_path):
+    expected, _ = unbroken
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    workdir = tmp_path / "killed"
+    kills = 0
+    while True:
+        process = start(*arguments(workdir, folder))
+        try:
+            # Anywhere from the imports to the end of the run; later ones see the run further on.
+            process.communicate(timeout=rng.uniform(2.0, 25.0) if kills < 5 else 300)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    assert process.returncode == 0
+    for name in ("backbone.safetensors", "backbone.json"):
+        assert (workdir / name).read_bytes() == (expected / name).read_bytes(), f"seed {seed}, {kills} kills"
+    timing = ("images_per_second", "data_wait")
+    without = lambda lines: [{k: v for k, v in line.items() if k not in timing} for line in lines]  # noqa: E731
+    assert without(read_metrics(workdir / "metrics.jsonl")) == without(read_metrics(expected / "metrics.jsonl"))
+
+
+def test_sigterm_saves_and_exits_and_the_run_goes_on(unbroken, folder, tmp_path):
+    expected, _ = unbroken
+    workdir = tmp_path / "stopped"
+    process = start(*arguments(workdir, folder))
+    for line in process.stdout:
+        if line.startswith("step") and "1/20" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert "stopped by SIGTERM" in output or "finished" in output
+    assert "Traceback" not in output
+    code, _ = run_whole(*arguments(workdir, folder))
+    assert code == 0
+    assert (workdir / "backbone.safetensors").read_bytes() == (expected / "backbone.safetensors").read_bytes()
+
+
+def test_broken_files_are_named_and_do_not_stop_the_run(tmp_path):
+    path = make_folder(tmp_path / "images")
+    (path / "zz_text.png").write_text("not an image")
+    whole = (path / "000.png").read_bytes()
+    (path / "aa_cut.png").write_bytes(whole[: len(whole) // 3])
+    code, output = run_whole(*arguments(tmp_path / "run", path, "--config.evaluate_every=0"))
+    assert code == 0, output
+    assert "zz_text.png" in output and "aa_cut.png" in output
+    skipped = json.loads((tmp_path / "run" / "run.json").read_text())["skipped"]
+    assert {Path(name).name for name in skipped} == {"zz_text.png", "aa_cut.png"}
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["--config.batch_size=100"], "fewer than one batch; use --config.batch_size=32"),
+        (["--config.data.path=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--config.model.name=resnet19"], "resnet18"),
+        (["--config.augment.view.flip=1.5"], "config.augment.view: flip"),
+        (["--config.method.temperature=-1.0"], "config.method: temperature must be above 0, got -1.0"),
+        (["--config.steps=0"], "both 0"),
+    ],
+)
+def test_what_cannot_run_stops_before_any_work(tmp_path, folder, overrides, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(arguments(tmp_path / "run", folder, *overrides))
+    assert message in str(stopped.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_folder_is_a_sentence(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="empty"):
+        train.main(arguments(tmp_path / "run", tmp_path / "empty"))
+
+
+def test_another_config_in_the_same_workdir_is_refused_with_the_difference(unbroken, folder):
+    workdir, _ = unbroken
+    with pytest.raises(SystemExit, match=r"optimizer\.lr: .* -> 0\.5"):
+        train.main(arguments(workdir, folder, "--config.optimizer.lr=0.5"))
+
+
+def test_a_run_that_diverges_says_where_to_look(tmp_path, folder):
+    with pytest.raises(SystemExit, match=r"not finite in the last \d+ steps.*config\.optimizer\.lr"):
+        train.main(
+            arguments(
+                tmp_path / "run",
+                folder,
+                "--config.optimizer.lr=1e30",
+                "--config.optimizer.warmup_steps=0",
+                "--config.stop_after_skipped=3",
+                "--config.evaluate_every=0",
+            )
+        )
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["skipped_steps"] >= 3
+
+
+def test_bfloat16_and_eight_devices(tmp_path, folder):
+    train.main(
+        arguments(
+            tmp_path / "run", folder, "--config.compute_dtype=bfloat16", "--config.steps=5", "--config.evaluate_every=5"
+        )
+    )
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert np.isfinite(lines[-1]["loss"])
+
+
+def test_importing_the_programs_loads_no_other_framework(tmp_path):
+    # Stand-ins, so that an import that only succeeds where they are installed is seen too.
+    for name in ("tensorflow", "torch"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    code = "import sys, ssl_jax.train, ssl_jax.evaluate; print({'tensorflow', 'torch'} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
