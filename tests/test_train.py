@@ -163,7 +163,7 @@ def test_broken_files_are_named_and_do_not_stop_the_run(tmp_path):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["--config.batch_size=100"], "fewer than one batch; use --config.batch_size=32"),
+        (["--config.batch_size=128"], "fewer than one batch; use --config.batch_size=32"),
         (["--config.data.path=/nowhere/at/all"], "/nowhere/at/all"),
         (["--config.model.name=resnet19"], "resnet18"),
         (["--config.augment.view.flip=1.5"], "config.augment.view: flip"),
