@@ -18,8 +18,8 @@ from jax import lax
 
 from ssl_jax.models import conv
 
-# height = width, channels in = out, images
-SHAPES = [(32, 64, 32), (32, 64, 128), (14, 128, 64), (14, 128, 256)]
+# height = width, channels in = out, images: 512 are the two views of a batch of 256
+SHAPES = [(32, 64, 512), (32, 64, 32), (14, 128, 512), (14, 128, 64)]
 KERNEL, PADDING = 3, ((1, 1), (1, 1))
 
 

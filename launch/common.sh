@@ -38,7 +38,8 @@ find_python() {
         "apt-get install python3 python3-venv"
 }
 
-# make_environment REQUIREMENTS: .venv with what the file lists, installed again only when a requirements file has changed.
+# make_environment REQUIREMENTS: .venv with what the file lists, and the clone itself; installed again only
+# when a requirements file has changed.
 make_environment() {
     local python stamp=".venv/installed-$1"
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
@@ -52,7 +53,7 @@ make_environment() {
     fi
     if ! cmp --silent "$stamp" <(cat requirements.txt "$1"); then
         say "installing $1 into .venv (once; JAX and what it needs take 1.3 GB)"
-        .venv/bin/python -m pip install --disable-pip-version-check --requirement "$1"
+        .venv/bin/python -m pip install --disable-pip-version-check --requirement "$1" --editable .
         cat requirements.txt "$1" >"$stamp"
     fi
 }
