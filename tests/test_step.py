@@ -170,15 +170,15 @@ def test_health_is_that_of_the_whole_batch_and_only_on_logged_steps():
 
 
 @functools.cache
-def simclr_losses(mapping, devices, batch_norm="sync"):
+def simclr_losses(mapping, devices, batch_norm="sync", lr=2e-5):
     """Losses of 20 steps of SimCLR with resnet8 on noise images."""
     backbone = models.create("resnet8", batch_norm=batch_norm)
     method = SimCLR(backbone, Run(BATCH, STEPS, STEPS, 1000), temperature=0.5, projector=(16, 8))
     view = Augmentation(size=(16, 16), crop_area=(0.3, 1.0), brightness=0.4, contrast=0.4)
     augment = make_augment([view, view], mean=(0.5,), std=(0.25,))
-    # On noise a step is 0.03 of the loss already; at five times the rate a change of 1e-7 in the weights, on one device,
+    # At five times the rate a change of 1e-7 in the weights, on one device,
     # becomes one of 1e-3 in the loss within 20 steps, and so would rounding.
-    tx = optim.sgd(lambda _: 2e-5, weight_decay=1e-4)
+    tx = optim.sgd(lambda _: lr, weight_decay=1e-4)
     one_step = functools.partial(
         step.train_step, method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=10
     )
@@ -192,10 +192,9 @@ def simclr_losses(mapping, devices, batch_norm="sync"):
         state = jax.tree.map(lambda x: jnp.stack([x] * devices), state)
         place = functools.partial(jax.tree.map, lambda x: x.reshape(devices, -1, *x.shape[1:]))
     history = []
-    for number in range(STEPS):
-        rng = np.random.default_rng(number)
-        # Blocks of 4 pixels, so that crops have something in common.
-        image = np.kron(rng.integers(0, 256, (BATCH, 5, 5, 1)), np.ones((1, 4, 4, 1))).astype(np.uint8)
+    # Blocks of 4 pixels, so that crops have something in common; the same images in each step.
+    image = np.kron(np.random.default_rng(0).integers(0, 256, (BATCH, 5, 5, 1)), np.ones((1, 4, 4, 1))).astype(np.uint8)
+    for _ in range(STEPS):
         batch = {"image": image, "index": np.arange(BATCH, dtype=np.int32), "label": np.full(BATCH, -1, np.int32)}
         state, metrics = mapped(state, place(batch))
         history.append(float(np.ravel(metrics["loss"])[0]))
@@ -205,7 +204,8 @@ def simclr_losses(mapping, devices, batch_norm="sync"):
 @pytest.mark.parametrize("mapping, devices", [("shard_map", 2), ("shard_map", 4), ("shard_map", 8), ("pmap", 4)])
 def test_simclr_over_20_steps_is_the_same_on_any_number_of_devices(mapping, devices):
     expected = simclr_losses("shard_map", 1)
-    assert np.mean(expected[-5:]) < np.mean(expected[:5]) - 0.05
+    # The steps matter, by 20 times what is allowed for below.
+    assert np.abs(expected - simclr_losses("shard_map", 1, lr=0.0)).max() > 0.01
     np.testing.assert_allclose(simclr_losses(mapping, devices), expected, rtol=1e-4)
 
 
