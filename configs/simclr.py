@@ -66,7 +66,7 @@ def cifar_r18() -> ConfigDict:
     )
     # lr 1.0 a 256 images, weight decay 1e-4; 97 steps an epoch, 10 epochs of warm-up.
     lr = 1.0 * config.get_ref("batch_size").to_float() / 256
-    config.optimizer = dict(name="lars", lr=lr, weight_decay=1e-4, warmup_steps=970, final_lr=0.0)
+    config.optimizer = dict(name="lars", lr_in_momentum=True, lr=lr, weight_decay=1e-4, warmup_steps=970, final_lr=0.0)
     config.update(log_every=100, checkpoint_every=2000, evaluate_every=2000)
     return config
 
@@ -109,6 +109,6 @@ def imagenet_r50() -> ConfigDict:
     # batch size's type, and --config.optimizer.lr=0.5 is refused: not an int.
     lr = 0.3 * config.get_ref("batch_size").to_float() / 256
     # 10 epochs of 312 steps.
-    config.optimizer = dict(name="lars", lr=lr, weight_decay=1e-6, warmup_steps=3120, final_lr=0.0)
+    config.optimizer = dict(name="lars", lr_in_momentum=True, lr=lr, weight_decay=1e-6, warmup_steps=3120, final_lr=0.0)
     config.update(log_every=100, checkpoint_every=1000, evaluate_every=3100)
     return config

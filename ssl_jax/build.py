@@ -1,5 +1,6 @@
 """From a config to the things that a program works with. Below this, nothing sees a config object."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,12 +62,22 @@ def augmentations(config: ConfigDict, views: Sequence[str]) -> list[Augmentation
     return [made[name] for name in views]
 
 
-def optimizer(config: ConfigDict, steps: int) -> tuple[optax.GradientTransformation, Callable[[int], float]]:
+def optimizer(
+    config: ConfigDict, steps: int, method: Any
+) -> tuple[optax.GradientTransformation, Callable[[int], float]]:
     """(optimizer, its learning-rate schedule: step -> lr)"""
     options = configs.plain(config.optimizer)
     name = options.pop("name")
-    schedule = optim.warmup_cosine(
-        options.pop("lr"), warmup_steps=options.pop("warmup_steps"), steps=steps, final_lr=options.pop("final_lr")
+    if name not in optim.OPTIMIZERS:
+        raise configs.ConfigError(
+            f"config.optimizer.name={name!r} is unknown; {configs.nearest(name, list(optim.OPTIMIZERS))}"
+        )
+    facts = dict(
+        steps=steps,
+        depth=getattr(method.backbone, "depth", 0),
+        frozen_steps=getattr(method, "frozen_steps", {}),
+        constant_lr=getattr(method, "constant_lr", ()),
     )
-    section = ConfigDict({"name": name, **options})
-    return configs.build(optim.OPTIMIZERS, section, "config.optimizer", schedule), schedule
+    taken = [*inspect.signature(optim.create).parameters, *inspect.signature(optim.OPTIMIZERS[name]).parameters]
+    configs.check_names(options, [key for key in taken if key not in ("name", "options", *facts)], "config.optimizer")
+    return configs.call(optim.create, options, "config.optimizer", name, **facts)

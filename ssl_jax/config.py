@@ -103,7 +103,7 @@ def _check_overrides(argv: Sequence[str]) -> None:
             for depth, key in enumerate(path[1:], start=1):
                 where = ".".join(path[:depth])
                 _require(isinstance(section, ConfigDict), f"{where} is no section; it has the value {section!r}")
-                _check_names([key], list(section), where)
+                check_names([key], list(section), where)
                 section = section[key]
 
 
@@ -132,8 +132,8 @@ def check(config: ConfigDict) -> None:
     for key, template in base_config().items():
         _require(key in config, f"config.{key} is missing; start from ssl_jax.config.base_config()")
         if key in ("data", "online_knn"):
-            _check_names(config[key], list(template), f"config.{key}")
-    _check_names(config, list(base_config()), "config")
+            check_names(config[key], list(template), f"config.{key}")
+    check_names(config, list(base_config()), "config")
     for key in ("batch_size", "log_every", "checkpoint_every", "stop_after_skipped"):
         _require(config[key] >= 1, f"config.{key} must be at least 1, got {config[key]}")
     for key in ("steps", "epochs", "evaluate_every", "seed"):
@@ -177,12 +177,13 @@ def _require(condition: Any, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_names(section: Iterable[str], known: Sequence[str], where: str) -> None:
+def check_names(section: Iterable[str], known: Sequence[str], where: str) -> None:
+    """Raises: ConfigError for the first key that is not known, with the nearest one that is."""
     for key in section:
-        _require(key in known, f"{where} has no key {key!r}; {_nearest(key, known)}")
+        _require(key in known, f"{where} has no key {key!r}; {nearest(key, known)}")
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
 
@@ -192,7 +193,7 @@ def build(table: Mapping[str, Callable[..., Any]], section: ConfigDict, where: s
 
     Raises: ConfigError for an unknown name or key, with the nearest valid one, and for values that it refuses.
     """
-    _require(section.name in table, f"{where}.name={section.name!r} is unknown; {_nearest(section.name, list(table))}")
+    _require(section.name in table, f"{where}.name={section.name!r} is unknown; {nearest(section.name, list(table))}")
     options = {key: plain(value) for key, value in section.items() if key != "name"}
     return call(table[section.name], options, where, *args, **facts)
 
@@ -202,7 +203,7 @@ def call(function: Callable[..., Any], options: Mapping[str, Any], where: str, *
     parameters = inspect.signature(function).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         positional = list(parameters)[: len(args)]
-        _check_names(options, [name for name in parameters if name not in facts and name not in positional], where)
+        check_names(options, [name for name in parameters if name not in facts and name not in positional], where)
     try:
         return function(*args, **facts, **options)
     except (ValueError, TypeError, FileNotFoundError) as error:

@@ -46,7 +46,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     )
     method = build.method(config, facts)
     augmentations = build.augmentations(config, method.views)
-    tx, schedule = build.optimizer(config, facts.steps)
+    tx, schedule = build.optimizer(config, facts.steps, method)
     views = augment.make_augment(augmentations, mean=data.mean, std=data.std)
     run.claim(workdir, config)
 

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -22,7 +23,7 @@ def test_schedule_without_warmup_begins_at_its_peak_and_a_short_run_ends_in_its_
 
 
 def test_lars_scales_weights_by_the_trust_ratio_and_leaves_biases_alone():
-    tx = optim.lars(lambda step: 2.0, weight_decay=0.1, momentum=0.9, trust_coefficient=0.01)
+    tx = optim.lars(lambda step: 2.0, weight_decay=0.1, momentum=0.9, trust_coefficient=0.01, lr_in_momentum=True)
     state = tx.init(PARAMS)
     updates, state = tx.update(GRADS, state, PARAMS)
     g = np.array(GRADS["kernel"]) + 0.1 * np.array(PARAMS["kernel"])
@@ -52,3 +53,91 @@ def test_sgd_decays_everything_as_torch_does():
         buffer = 0.9 * buffer + np.array(GRADS["bias"]) + 0.5 * expected
         expected = expected - 0.1 * buffer
     np.testing.assert_allclose(params["bias"], expected, rtol=1e-6)
+
+
+def run(tx, steps, grads=GRADS, params=PARAMS):
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_lars_with_the_rate_after_the_momentum_as_barlow_twins_code():
+    schedule = lambda step: jnp.asarray([2.0, 0.5])[step]  # noqa: E731  only a changing rate tells the two apart
+    params = run(optim.lars(schedule, weight_decay=0.1, trust_coefficient=0.01, vector_lr_scale=0.25), 2)
+    p, velocity = np.array(PARAMS["kernel"]), np.zeros((2, 2))
+    bias, bias_velocity = np.array(PARAMS["bias"]), np.zeros(2)
+    for lr in (2.0, 0.5):
+        g = np.array(GRADS["kernel"]) + 0.1 * p
+        velocity = 0.9 * velocity + g * 0.01 * np.linalg.norm(p) / np.linalg.norm(g)
+        bias_velocity = 0.9 * bias_velocity + np.array(GRADS["bias"])
+        p, bias = p - lr * velocity, bias - 0.25 * lr * bias_velocity
+    np.testing.assert_allclose(params["kernel"], p, rtol=1e-5)
+    np.testing.assert_allclose(params["bias"], bias, rtol=1e-5)
+
+
+def test_larc_adapts_and_decays_every_leaf():
+    params = run(optim.lars(lambda _: 1.0, weight_decay=0.1, trust_coefficient=0.01, exclude_vectors=False), 1)
+    g = np.array(GRADS["bias"]) + 0.1 * np.array(PARAMS["bias"])
+    np.testing.assert_allclose(params["bias"], np.array(PARAMS["bias"]) - 0.01 * 2.0 * g / np.linalg.norm(g), rtol=1e-5)
+
+
+def create(**options):
+    return optim.create("sgd", **{"lr": 0.1, "warmup_steps": 0, "steps": 10, "momentum": 0.0, **options})[0]
+
+
+def test_a_frozen_leaf_does_not_move_nor_gather_momentum():
+    tx = create(frozen_steps={"ker": 2}, weight_decay=0.5, momentum=0.9, final_lr=0.1)
+    np.testing.assert_array_equal(run(tx, 2)["kernel"], PARAMS["kernel"])
+    assert not np.array_equal(run(tx, 2)["bias"], PARAMS["bias"])
+    free = run(create(weight_decay=0.5, momentum=0.9, final_lr=0.1), 1)
+    np.testing.assert_allclose(run(tx, 3)["kernel"], free["kernel"], rtol=1e-6)  # its third step is like a first
+
+
+def test_a_constant_rate_for_some_leaves():
+    moved = run(create(constant_lr=("bias",)), 10)
+    np.testing.assert_allclose(moved["bias"], np.array(PARAMS["bias"]) - 10 * 0.1 * np.array(GRADS["bias"]), rtol=1e-5)
+    mean_rate = np.mean([0.05 * (1 + np.cos(np.pi * t / 10)) for t in range(10)])
+    expected = np.array(PARAMS["kernel"]) - 10 * mean_rate * np.array(GRADS["kernel"])
+    np.testing.assert_allclose(moved["kernel"], expected, rtol=1e-5)
+
+
+def test_clipping_of_the_whole_gradient_and_of_each_leaf():
+    moved = run(create(clip_norm=0.1, final_lr=0.1), 1)
+    norm = np.sqrt(0.5**2 + 0.25**2)
+    np.testing.assert_allclose(moved["bias"][0], 2.0 - 0.1 * 0.25 * 0.1 / norm, rtol=1e-6)
+    moved = run(create(clip_each=0.3, final_lr=0.1), 1)
+    np.testing.assert_allclose(moved["bias"][0], 2.0 - 0.1 * 0.25, rtol=1e-6)  # below the limit
+    np.testing.assert_allclose(moved["kernel"][0, 1], -0.1 * 0.3, rtol=1e-6)
+
+
+def test_weight_decay_goes_by_a_cosine_to_its_last_value():
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    tx = create(weight_decay=0.2, final_weight_decay=0.6, final_lr=0.1)
+    decays = [0.6 - 0.4 * 0.5 * (1 + np.cos(np.pi * t / 10)) for t in range(4)]
+    np.testing.assert_allclose(run(tx, 4, zero)["bias"][0], 2.0 * np.prod([1 - 0.1 * d for d in decays]), rtol=1e-5)
+
+
+def test_layer_decay_scales_a_vits_blocks():
+    names = ("patch_embed", "blocks_0", "blocks_1", "norm")
+    params = {"backbone": {name: {"w": jnp.ones(1)} for name in names}}
+    moved = run(create(layer_decay=0.5, depth=2, final_lr=0.1), 1, params, params)["backbone"]
+    steps = [float(1.0 - moved[name]["w"][0]) for name in names]
+    np.testing.assert_allclose(steps, [0.1 / 8, 0.1 / 4, 0.1 / 2, 0.1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"clip_norm": 0.0}, {"clip_each": -1.0}, {"layer_decay": 0.0}])
+def test_numbers_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        create(**options)
+
+
+def test_schedules_of_other_numbers():
+    np.testing.assert_allclose([optim.cosine(0.9, 1.0, t, 100) for t in (0, 50, 100, 150)], [0.9, 0.95, 1.0, 1.0])
+    np.testing.assert_allclose([optim.linear(0.04, 0.07, t, 30) for t in (0, 10, 30, 99)], [0.04, 0.05, 0.07, 0.07])
+    np.testing.assert_allclose(optim.linear(0.04, 0.07, 0, 0), 0.07)
+
+
+def test_ema():
+    np.testing.assert_allclose(optim.ema({"a": jnp.ones(2)}, {"a": jnp.zeros(2)}, 0.75)["a"], 0.75)

@@ -133,8 +133,10 @@ def make_augment(
 
     It is pure, and works on all of a batch or on one device's share of it. Its `batch` has "index" [batch] and either
     "image", uint8 [batch, height, width, channels], which it crops, or "crops", a tuple with uint8 [batch, *size,
-    channels] for each view, which the host has cropped; in their place it returns "views": a tuple of float32 [batch,
-    *size, channels], normalized by the channels' `mean` and `std`. `rng` is the step's.
+    channels] for each view, which the host has cropped, with "boxes", a tuple of float32 [batch, 4]. In their place it
+    returns "views": a tuple of float32 [batch, *size, channels], normalized by the channels' `mean` and `std`; and
+    "boxes": a tuple of float32 [batch, 5], where each view lies in its image: top, left, height and width as shares of
+    the image's sides, and 1 where it is mirrored, else 0. `rng` is the step's.
 
     It raises ValueError, when traced, if an augmentation does not fit the images (see `Augmentation.check`).
     """
@@ -144,12 +146,15 @@ def make_augment(
         batch = dict(batch)
         cropped = "crops" in batch
         images = batch.pop("crops") if cropped else (batch.pop("image"),) * len(augmentations)
-        views = []
-        for number, (augmentation, image) in enumerate(zip(augmentations, images, strict=True)):
+        host_boxes = batch.pop("boxes") if cropped else (None,) * len(augmentations)
+        views, boxes = [], []
+        for number, (augmentation, image, box) in enumerate(zip(augmentations, images, host_boxes, strict=True)):
             augmentation.check(image.shape[-1])
             one = functools.partial(random_view, augmentation=augmentation, cropped=cropped)
-            views.append(normalize(jax.vmap(one)(_keys(rng, batch["index"], number), image), mean, std))
-        return batch | {"views": tuple(views)}
+            view, new_box = jax.vmap(one)(_keys(rng, batch["index"], number), image)
+            views.append(normalize(view, mean, std))
+            boxes.append(new_box if box is None else new_box.at[:, :4].set(box))
+        return batch | {"views": tuple(views), "boxes": tuple(boxes)}
 
     return augment
 
@@ -178,11 +183,14 @@ def random_view(
     *,
     augmentation: Augmentation,
     cropped: bool = False,
-) -> Float[Array, "new_height new_width channels"]:
-    """One random view, in 0..1, of an image; `cropped` says that it is of the view's size because it is a crop."""
+) -> tuple[Float[Array, "new_height new_width channels"], Float[Array, "5"]]:
+    """One random view, in 0..1, of an image, and its box (see `make_augment`) in it.
+
+    `cropped` says that the image is of the view's size because it is a crop.
+    """
     draws = _draw(key)
     image = _unit_range(image).transpose(2, 0, 1)
-    image = _flip(image, draws, augmentation) if cropped else _crop_and_flip(image, draws, augmentation)
+    image, box = (_flip if cropped else _crop_and_flip)(image, draws, augmentation)
     image = _jitter(image, draws, augmentation)
     if augmentation.grayscale:
         image = jnp.where(draws["grayscale"] < augmentation.grayscale, color.luma(image), image)
@@ -191,7 +199,7 @@ def random_view(
     if augmentation.solarize:
         solarized = color.solarize(image, augmentation.solarize_threshold)
         image = jnp.where(draws["solarize"] < augmentation.solarize, solarized, image)
-    return image.transpose(1, 2, 0)
+    return image.transpose(1, 2, 0), box
 
 
 def _keys(rng: Key[Array, ""], index: Int[Array | np.ndarray, "batch"], number: int) -> Key[Array, "batch"]:
@@ -207,23 +215,23 @@ def _draw(key: Key[Array, ""]) -> Draws:
 
 def _crop_and_flip(
     image: Image, draws: Draws, augmentation: Augmentation
-) -> Float[Array, "channels new_height new_width"]:
+) -> tuple[Float[Array, "channels new_height new_width"], Float[Array, "5"]]:
     _, height, width = image.shape
-    top, left, box_height, box_width = resample.random_box(
-        draws["crop"], image_size=(height, width), crop=augmentation.crop
-    )
+    box = resample.random_box(draws["crop"], image_size=(height, width), crop=augmentation.crop)
+    top, left, box_height, box_width = box
     resize = functools.partial(resample.interpolation_matrix, interpolation=augmentation.interpolation)
     flipped = draws["flip"] < augmentation.flip
     rows = resize(top, box_height, old=height, new=augmentation.size[0])
     columns = resize(left, box_width, old=width, new=augmentation.size[1], reverse=flipped)
     image = resample.separable(image, rows, columns)
-    return jnp.clip(image, 0.0, 1.0)  # the cubic kernel overshoots
+    shares = box / np.array([height, width, height, width], np.float32)
+    return jnp.clip(image, 0.0, 1.0), jnp.append(shares, flipped)  # the cubic kernel overshoots
 
 
-def _flip(image: Image, draws: Draws, augmentation: Augmentation) -> Image:
-    if not augmentation.flip:
-        return image
-    return jnp.where(draws["flip"] < augmentation.flip, image[:, :, ::-1], image)
+def _flip(image: Image, draws: Draws, augmentation: Augmentation) -> tuple[Image, Float[Array, "5"]]:
+    flipped = draws["flip"] < augmentation.flip
+    whole = jnp.append(jnp.array([0.0, 0.0, 1.0, 1.0]), flipped)
+    return jnp.where(flipped, image[:, :, ::-1], image), whole
 
 
 ADJUSTMENTS = {

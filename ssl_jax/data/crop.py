@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 CROP_TRIES = 10  # torchvision's
 OPENCV_CHANNELS = 4  # that it resizes at most
@@ -47,9 +47,12 @@ class RandomCrop:
 
 def random_crop(
     image: UInt8[np.ndarray, "height width channels"], crop: RandomCrop, rng: np.random.Generator
-) -> UInt8[np.ndarray, "crop_height crop_width channels"]:
-    top, left, h, w = crop.box(image.shape[0], image.shape[1], rng)
-    return _resize(image[top : top + h, left : left + w], crop.size)
+) -> tuple[UInt8[np.ndarray, "crop_height crop_width channels"], Float32[np.ndarray, "4"]]:
+    """(the crop, its top, left, height and width as shares of the image's sides)."""
+    height, width = image.shape[:2]
+    top, left, h, w = crop.box(height, width, rng)
+    box = np.array([top / height, left / width, h / height, w / width], np.float32)
+    return _resize(image[top : top + h, left : left + w], crop.size), box
 
 
 def center_crop(

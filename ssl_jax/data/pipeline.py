@@ -55,8 +55,8 @@ def train_batches(
     Images that cannot be decoded are left out.
 
     A larger set is decoded anew for each batch, and the views are cropped here, from the whole images:
-    {"crops": (uint8 [rows, *size, channels] for each view), "index", "label"}. Instead of an image that cannot be
-    decoded comes another.
+    {"crops": (uint8 [rows, *size, channels] for each view), "boxes": (float32 [rows, 4] for each view, see
+    `random_crop`), "index", "label"}. Instead of an image that cannot be decoded comes another.
 
     "index" is the image's in `source`; "label" is -1 for an image without one.
 
@@ -219,23 +219,26 @@ class _Reader:
         return {"image": np.stack(images), "index": np.array(kept, np.int32), "label": np.array(labels, np.int32)}
 
     def read_crops(self, indices: Sequence[int], crops: Sequence[RandomCrop], seed: int, step: int) -> Batch:
-        """{"crops", "index", "label"}. Raises: ValueError if one image after the other cannot be decoded."""
+        """{"crops", "boxes", "index", "label"}. Raises: ValueError if one image after the other cannot be decoded."""
 
-        def row(index: int) -> tuple[list[np.ndarray], int, int]:
+        def row(index: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], int, int]:
             for attempt in range(MAX_REPLACEMENTS):
                 if (found := self._read(index)) is not None:
                     image, label = found
                     rngs = (_crop_rng(seed, step, index, view) for view in range(len(crops)))
-                    return [random_crop(image, crop, rng) for crop, rng in zip(crops, rngs, strict=True)], index, label
+                    made = [random_crop(image, crop, rng) for crop, rng in zip(crops, rngs, strict=True)]
+                    views, boxes = zip(*made, strict=True)
+                    return views, boxes, index, label
                 index = int(np.random.default_rng((seed, step, index, attempt)).integers(len(self._source)))
             name, reason = next(reversed(self.skipped.items()))
             raise ValueError(
                 f"{MAX_REPLACEMENTS} images drawn one after the other cannot be decoded; one of them, {name}: {reason}"
             )
 
-        views, used, labels = zip(*self._map(row, indices), strict=True)
+        views, boxes, used, labels = zip(*self._map(row, indices), strict=True)
         return {
             "crops": tuple(np.stack(view) for view in zip(*views, strict=True)),
+            "boxes": tuple(np.stack(box) for box in zip(*boxes, strict=True)),
             "index": np.array(used, np.int32),
             "label": np.array(labels, np.int32),
         }

@@ -56,7 +56,7 @@ def unit(channels):
 def many_views(image, augmentation, n=4000):
     """float32 [n, height, width, channels] in 0..1: views of one image by n keys."""
     keys = jax.random.split(jax.random.key(0), n)
-    return np.asarray(jax.jit(jax.vmap(lambda key: random_view(key, image, augmentation=augmentation)))(keys))
+    return np.asarray(jax.jit(jax.vmap(lambda key: random_view(key, image, augmentation=augmentation)[0]))(keys))
 
 
 # torchvision's luma has .2989 for red where ours has .299: 1e-4 * the red, here times up to 1 (contrast 1.7: 0.7).
@@ -168,7 +168,7 @@ def test_where_nothing_is_random_the_view_is_the_image(channels):
     mean, std = tuple(np.linspace(0.3, 0.5, channels)), tuple(np.linspace(0.2, 0.3, channels))
     augmentations = [Augmentation((12, 12), **PLAIN), Augmentation((12, 12), **PLAIN | {"flip": 1.0})]
     result = jax.jit(make_augment(augmentations, mean=mean, std=std))(jax.random.key(0), batch)
-    assert set(result) == {"views", "index", "label"}
+    assert set(result) == {"boxes", "views", "index", "label"}
     expected = (images / 255 - mean) / std
     np.testing.assert_allclose(result["views"][0], expected, atol=1e-5)
     np.testing.assert_allclose(result["views"][1], expected[:, :, ::-1], atol=1e-5)
@@ -186,7 +186,11 @@ def test_crops_of_the_host_are_only_flipped():
     crops = tuple(random_images(2, *size, 3) for size in [(12, 10), (6, 6)])
     augmentations = [Augmentation((12, 10), flip=1.0), Augmentation((6, 6), flip=0.0)]
     augmented = jax.jit(make_augment(augmentations, **unit(3)))
-    views = augmented(jax.random.key(0), {"crops": crops, "index": jnp.arange(2)})["views"]
+    boxes = (jnp.full((2, 4), 0.25), jnp.full((2, 4), 0.5))
+    made = augmented(jax.random.key(0), {"crops": crops, "boxes": boxes, "index": jnp.arange(2)})
+    views = made["views"]
+    np.testing.assert_array_equal(made["boxes"][0], [[0.25, 0.25, 0.25, 0.25, 1.0]] * 2)
+    np.testing.assert_array_equal(made["boxes"][1], [[0.5, 0.5, 0.5, 0.5, 0.0]] * 2)
     np.testing.assert_allclose(views[0], crops[0][:, :, ::-1] / 255, atol=1e-6)
     np.testing.assert_allclose(views[1], crops[1] / 255, atol=1e-6)
 
@@ -330,7 +334,8 @@ def test_devices_make_the_views_that_one_makes(two_views):
 def test_what_is_off_costs_nothing(off, host):
     def program(augmentation):
         images = jnp.zeros((4, 8, 8, 3), jnp.uint8)
-        batch = {"index": jnp.arange(4)} | ({"crops": (images,)} if host else {"image": images})
+        given = {"crops": (images,), "boxes": (jnp.zeros((4, 4)),)} if host else {"image": images}
+        batch = {"index": jnp.arange(4)} | given
         return str(jax.make_jaxpr(make_augment([augmentation], **unit(3)))(jax.random.key(0), batch))
 
     plain = Augmentation((8, 8), flip=0.0)
@@ -402,3 +407,19 @@ def test_normalize(image, expected):
 def test_normalize_refuses_numbers_for_other_channels(mean, std):
     with pytest.raises(ValueError, match="images of 3 channels"):
         normalize(np.zeros((1, 2, 2, 3), np.uint8), mean, std)
+
+
+def test_boxes_say_where_a_view_lies_in_its_image():
+    """On an image whose pixels are their own coordinates, a view's mean is its box's middle, its ends the box's."""
+    row, column = np.meshgrid(np.arange(64), np.arange(48), indexing="ij")
+    image = jnp.asarray(np.stack([row / 64, column / 48], axis=-1) + [0.5 / 64, 0.5 / 48], jnp.float32)
+    augmentation = Augmentation((16, 16), crop_area=(0.1, 1.0), flip=0.5, jitter=0.0)
+    keys = jax.random.split(jax.random.key(0), 50)
+    views, boxes = jax.jit(jax.vmap(lambda key: random_view(key, image, augmentation=augmentation)))(keys)
+    top, left, height, width, flipped = np.asarray(boxes).T
+    rows, columns = np.asarray(views[..., 0]), np.asarray(views[..., 1])
+    np.testing.assert_allclose(rows.mean(axis=(1, 2)), top + height / 2, atol=0.01)
+    np.testing.assert_allclose(columns.mean(axis=(1, 2)), left + width / 2, atol=0.01)
+    np.testing.assert_allclose(rows[:, 12].mean(axis=1) - rows[:, 3].mean(axis=1), height * 9 / 16, atol=0.01)
+    np.testing.assert_array_equal(columns[:, 0, 0] > columns[:, 0, -1], flipped == 1.0)
+    assert 10 < flipped.sum() < 40

@@ -51,7 +51,7 @@ def test_where_no_try_fits_the_largest_centered_box(image, box):
 def test_the_whole_image():
     crop = RandomCrop((4, 4), area=(1.0, 1.0), aspect=(1.0, 1.0))
     image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
-    np.testing.assert_array_equal(random_crop(image, crop, np.random.default_rng(0)), image)
+    np.testing.assert_array_equal(random_crop(image, crop, np.random.default_rng(0))[0], image)
 
 
 def test_a_crop_shows_its_box():
@@ -60,7 +60,7 @@ def test_a_crop_shows_its_box():
     crop = RandomCrop((16, 24), area=(0.2, 0.5), aspect=(0.9, 1.1))
     for seed in range(20):
         top, left, height, width = crop.box(200, 250, np.random.default_rng(seed))
-        shown = random_crop(image, crop, np.random.default_rng(seed)).astype(float)
+        shown = random_crop(image, crop, np.random.default_rng(seed))[0].astype(float)
         # Pixel i of n covers [i, i + 1] / n of the box, whose pixel k stands for [k, k + 1].
         rows = top + (np.arange(16) + 0.5) * height / 16 - 0.5
         columns = left + (np.arange(24) + 0.5) * width / 24 - 0.5
@@ -108,4 +108,4 @@ def test_any_number_of_channels(channels):
     image = np.full((9, 7, channels), np.arange(channels) * 40, np.uint8)
     crop = RandomCrop((4, 4), (0.3, 1.0), (0.5, 2.0))
     np.testing.assert_array_equal(center_crop(image, (4, 6)), image[:4, :6])
-    assert random_crop(image, crop, np.random.default_rng(0)).shape == (4, 4, channels)
+    assert random_crop(image, crop, np.random.default_rng(0))[0].shape == (4, 4, channels)
