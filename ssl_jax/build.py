@@ -12,6 +12,7 @@ from ssl_jax import config as configs
 from ssl_jax import models, optim
 from ssl_jax.data import sources
 from ssl_jax.data.augment import Augmentation
+from ssl_jax.data.masks import Mask
 from ssl_jax.methods import METHODS, Run
 
 
@@ -60,6 +61,21 @@ def augmentations(config: ConfigDict, views: Sequence[str]) -> list[Augmentation
         made[name] = configs.call(Augmentation, configs.plain(options), f"config.augment.{name}")
         configs.call(made[name].check, {}, f"config.augment.{name}", config.data.channels)
     return [made[name] for name in views]
+
+
+def masks(config: ConfigDict, method: Any) -> list[Mask | None]:
+    """One for each of the method's views, None for those that it does not want masked."""
+    masked = getattr(method, "masked", ())
+    if bool(masked) != bool(config.mask):
+        wants = f"wants config.mask for its views {masked}" if masked else "takes no config.mask"
+        raise configs.ConfigError(f"method {config.method.name} {wants}, got {configs.plain(config.mask)}")
+    if not masked:
+        return [None] * len(method.views)
+    options = configs.plain(config.mask)
+    mask = configs.call(Mask, options, "config.mask", patch_size=method.backbone.patch_size)
+    for name in masked:
+        configs.call(mask.grid, {}, f"config.mask of config.augment.{name}", config.augment[name].size)
+    return [mask if name in masked else None for name in method.views]
 
 
 def optimizer(

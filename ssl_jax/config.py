@@ -48,6 +48,7 @@ def base_config() -> ConfigDict:
             model=dict(name="resnet8"),
             method=dict(name=""),
             augment=dict(),  # one entry for each kind of view that the method declares
+            mask=dict(),  # for methods that mask patches: see data/masks.py
             optimizer=dict(name="adamw", lr=0.0, weight_decay=0.0, warmup_steps=0, final_lr=0.0),
             log_every=50,
             checkpoint_every=500,

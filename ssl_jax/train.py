@@ -46,8 +46,9 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     )
     method = build.method(config, facts)
     augmentations = build.augmentations(config, method.views)
+    masks = build.masks(config, method)
     tx, schedule = build.optimizer(config, facts.steps, method)
-    views = augment.make_augment(augmentations, mean=data.mean, std=data.std)
+    views = augment.make_augment(augmentations, mean=data.mean, std=data.std, masks=masks)
     run.claim(workdir, config)
 
     mesh = parallel.make_mesh()

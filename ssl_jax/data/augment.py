@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from ssl_jax.data import color, resample
 from ssl_jax.data.crop import CROP_TRIES, RandomCrop
+from ssl_jax.data.masks import Mask, random_masks
 
 Image = Float[Array, "channels height width"]
 Draws = dict[str, Float[Array, "..."]]
@@ -127,7 +128,11 @@ class Augmentation:
 
 
 def make_augment(
-    augmentations: Sequence[Augmentation], *, mean: Sequence[float], std: Sequence[float]
+    augmentations: Sequence[Augmentation],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    masks: Sequence[Mask | None] = (),
 ) -> Callable[[Any, dict[str, Any]], dict[str, Any]]:
     """The function `augment(rng, batch) -> batch` that makes one view of every image by each of `augmentations`.
 
@@ -136,11 +141,13 @@ def make_augment(
     channels] for each view, which the host has cropped, with "boxes", a tuple of float32 [batch, 4]. In their place it
     returns "views": a tuple of float32 [batch, *size, channels], normalized by the channels' `mean` and `std`; and
     "boxes": a tuple of float32 [batch, 5], where each view lies in its image: top, left, height and width as shares of
-    the image's sides, and 1 where it is mirrored, else 0. `rng` is the step's.
+    the image's sides, and 1 where it is mirrored, else 0; and "masks": a tuple of bool [batch, patches], True where a
+    patch is masked, one for each view whose entry of `masks` is not None. `rng` is the step's.
 
     It raises ValueError, when traced, if an augmentation does not fit the images (see `Augmentation.check`).
     """
     augmentations = tuple(augmentations)
+    masks = tuple(masks) or (None,) * len(augmentations)
 
     def augment(rng: Key[Array, ""], batch: dict[str, Any]) -> dict[str, Any]:
         batch = dict(batch)
@@ -154,7 +161,12 @@ def make_augment(
             view, new_box = jax.vmap(one)(_keys(rng, batch["index"], number), image)
             views.append(normalize(view, mean, std))
             boxes.append(new_box if box is None else new_box.at[:, :4].set(box))
-        return batch | {"views": tuple(views), "boxes": tuple(boxes)}
+        made = [
+            random_masks(_keys(rng, batch["index"], len(views) + number), augmentations[number].size, mask)
+            for number, mask in enumerate(masks)
+            if mask is not None
+        ]
+        return batch | {"views": tuple(views), "boxes": tuple(boxes), "masks": tuple(made)}
 
     return augment
 

@@ -7,13 +7,16 @@ state["teacher"] = {"params": ..., "batch_stats": ...}.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Key
+
+from ssl_jax import optim
 
 Networks = Mapping[str, nn.Module]
 Variables = dict[str, Any]
@@ -77,9 +80,7 @@ def forward(
     """`x` through the networks in training mode -> ({name: its output}, new batch_stats)."""
     outputs, batch_stats = {}, dict(batch_stats)
     for name, module in networks.items():
-        x, batch_stats[name] = train_apply(
-            module, params[name], batch_stats[name], x, axis_name=axis_name, rng=rng
-        )
+        x, batch_stats[name] = train_apply(module, params[name], batch_stats[name], x, axis_name=axis_name, rng=rng)
         outputs[name] = x
     return outputs, batch_stats
 
@@ -110,9 +111,85 @@ def forward_views(
     return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts), batch_stats
 
 
-def select(variables: Variables, networks: Networks) -> Variables:
-    """The parts of `variables` that belong to `networks`."""
-    return {name: variables[name] for name in networks}
+def select(variables: Variables, names: Iterable[str]) -> Variables:
+    """The parts of `variables` of these networks."""
+    return {name: variables[name] for name in names}
+
+
+def make_teacher(networks: Networks, params: Variables, batch_stats: Variables) -> Variables:
+    """A copy of `networks` for the state, to be moved by `move_teacher`."""
+    copy = jax.tree.map(jnp.copy, {"params": select(params, networks), "batch_stats": select(batch_stats, networks)})
+    return copy
+
+
+def forward_teacher(
+    networks: Networks,
+    teacher: Variables,
+    views: Sequence[Float[Array, "batch _ _ channels"]],
+    *,
+    axis_name: str | None,
+    together: bool,
+    shuffle: Key[Array, ""] | None = None,
+) -> tuple[dict[str, Float[Array, "views batch ..."]], Variables]:
+    """As `forward_views`, without gradient -> (outputs, the teacher with new BatchNorm statistics).
+
+    BatchNorm uses its batch's statistics, as in training; stochastic depth is off. `shuffle`: the rows of the global
+    batch go through the networks in a random order, and are put back.
+    """
+    networks = {name: without_drop_path(module) for name, module in networks.items()}
+    order = None
+    if shuffle is not None:
+        order = jax.random.permutation(shuffle, num_rows(views[0], axis_name))
+        views = [take_rows(x, order, axis_name) for x in views]
+    outputs, batch_stats = forward_views(
+        networks, teacher["params"], teacher["batch_stats"], views, axis_name=axis_name, together=together
+    )
+    if order is not None:
+        back = jnp.argsort(order)
+        outputs = {name: jax.vmap(lambda x: take_rows(x, back, axis_name))(x) for name, x in outputs.items()}
+    return lax.stop_gradient(outputs), {**teacher, "batch_stats": lax.stop_gradient(batch_stats)}
+
+
+def move_teacher(teacher: Variables, params: Variables, decay: Any) -> Variables:
+    """After the optimizer: the teacher's weights averaged with those that the next step starts from."""
+    return {**teacher, "params": optim.ema(teacher["params"], select(params, teacher["params"]), decay)}
+
+
+def without_drop_path(module: nn.Module) -> nn.Module:
+    return module.clone(drop_path=0.0) if hasattr(module, "drop_path") else module
+
+
+def num_rows(x: Any, axis_name: str | None) -> int:
+    """Rows of the global batch."""
+    return len(x) * (1 if axis_name is None else lax.axis_size(axis_name))
+
+
+def take_rows(x: Any, order: Any, axis_name: str | None) -> Any:
+    """This device's share of the global batch's rows in the given order."""
+    if axis_name is None:
+        return x[order]
+    mine = lax.dynamic_slice_in_dim(order, lax.axis_index(axis_name) * len(x), len(x))
+    return lax.all_gather(x, axis_name, tiled=True)[mine]
+
+
+def check_share(method: Any, *names: str) -> None:
+    """Raises: ValueError for the first of the method's fields `names` that is not in 0..1."""
+    for name in names:
+        if not 0.0 <= getattr(method, name) <= 1.0:
+            raise ValueError(f"{name} must be in 0..1, got {getattr(method, name)}")
+
+
+def check_queue(run: Run, queue_size: int, name: str = "queue_size") -> None:
+    """Raises: ValueError for a queue that batches do not fill evenly, or that is longer than the data set."""
+    if queue_size % run.batch_size:
+        nearest = max(round(queue_size / run.batch_size), 1) * run.batch_size
+        raise ValueError(f"{name}={queue_size} is no multiple of batch_size={run.batch_size}; use {nearest}")
+    if queue_size > run.num_images:
+        most = run.num_images // run.batch_size * run.batch_size
+        raise ValueError(
+            f"{name}={queue_size} is longer than the data set of {run.num_images} images, so that a key's own image "
+            f"would be among its negatives; use {most} or less"
+        )
 
 
 def check_positive(method: Any, *names: str) -> None:

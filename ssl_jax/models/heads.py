@@ -1,7 +1,11 @@
 """Projectors and predictors."""
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from ssl_jax.models._options import DTYPES, check_choice
@@ -14,13 +18,15 @@ OUTPUT_NORMS = {
     "scale": {"use_bias": False},
     "plain": {"use_scale": False, "use_bias": False},
 }
+ACTIVATIONS = {"relu": nn.relu, "gelu": functools.partial(nn.gelu, approximate=False)}
 
 
 class MLP(nn.Module):
-    """h [batch, features] -> linear layers of the given widths, ReLUs between them -> [batch, widths[-1]], float32.
+    """h [..., features] -> linear layers of the given widths, ReLUs between them -> [..., widths[-1]], float32.
 
-    hidden_norm: BatchNorm before each ReLU. output_norm: BatchNorm at the end, "none", "full" (scale and offset),
+    hidden_norm: BatchNorm before each activation. output_norm: BatchNorm at the end, "none", "full" (scale and offset),
       "scale" (no offset) or "plain" (neither).
+    activation: between the layers, "relu" or "gelu".
     hidden_bias, output_bias: of the linear layers before a ReLU, and of the last one. A bias before BatchNorm has no
       effect but through weight decay.
     batch_norm, batch_norm_groups: see norm.BatchNorm. dtype: of the computation, "float32" or "bfloat16".
@@ -38,14 +44,17 @@ class MLP(nn.Module):
     widths: tuple[int, ...]
     hidden_norm: bool = True
     output_norm: str = "none"
+    activation: str = "relu"
     hidden_bias: bool = False
     output_bias: bool = False
     batch_norm: str = "sync"
     batch_norm_groups: int = 1
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
     dtype: str = "float32"
 
     def __post_init__(self):
         check_choice("output_norm", self.output_norm, OUTPUT_NORMS)
+        check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("dtype", self.dtype, DTYPES)
         check_options(self.batch_norm, self.batch_norm_groups)
         if not self.widths or min(self.widths) < 1:
@@ -58,17 +67,81 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, h: Float[Array, "batch features"], train: bool = False, axis_name: str | None = None
-    ) -> Float[Array, "batch dim"]:
+        self, h: Float[Array, "batch *positions features"], train: bool = False, axis_name: str | None = None
+    ) -> Float[Array, "batch *positions dim"]:
         dtype = jnp.dtype(self.dtype)
         norm = {"kind": self.batch_norm, "groups": self.batch_norm_groups, "dtype": dtype}
         for width in self.widths[:-1]:
-            h = nn.Dense(width, use_bias=self.hidden_bias, dtype=dtype)(h)
+            h = nn.Dense(width, use_bias=self.hidden_bias, kernel_init=self.kernel_init, dtype=dtype)(h)
             if self.hidden_norm:
                 h = BatchNorm(**norm)(h, train, axis_name)
-            h = nn.relu(h)
-        h = nn.Dense(self.widths[-1], use_bias=self.output_bias, dtype=dtype)(h)
+            h = ACTIVATIONS[self.activation](h)
+        h = nn.Dense(self.widths[-1], use_bias=self.output_bias, kernel_init=self.kernel_init, dtype=dtype)(h)
         output_norm = OUTPUT_NORMS[self.output_norm]
         if output_norm is not None:
             h = BatchNorm(**norm, **output_norm)(h, train, axis_name)
         return h.astype(jnp.float32)
+
+
+class DINOHead(nn.Module):
+    """h [..., features] -> MLP with GELUs -> unit vectors [..., bottleneck] -> scores [..., prototypes], float32.
+
+    Each prototype is a unit vector, w / |w| in the forward pass (weight normalization of gain 1, through which the
+    gradient goes), so the scores are cosines; with trainable_gain times a gain for each.
+
+    hidden: widths of the layers before the bottleneck. batch_norm: before each GELU (the authors' for ResNets).
+    Source: Caron et al. 2021, arXiv:2104.14294, appendix C; trainable_gain: DINOv2's, arXiv:2304.07193.
+    """
+
+    prototypes: int
+    hidden: tuple[int, ...] = (2048, 2048)
+    bottleneck: int = 256
+    batch_norm: bool = False
+    trainable_gain: bool = False
+
+    @nn.compact
+    def __call__(
+        self, h: Float[Array, "batch *positions features"], train: bool = False, axis_name: str | None = None
+    ) -> Float[Array, "batch *positions prototypes"]:
+        widths = (*self.hidden, self.bottleneck)
+        mlp = MLP(
+            widths,
+            hidden_norm=self.batch_norm,
+            activation="gelu",
+            hidden_bias=not self.batch_norm,
+            output_bias=True,
+            kernel_init=nn.initializers.truncated_normal(0.02),
+            name="mlp",
+        )
+        z = unit(mlp(h, train=train, axis_name=axis_name))
+        return Prototypes(self.prototypes, normalized=True, gain=self.trainable_gain, name="last")(z)
+
+
+class Prototypes(nn.Module):
+    """z [..., dim] -> scores [..., count] of it with each prototype.
+
+    normalized: prototypes are unit vectors, w / |w|, and the gradient goes through that. gain: times a trainable number
+    for each, 1 at first.
+    """
+
+    count: int
+    normalized: bool = True
+    gain: bool = False
+
+    @nn.compact
+    def __call__(
+        self, z: Float[Array, "batch *positions dim"], train: bool = False, axis_name: str | None = None
+    ) -> Float[Array, "batch *positions count"]:
+        kernel = self.param("kernel", nn.initializers.normal(z.shape[-1] ** -0.5), (z.shape[-1], self.count))
+        if self.normalized:
+            kernel = unit(kernel.T).T
+        scores = z.astype(jnp.float32) @ kernel
+        if self.gain:
+            scores *= self.param("gain", nn.initializers.ones, (self.count,))
+        return scores
+
+
+def unit(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+    """x / |x|, float32; finite, with its gradient, at 0."""
+    x = x.astype(jnp.float32)
+    return x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)

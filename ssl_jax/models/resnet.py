@@ -58,14 +58,19 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
-    ) -> Float[Array, "batch dim"]:
+        self,
+        images: Float[Array, "batch height width channels"],
+        train: bool = False,
+        axis_name: str | None = None,
+        pool: bool = True,
+    ) -> Float[Array, "batch *map dim"]:
+        """[batch, dim], or without `pool` the feature map [batch, height', width', dim]."""
         dtype = jnp.dtype(self.dtype)
-        size, stride, pool = STEMS[self.stem]
+        size, stride, max_pool = STEMS[self.stem]
         norm = {"kind": self.batch_norm, "groups": self.batch_norm_groups, "dtype": dtype}
         x = convolution(self.stage_width(0), size, stride, dtype, "conv1")(images.astype(dtype))
         x = nn.relu(BatchNorm(**norm, name="bn1")(x, train, axis_name))
-        if pool:
+        if max_pool:
             # Its annotation has strings alone; it takes what lax.reduce_window takes.
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         for stage, blocks in enumerate(self.stages):
@@ -78,7 +83,7 @@ class ResNet(nn.Module):
                     norm=norm,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train, axis_name)
-        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32) if pool else x.astype(jnp.float32)
 
 
 class Block(nn.Module):

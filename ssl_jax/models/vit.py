@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ssl_jax.models._options import DTYPES, check_choice
 from ssl_jax.models.conv import Conv
 
-POOLS = ("cls", "mean")
+POOLS = ("cls", "mean", "norm_mean")
 POSITIONS = ("learned", "sincos")
 
 weight_init = nn.initializers.truncated_normal(0.02)
@@ -29,7 +29,10 @@ class ViT(nn.Module):
     image_size: (height, width), or the side of a square; what learned positions are made for. On images of another
       size they are interpolated.
     positions: "learned", or "sincos": fixed, built for whatever grid the images have.
-    pool: "cls" (the class token after the last LayerNorm) or "mean" (over the patches, the LayerNorm after it).
+    class_token: whether there is one before the patches; without it pool is one of the means.
+    pool: "cls" (the class token after the last LayerNorm), "mean" (over the patches, the LayerNorm after it, as timm
+      has it) or "norm_mean" (over the patches after the LayerNorm).
+    layer_scale: above 0, each branch is multiplied by a vector that begins there (arXiv:2103.17239).
     drop_path: probability of leaving out the last block's branches for an image, in training; it grows linearly from 0
       at the first. Above 0, training takes a key: apply(..., rngs={"dropout": key}).
     dtype: of the computation, "float32" or "bfloat16".
@@ -45,6 +48,8 @@ class ViT(nn.Module):
     image_size: int | tuple[int, int] = 224
     positions: str = "learned"
     pool: str = "cls"
+    class_token: bool = True
+    layer_scale: float = 0.0
     drop_path: float = 0.0
     dtype: str = "float32"
 
@@ -56,6 +61,8 @@ class ViT(nn.Module):
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
         if self.dim % self.heads or self.dim % 4:
             raise ValueError(f"dim={self.dim} must be a multiple of 4 and of heads={self.heads}")
+        if self.pool == "cls" and not self.class_token:
+            raise ValueError('pool="cls" needs class_token; without it use pool="norm_mean"')
         self.learned_grid  # noqa: B018  refuses an impossible image_size
         super().__post_init__()
 
@@ -66,38 +73,73 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
-    ) -> Float[Array, "batch dim"]:
+        self,
+        images: Float[Array, "batch height width channels"],
+        train: bool = False,
+        axis_name: str | None = None,
+        *,
+        mask: Bool[Array, "batch patches"] | None = None,
+        mask_token: Float[Array, " dim"] | None = None,
+        keep: Int[Array, "batch kept"] | None = None,
+        tokens: bool = False,
+    ) -> Float[Array, "batch *tokens dim"]:
+        """[batch, dim], or with `tokens` all of them, [batch, (1 +) patches, dim], after the last LayerNorm.
+
+        mask, mask_token: patches whose embedding is replaced by the token, before positions are added (BERT's trick).
+        keep: indices of the only patches that enter the blocks, in this order (MAE).
+        """
         dtype = jnp.dtype(self.dtype)
         _, height, width, _ = images.shape
         grid = patch_grid((height, width), self.patch_size)
         x = PatchEmbed(self.dim, self.patch_size, dtype, name="patch_embed")(images.astype(dtype))
-        cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.dim), jnp.float32)
-        x = jnp.concatenate([jnp.broadcast_to(cls_token.astype(dtype), (len(x), 1, self.dim)), x], axis=1)
-        x = x + self.position_embedding(grid).astype(dtype)
+        if mask is not None:
+            x = jnp.where(mask[..., None], mask_token.astype(dtype), x)
+        cls_position, positions = self.position_embedding(grid)
+        x = x + positions.astype(dtype)
+        if keep is not None:
+            x = jnp.take_along_axis(x, keep[..., None], axis=1)
+        if self.class_token:
+            cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.dim), jnp.float32)
+            first = jnp.broadcast_to((cls_token + cls_position).astype(dtype), (len(x), 1, self.dim))
+            x = jnp.concatenate([first, x], axis=1)
         for i in range(self.depth):
             x = Block(
                 self.heads,
                 round(self.mlp_ratio * self.dim),
+                layer_scale=self.layer_scale,
                 drop_path=self.drop_path * i / max(self.depth - 1, 1),
                 dtype=dtype,
                 name=f"blocks_{i}",
             )(x, train, axis_name)
         if self.pool == "mean":
-            x = jnp.mean(x[:, 1:], axis=1, dtype=jnp.float32)
+            if tokens:
+                raise ValueError('a model of pool="mean" has no LayerNorm for single tokens; use pool="norm_mean"')
+            x = jnp.mean(x[:, self.num_prefix :], axis=1, dtype=jnp.float32)
             return layer_norm(jnp.float32, "fc_norm")(x)
-        return layer_norm(jnp.float32, "norm")(x[:, 0])
+        if self.pool == "cls" and not tokens:
+            return layer_norm(jnp.float32, "norm")(x[:, 0])
+        x = layer_norm(jnp.float32, "norm")(x)
+        return x if tokens else jnp.mean(x[:, self.num_prefix :], axis=1)
 
-    def position_embedding(self, grid: tuple[int, int]) -> Float[Array, "1 tokens dim"]:
-        """For the class token, then the patches row by row."""
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches."""
+        return int(self.class_token)
+
+    def position_embedding(
+        self, grid: tuple[int, int]
+    ) -> tuple[Float[Array, "1 1 dim"], Float[Array, "1 patches dim"]]:
+        """(of the class token, of the patches row by row)"""
         if self.positions == "sincos":
-            return jnp.concatenate([jnp.zeros((1, 1, self.dim)), sincos_positions(grid, self.dim)], axis=1)
+            return jnp.zeros((1, 1, self.dim)), sincos_positions(grid, self.dim)
         height, width = self.learned_grid
-        learned = self.param("pos_embed", weight_init, (1, 1 + height * width, self.dim), jnp.float32)
+        shape = (1, self.num_prefix + height * width, self.dim)
+        learned = self.param("pos_embed", weight_init, shape, jnp.float32)
+        prefix, patches = learned[:, : self.num_prefix], learned[:, self.num_prefix :]
         if grid == (height, width):
-            return learned
-        patches = resize_positions(learned[:, 1:].reshape(height, width, self.dim), grid)
-        return jnp.concatenate([learned[:, :1], patches.reshape(1, -1, self.dim)], axis=1)
+            return prefix, patches
+        resized = resize_positions(patches.reshape(height, width, self.dim), grid)
+        return prefix, resized.reshape(1, -1, self.dim)
 
 
 class PatchEmbed(nn.Module):
@@ -127,6 +169,7 @@ class Block(nn.Module):
 
     heads: int
     mlp_width: int
+    layer_scale: float
     drop_path: float
     dtype: Any
 
@@ -134,10 +177,13 @@ class Block(nn.Module):
     def __call__(self, x, train, axis_name):
         y = layer_norm(self.dtype, "norm1")(x)
         y = Attention(self.heads, self.dtype, name="attn")(y)
-        x = x + self.drop(y, train, axis_name)
+        x = x + self.drop(self.scale(y, "ls1"), train, axis_name)
         y = layer_norm(self.dtype, "norm2")(x)
         y = FeedForward(self.mlp_width, self.dtype, name="mlp")(y)
-        return x + self.drop(y, train, axis_name)
+        return x + self.drop(self.scale(y, "ls2"), train, axis_name)
+
+    def scale(self, y, name):
+        return y if self.layer_scale == 0.0 else LayerScale(self.layer_scale, name=name)(y)
 
     def drop(self, y, train, axis_name):
         """Stochastic depth (arXiv:1603.09382): each image's `y` 0 with probability drop_path, else scaled up for it."""
@@ -148,6 +194,15 @@ class Block(nn.Module):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), first + jnp.arange(len(y)))
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.drop_path))(keys)
         return jnp.where(keep[:, None, None], y / (1.0 - self.drop_path), 0.0).astype(y.dtype)
+
+
+class LayerScale(nn.Module):
+    start: float
+
+    @nn.compact
+    def __call__(self, y):
+        gamma = self.param("gamma", nn.initializers.constant(self.start), y.shape[-1:], jnp.float32)
+        return y * gamma.astype(y.dtype)
 
 
 class Attention(nn.Module):

@@ -168,7 +168,7 @@ def test_where_nothing_is_random_the_view_is_the_image(channels):
     mean, std = tuple(np.linspace(0.3, 0.5, channels)), tuple(np.linspace(0.2, 0.3, channels))
     augmentations = [Augmentation((12, 12), **PLAIN), Augmentation((12, 12), **PLAIN | {"flip": 1.0})]
     result = jax.jit(make_augment(augmentations, mean=mean, std=std))(jax.random.key(0), batch)
-    assert set(result) == {"boxes", "views", "index", "label"}
+    assert set(result) == {"boxes", "views", "masks", "index", "label"}
     expected = (images / 255 - mean) / std
     np.testing.assert_allclose(result["views"][0], expected, atol=1e-5)
     np.testing.assert_allclose(result["views"][1], expected[:, :, ::-1], atol=1e-5)
@@ -412,7 +412,7 @@ def test_normalize_refuses_numbers_for_other_channels(mean, std):
 def test_boxes_say_where_a_view_lies_in_its_image():
     """On an image whose pixels are their own coordinates, a view's mean is its box's middle, its ends the box's."""
     row, column = np.meshgrid(np.arange(64), np.arange(48), indexing="ij")
-    image = jnp.asarray(np.stack([row / 64, column / 48], axis=-1) + [0.5 / 64, 0.5 / 48], jnp.float32)
+    image = jnp.asarray(np.stack([(row + 0.5) / 64, (column + 0.5) / 48], axis=-1), jnp.float32)
     augmentation = Augmentation((16, 16), crop_area=(0.1, 1.0), flip=0.5, jitter=0.0)
     keys = jax.random.split(jax.random.key(0), 50)
     views, boxes = jax.jit(jax.vmap(lambda key: random_view(key, image, augmentation=augmentation)))(keys)

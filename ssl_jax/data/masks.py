@@ -1,0 +1,105 @@
+"""Random masks over the patches of a view, made on the device: which of them a masked model does not see."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+from jaxtyping import Array, Bool, Float, Int, Key
+
+KINDS = ("random", "block")
+BLOCK_TRIES = 40  # rectangles tried for one mask
+
+
+@dataclass(frozen=True)
+class Mask:
+    """How the patches of an image are masked.
+
+    Attributes:
+      patch_size: pixels a side; the model's.
+      ratio: (least, most) share of the patches that are masked, uniform for each image; all equal where they are.
+      images: probability that an image is masked at all.
+      kind: "random", each patch as likely as any other; or "block", rectangles that may overlap, until the number is
+        reached (what none fits in is filled by single patches), as in BEiT.
+      unit: patches a side of the squares that "random" masks as one (SimMIM's 32 pixels: 2 patches of 16).
+      min_patches: least area of a rectangle.
+      aspect: (least, most) height / width of a rectangle, log-uniform.
+
+    Source: Bao et al. 2021, arXiv:2106.08254, algorithm 1 (block); He et al. 2021, arXiv:2111.06377 (random).
+    """
+
+    patch_size: int
+    ratio: tuple[float, float]
+    images: float = 1.0
+    kind: str = "random"
+    unit: int = 1
+    min_patches: int = 4
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+
+    def __post_init__(self):
+        if not 0.0 <= self.ratio[0] <= self.ratio[1] <= 1.0:
+            raise ValueError(f"ratio must be (least, most) with 0 <= least <= most <= 1, got {self.ratio}")
+        if not 0.0 <= self.images <= 1.0:
+            raise ValueError(f"images must be in 0..1, got {self.images}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if not 0.0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"aspect must be (least, most) with 0 < least <= most, got {self.aspect}")
+        if min(self.unit, self.min_patches, self.patch_size) < 1:
+            raise ValueError("unit, min_patches and patch_size must be at least 1")
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Units (down, across) of an image of `size` pixels. Raises: ValueError if they do not fill it."""
+        side = self.patch_size * (self.unit if self.kind == "random" else 1)
+        if size[0] % side or size[1] % side:
+            raise ValueError(
+                f"a view of {size[0]}x{size[1]} pixels does not divide into masked squares of {side} pixels"
+            )
+        return size[0] // side, size[1] // side
+
+
+def random_mask(key: Key[Array, ""], size: tuple[int, int], mask: Mask) -> Bool[Array, " patches"]:
+    """The mask of one image of `size` (height, width) pixels, True where it is masked, row by row."""
+    key_ratio, key_image, key_mask = random.split(key, 3)
+    height, width = mask.grid(size)
+    low, high = mask.ratio
+    count = jnp.round(height * width * random.uniform(key_ratio, minval=low, maxval=high)).astype(jnp.int32)
+    if mask.kind == "random":
+        masked = _fill(random.uniform(key_mask, (height, width)), count)
+        masked = jnp.repeat(jnp.repeat(masked, mask.unit, axis=0), mask.unit, axis=1)
+    else:
+        masked = _blocks(key_mask, (height, width), count, mask)
+    return (masked & random.bernoulli(key_image, mask.images)).ravel()
+
+
+def _fill(noise: Float[Array, "height width"], count: Int[Array, ""]) -> Bool[Array, "height width"]:
+    """The `count` places of least noise."""
+    return (jnp.argsort(jnp.argsort(noise.ravel())) < count).reshape(noise.shape)
+
+
+def _blocks(
+    key: Key[Array, ""], grid: tuple[int, int], count: Int[Array, ""], mask: Mask
+) -> Bool[Array, "height width"]:
+    height, width = grid
+    rows, columns = np.indices(grid)
+    key_blocks, key_rest = random.split(key)
+
+    def add(masked, draws):
+        remaining = count - jnp.sum(masked)
+        area = mask.min_patches + draws[0] * jnp.maximum(remaining - mask.min_patches, 0)
+        aspect = jnp.exp(np.log(mask.aspect[0]) + draws[1] * (np.log(mask.aspect[1]) - np.log(mask.aspect[0])))
+        h, w = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
+        top, left = jnp.floor(draws[2] * (height - h + 1)), jnp.floor(draws[3] * (width - w + 1))
+        block = (rows >= top) & (rows < top + h) & (columns >= left) & (columns < left + w)
+        fits = (h >= 1) & (w >= 1) & (h <= height) & (w <= width)
+        fits &= jnp.sum(masked | block) <= count
+        return jnp.where(fits, masked | block, masked), None
+
+    masked, _ = lax.scan(add, jnp.zeros(grid, bool), random.uniform(key_blocks, (BLOCK_TRIES, 4)))
+    return _fill(random.uniform(key_rest, grid) - masked, count)  # what is masked comes first
+
+
+def random_masks(keys: Key[Array, " batch"], size: tuple[int, int], mask: Mask) -> Bool[Array, "batch patches"]:
+    """`random_mask` of each image."""
+    return jax.vmap(lambda key: random_mask(key, size, mask))(keys)

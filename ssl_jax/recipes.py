@@ -1,0 +1,138 @@
+"""What the configs of several methods have alike: data sets at their scales, and augmentations under papers' names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssl_jax.config import base_config
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def pick(method: str, scale: str, scales: Mapping[str, Callable[[], ConfigDict]]) -> ConfigDict:
+    """The config of one of the method's scales. Raises: ValueError that names them."""
+    if scale not in scales:
+        raise ValueError(f"{method} has no scale {scale!r}; it has {', '.join(scales)}")
+    return scales[scale]()
+
+
+def tiny() -> ConfigDict:
+    """Fashion-MNIST with resnet8, on two CPU cores in a few minutes: for a look, for tests and for comparing methods.
+
+    Measured there, no paper's. To be filled in: method; augment, from `tiny_view`.
+    """
+    config = base_config()
+    config.batch_size = 256
+    config.steps = 1000
+    config.model = dict(name="resnet8", width=1.0, zero_init_residual=False)
+    config.optimizer = dict(name="adamw", lr=4e-3, weight_decay=1e-4, warmup_steps=100, final_lr=0.0)
+    return config
+
+
+def tiny_vit() -> ConfigDict:
+    """`tiny` with a small ViT: 49 patches of 4 pixels, 6 blocks of width 96."""
+    config = tiny()
+    config.model = dict(
+        name="vit_tiny_patch16_224", dim=96, depth=6, heads=3, mlp_ratio=2.0, patch_size=4, image_size=28, drop_path=0.0
+    )
+    config.optimizer.update(lr=2e-3, weight_decay=0.05)
+    return config
+
+
+def tiny_view(**changes: Any) -> dict[str, Any]:
+    """No hue, saturation or grayscale: the images are gray. No blur: at 28 pixels it removes what is to be learnt."""
+    view = dict(size=(28, 28), crop_area=(0.2, 1.0), flip=0.5, brightness=0.6, contrast=0.6, jitter=0.8)
+    return {**view, **changes}
+
+
+def tiny_local(**changes: Any) -> dict[str, Any]:
+    """The small crops of multi-crop for `tiny`."""
+    return tiny_view(size=(16, 16), crop_area=(0.1, 0.4), **changes)
+
+
+def cifar_r18() -> ConfigDict:
+    """CIFAR-10, ResNet-18 with a 3x3 stem, 1000 epochs of batches of 256: solo-learn's common settings.
+
+    Its stem pads by 2 pixels, this one by 1. To be filled in: method, augment, optimizer (warm-up `CIFAR_WARMUP`).
+    """
+    config = base_config()
+    config.batch_size = 256
+    config.epochs = 1000
+    config.compute_dtype = "bfloat16"
+    config.data.update(
+        name="cifar10",
+        image_size=(32, 32),
+        channels=3,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    )
+    config.model = dict(name="resnet18", stem="small", zero_init_residual=False)
+    config.update(log_every=100, checkpoint_every=2000, evaluate_every=2000)
+    return config
+
+
+CIFAR_WARMUP = 1950  # 10 epochs of 195 steps
+
+
+def imagenet(model: str, *, batch_size: int, epochs: int, **model_options: Any) -> ConfigDict:
+    """ImageNet at 224 pixels. To be filled in: method, augment, optimizer (warm-up from `imagenet_steps`)."""
+    config = base_config()
+    config.batch_size = batch_size
+    config.epochs = epochs
+    config.compute_dtype = "bfloat16"
+    config.data.update(
+        name="imagenet2012",
+        test_split="validation",
+        image_size=(224, 224),
+        channels=3,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        memory_bytes=0,  # crops are taken of the whole images, also of few
+        threads=64,
+    )
+    config.model = dict(name=model, **model_options)
+    config.update(log_every=100, checkpoint_every=1000, evaluate_every=5000)
+    return config
+
+
+def imagenet_steps(epochs: int, batch_size: int) -> int:
+    return epochs * (1_281_167 // batch_size)
+
+
+def lr_for(config: ConfigDict, lr_of_256: float) -> Any:
+    """The learning rate for a batch of 256, scaled linearly with the batch, following --config.batch_size.
+
+    Without to_float() the reference would keep the batch size's type, and refuse --config.optimizer.lr=0.5: no int.
+    """
+    return lr_of_256 * config.get_ref("batch_size").to_float() / 256
+
+
+def jitter(
+    brightness: float, contrast: float, saturation: float, hue: float, probability: float = 0.8
+) -> dict[str, Any]:
+    """Color jitter by its four strengths."""
+    return dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, jitter=probability)
+
+
+# Augmentations of ImageNet at 224 pixels, in the words of Augmentation; bilinear where nothing is said.
+_IMAGENET = dict(size=(224, 224), flip=0.5, grayscale=0.2)
+
+SIMCLR = dict(_IMAGENET, crop_area=(0.08, 1.0), interpolation="bicubic", **jitter(0.8, 0.8, 0.8, 0.2), blur=0.5)
+MOCO_V1 = dict(_IMAGENET, crop_area=(0.2, 1.0), **jitter(0.4, 0.4, 0.4, 0.4, 1.0))
+MOCO_V2 = dict(_IMAGENET, crop_area=(0.2, 1.0), **jitter(0.4, 0.4, 0.4, 0.1), blur=0.5)
+_BYOL = dict(_IMAGENET, crop_area=(0.08, 1.0), interpolation="bicubic", **jitter(0.4, 0.4, 0.2, 0.1))
+BYOL_1 = dict(_BYOL, blur=1.0)
+BYOL_2 = dict(_BYOL, blur=0.1, solarize=0.2)
+SWAV = dict(_IMAGENET, crop_area=(0.14, 1.0), **jitter(0.8, 0.8, 0.8, 0.2), blur=0.5)
+SWAV_LOCAL = dict(SWAV, size=(96, 96), crop_area=(0.05, 0.14))
+DINO_1 = dict(BYOL_1, crop_area=(0.4, 1.0))
+DINO_2 = dict(BYOL_2, crop_area=(0.4, 1.0))
+DINO_LOCAL = dict(_BYOL, size=(96, 96), crop_area=(0.05, 0.4), blur=0.5)
+
+# Of CIFAR at 32 pixels, solo-learn's: asymmetric, symmetric, weak.
+_CIFAR = dict(size=(32, 32), crop_area=(0.08, 1.0), interpolation="bicubic", flip=0.5, grayscale=0.2)
+CIFAR_1 = dict(_CIFAR, **jitter(0.4, 0.4, 0.2, 0.1))
+CIFAR_2 = dict(CIFAR_1, solarize=0.2)
+CIFAR_SYMMETRIC = dict(_CIFAR, **jitter(0.8, 0.8, 0.8, 0.2), blur=0.5, blur_kernel=3)
+CIFAR_WEAK = dict(_CIFAR, **jitter(0.4, 0.4, 0.4, 0.1), blur=0.5, blur_kernel=3)

@@ -1,0 +1,80 @@
+import jax
+import numpy as np
+import pytest
+
+from ssl_jax.data.masks import Mask, random_masks
+
+SIZE = (56, 40)  # 14 x 10 patches of 4
+
+
+def draw(count=400, size=SIZE, seed=0, **options):
+    mask = Mask(**{"patch_size": 4, "ratio": (0.4, 0.4), **options})
+    keys = jax.random.split(jax.random.key(seed), count)
+    return np.asarray(jax.jit(lambda keys: random_masks(keys, size, mask))(keys))
+
+
+@pytest.mark.parametrize("kind", ["random", "block"])
+@pytest.mark.parametrize("ratio", [0.0, 0.15, 0.4, 0.75, 1.0])
+def test_exactly_the_share_of_patches_is_masked(kind, ratio):
+    masks = draw(kind=kind, ratio=(ratio, ratio))
+    np.testing.assert_array_equal(masks.sum(axis=1), round(140 * ratio))
+
+
+def test_random_masks_are_uniform_over_patches():
+    np.testing.assert_allclose(draw(4000).mean(axis=0), 0.4, atol=0.04)
+
+
+def test_ratio_is_uniform_and_some_images_are_left_whole():
+    counts = draw(4000, ratio=(0.1, 0.5), images=0.5).sum(axis=1)
+    np.testing.assert_allclose(np.mean(counts == 0), 0.5, atol=0.03)
+    shares = counts[counts > 0] / 140
+    assert shares.min() < 0.11 and shares.max() > 0.49
+    np.testing.assert_allclose(np.histogram(shares, bins=4, range=(0.1, 0.5))[0] / len(shares), 0.25, atol=0.04)
+
+
+def neighbors_alike(masks):
+    grids = masks.reshape(-1, 14, 10)
+    return np.mean(grids[:, :, 1:] == grids[:, :, :-1])
+
+
+def test_blocks_hang_together():
+    # Independent patches of 0.4 agree with their neighbor with probability 0.4^2 + 0.6^2 = 0.52.
+    np.testing.assert_allclose(neighbors_alike(draw(1000)), 0.52, atol=0.02)
+    assert neighbors_alike(draw(1000, kind="block")) > 0.8
+
+
+def test_blocks_are_of_the_allowed_size():
+    """One rectangle alone: of 12 patches asked for, at least 12 in one."""
+    masks = draw(200, kind="block", ratio=(12 / 140, 12 / 140), min_patches=12, aspect=(1.0, 1.0)).reshape(-1, 14, 10)
+    whole = 0
+    for mask in masks:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        whole += (np.ptp(rows) + 1, np.ptp(columns) + 1) == (3, 3) or mask[rows[0] :, columns[0] :][:3, :3].sum() == 9
+    assert whole > 100  # 3 x 3, and three single patches
+
+
+def test_units_are_masked_as_one():
+    masks = draw(200, size=(48, 32), unit=2, ratio=(0.5, 0.5)).reshape(-1, 6, 2, 4, 2)
+    np.testing.assert_array_equal(masks.all(axis=(2, 4)), masks.any(axis=(2, 4)))
+    np.testing.assert_array_equal(masks.sum(axis=(1, 2, 3, 4)), 48)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"ratio": (0.5, 0.4)}, "ratio"),
+        ({"ratio": (0.5, 1.4)}, "ratio"),
+        ({"images": -0.1}, "images"),
+        ({"kind": "blocks"}, "random, block"),
+        ({"aspect": (2.0, 1.0)}, "aspect"),
+        ({"unit": 0}, "at least 1"),
+    ],
+)
+def test_impossible_numbers_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Mask(**{"patch_size": 4, "ratio": (0.4, 0.4), **options})
+
+
+def test_a_view_that_patches_do_not_fill_is_refused():
+    with pytest.raises(ValueError, match="30x28"):
+        draw(1, size=(30, 28))

@@ -1,0 +1,147 @@
+"""What is true of every method, with its own tiny config: see the tests' names."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from ssl_jax import build, config, parallel, step
+from ssl_jax.checkpoint import Checkpoints
+from ssl_jax.data import pipeline, sources
+from ssl_jax.data.augment import make_augment
+from ssl_jax.methods import METHODS, Run
+
+ROOT = Path(__file__).parents[2]
+STEPS = 20
+# The others take some ten minutes together: they are marked slow.
+QUICK = ("simclr", "byol", "moco_v2")
+
+
+def each_method():
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+
+
+def load(name, scale="tiny"):
+    return config._load(f"{ROOT / 'configs' / name}.py:{scale}")
+
+
+@functools.cache
+def images():
+    source = sources.load("fashion_mnist", split="train", channels=1)
+    return sources.Subset(source, np.arange(8192))
+
+
+class Training:
+    """A method's tiny config, its network made smaller, on some devices; steps of SGD, whose size shows."""
+
+    def __init__(self, name, devices):
+        self.config = load(name)
+        self.config.model.update({"width": 0.5} if "width" in self.config.model else {"depth": 2})
+        self.config.optimizer = {"name": "sgd", "lr": 1e-4, "weight_decay": 1e-4, "warmup_steps": 0, "final_lr": 0.0}
+        self.run = Run(
+            batch_size=self.config.batch_size, steps=STEPS, steps_per_epoch=6, num_images=8192, num_classes=10
+        )
+        self.method = build.method(self.config, self.run)
+        self.views = build.augmentations(self.config, self.method.views)
+        self.tx, _ = build.optimizer(self.config, STEPS, self.method)
+        data = self.config.data
+        augment = make_augment(self.views, mean=data.mean, std=data.std, masks=build.masks(self.config, self.method))
+        self.mesh = Mesh(np.asarray(jax.devices()[:devices]), (parallel.AXIS,))
+        self.step = parallel.map_step(
+            functools.partial(
+                step.train_step,
+                method=self.method,
+                tx=self.tx,
+                augment=augment,
+                axis_name=parallel.AXIS,
+                log_every=1000,
+            ),
+            self.mesh,
+        )
+
+    def first_state(self):
+        example = jnp.zeros((1, *self.views[0].size, self.config.data.channels))
+        return parallel.replicate(step.create_state(self.method, self.tx, example, seed=0), self.mesh)
+
+    def go_on(self, state, steps):
+        """(the state after these steps, their losses)"""
+        batches = pipeline.train_batches(
+            images(),
+            seed=0,
+            batch_size=self.run.batch_size,
+            image_size=self.config.data.image_size,
+            crops=[view.crop for view in self.views],
+            start_step=int(state.step),
+        )
+        history = []
+        for _ in range(steps):
+            state, metrics = self.step(state, parallel.split_batch(next(batches), self.mesh))
+            history.append(float(metrics["loss"]))
+        return state, np.array(history)
+
+
+@pytest.mark.parametrize("name", each_method())
+def test_one_device_and_eight_and_a_resumed_run_give_the_same(name, tmp_path):
+    training = Training(name, 1)
+    first = training.first_state()
+    untouched = jax.device_get(first)
+    halfway, history = training.go_on(first, 5)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(5, halfway)
+    checkpoints.close()
+    unbroken, more = training.go_on(halfway, 5)
+    unbroken = jax.device_get(unbroken)
+    restored = Checkpoints(tmp_path / "checkpoints").restore(training.first_state())
+    resumed, more_again = training.go_on(restored, 5)
+    np.testing.assert_array_equal(more_again, more)
+    jax.tree.map(np.testing.assert_array_equal, _numbers(jax.device_get(resumed)), _numbers(unbroken))
+    pair = (jax.tree.leaves(untouched.params), jax.tree.leaves(unbroken.params))
+    moved = [not np.array_equal(a, b) for a, b in zip(*pair, strict=True)]
+    assert np.mean(moved) > 0.8, "most parameters should move in ten steps"
+
+    _, last = training.go_on(resumed, 10)
+    on_one = np.concatenate([history, more, last])
+    assert np.all(np.isfinite(on_one))
+    eight = Training(name, 8)
+    _, on_eight = eight.go_on(eight.first_state(), STEPS)
+    # Losses near 0, as of negative cosines plus a constant, are compared to the size of their terms.
+    np.testing.assert_allclose(on_eight, on_one, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(on_one).max()) * 0.1)
+
+
+def _numbers(state):
+    """Random keys as the integers that they are."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_chance_level_is_a_number_or_none(name):
+    method = Training(name, 1).method
+    assert method.chance_level is None or np.isfinite(method.chance_level)
+
+
+def scales(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SCALES
+
+
+@pytest.mark.parametrize("name, scale", [(name, scale) for name in METHODS for scale in scales(name)])
+def test_every_scale_of_every_config_can_be_built(name, scale):
+    settings = load(name, scale)
+    config.check(settings)
+    run = Run(
+        batch_size=settings.batch_size, steps=100_000, steps_per_epoch=100, num_images=1_281_167, num_classes=1000
+    )
+    method = build.method(settings, run)
+    views = build.augmentations(settings, method.views)
+    build.masks(settings, method)
+    tx, _ = build.optimizer(settings, run.steps, method)
+    example = jnp.zeros((1, *views[0].size, settings.data.channels))
+    state = jax.eval_shape(lambda: step.create_state(method, tx, example, 0))
+    assert sum(x.size for x in jax.tree.leaves(state.params)) > 1000
