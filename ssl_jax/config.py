@@ -98,7 +98,7 @@ def _check_overrides(argv: Sequence[str]) -> None:
     for flag, following in itertools.pairwise([*argv, ""]):
         name, equals, value = flag.partition("=")
         if name.lstrip("-") == "config":
-            config = _load(value if equals else following)
+            config = load_file(value if equals else following)
         elif name.startswith(("--config.", "-config.")) and config is not None:
             section, path = config, name.lstrip("-").split(".")
             for depth, key in enumerate(path[1:], start=1):
@@ -108,7 +108,8 @@ def _check_overrides(argv: Sequence[str]) -> None:
                 section = section[key]
 
 
-def _load(file_and_scale: str) -> ConfigDict:
+def load_file(file_and_scale: str) -> ConfigDict:
+    """The config of "FILE.py" or "FILE.py:SCALE". Raises: ConfigError where there is no such file."""
     path = Path(file_and_scale.split(":")[0])
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.5)

@@ -17,10 +17,14 @@ import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
+from ssl_jax.evaluation import representation
 from ssl_jax.metrics import MetricsWriter
 from ssl_jax.step import is_logged
 
 PACKAGES = ("ssl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+
+# Share of a run after which a collapsed network is warned of: before, all are near chance.
+COLLAPSE_FROM = 0.1
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
@@ -128,6 +132,7 @@ class Progress:
         self._stop_after_skipped = stop_after_skipped
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._warned = False
+        self._alarms: set[str] = set()
         # Of the current interval between logged steps, without pauses; it begins when the first step is compiled.
         self._interval_start_step: int | None = None
         self._interval_start, self._waited, self._first = 0.0, 0.0, start + 1
@@ -177,6 +182,8 @@ class Progress:
         self._writer.write(step, scalars)
         print(self._line(step, scalars), flush=True)
         self._warn_of_waiting(scalars.get("data_wait", 0.0))
+        if step > COLLAPSE_FROM * self._steps:
+            self._warn_of_collapse(step, scalars)
         if in_a_row >= self._stop_after_skipped:
             raise Diverged(
                 f"the loss or its gradient was not finite in the last {int(in_a_row)} steps up to step {step}, and "
@@ -209,6 +216,12 @@ class Progress:
                 "config.data.memory_bytes if the decoded images fit in memory",
                 100 * share,
             )
+
+    def _warn_of_collapse(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, sentence in representation.collapse(scalars, self._chance_level).items():
+            if name not in self._alarms:
+                self._alarms.add(name)
+                logging.warning("step %d, %s: %s", step, name, sentence)
 
 
 class Diverged(RuntimeError):

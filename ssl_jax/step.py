@@ -76,6 +76,8 @@ def train_step(
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if hasattr(method, "constrain"):
+        params = method.constrain(params)
     model_state = method.update(params, model_state, state.step + 1)
     new = (params, model_state, opt_state)
     old = (state.params, state.model_state, state.opt_state)
@@ -103,13 +105,14 @@ def is_logged(step: Any, log_every: int) -> Any:
     return (step == 1) | (step % log_every == 0)
 
 
-HEALTH = ("embedding_std", "rankme", "alignment", "uniformity")
+HEALTH = ("embedding_std", "rankme", "alignment", "uniformity", "embedding_dim", "rank_limit")
 
 
 def health(embeddings: Float[Array, "views batch dim"], axis_name: str) -> dict[str, Float[Array, ""]]:
     """How the embeddings of the global batch (its first `HEALTH_IMAGES` rows) spread: see evaluation/representation.py.
 
-    "embedding_std" and "rankme" of the first view, "alignment" between the first two, "uniformity" of the first.
+    "embedding_std" and "rankme" of the first view, "alignment" between the first two, "uniformity" of the first; and
+    what the former are to be seen against: "embedding_dim", and the most that "rankme" can be, "rank_limit".
     """
     views = lax.all_gather(lax.stop_gradient(embeddings), axis_name, axis=1, tiled=True)[:, :HEALTH_IMAGES]
     z1, z2 = views[0], views[1]
@@ -118,5 +121,7 @@ def health(embeddings: Float[Array, "views batch dim"], axis_name: str) -> dict[
         "rankme": representation.rankme(z1),
         "alignment": representation.alignment(z1, z2),
         "uniformity": representation.uniformity(z1),
+        "embedding_dim": jnp.float32(z1.shape[-1]),
+        "rank_limit": jnp.float32(min(z1.shape)),
     }
     return lax.pmean(values, axis_name)  # the same on every device already; this tells the check so

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "methods": {"losses", "models", "optim"},
     "step": {"methods", "data", "evaluation"},
     "weights": {"models", "data"},
-    "report": {"metrics", "methods"},
+    "report": {"metrics", "methods", "evaluation"},
     "recipes": {"config"},
 }
 PROGRAMS = {"train", "evaluate", "study", "plan", "build", "run", "__init__"}

@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ssl_jax.evaluation import representation
 from ssl_jax.report import charts
 from ssl_jax.report.read import Record
 
 PANEL_SIZE = (3.7, 1.9)  # inches of 72 units
-# Shares of the possible at which a look is asked for; a collapse is far below, a healthy run far above.
-LEAST_SPREAD, LEAST_RANK = 0.25, 0.1
 MOST_WAITING = 10.0  # percent of the time
 
 
@@ -26,7 +25,10 @@ class Panel:
 
 def panels(record: Record) -> list[Panel]:
     """One for each health metric that was logged."""
-    dim = _projection_dim(record)
+    series = {name: record.series(name)[1] for name in ("embedding_std", "rankme", "embedding_dim", "rank_limit")}
+    last = {name: float(values[-1]) for name, values in series.items() if len(values)}
+    collapsed = representation.collapse(last, chance_level=None)
+    dim, rank_limit = last.get("embedding_dim"), last.get("rank_limit")
     made = [
         _panel(
             record,
@@ -34,26 +36,18 @@ def panels(record: Record) -> list[Panel]:
             "Embedding spread",
             "Standard deviation of each dimension of the normalized embeddings. Near 1/√dim they fill the sphere; "
             "near 0 all images look alike to the network.",
-            level=(1 / math.sqrt(dim), f"full spread 1/√{dim} = {1 / math.sqrt(dim):.3g}") if dim else None,
+            level=(1 / math.sqrt(dim), f"full spread 1/√{dim:.0f} = {1 / math.sqrt(dim):.3g}") if dim else None,
             from_zero=True,
-            alarm=lambda last: (
-                "The embeddings have collapsed: lower config.optimizer.lr or strengthen the augmentations."
-                if dim and last < LEAST_SPREAD / math.sqrt(dim)
-                else ""
-            ),
+            alarm=lambda last: collapsed.get("embedding_std", ""),
         ),
         _panel(
             record,
             "rankme",
             "Effective rank (RankMe)",
             "How many dimensions a batch of embeddings uses. Higher means that more directions carry information.",
-            level=(dim, f"dimensions: {dim}") if dim else None,
+            level=(rank_limit, f"at most {rank_limit:.0f}") if rank_limit else None,
             from_zero=True,
-            alarm=lambda last: (
-                "Few dimensions are in use: the embeddings have partly collapsed."
-                if dim and last < LEAST_RANK * dim
-                else ""
-            ),
+            alarm=lambda last: collapsed.get("rankme", ""),
         ),
         _panel(
             record,
@@ -114,12 +108,6 @@ def _panel(
     text = f"{value:.1f}%" if percent else f"{value:.3g}"
     svg = charts.curve(steps, values, level=level, percent=percent, from_zero=from_zero, size=PANEL_SIZE)
     return Panel(title, text.replace("-", "−"), meaning, alarm(value), svg)
-
-
-def _projection_dim(record: Record) -> int | None:
-    """Of the embeddings that the metrics are of: the projector's last width."""
-    projector = record.config.get("method", {}).get("projector")
-    return int(projector[-1]) if projector else None
 
 
 def _skipped(record: Record) -> str:

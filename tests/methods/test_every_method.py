@@ -27,7 +27,7 @@ def each_method():
 
 
 def load(name, scale="tiny"):
-    return config._load(f"{ROOT / 'configs' / name}.py:{scale}")
+    return config.load_file(f"{ROOT / 'configs' / name}.py:{scale}")
 
 
 @functools.cache

@@ -7,6 +7,8 @@ from ssl_jax.report import health, read
 HEALTHY = {
     "embedding_std": 0.12,
     "rankme": 50.0,
+    "embedding_dim": 64,
+    "rank_limit": 64,
     "alignment": 0.3,
     "uniformity": -3.5,
     "grad_norm": 1.0,
@@ -15,8 +17,8 @@ HEALTHY = {
 }
 
 
-def panels(tmp_path, dim=64, **changes):
-    (tmp_path / "config.json").write_text(json.dumps({"method": {"projector": [256, dim]}}))
+def panels(tmp_path, **changes):
+    (tmp_path / "config.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 10, **HEALTHY, **changes}) + "\n")
     return {panel.title: panel for panel in health.panels(read.read(tmp_path))}
 
@@ -49,7 +51,8 @@ def test_values_never_finite_leave_the_panel_out(tmp_path):
 
 
 def test_unknown_dimension_leaves_the_levels_out(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 10, **HEALTHY}) + "\n")
+    unknown = {name: value for name, value in HEALTHY.items() if name not in ("embedding_dim", "rank_limit")}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 10, **unknown}) + "\n")
     svgs = [panel.svg for panel in health.panels(read.read(tmp_path))]
     assert len(svgs) == 6
     assert not any("full spread" in svg for svg in svgs)
