@@ -132,7 +132,9 @@ def peer(name, steps, workdir):
     backbone = model.evaluated.eval()
     with torch.no_grad():
         h, test_h = (
-            np.concatenate([backbone(normalized(part)).numpy() for part in torch.from_numpy(x).permute(0, 3, 1, 2).split(1000)])
+            np.concatenate(
+                [backbone(normalized(part)).numpy() for part in torch.from_numpy(x).permute(0, 3, 1, 2).split(1000)]
+            )
             for x in (images["train"], images["test"])
         )
     return {"knn": knn_top1(h, images["train_labels"], test_h, images["test_labels"]), "seconds": seconds}
@@ -177,8 +179,8 @@ _cache = {}
 def make_models():
     import torch
     from lightly import loss as losses
-    from lightly.models import modules, utils
-    from lightly.models.modules import heads, memory_bank
+    from lightly.models import utils
+    from lightly.models.modules import heads
     from torch import nn
 
     class Block(nn.Module):
@@ -303,9 +305,7 @@ def make_models():
 
         def loss(self, x1, x2, step):
             self.prototypes.normalize()
-            scores = [
-                self.prototypes(nn.functional.normalize(self.head(self.backbone(x))), step) for x in (x1, x2)
-            ]
+            scores = [self.prototypes(nn.functional.normalize(self.head(self.backbone(x))), step) for x in (x1, x2)]
             return self.criterion(scores, [])
 
     class DINO(Teacher):

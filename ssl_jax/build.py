@@ -73,6 +73,13 @@ def masks(config: ConfigDict, method: Any) -> list[Mask | None]:
         return [None] * len(method.views)
     options = configs.plain(config.mask)
     mask = configs.call(Mask, options, "config.mask", patch_size=method.backbone.patch_size)
+    # A number of masked patches that is the same for all images is part of the network's shapes.
+    ratio = getattr(method, "mask_ratio", None)
+    if ratio is not None and (mask.ratio, mask.images) != ((ratio, ratio), 1.0):
+        raise configs.ConfigError(
+            f"method {config.method.name} with mask_ratio={ratio} masks that share of every image; it takes "
+            f"config.mask.ratio=({ratio}, {ratio}) and images=1.0, got {mask.ratio}, {mask.images}"
+        )
     for name in masked:
         configs.call(mask.grid, {}, f"config.mask of config.augment.{name}", config.augment[name].size)
     return [mask if name in masked else None for name in method.views]

@@ -62,9 +62,20 @@ def adam(lr: Schedule, *, weight_decay: float | Schedule, b1: float = 0.9, b2: f
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(lr, b1=b1, b2=b2))
 
 
-def sgd(lr: Schedule, *, weight_decay: float | Schedule, momentum: float = 0.9, nesterov: bool = False):
-    """SGD with momentum; the decay is added to the gradient, on every parameter, as torch's."""
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(lr, momentum=momentum, nesterov=nesterov))
+def sgd(
+    lr: Schedule,
+    *,
+    weight_decay: float | Schedule,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    exclude_vectors: bool = False,
+):
+    """SGD with momentum; the decay is added to the gradient, on every parameter, as torch's.
+
+    exclude_vectors: biases and normalization scales are not decayed.
+    """
+    decay = optax.add_decayed_weights(weight_decay, is_weight if exclude_vectors else None)
+    return optax.chain(decay, optax.sgd(lr, momentum=momentum, nesterov=nesterov))
 
 
 def lars(
@@ -117,6 +128,8 @@ def create(
     clip_norm: float | None = None,
     clip_each: float | None = None,
     layer_decay: float = 1.0,
+    patch_embed_lr_scale: float = 1.0,
+    schedule_stretch: float = 1.0,
     depth: int = 0,
     frozen_steps: Mapping[str, int] = {},
     constant_lr: Sequence[str] = (),
@@ -130,6 +143,9 @@ def create(
       weight_decay, final_weight_decay: from the one to the other by half a cosine over `steps`; None: constant.
       clip_norm: the most that the norm of the whole gradient may be; clip_each: that of each leaf; None: any.
       layer_decay, depth: see `scale_layers`.
+      patch_embed_lr_scale: a ViT's patch embedding's learning rate over that of its layer (DINOv2: 0.2).
+      schedule_stretch: the schedules are those of a run this much longer, of which the last part is left out (MSN's and
+        I-JEPA's code: 1.25).
       frozen_steps: see `freeze`.
       constant_lr: paths of leaves whose learning rate stays at `lr`: SimSiam's predictor.
     Raises: ValueError for a number out of its range.
@@ -139,6 +155,9 @@ def create(
             raise ValueError(f"{limit_name} must be above 0, got {limit}; leave it out for no clipping")
     if not 0.0 < layer_decay <= 1.0:
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}")
+    if schedule_stretch < 1.0:
+        raise ValueError(f"schedule_stretch must be at least 1, got {schedule_stretch}")
+    steps = round(steps * schedule_stretch)
     schedule = warmup_cosine(lr, warmup_steps=warmup_steps, steps=steps, final_lr=final_lr)
     decay: Any = weight_decay
     if final_weight_decay is not None:
@@ -149,6 +168,8 @@ def create(
     clips = [optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []
     clips += [clip_leaves(clip_each)] if clip_each is not None else []
     layers = [scale_layers(layer_decay, depth)] if layer_decay < 1.0 else []
+    if patch_embed_lr_scale != 1.0:
+        layers += [_scale_leaves(lambda path, _: patch_embed_lr_scale if "patch_embed/" in path else 1.0)]
     return freeze(optax.chain(*clips, tx, *layers) if clips or layers else tx, frozen_steps), schedule
 
 

@@ -108,6 +108,21 @@ def lr_for(config: ConfigDict, lr_of_256: float) -> Any:
     return lr_of_256 * config.get_ref("batch_size").to_float() / 256
 
 
+def larc(config: ConfigDict, lr_of_256: float, *, warmup_steps: int) -> dict[str, Any]:
+    """The optimizer of SwAV's authors' code: LARS on all parameters, biases and BatchNorm included, down to lr / 1000.
+
+    Their warm-up begins at a learning rate of 0.3, here at 0.
+    """
+    return dict(
+        name="lars",
+        lr=lr_for(config, lr_of_256),
+        weight_decay=1e-6,
+        warmup_steps=warmup_steps,
+        final_lr=lr_for(config, lr_of_256 / 1000),
+        exclude_vectors=False,
+    )
+
+
 def jitter(
     brightness: float, contrast: float, saturation: float, hue: float, probability: float = 0.8
 ) -> dict[str, Any]:

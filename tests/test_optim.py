@@ -141,3 +141,19 @@ def test_schedules_of_other_numbers():
 
 def test_ema():
     np.testing.assert_allclose(optim.ema({"a": jnp.ones(2)}, {"a": jnp.zeros(2)}, 0.75)["a"], 0.75)
+
+
+def test_patch_embedding_has_a_learning_rate_of_its_own():
+    params = {"backbone": {"patch_embed": {"proj": {"kernel": jnp.ones((2, 2))}}, "norm": {"scale": jnp.ones(2)}}}
+    tx, _ = optim.create("sgd", lr=0.5, warmup_steps=0, steps=10, patch_embed_lr_scale=0.2)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["backbone"]["patch_embed"]["proj"]["kernel"], -0.1)
+    np.testing.assert_allclose(updates["backbone"]["norm"]["scale"], -0.5)
+
+
+def test_stretched_schedule_ends_before_the_bottom():
+    _, schedule = optim.create("sgd", lr=1.0, warmup_steps=0, steps=80, schedule_stretch=1.25)
+    np.testing.assert_allclose(schedule(50), 0.5, rtol=1e-6)  # half of 100
+    np.testing.assert_allclose(schedule(80), 0.5 * (1 + np.cos(np.pi * 0.8)), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"schedule_stretch must be at least 1, got 0.8"):
+        optim.create("sgd", lr=1.0, warmup_steps=0, steps=80, schedule_stretch=0.8)

@@ -96,7 +96,10 @@ def _blocks(
         fits &= jnp.sum(masked | block) <= count
         return jnp.where(fits, masked | block, masked), None
 
-    masked, _ = lax.scan(add, jnp.zeros(grid, bool), random.uniform(key_blocks, (BLOCK_TRIES, 4)))
+    draws = random.uniform(key_blocks, (BLOCK_TRIES, 4))
+    # Nothing masked; made of the draws, so that under shard_map it counts as differing between devices, as they do.
+    start = jnp.broadcast_to(draws[0, 0] < 0.0, grid)
+    masked, _ = lax.scan(add, start, draws)
     return _fill(random.uniform(key_rest, grid) - masked, count)  # what is masked comes first
 
 

@@ -1,5 +1,61 @@
 """The losses: pure functions of arrays, each the loss of the global batch (`axis_name`), in float32."""
 
-from ssl_jax.losses.contrastive import nt_xent
+from ssl_jax.losses.clustering import pcl_prototypes, pseudo_label_cross_entropy, sinkhorn, smog, swav
+from ssl_jax.losses.contrastive import (
+    dcl,
+    dclw,
+    dense_info_nce,
+    info_nce,
+    nce,
+    nce_log_z,
+    nt_xent,
+    patch_info_nce,
+    ressl,
+    supcon,
+)
+from ssl_jax.losses.decorrelation import barlow_twins, vibcreg, vicreg, vicregl_global, vicregl_local, w_mse
+from ssl_jax.losses.distillation import cross_view, dino, ibot, koleo, masked_patches, msn, negative_cosine, pmsn
+from ssl_jax.losses.masked import masked_cross_entropy, masked_l1, masked_pixels, masked_smooth_l1
+from ssl_jax.losses.spread import emp_ssl, frossl, hypersphere, mmcr, sigreg, tico
 
-__all__ = ["nt_xent"]
+__all__ = [
+    "barlow_twins",
+    "cross_view",
+    "dcl",
+    "dclw",
+    "dense_info_nce",
+    "dino",
+    "emp_ssl",
+    "frossl",
+    "hypersphere",
+    "ibot",
+    "info_nce",
+    "koleo",
+    "masked_cross_entropy",
+    "masked_l1",
+    "masked_patches",
+    "masked_pixels",
+    "masked_smooth_l1",
+    "mmcr",
+    "msn",
+    "nce",
+    "nce_log_z",
+    "negative_cosine",
+    "nt_xent",
+    "patch_info_nce",
+    "pcl_prototypes",
+    "pmsn",
+    "pseudo_label_cross_entropy",
+    "ressl",
+    "sigreg",
+    "sinkhorn",
+    "smog",
+    "supcon",
+    "swav",
+    "tico",
+    "vibcreg",
+    "vicreg",
+    "vicregl_global",
+    "vicregl_local",
+    "w_mse",
+]

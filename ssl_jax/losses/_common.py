@@ -1,5 +1,9 @@
 """What the losses share: normalization and reductions over the global batch."""
 
+import functools
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jax import lax, nn
 from jaxtyping import Array, Float, Shaped
@@ -49,8 +53,68 @@ def standardize(z: Float[Array, "batch dim"], axis_name: str | None, eps: float 
     return z * lax.rsqrt(global_mean(jnp.mean(z * z, axis=0), axis_name) + eps)
 
 
+def second_moment(
+    x: Float[Array, "batch *groups dim"], y: Float[Array, "batch *groups dim2"], axis_name: str | None
+) -> Float[Array, "*groups dim dim2"]:
+    """The mean over the global batch of x_i y_j, for each group by itself."""
+    return global_mean(jnp.einsum("b...i,b...j->...ij", x, y, precision="highest") / len(x), axis_name)
+
+
 def cross_entropy(
     targets: Float[Array, "*batch classes"], logits: Float[Array, "*batch classes"]
 ) -> Float[Array, "*batch"]:
     """-sum_k targets_k log softmax(logits)_k, in float32."""
     return -jnp.sum(targets * nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+
+
+def global_logsumexp(x: Float[Array, "batch ..."], axis_name: str | None) -> Float[Array, "..."]:
+    """log sum exp over the rows of the global batch, the same on every device."""
+    largest = lax.stop_gradient(jnp.max(x, axis=0))
+    largest = largest if axis_name is None else lax.pmax(largest, axis_name)
+    total = jnp.sum(jnp.exp(x - largest), axis=0)
+    return largest + jnp.log(total if axis_name is None else lax.psum(total, axis_name))
+
+
+def log_softmax(scores: Float[Array, "*batch classes"], temperature: float = 1.0) -> Float[Array, "*batch classes"]:
+    """log softmax(scores / temperature) in float32."""
+    scores = scores.astype(jnp.float32)
+    # The maximum is subtracted before the division. Else a compiler fuses division and subtraction, the maximum is
+    # rounded differently from what it is subtracted from, and exp of what is left overflows (seen from 1e9 on).
+    return nn.log_softmax((scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))) / temperature)
+
+
+def cross_view_entropy(
+    targets: Float[Array, "target_views batch classes"], log_predictions: Float[Array, "views batch classes"]
+) -> Float[Array, ""]:
+    """-sum_k targets[t]_k log_predictions[v]_k: its mean over the batch and all pairs of views t != v.
+
+    Target t is that of view t of the predictions.
+    """
+    pairs = -jnp.einsum("tbk,vbk->tv", targets, log_predictions, precision="highest") / targets.shape[1]
+    return jnp.mean(pairs, where=~jnp.eye(*pairs.shape, dtype=bool))
+
+
+def vary_like(x: Shaped[Array, "..."], like: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """`x`, no longer marked as the same on all devices where `like` is not: custom gradients and loops want it so."""
+    missing = jax.typeof(like).manual_axis_type.varying - jax.typeof(x).manual_axis_type.varying
+    return lax.pcast(x, tuple(missing), to="varying") if missing else x
+
+
+def map_matrices(
+    function: Callable[[Float[Array, "..."]], Float[Array, "..."]], matrices: Float[Array, "batch ..."]
+) -> Float[Array, "batch ..."]:
+    """`jax.vmap(function)`, for functions that factor their matrix or find its eigenvectors.
+
+    On CPUs it takes one after the other. JAX 0.10.2 divides a batch of them among the threads that the simulated
+    devices run on; when each device waits there for the others' help, all wait for good.
+    """
+    one_by_one = functools.partial(lax.map, function)
+    return lax.platform_dependent(matrices, cpu=one_by_one, default=jax.vmap(function))
+
+
+def check_rows(**arrays: Shaped[Array, "..."]) -> None:
+    """Refuses arrays, given by name, that are not [batch, dim] of one shape."""
+    shapes = [x.shape for x in arrays.values()]
+    if len(shapes[0]) != 2 or len(set(shapes)) > 1:
+        names = " and ".join(arrays)
+        raise ValueError(f"{names} must be [batch, dim] of one shape, got {', '.join(map(str, shapes))}")

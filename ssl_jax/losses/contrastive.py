@@ -1,16 +1,20 @@
 """Contrastive losses: an embedding is to be told from others by its likeness to its positive."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import lax, nn
 from jaxtyping import Array, Float, Int
 
 from ssl_jax.losses import _common
 
 # For a key that is no candidate. Finite, because the gradient of (-inf) - (-inf) is NaN; exp of it is 0.
 MASKED = -1e9
+
+# In float32 also where the hardware would rather multiply in bfloat16, whose error of 4e-3 a temperature multiplies.
+_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 def nt_xent(
@@ -39,35 +43,362 @@ def nt_xent(
     Source: Chen et al. 2020, arXiv:2002.05709, eq. 1 and algorithm 1. The authors' code adds the two
       directions, each averaged over the batch: twice this.
     """
-    if z1.ndim != 2 or z1.shape != z2.shape:
-        raise ValueError(f"z1 and z2 must be [batch, dim] of one shape, got {z1.shape}, {z2.shape}")
-    n = len(z1)
-    anchors = _common.normalize(jnp.concatenate([z1, z2]))
+    anchors, keys, own, _ = _both_views(z1, z2, axis_name)
+    others = _logsumexp(anchors / temperature, keys, own[:, None], chunk_size)
+    return jnp.mean(others - _cosine_of_views(anchors) / temperature)
+
+
+def dcl(
+    z1: Float[Array, "batch dim"],
+    z2: Float[Array, "batch dim"],
+    *,
+    temperature: float = 0.1,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, ""]:
+    """Decoupled contrastive learning: `nt_xent` without the positive among the candidates.
+
+    For each of the 2N anchors i with positive p(i), s the cosine similarity:
+    loss_i = -s(i, p(i)) / temperature + log sum_k exp(s(i, k) / temperature), over the 2N - 2 embeddings k of the
+    other images; the mean over the anchors. So a positive that is near already leaves the negatives' pull as it is.
+
+    Args:
+      z1, z2: [batch, dim] projections of two views, any scale; row i of both shows image i. Two images at least.
+      temperature: > 0.
+      axis_name: mapped axis that the batch is split over; None if z1, z2 are the whole batch.
+      chunk_size: as for `nt_xent`.
+
+    Returns: float32 scalar, which may be negative; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if z1 and z2 are not [batch, dim] of one shape, of a single image, or chunk_size < 1.
+    Source: Yeh et al. 2021, arXiv:2110.06848, section 3.
+    """
+    return _decoupled(z1, z2, 1.0, temperature, axis_name, chunk_size)
+
+
+def dclw(
+    z1: Float[Array, "batch dim"],
+    z2: Float[Array, "batch dim"],
+    *,
+    temperature: float = 0.1,
+    sigma: float = 0.5,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, ""]:
+    """`dcl` with a weight on each positive, larger where the two views of the image are less alike.
+
+    The first term is -w_i s(i, p(i)) / temperature, with w_i = 2 - N softmax_i(s(i, p(i)) / sigma), the softmax over
+    the N images of the global batch: the weights' mean is 1. They carry no gradient.
+
+    Args:
+      sigma: > 0; the larger it is, the more equal the weights.
+      The others: as of `dcl`.
+
+    Returns, Raises: as `dcl`.
+    Source: Yeh et al. 2021, arXiv:2110.06848, section 3: negative von Mises-Fisher weights.
+    """
+    _common.check_rows(z1=z1, z2=z2)
+    alike = lax.stop_gradient(jnp.sum(_common.normalize(z1) * _common.normalize(z2), axis=-1)) / sigma
+    share = jnp.exp(alike - _common.global_logsumexp(alike, axis_name))
+    weight = 2.0 - _common.num_rows(z1, axis_name) * share
+    return _decoupled(z1, z2, jnp.tile(weight, 2), temperature, axis_name, chunk_size)
+
+
+def supcon(
+    features: Float[Array, "batch views dim"],
+    labels: Int[Array, "batch"],
+    *,
+    temperature: float = 0.1,
+    base_temperature: float | None = None,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, ""]:
+    """Supervised contrastive: each embedding finds all others of its class among all others.
+
+    For each anchor i, with P(i) the other views of the image and all views of other images of its class, s the cosine
+    similarity: loss_i = mean over p in P(i) of -log[exp(s(i, p) / temperature) / sum_{k != i} exp(s(i, k) /
+    temperature)], 0 if P(i) is empty; the mean over the anchors. With all labels -1 and two views: `nt_xent`.
+
+    Args:
+      features: [batch, views, dim] projections, any scale.
+      labels: [batch] classes; below 0 for an unlabeled image, whose positives are its own other views only.
+      temperature: > 0.
+      base_temperature: None, or the loss is multiplied by temperature / base_temperature: 0.07 in the authors' code.
+      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+      chunk_size: as for `nt_xent`.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if features are not [batch, views, dim] and labels [batch], or chunk_size < 1.
+    Source: Khosla et al. 2020, arXiv:2004.11362, eq. 2 (L_out), as a mean over the anchors where it has a sum.
+    """
+    if features.ndim != 3 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"features must be [batch, views, dim] and labels [batch], got {features.shape}, {labels.shape}"
+        )
+    _, views, dim = features.shape
+    anchors = _common.normalize(features).reshape(-1, dim)
     keys = _common.all_rows(anchors, axis_name)
-    own = _common.first_row(anchors, axis_name) + jnp.arange(2 * n)
-    positive = jnp.sum(anchors * jnp.roll(anchors, n, axis=0), axis=-1) / temperature
-    return jnp.mean(_logsumexp_of_others(anchors / temperature, keys, own, chunk_size) - positive)
+    own = _common.first_row(anchors, axis_name) + jnp.arange(len(anchors))
+    others = _logsumexp(anchors / temperature, keys, own[:, None], chunk_size)
+    # Positives are summed as vectors, class by class, which needs no matrix of all pairs. A class is known by where
+    # its labels begin in the sorted labels; that of an unlabeled image by a label that no other image has.
+    labels = _common.all_rows(jnp.where(labels < 0, -1 - own[::views] // views, labels), axis_name)
+    group = jnp.repeat(jnp.searchsorted(jnp.sort(labels), labels), views)
+    members = jax.ops.segment_sum(jnp.ones(len(keys), jnp.float32), group, len(keys))[group[own]]
+    sums = jax.ops.segment_sum(keys, group, len(keys))[group[own]]
+    positives = members - 1.0
+    mean_positive = jnp.sum(anchors * (sums - anchors), axis=-1) / jnp.maximum(positives, 1.0) / temperature
+    loss = jnp.mean(jnp.where(positives > 0, others - mean_positive, 0.0))
+    return loss if base_temperature is None else loss * temperature / base_temperature
 
 
-def _logsumexp_of_others(
+def info_nce(
+    query: Float[Array, "batch dim"],
+    key: Float[Array, "batch dim"],
+    *,
+    queue: Float[Array, "queue dim"] | None = None,
+    temperature: float = 0.07,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, ""]:
+    """Each query finds its key among other images' keys: those of a queue, or else those of the batch.
+
+    loss_i = -s(q_i, k_i) / temperature + log sum_c exp(s(q_i, c) / temperature), s the cosine similarity, c running
+    over k_i and the queue (MoCo v1, v2), or over the keys of the global batch (MoCo v3); the mean over the batch.
+    log(1 + queue), or log(batch), by chance.
+
+    Args:
+      query, key: [batch, dim], any scale; row i of both shows image i. The gradient flows to both: where the keys are
+        a teacher's, the caller stops it.
+      queue: [queue, dim] keys of earlier images, any scale, the same on every device.
+      temperature: > 0. 0.07 in MoCo, 0.2 in MoCo v2.
+      axis_name: mapped axis that the batch is split over; None if query and key are the whole batch.
+      chunk_size: as for `nt_xent`.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if query and key are not [batch, dim] of one shape, the queue not of their dim, or
+      chunk_size < 1.
+    Source: He et al. 2019, arXiv:1911.05722, eq. 1; Chen, Xie & He 2021, arXiv:2104.02057, eq. 1, whose algorithm
+      multiplies it by 2 * temperature, as this does not.
+    """
+    _common.check_rows(query=query, key=key)
+    query, key = _common.normalize(query) / temperature, _common.normalize(key)
+    if queue is None:
+        return _among_batch(query, key, axis_name, chunk_size)
+    _check_queue(queue, key)
+    negatives = _logsumexp(query, _common.normalize(queue), None, chunk_size)
+    return jnp.mean(nn.softplus(negatives - jnp.sum(query * key, axis=-1)))
+
+
+def patch_info_nce(
+    prediction: Float[Array, "rows dim"],
+    target: Float[Array, "rows dim"],
+    *,
+    others: Float[Array, "more dim"] | None = None,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, ""]:
+    """CPC: each prediction of a patch's embedding finds it among those of all patches, by dot product.
+
+    loss_i = -p_i . t_i + log sum_c exp(p_i . t_c), c running over the targets of the global batch, and `others`: those
+    of the same image elsewhere and of all other images; the mean over the rows. log(rows + more) by chance.
+
+    Args:
+      prediction, target: [rows, dim], such as the patches of all images at one offset, in one order. Not normalized:
+        the scale is learnt. The gradient flows to both.
+      others: [more, dim], embeddings of patches that nothing predicts at this offset. The gradient flows to them.
+      axis_name: mapped axis that the rows are split over; None if these are all.
+      chunk_size: as for `nt_xent`.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if prediction and target are not [rows, dim] of one shape, or chunk_size < 1.
+    Source: van den Oord et al. 2018, arXiv:1807.03748, eq. 3-4; the prediction is W_k c_t.
+    """
+    _common.check_rows(prediction=prediction, target=target)
+    prediction, target = prediction.astype(jnp.float32), target.astype(jnp.float32)
+    return _among_batch(prediction, target, axis_name, chunk_size, others)
+
+
+def dense_info_nce(
+    query_map: Float[Array, "batch positions dim"],
+    key_map: Float[Array, "batch positions dim"],
+    query_features: Float[Array, "batch positions channels"],
+    key_features: Float[Array, "batch positions channels"],
+    queue: Float[Array, "queue dim"],
+    *,
+    temperature: float = 0.2,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, ""]:
+    """DenseCL: `info_nce` of each position, whose key is where the other view's features are most like its own.
+
+    The key of position s is key_map at argmax_t cos(query_features_s, key_features_t), among the positions of the
+    same image; the mean over batch and positions.
+
+    Args:
+      query_map, key_map: [batch, positions, dim] projections, any scale. The gradient flows to both: where the keys
+        are a teacher's, the caller stops it.
+      query_features, key_features: [batch, positions, channels] of the backbone, any scale. No gradient.
+      queue: [queue, dim], the same on every device: keys of earlier images, each averaged over its positions.
+      temperature: > 0.
+      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+      chunk_size: as for `nt_xent`; the similarities are [batch * positions, queue].
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if the shapes do not agree, or chunk_size < 1.
+    Source: Wang et al. 2020, arXiv:2011.09157, eq. 2 and 4.
+    """
+    shapes = [x.shape for x in (query_map, key_map, query_features, key_features)]
+    if query_map.ndim != 3 or shapes[0] != shapes[1] or shapes[2] != shapes[3] or shapes[2][:2] != shapes[0][:2]:
+        raise ValueError(f"maps must be [batch, positions, dim], features [batch, positions, channels], got {shapes}")
+    query_features, key_features = (_common.normalize(x) for x in (query_features, key_features))
+    match = jnp.argmax(jnp.einsum("bsc,btc->bst", query_features, key_features, precision="highest"), axis=-1)
+    key = jnp.take_along_axis(key_map, match[..., None], axis=1)
+    query, key = (x.reshape(-1, x.shape[-1]) for x in (query_map, key))
+    return info_nce(query, key, queue=queue, temperature=temperature, axis_name=axis_name, chunk_size=chunk_size)
+
+
+def ressl(
+    query: Float[Array, "batch dim"],
+    key: Float[Array, "batch dim"],
+    queue: Float[Array, "queue dim"],
+    *,
+    temperature: float = 0.1,
+    target_temperature: float = 0.04,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Relational: a query is to be as like each embedding of a queue as its key is.
+
+    loss = mean over the batch of -sum_c t_c log softmax(s(q, queue) / temperature)_c, with
+    t = softmax(s(k, queue) / target_temperature), s the cosine similarity. The key itself is no candidate.
+
+    Args:
+      query, key: [batch, dim], any scale; row i of both shows image i. The gradient flows to both: where the keys are
+        a teacher's, the caller stops it.
+      queue: [queue, dim] keys of earlier images, any scale, the same on every device.
+      temperature: > 0. target_temperature: > 0, below it: at or above it, the embeddings collapse.
+      axis_name: taken as all losses do; the mean needs no other device's rows.
+
+    Returns: float32 scalar, at least the mean entropy of t; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if query and key are not [batch, dim] of one shape, or the queue not of their dim.
+    Source: Zheng et al. 2021, arXiv:2107.09282, section 3.
+    """
+    _common.check_rows(query=query, key=key)
+    _check_queue(queue, key)
+    query, key, queue = (_common.normalize(x) for x in (query, key, queue))
+    targets = nn.softmax(_matmul(key, queue.T) / target_temperature)
+    return jnp.mean(_common.cross_entropy(targets, _matmul(query, queue.T) / temperature))
+
+
+def nce(
+    positive: Float[Array, "batch"],
+    negatives: Float[Array, "batch negatives"],
+    log_z: float | Float[Array, ""],
+    *,
+    num_images: int,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Noise-contrastive estimation of which image this is, of all that a memory bank holds (InstDisc, PIRL, CMC).
+
+    With P = exp(score) / Z, K negatives and noise K / num_images, the mean over the batch of
+    -log[P_positive / (P_positive + noise)] - sum over the negatives of log[noise / (P_negative + noise)].
+
+    Args:
+      positive: [batch], scores of embeddings with their own image's entry in the bank: cosine / temperature.
+      negatives: [batch, K], with entries drawn uniformly with replacement, the own perhaps among them.
+      log_z: the constant log Z; `nce_log_z` of the first batch.
+      num_images: in the bank.
+      axis_name: taken as all losses do; the mean needs no other device's rows.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if positive is not [batch] and negatives [batch, K].
+    Source: Wu et al. 2018, arXiv:1805.01978, eq. 4-7. Without the authors' eps of 1e-7, which sigmoids do not need.
+    """
+    _check_scores(positive, negatives)
+    shift = jnp.asarray(log_z, jnp.float32) + math.log(negatives.shape[1] / num_images)
+    positive, negatives = (x.astype(jnp.float32) - shift for x in (positive, negatives))
+    return jnp.mean(nn.softplus(-positive) + jnp.sum(nn.softplus(negatives), axis=-1))
+
+
+def nce_log_z(
+    positive: Float[Array, "batch"],
+    negatives: Float[Array, "batch negatives"],
+    *,
+    num_images: int,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """The constant of `nce`: log of num_images times the mean of exp(score) over all scores of the global batch.
+
+    Args, Raises: as of `nce`.
+    Returns: float32 scalar, without gradient, the same on every device.
+    Source: Wu et al. 2018, arXiv:1805.01978, eq. 8; positives included, as in the authors' code.
+    """
+    _check_scores(positive, negatives)
+    scores = jnp.concatenate([positive[:, None], negatives], axis=1).astype(jnp.float32)
+    rows = nn.logsumexp(lax.stop_gradient(scores), axis=1)
+    count = _common.num_rows(scores, axis_name) * scores.shape[1]
+    return _common.global_logsumexp(rows, axis_name) + math.log(num_images / count)
+
+
+def _check_scores(positive, negatives):
+    if negatives.ndim != 2 or positive.shape != negatives.shape[:1]:
+        raise ValueError(
+            f"positive must be [batch] and negatives [batch, negatives], got {positive.shape}, {negatives.shape}"
+        )
+
+
+def _check_queue(queue, key):
+    if queue.ndim != 2 or queue.shape[1] != key.shape[1]:
+        raise ValueError(f"queue must be [queue, dim] of the keys' dim, got {queue.shape} for keys {key.shape}")
+
+
+def _both_views(z1, z2, axis_name):
+    """Normalized rows of z1, then of z2; those of all devices; there, where each row is and where its other view."""
+    _common.check_rows(z1=z1, z2=z2)
+    anchors = _common.normalize(jnp.concatenate([z1, z2]))
+    own = _common.first_row(anchors, axis_name) + jnp.arange(len(anchors))
+    return anchors, _common.all_rows(anchors, axis_name), own, jnp.roll(own, len(z1))
+
+
+def _cosine_of_views(anchors):
+    """Of each row with its other view, for the anchors of `_both_views`."""
+    return jnp.sum(anchors * jnp.roll(anchors, len(anchors) // 2, axis=0), axis=-1)
+
+
+def _decoupled(z1, z2, weight, temperature, axis_name, chunk_size):
+    anchors, keys, own, positive = _both_views(z1, z2, axis_name)
+    if len(keys) < 4:
+        raise ValueError(f"an image needs others to differ from: give two at least, got {z1.shape}")
+    others = _logsumexp(anchors / temperature, keys, jnp.stack([own, positive], axis=1), chunk_size)
+    return jnp.mean(others - weight * _cosine_of_views(anchors) / temperature)
+
+
+def _among_batch(query, key, axis_name, chunk_size, others=None):
+    """The mean of -query_i . key_i + log sum_c exp(query_i . key_c) over the keys, and others, of all devices."""
+    keys = key if others is None else jnp.concatenate([key, others.astype(jnp.float32)])
+    candidates = _logsumexp(query, _common.all_rows(keys, axis_name), None, chunk_size)
+    return jnp.mean(candidates - jnp.sum(query * key, axis=-1))
+
+
+def _logsumexp(
     anchors: Float[Array, "rows dim"],
     keys: Float[Array, "keys dim"],
-    own: Int[Array, "rows"],
+    excluded: Int[Array, "rows count"] | None,
     chunk_size: int | None,
 ) -> Float[Array, "rows"]:
-    """log sum_{k != own[i]} exp(anchors[i] . keys[k]) for each row i."""
-    if chunk_size is None:
-        return jax.nn.logsumexp(_logits(anchors, keys, own, 0, len(keys)), axis=-1)
-    if chunk_size < 1:
+    """log sum_k exp(anchors[i] . keys[k]) for each row i, over the keys that excluded[i] does not name."""
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    return _streamed_logsumexp(anchors, keys, own, chunk_size)
+    excluded = jnp.zeros((len(anchors), 0), int) if excluded is None else excluded
+    if chunk_size is None:
+        return nn.logsumexp(_logits(anchors, keys, excluded, 0, len(keys)), axis=-1)
+    return _streamed_logsumexp(anchors, _common.vary_like(keys, anchors), excluded, chunk_size)
 
 
-def _logits(anchors, keys, own, start, num_keys):
-    """anchors . keys, where `keys` are those from `start` on of `num_keys`; each row's own key and padding masked."""
+def _logits(anchors, keys, excluded, start, num_keys):
+    """anchors . keys, where `keys` are those from `start` on of `num_keys`; excluded keys and padding masked."""
     index = start + jnp.arange(len(keys))
-    candidate = (index != own[:, None]) & (index < num_keys)
-    return jnp.where(candidate, anchors @ keys.T, MASKED)
+    candidate = jnp.all(index != excluded[:, :, None], axis=1) & (index < num_keys)
+    return jnp.where(candidate, _matmul(anchors, keys.T), MASKED)
 
 
 def _chunks(keys, chunk_size):
@@ -78,14 +409,14 @@ def _chunks(keys, chunk_size):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _streamed_logsumexp(anchors, keys, own, chunk_size):
-    return _streamed_forward(anchors, keys, own, chunk_size)[0]
+def _streamed_logsumexp(anchors, keys, excluded, chunk_size):
+    return _streamed_forward(anchors, keys, excluded, chunk_size)[0]
 
 
-def _streamed_forward(anchors, keys, own, chunk_size):
+def _streamed_forward(anchors, keys, excluded, chunk_size):
     def step(carry, chunk):
         largest, total = carry
-        logits = _logits(anchors, chunk[0], own, chunk[1], len(keys))
+        logits = _logits(anchors, chunk[0], excluded, chunk[1], len(keys))
         new_largest = jnp.maximum(largest, jnp.max(logits, axis=-1))
         total = total * jnp.exp(largest - new_largest) + jnp.sum(jnp.exp(logits - new_largest[:, None]), axis=-1)
         return (new_largest, total), None
@@ -93,16 +424,16 @@ def _streamed_forward(anchors, keys, own, chunk_size):
     zero = 0.0 * anchors[:, 0]  # varies over the devices as the anchors do, which the scan's carry must
     (largest, total), _ = lax.scan(step, (zero + MASKED, zero), _chunks(keys, chunk_size))
     result = largest + jnp.log(total)
-    return result, (anchors, keys, own, result)
+    return result, (anchors, keys, excluded, result)
 
 
 def _streamed_backward(chunk_size, residuals, cotangent):
-    anchors, keys, own, result = residuals
+    anchors, keys, excluded, result = residuals
 
     def step(anchor_gradient, chunk):
-        logits = _logits(anchors, chunk[0], own, chunk[1], len(keys))
+        logits = _logits(anchors, chunk[0], excluded, chunk[1], len(keys))
         weights = jnp.exp(logits - result[:, None]) * cotangent[:, None]
-        return anchor_gradient + weights @ chunk[0], weights.T @ anchors
+        return anchor_gradient + _matmul(weights, chunk[0]), _matmul(weights.T, anchors)
 
     anchor_gradient, key_gradients = lax.scan(step, 0.0 * anchors, _chunks(keys, chunk_size))
     return anchor_gradient, key_gradients.reshape(-1, keys.shape[-1])[: len(keys)], None

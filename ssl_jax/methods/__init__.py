@@ -23,6 +23,8 @@ and where it needs them
     masked           names of the views that come with a mask, made as `config.mask` says
     frozen_steps     {beginning of a parameter's path: steps for which it does not move}
     constant_lr      beginnings of paths of parameters whose learning rate is not decayed
+    constrain(params) -> params
+                     after each step of the optimizer, before `update`: SwAV's prototypes are made unit vectors again
 
 All are pure functions; params, state and batch are pytrees of arrays. Under `axis_name`, params and state are the
 same on every device and must stay so; the batch is the device's slice. What a method cannot run with (a queue longer
@@ -30,14 +32,76 @@ than the data set, a temperature of 0) it refuses when it is made, with a ValueE
 """
 
 from ssl_jax.methods._common import Run
+from ssl_jax.methods.barlow_twins import BarlowTwins
 from ssl_jax.methods.byol import BYOL
+from ssl_jax.methods.cmc import CMC
+from ssl_jax.methods.cpc import CPC
+from ssl_jax.methods.dcl import DCL
+from ssl_jax.methods.deepcluster_v2 import DeepClusterV2
+from ssl_jax.methods.densecl import DenseCL
+from ssl_jax.methods.dino import DINO
+from ssl_jax.methods.dinov2 import DINOv2
+from ssl_jax.methods.emp_ssl import EMPSSL
+from ssl_jax.methods.fastsiam import FastSiam
+from ssl_jax.methods.frossl import FroSSL
+from ssl_jax.methods.hypersphere import Hypersphere
+from ssl_jax.methods.ibot import IBOT
+from ssl_jax.methods.instdisc import InstDisc
+from ssl_jax.methods.lejepa import LeJEPA
+from ssl_jax.methods.mmcr import MMCR
 from ssl_jax.methods.moco_v2 import MoCoV2
+from ssl_jax.methods.moco_v3 import MoCoV3
+from ssl_jax.methods.msn import MSN
+from ssl_jax.methods.nnbyol import NNBYOL
+from ssl_jax.methods.nnclr import NNCLR
+from ssl_jax.methods.pirl import PIRL
+from ssl_jax.methods.ressl import ReSSL
+from ssl_jax.methods.sela_v2 import SeLaV2
 from ssl_jax.methods.simclr import SimCLR
+from ssl_jax.methods.simsiam import SimSiam
+from ssl_jax.methods.supcon import SupCon
+from ssl_jax.methods.swav import SwAV
+from ssl_jax.methods.tico import TiCo
+from ssl_jax.methods.vibcreg import VIbCReg
+from ssl_jax.methods.vicreg import VICReg
+from ssl_jax.methods.vicregl import VICRegL
+from ssl_jax.methods.w_mse import WMSE
 
 __all__ = ["METHODS", "Run"]
 
 METHODS = {
+    "barlow_twins": BarlowTwins,
     "byol": BYOL,
+    "cmc": CMC,
+    "cpc": CPC,
+    "dcl": DCL,
+    "deepcluster_v2": DeepClusterV2,
+    "densecl": DenseCL,
+    "dino": DINO,
+    "dinov2": DINOv2,
+    "emp_ssl": EMPSSL,
+    "fastsiam": FastSiam,
+    "frossl": FroSSL,
+    "hypersphere": Hypersphere,
+    "ibot": IBOT,
+    "instdisc": InstDisc,
+    "lejepa": LeJEPA,
+    "mmcr": MMCR,
     "moco_v2": MoCoV2,
+    "moco_v3": MoCoV3,
+    "msn": MSN,
+    "nnbyol": NNBYOL,
+    "nnclr": NNCLR,
+    "pirl": PIRL,
+    "ressl": ReSSL,
+    "sela_v2": SeLaV2,
     "simclr": SimCLR,
+    "simsiam": SimSiam,
+    "supcon": SupCon,
+    "swav": SwAV,
+    "tico": TiCo,
+    "vibcreg": VIbCReg,
+    "vicreg": VICReg,
+    "vicregl": VICRegL,
+    "w_mse": WMSE,
 }

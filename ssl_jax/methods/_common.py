@@ -179,12 +179,12 @@ def check_share(method: Any, *names: str) -> None:
             raise ValueError(f"{name} must be in 0..1, got {getattr(method, name)}")
 
 
-def check_queue(run: Run, queue_size: int, name: str = "queue_size") -> None:
-    """Raises: ValueError for a queue that batches do not fill evenly, or that is longer than the data set."""
+def check_queue(run: Run, queue_size: int, name: str = "queue_size", *, of_negatives: bool = True) -> None:
+    """Raises: ValueError for a queue that batches do not fill evenly, or, of negatives, longer than the data set."""
     if queue_size % run.batch_size:
         nearest = max(round(queue_size / run.batch_size), 1) * run.batch_size
         raise ValueError(f"{name}={queue_size} is no multiple of batch_size={run.batch_size}; use {nearest}")
-    if queue_size > run.num_images:
+    if of_negatives and queue_size > run.num_images:
         most = run.num_images // run.batch_size * run.batch_size
         raise ValueError(
             f"{name}={queue_size} is longer than the data set of {run.num_images} images, so that a key's own image "
@@ -197,6 +197,15 @@ def check_positive(method: Any, *names: str) -> None:
     for name in names:
         if getattr(method, name) <= 0:
             raise ValueError(f"{name} must be above 0, got {getattr(method, name)}")
+
+
+def check_predictor(method: Any) -> None:
+    """Raises: ValueError for a predictor whose output is not as wide as the projector's, which it is to equal."""
+    if method.predictor[-1] != method.projector[-1]:
+        raise ValueError(
+            f"predictor={method.predictor} ends in {method.predictor[-1]} dimensions, not in the projector's "
+            f"{method.projector[-1]}; use {(*method.predictor[:-1], method.projector[-1])}"
+        )
 
 
 # Functions of methods that many have alike: written `features = features` in the class.

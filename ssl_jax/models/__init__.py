@@ -9,9 +9,10 @@ from typing import Any
 import flax.linen as nn
 
 from ssl_jax.models.resnet import ResNet
+from ssl_jax.models.split import SplitResNet
 from ssl_jax.models.vit import ViT
 
-# timm's names, but for resnet8.
+# timm's names, but for resnet8 and split ones.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     # For images of 28 to 32 pixels on a CPU: 77,000 weights.
     "resnet8": functools.partial(ResNet, stages=(1, 1, 1), base_width=16, stem="strided"),
@@ -19,6 +20,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet34": functools.partial(ResNet, stages=(3, 4, 6, 3)),
     "resnet50": functools.partial(ResNet, stages=(3, 4, 6, 3), bottleneck=True),
     "resnet101": functools.partial(ResNet, stages=(3, 4, 23, 3), bottleneck=True),
+    "split_resnet8": functools.partial(SplitResNet, stages=(1, 1, 1), base_width=16, stem="strided"),
+    "split_resnet18": functools.partial(SplitResNet, stages=(2, 2, 2, 2)),
+    "split_resnet50": functools.partial(SplitResNet, stages=(3, 4, 6, 3), bottleneck=True),
     "vit_tiny_patch16_224": functools.partial(ViT, dim=192, heads=3),
     "vit_small_patch16_224": functools.partial(ViT, dim=384, heads=6),
     "vit_base_patch16_224": functools.partial(ViT, dim=768, heads=12),

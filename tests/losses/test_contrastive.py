@@ -1,4 +1,5 @@
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,12 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from ssl_jax import losses
+from tests.losses import checks
 from tests.losses.checks import finite_differences
+
+LIGHTLY = np.load(Path(__file__).parents[1] / "references" / "losses_contrastive.npz")
+QUEUE = jnp.asarray(LIGHTLY["queue"], jnp.float32)
+CHUNKS = pytest.mark.parametrize("chunk_size", [None, 5, 100])  # keys: 12, 6 without and 9 with a queue
 
 
 def reference_nt_xent(z1, z2, temperature):
@@ -118,3 +124,378 @@ def test_nt_xent_refuses_other_shapes(shapes):
 def test_nt_xent_refuses_an_empty_chunk():
     with pytest.raises(ValueError, match="chunk_size"):
         losses.nt_xent(jnp.ones((2, 2)), jnp.ones((2, 2)), chunk_size=0)
+
+
+def cosine(a, b):
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def log_sum_exp(scores):
+    return np.log(np.sum(np.exp(scores)))
+
+
+@pytest.mark.parametrize(
+    "name, loss",
+    [
+        ("nt_xent", functools.partial(losses.nt_xent, temperature=0.2)),
+        ("dcl", functools.partial(losses.dcl, temperature=0.2)),
+        ("dclw", functools.partial(losses.dclw, temperature=0.2, sigma=0.4)),
+        ("info_nce", functools.partial(losses.info_nce, temperature=0.2, queue=QUEUE)),
+    ],
+)
+def test_equals_lightly(name, loss):
+    value, gradient = jax.value_and_grad(loss)(*(jnp.asarray(LIGHTLY[z], jnp.float32) for z in ("z1", "z2")))
+    np.testing.assert_allclose(value, LIGHTLY[f"{name}/value"], rtol=1e-5)
+    np.testing.assert_allclose(gradient, LIGHTLY[f"{name}/gradient"], rtol=1e-4, atol=1e-6)
+
+
+def reference_dcl(z1, z2, temperature, weights):
+    """Anchor by anchor: the positive, and the log of the sum over both views of all other images."""
+    total = 0.0
+    for own, other in ((z1, z2), (z2, z1)):
+        for i in range(len(z1)):
+            negatives = [cosine(own[i], z[k]) / temperature for z in (own, other) for k in range(len(z1)) if k != i]
+            total += log_sum_exp(negatives) - weights[i] * cosine(own[i], other[i]) / temperature
+    return total / (2 * len(z1))
+
+
+def dclw_weights(z1, z2, sigma):
+    alike = np.exp([cosine(a, b) / sigma for a, b in zip(z1, z2, strict=True)])
+    return 2.0 - len(z1) * alike / np.sum(alike)
+
+
+@CHUNKS
+def test_dcl_equals_the_papers_formula(chunk_size):
+    loss = functools.partial(losses.dcl, temperature=0.3, chunk_size=chunk_size)
+    checks.equals_reference(loss, lambda z1, z2: reference_dcl(z1, z2, 0.3, np.ones(6)), *draw())
+
+
+@CHUNKS
+def test_dclw_equals_the_papers_formula_with_weights_held(chunk_size):
+    z1, z2 = draw()
+    weights = dclw_weights(z1.astype(np.float64), z2.astype(np.float64), 0.4)
+    assert np.ptp(weights) > 0.5
+    loss = functools.partial(losses.dclw, temperature=0.3, sigma=0.4, chunk_size=chunk_size)
+    checks.equals_reference(loss, lambda z1, z2: reference_dcl(z1, z2, 0.3, weights), z1, z2)
+
+
+def test_decoupled_losses_of_known_embeddings():
+    z = jnp.eye(4)  # positives at cosine 1, the 6 embeddings of other images at 0; equally alike, so of weight 1
+    for loss in (losses.dcl, losses.dclw):
+        np.testing.assert_allclose(loss(z, z, temperature=0.5), np.log(6) - 2.0, rtol=1e-6)
+    # Views of image 0 are alike, those of image 1 opposite: softmax([1, -1] / 0.5) = [0.982, 0.018]. The negatives of
+    # image 0 have cosines 0, 0.
+    z1, z2 = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [0.0, -1.0]])
+    share = 1.0 / (1.0 + np.exp(-4.0))
+    expected = np.log(2) - ((2 - 2 * share) - (2 - 2 * (1 - share))) / 2
+    np.testing.assert_allclose(losses.dclw(z1, z2, temperature=1.0), expected, rtol=1e-5)
+
+
+def test_dcl_is_below_nt_xent():
+    z1, z2 = map(jnp.asarray, draw())
+    assert losses.dcl(z1, z2) < losses.nt_xent(z1, z2)
+
+
+LABELS = np.array([3, 0, 3, -1, 0, -1, 7, 3], np.int32)  # classes of three and two, one of one, two unlabeled
+
+
+def reference_supcon(features, labels, temperature):
+    """Eq. 2 of the paper, anchor by anchor; an anchor without positives counts as 0."""
+    views = [(i, v) for i in range(features.shape[0]) for v in range(features.shape[1])]
+    total = 0.0
+    for i, v in views:
+        others = [(j, w) for j, w in views if (j, w) != (i, v)]
+        score = {(j, w): cosine(features[i, v], features[j, w]) / temperature for j, w in others}
+        positives = [(j, w) for j, w in others if j == i or labels[i] == labels[j] >= 0]
+        if positives:
+            denominator = log_sum_exp(list(score.values()))
+            total += np.mean([denominator - score[p] for p in positives])
+    return total / len(views)
+
+
+def draw_views(batch=8, views=2, dim=3):
+    return np.stack(checks.draw(batch, dim, views, scale=2.0), axis=1)
+
+
+@pytest.mark.parametrize("views, chunk_size", [(1, None), (2, None), (3, 5), (2, 100)])
+def test_supcon_equals_the_papers_formula(views, chunk_size):
+    features = draw_views(views=views)
+    loss = functools.partial(losses.supcon, labels=jnp.asarray(LABELS), temperature=0.3, chunk_size=chunk_size)
+    checks.equals_reference(loss, lambda f: reference_supcon(f, LABELS, 0.3), features)
+
+
+def test_supcon_equals_the_authors_code():
+    # SupConLoss(temperature=0.1, base_temperature=...) of github.com/HobbitLong/SupContrast, losses.py at 02f458c, in
+    # float64 on the normalized views.
+    features = jnp.stack([jnp.asarray(LIGHTLY[z], jnp.float32) for z in ("z1", "z2", "z3")], axis=1)
+    labels = jnp.array([0, 1, 0, 2, 1, 0])
+    np.testing.assert_allclose(losses.supcon(features, labels), 5.809951323741345, rtol=1e-5)
+    np.testing.assert_allclose(losses.supcon(features, labels, base_temperature=0.07), 8.299930462487634, rtol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [np.full(6, -1), np.arange(6)])
+def test_supcon_without_common_labels_is_nt_xent(labels):
+    z1, z2 = map(jnp.asarray, draw())
+    value = losses.supcon(jnp.stack([z1, z2], axis=1), jnp.asarray(labels), temperature=0.2)
+    np.testing.assert_allclose(value, losses.nt_xent(z1, z2, temperature=0.2), rtol=1e-6)
+
+
+def test_supcon_of_a_batch_without_positives_is_zero():
+    value, gradient = jax.value_and_grad(losses.supcon)(jnp.asarray(draw_views(views=1)), jnp.arange(8))
+    assert value == 0.0 and np.all(gradient == 0.0)
+
+
+def reference_info_nce(query, key, temperature, queue=None):
+    """Query by query. Without a queue all keys are candidates, with one the own key and the queue."""
+    total = 0.0
+    for i, q in enumerate(query):
+        candidates = key if queue is None else [key[i], *queue]
+        total += log_sum_exp([cosine(q, c) / temperature for c in candidates]) - cosine(q, key[i]) / temperature
+    return total / len(query)
+
+
+@CHUNKS
+@pytest.mark.parametrize("queue", [None, QUEUE])
+def test_info_nce_equals_the_papers_formula(queue, chunk_size):
+    loss = functools.partial(losses.info_nce, queue=queue, temperature=0.3, chunk_size=chunk_size)
+    wide = None if queue is None else np.asarray(queue, np.float64)
+    checks.equals_reference(loss, functools.partial(reference_info_nce, temperature=0.3, queue=wide), *draw())
+
+
+def test_info_nce_of_known_embeddings():
+    z = jnp.eye(4)
+    np.testing.assert_allclose(losses.info_nce(z, z, temperature=0.5), np.log(np.exp(2.0) + 3) - 2.0, rtol=1e-6)
+    queue = jnp.stack([z[0], -z[0]])  # cosine of +-1 with the first query, 0 with the three others
+    first, others = np.exp(2.0) + np.exp(2.0) + np.exp(-2.0), np.exp(2.0) + 2.0
+    expected = (np.log(first) + 3 * np.log(others)) / 4 - 2.0
+    np.testing.assert_allclose(losses.info_nce(z, z, queue=queue, temperature=0.5), expected, rtol=1e-6)
+    same = jnp.ones((4, 3))
+    np.testing.assert_allclose(losses.info_nce(same, same, queue=jnp.ones((9, 3))), np.log(10), rtol=1e-6)
+
+
+def test_info_nce_is_exact_where_the_key_is_found():
+    # A loss of 14 exp(-100) has no digit left in a difference of logarithms near 100.
+    z = jnp.eye(2)
+    value = losses.info_nce(z[:1], z[:1], queue=jnp.tile(z[1:], (14, 1)), temperature=0.0125)
+    np.testing.assert_allclose(value, 14 * np.exp(-80.0), rtol=1e-4)
+
+
+def reference_patch_info_nce(prediction, target):
+    return np.mean([log_sum_exp([p @ c for c in target]) - p @ target[i] for i, p in enumerate(prediction)])
+
+
+@CHUNKS
+def test_patch_info_nce_equals_the_papers_formula(chunk_size):
+    loss = functools.partial(losses.patch_info_nce, chunk_size=chunk_size)
+    checks.equals_reference(loss, reference_patch_info_nce, *draw(scale=0.7))
+
+
+@CHUNKS
+def test_patch_info_nce_counts_others_as_candidates(chunk_size):
+    prediction, target = draw(scale=0.7)
+    loss = functools.partial(losses.patch_info_nce, chunk_size=chunk_size)
+
+    def with_others(prediction, target):
+        return loss(prediction[2:], target[2:], others=target[:2])
+
+    def reference(prediction, target):
+        terms = [log_sum_exp([p @ c for c in target]) - p @ t for p, t in zip(prediction, target, strict=True)]
+        return np.mean(terms[2:])
+
+    checks.equals_reference(with_others, reference, prediction, target)
+
+
+def draw_maps(batch=4, positions=5):
+    rng = np.random.default_rng(1)
+    maps = rng.normal(size=(2, batch, positions, 3))
+    features = rng.normal(size=(2, batch, positions, 6)) * rng.uniform(0.1, 10, (2, batch, positions, 1))
+    return [a.astype(np.float32) for a in (*maps, *features, rng.normal(size=(9, 3)))]
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_dense_info_nce_equals_the_papers_formula(chunk_size):
+    query_map, key_map, *features, queue = draw_maps()
+    query_features, key_features = features
+    rows, keys = [], []
+    for b, s in np.ndindex(4, 5):
+        rows.append((b, s))
+        keys.append((b, np.argmax([cosine(query_features[b, s], key_features[b, t]) for t in range(5)])))
+    by_length = [np.argmax(key_features[b] @ query_features[b, s]) for b, s in rows]
+    assert [t for _, t in keys] != by_length  # the features' lengths would decide
+
+    def reference(query_map, key_map):
+        query, key = np.stack([query_map[r] for r in rows]), np.stack([key_map[k] for k in keys])
+        return reference_info_nce(query, key, 0.3, queue.astype(np.float64))
+
+    def loss(query_map, key_map):
+        constants = map(jnp.asarray, (*features, queue))
+        return losses.dense_info_nce(query_map, key_map, *constants, temperature=0.3, chunk_size=chunk_size)
+
+    checks.equals_reference(loss, reference, query_map, key_map)
+
+
+def test_dense_info_nce_does_not_depend_on_the_order_of_the_keys():
+    query_map, key_map, query_features, key_features, queue = map(jnp.asarray, draw_maps())
+    order = jnp.array([3, 1, 4, 0, 2])
+    expected = losses.dense_info_nce(query_map, key_map, query_features, key_features, queue)
+    value = losses.dense_info_nce(query_map, key_map[:, order], query_features, key_features[:, order], queue)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def reference_ressl(query, key, queue, temperature, target_temperature):
+    total = 0.0
+    for q, k in zip(query, key, strict=True):
+        targets = np.exp([cosine(k, c) / target_temperature for c in queue])
+        scores = np.array([cosine(q, c) / temperature for c in queue])
+        total += np.sum(targets / np.sum(targets) * (log_sum_exp(scores) - scores))
+    return total / len(query)
+
+
+def test_ressl_equals_the_papers_formula():
+    loss = functools.partial(losses.ressl, temperature=0.3, target_temperature=0.2)
+    reference = functools.partial(reference_ressl, temperature=0.3, target_temperature=0.2)
+    checks.equals_reference(loss, reference, *draw(), QUEUE)
+
+
+def test_ressl_of_one_relation_is_its_entropy():
+    q, queue = jnp.array([[1.0, 0.0]]), jnp.eye(2)
+    p = np.exp([10.0, 0.0]) / np.sum(np.exp([10.0, 0.0]))
+    np.testing.assert_allclose(losses.ressl(q, q, queue, target_temperature=0.1), -p @ np.log(p), rtol=1e-4)
+
+
+def reference_nce(positive, negatives, log_z, num_images):
+    """The paper's eq. 5-7."""
+    noise = negatives.shape[1] / num_images
+    p_data, p_noise = np.exp(positive) / np.exp(log_z), np.exp(negatives) / np.exp(log_z)
+    total = np.sum(np.log(p_data / (p_data + noise))) + np.sum(np.log(noise / (p_noise + noise)))
+    return -total / len(positive)
+
+
+def draw_scores(batch=8):
+    rng = np.random.default_rng(2)
+    return rng.normal(size=batch).astype(np.float32), rng.normal(size=(batch, 5)).astype(np.float32)
+
+
+def test_nce_equals_the_papers_formula():
+    loss = functools.partial(losses.nce, log_z=2.5, num_images=40)
+    checks.equals_reference(loss, functools.partial(reference_nce, log_z=2.5, num_images=40), *draw_scores())
+
+
+def test_nce_equals_the_authors_code():
+    # NCEAverage's scores and constant, and NCECriterion, of github.com/zhirongw/lemniscate.pytorch at 06c2d49, in
+    # float64, at temperature 0.07 with a bank of 100 images. Their eps of 1e-7 moves the value by 1e-5.
+    z1, z2, queue = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (LIGHTLY[n] for n in ("z1", "z2", "queue")))
+    positive, negatives = (jnp.asarray(x / 0.07, jnp.float32) for x in (np.sum(z1 * z2, axis=1), z1 @ queue.T))
+    log_z = losses.nce_log_z(positive, negatives, num_images=100)
+    np.testing.assert_allclose(log_z, 15.570681513365697, rtol=1e-6)
+    value = losses.nce(positive, negatives, log_z, num_images=100)
+    np.testing.assert_allclose(value, 1.8487675061095172, rtol=2e-5)
+
+
+def test_nce_log_z_of_equal_scores():
+    # 1 + 4 scores of 3: Z = 40 exp(3).
+    value = losses.nce_log_z(jnp.full(2, 3.0), jnp.full((2, 4), 3.0), num_images=40)
+    np.testing.assert_allclose(value, 3.0 + np.log(40.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 6])
+@pytest.mark.parametrize("name", ["dcl", "dclw", "info_nce", "patch_info_nce", "supcon", "queue"])
+def test_over_devices_is_that_of_the_whole_batch(name, chunk_size):
+    z = checks.draw(batch=16, dim=3)
+    options = {"devices": (1, 2, 4, 8) if chunk_size is None else (4,)}
+    if name == "supcon":
+        loss = functools.partial(losses.supcon, temperature=0.2, chunk_size=chunk_size)
+        checks.same_on_devices(loss, draw_views(batch=16), np.tile(LABELS, 2), argnums=(0,), **options)
+    elif name == "queue":
+        loss = lambda z1, z2, queue, **kw: losses.info_nce(z1, z2, queue=queue, chunk_size=chunk_size, **kw)  # noqa: E731
+        checks.same_on_devices(loss, *z, QUEUE[:, :3], split=[True, True, False], argnums=(0, 1, 2), **options)
+    else:
+        checks.same_on_devices(functools.partial(getattr(losses, name), chunk_size=chunk_size), *z, **options)
+
+
+def test_relational_dense_and_nce_over_devices():
+    devices = (1, 4)
+    checks.same_on_devices(losses.ressl, *checks.draw(batch=8), QUEUE, split=[True, True, False], devices=devices)
+    *maps, queue = draw_maps(batch=8)
+    split = [True, True, True, True, False]
+    checks.same_on_devices(losses.dense_info_nce, *maps, queue, split=split, argnums=(0, 1), devices=devices)
+    checks.same_on_devices(functools.partial(losses.nce, log_z=2.0, num_images=40), *draw_scores(), devices=devices)
+
+
+def test_nce_log_z_over_devices_is_that_of_the_whole_batch():
+    positive, negatives = map(jnp.asarray, draw_scores())
+    expected = losses.nce_log_z(positive, negatives, num_images=40)
+    on_device = functools.partial(losses.nce_log_z, num_images=40, axis_name="i")
+    mesh = Mesh(np.array(jax.devices()[:4]), ("i",))
+    split = PartitionSpec("i")
+    # out_specs: the check of shard_map agrees that it is the same on every device.
+    mapped = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=(split, split), out_specs=PartitionSpec()))
+    np.testing.assert_allclose(mapped(positive, negatives), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.dcl,
+        losses.dclw,
+        losses.info_nce,
+        functools.partial(losses.info_nce, queue=QUEUE),
+        losses.patch_info_nce,
+        lambda z1, z2, **kw: losses.supcon(jnp.stack([z1, z2], axis=1), jnp.array([0, 1, 0, -1, -1, 2]), **kw),
+        lambda z1, z2, **kw: losses.dense_info_nce(*(z.reshape(2, 3, 4) for z in (z1, z2, z1, z2)), QUEUE, **kw),
+    ],
+)
+def test_finite_at_extreme_scales(loss, chunk_size):
+    checks.finite_everywhere(jax.jit(functools.partial(loss, chunk_size=chunk_size)), *draw(scale=1.0))
+
+
+def test_relational_and_nce_are_finite_at_extreme_scales():
+    checks.finite_everywhere(jax.jit(lambda z1, z2: losses.ressl(z1, z2, QUEUE)), *draw(scale=1.0))
+    loss = functools.partial(losses.nce, log_z=0.0, num_images=10)
+    checks.finite_everywhere(jax.jit(lambda scores: loss(scores[:, 0], scores)), draw(scale=1.0)[0])
+
+
+@pytest.mark.parametrize("name", ["info_nce", "dcl"])
+def test_streamed_holds_no_matrix_of_all_pairs(name):
+    query, key = draw(n=512, dim=8)
+    queue = jnp.asarray(draw(n=2048, dim=8)[0])
+    loss = functools.partial(losses.info_nce, queue=queue) if name == "info_nce" else losses.dcl
+    pairs = 4 * (512 * 2048 if name == "info_nce" else 1024 * 1024)  # bytes
+    plain = jax.jit(jax.grad(loss)).lower(query, key).compile()
+    streamed = jax.jit(jax.grad(functools.partial(loss, chunk_size=32))).lower(query, key).compile()
+    assert plain.memory_analysis().temp_size_in_bytes > pairs
+    assert streamed.memory_analysis().temp_size_in_bytes < pairs / 4
+
+
+def ones(*shape):
+    return jnp.ones(shape)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: losses.dcl(ones(4, 3), ones(4, 2)), "z1 and z2 must be"),
+        (lambda: losses.dcl(ones(1, 3), ones(1, 3)), "two at least"),
+        (lambda: losses.dclw(ones(4), ones(4)), "z1 and z2 must be"),
+        (lambda: losses.dclw(ones(1, 3), ones(1, 3)), "two at least"),
+        (lambda: losses.supcon(ones(4, 3), jnp.zeros(4, int)), "features must be"),
+        (lambda: losses.supcon(ones(4, 2, 3), jnp.zeros(3, int)), "features must be"),
+        (lambda: losses.info_nce(ones(4, 3), ones(5, 3)), "query and key must be"),
+        (lambda: losses.info_nce(ones(4, 3), ones(4, 3), queue=ones(7, 2)), "queue must be"),
+        (lambda: losses.info_nce(ones(4, 3), ones(4, 3), queue=ones(3)), "queue must be"),
+        (lambda: losses.patch_info_nce(ones(4, 3), ones(3, 3)), "prediction and target must be"),
+        (lambda: losses.ressl(ones(4, 3), ones(4, 2), ones(7, 3)), "query and key must be"),
+        (lambda: losses.ressl(ones(4, 3), ones(4, 3), ones(7, 2)), "queue must be"),
+        (lambda: losses.dense_info_nce(*[ones(2, 4, 3)] * 3, ones(2, 5, 3), ones(7, 3)), "maps must be"),
+        (lambda: losses.dense_info_nce(*[ones(2, 4, 3)] * 2, *[ones(2, 5, 3)] * 2, ones(7, 3)), "maps must be"),
+        (lambda: losses.dense_info_nce(*[ones(2, 4, 3)] * 4, ones(7, 2)), "queue must be"),
+        (lambda: losses.nce(ones(4), ones(3, 5), 0.0, num_images=9), "positive must be"),
+        (lambda: losses.nce_log_z(ones(4), ones(4), num_images=9), "positive must be"),
+        (lambda: losses.info_nce(ones(4, 3), ones(4, 3), chunk_size=0), "chunk_size"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_refuses_other_shapes(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

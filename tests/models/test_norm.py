@@ -97,6 +97,30 @@ def test_value_and_gradient_are_flaxs(shape):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, flaxs)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_layer_is_flaxs_group_norm_of_one_group_and_keeps_nothing(train):
+    x, params = some_images(), some_params()
+    module = BatchNorm("layer")
+    assert jax.tree.structure(module.init(jax.random.key(0), x)) == jax.tree.structure({"params": params})
+
+    def value(apply, params, x):
+        return jnp.sum(jnp.sin(apply({"params": params}, x)) * jnp.sin(jnp.arange(5.0)))
+
+    def outcome(apply):
+        return jax.value_and_grad(lambda params, x: value(apply, params, x), argnums=(0, 1))(params, x)
+
+    ours = outcome(lambda variables, x: module.apply(variables, x, train=train))
+    flaxs = outcome(nn.GroupNorm(num_groups=1, epsilon=1e-5).apply)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, flaxs)
+
+
+def test_layer_of_rows_without_positions_is_layer_norm():
+    x = jnp.asarray(np.random.default_rng(0).normal(1e4, 1.0, size=(6, 64)), jnp.float32)  # far from 0
+    y = BatchNorm("layer", use_scale=False, use_bias=False).apply({}, x, train=True)
+    np.testing.assert_allclose(np.mean(y, axis=1), 0.0, atol=1e-2)
+    np.testing.assert_allclose(np.std(y, axis=1), 1.0, rtol=1e-3)
+
+
 def test_statistics_far_from_zero():
     # 10,000 deviations from 0: in float32 E[x^2] - E[x]^2 has no correct digit.
     x = jnp.asarray(np.random.default_rng(0).normal(1e4, 1.0, size=(4096, 3)), jnp.float32)

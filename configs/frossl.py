@@ -1,0 +1,51 @@
+"""FroSSL: Skean et al. 2023, arXiv:2310.02903. Settings of the authors' code, whose invariance has a weight: here 1."""
+
+from ml_collections import ConfigDict
+
+from ssl_jax import recipes
+
+
+def tiny() -> ConfigDict:
+    config = recipes.tiny()
+    config.method = dict(name="frossl", projector=(256, 256, 64), num_views=2)
+    config.augment.view = recipes.tiny_view()
+    return config
+
+
+def cifar_r18() -> ConfigDict:
+    """The authors' own code; as they gave it to solo-learn, with jitter of 0.8 and an invariance of weight 1.4."""
+    config = recipes.cifar_r18()
+    config.method = dict(name="frossl", projector=(2048, 2048, 1024), num_views=2)
+    config.augment.view = {**recipes.CIFAR_WEAK, "blur": 0.0}
+    config.optimizer = dict(
+        name="lars",
+        lr=recipes.lr_for(config, 0.3),
+        weight_decay=1e-4,
+        warmup_steps=recipes.CIFAR_WARMUP,
+        final_lr=0.0,
+        trust_coefficient=0.02,
+    )
+    return config
+
+
+def imagenet_r18() -> ConfigDict:
+    """ResNet-18 as in the authors' code, which weighs the invariance by 2 here. Colors are solo-learn's for VICReg."""
+    config = recipes.imagenet("resnet18", batch_size=256, epochs=100)
+    config.method = dict(name="frossl", projector=(2048, 2048, 1024), num_views=2)
+    config.augment.view = dict(recipes.BYOL_1, crop_area=(0.2, 1.0), blur=0.5, solarize=0.1)
+    config.optimizer = dict(
+        name="lars",
+        lr=recipes.lr_for(config, 0.3),
+        weight_decay=1e-4,
+        warmup_steps=recipes.imagenet_steps(10, 256),
+        final_lr=0.0,
+        trust_coefficient=0.02,
+    )
+    return config
+
+
+SCALES = {"tiny": tiny, "cifar_r18": cifar_r18, "imagenet_r18": imagenet_r18}
+
+
+def get_config(scale: str = "tiny") -> ConfigDict:
+    return recipes.pick("frossl", scale, SCALES)

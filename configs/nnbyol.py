@@ -1,0 +1,50 @@
+"""NNBYOL: BYOL (arXiv:2006.07733) with the neighbors of NNCLR (Dwibedi et al. 2021, arXiv:2104.14548)."""
+
+from ml_collections import ConfigDict
+
+from ssl_jax import recipes
+
+
+def tiny() -> ConfigDict:
+    config = recipes.tiny()
+    config.method = dict(name="nnbyol", projector=(256, 64), predictor=(256, 64), decay=0.99, queue_size=4096)
+    config.augment = dict(view1=recipes.tiny_view(), view2=recipes.tiny_view())
+    return config
+
+
+def cifar_r18() -> ConfigDict:
+    """solo-learn's, whose queue of 65,536 is longer than CIFAR's 50,000 images: half of that. No result is known."""
+    config = recipes.cifar_r18()
+    config.method = dict(name="nnbyol", projector=(4096, 256), predictor=(4096, 256), decay=0.99, queue_size=32_768)
+    config.augment = dict(view1=recipes.CIFAR_1, view2=recipes.CIFAR_2)
+    config.optimizer = dict(
+        name="lars",
+        lr=recipes.lr_for(config, 1.0),
+        weight_decay=1e-5,
+        warmup_steps=recipes.CIFAR_WARMUP,
+        final_lr=0.0,
+        trust_coefficient=0.02,
+    )
+    return config
+
+
+def imagenet_r50() -> ConfigDict:
+    """BYOL's settings for 300 epochs with solo-learn's queue: no result is known."""
+    config = recipes.imagenet("resnet50", batch_size=4096, epochs=300)
+    config.method = dict(name="nnbyol", projector=(4096, 256), predictor=(4096, 256), decay=0.99, queue_size=65_536)
+    config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)
+    config.optimizer = dict(
+        name="lars",
+        lr=recipes.lr_for(config, 0.3),
+        weight_decay=1e-6,
+        warmup_steps=recipes.imagenet_steps(10, 4096),
+        final_lr=0.0,
+    )
+    return config
+
+
+SCALES = {"tiny": tiny, "cifar_r18": cifar_r18, "imagenet_r50": imagenet_r50}
+
+
+def get_config(scale: str = "tiny") -> ConfigDict:
+    return recipes.pick("nnbyol", scale, SCALES)

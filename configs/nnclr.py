@@ -1,0 +1,54 @@
+"""NNCLR: Dwibedi et al. 2021, arXiv:2104.14548."""
+
+from ml_collections import ConfigDict
+
+from ssl_jax import recipes
+
+
+def tiny() -> ConfigDict:
+    config = recipes.tiny()
+    config.method = dict(name="nnclr", projector=(256, 256, 64), predictor=(256, 64), temperature=0.1, queue_size=8192)
+    config.augment = dict(view1=recipes.tiny_view(), view2=recipes.tiny_view())
+    return config
+
+
+def cifar_r18() -> ConfigDict:
+    """solo-learn's: 91.88 linear. Its queue is longer than the data set."""
+    config = recipes.cifar_r18()
+    config.method = dict(
+        name="nnclr", projector=(2048, 2048, 256), predictor=(4096, 256), temperature=0.2, queue_size=65_536
+    )
+    config.augment = dict(view1=recipes.CIFAR_1, view2=recipes.CIFAR_2)
+    config.optimizer = dict(
+        name="lars",
+        lr=recipes.lr_for(config, 0.4),
+        weight_decay=1e-5,
+        warmup_steps=recipes.CIFAR_WARMUP,
+        final_lr=0.0,
+        trust_coefficient=0.02,
+    )
+    return config
+
+
+def imagenet_r50() -> ConfigDict:
+    """75.4 linear; 75.6 with multi-crop, which is not here."""
+    config = recipes.imagenet("resnet50", batch_size=4096, epochs=1000)
+    config.method = dict(
+        name="nnclr", projector=(2048, 2048, 256), predictor=(4096, 256), temperature=0.1, queue_size=98_304
+    )
+    config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)
+    config.optimizer = dict(
+        name="lars",
+        lr=recipes.lr_for(config, 0.3),
+        weight_decay=1e-6,
+        warmup_steps=recipes.imagenet_steps(10, 4096),
+        final_lr=0.0,
+    )
+    return config
+
+
+SCALES = {"tiny": tiny, "cifar_r18": cifar_r18, "imagenet_r50": imagenet_r50}
+
+
+def get_config(scale: str = "tiny") -> ConfigDict:
+    return recipes.pick("nnclr", scale, SCALES)

@@ -1,0 +1,273 @@
+"""Clustering losses: views of an image are to fall into one cluster, and the clusters are to be used."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax, nn
+from jaxtyping import Array, Float, Int
+
+from ssl_jax.losses import _common
+
+
+def sinkhorn(
+    scores: Float[Array, "batch prototypes"],
+    *,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    tolerance: float = 0.0,
+    weights: Float[Array, " batch"] | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, "batch prototypes"]:
+    """Soft codes near the scores that share the batch out equally among the prototypes.
+
+    The solution Q = diag(c) exp(scores / epsilon) diag(r) of the entropic optimal transport whose rows sum to 1 and
+    columns to batch / prototypes, by Sinkhorn and Knopp: from c = 1, by turns, r makes the columns' sums equal, then c
+    those of the rows; over the global batch. Rows sum to 1 after any number of iterations, columns approach theirs.
+
+    Args:
+      scores: [batch, prototypes], any scale. They carry no gradient.
+      epsilon: > 0, the weight of the codes' entropy: towards 0 they become hard.
+      iterations: at least 1; with a tolerance the most that are made.
+      tolerance: >= 0. Stops after the iteration that has sum_i |c_i / c_new_i - 1| < tolerance, over the global batch.
+      weights: [batch], >= 0, how many rows each counts for: 0 for one that takes no part, whose code is what the others
+        have made of the prototypes (DINOv2's masked patches have 1, the others 0). None: all the same.
+      axis_name: mapped axis that the batch is split over; None if scores are of the whole batch.
+
+    Returns: float32 codes [batch, prototypes] of this device's rows, without gradient.
+    Raises: ValueError if scores are not [batch, prototypes], weights not [batch], or iterations < 1.
+    Source: Caron et al. 2020, arXiv:2006.09882, eq. 3-5 and the code's order of steps; in logarithms, so that no
+      score overflows or leaves a prototype without mass. SeLa's labels, Asano et al. 2019, arXiv:1911.05371, section 3,
+      are the largest entries of this for log softmax scores, epsilon = 1 / lambda and tolerance 0.1, which their code
+      looks at every tenth iteration; in float32 give a bound on the iterations, too.
+    """
+    if scores.ndim != 2:
+        raise ValueError(f"scores must be [batch, prototypes], got {scores.shape}")
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    if weights is not None and weights.shape != scores.shape[:1]:
+        raise ValueError(f"weights must have one entry for each row of scores, got {weights.shape}, {scores.shape}")
+    scores = lax.stop_gradient(scores.astype(jnp.float32))
+    largest = jnp.max(scores, axis=1, keepdims=True)
+    # Near 0, where codes are large, float32 is at its finest: so each row is divided by its largest entry beforehand.
+    log_kernel, log_c = (scores - largest) / epsilon, largest / epsilon
+    if weights is None:
+        log_share, log_weight, counts = math.log(_common.num_rows(scores, axis_name) / scores.shape[1]), 0.0, True
+    else:
+        counts = lax.stop_gradient(weights[:, None] > 0)
+        # Not log 0, which would give NaN where no row at all counts.
+        log_weight = jnp.where(counts, jnp.log(jnp.where(counts, weights[:, None], 1.0)), -1e30)
+        log_share = _common.global_logsumexp(log_weight, axis_name) - math.log(scores.shape[1])
+
+    def step(carry):
+        i, log_c, *_ = carry
+        log_r = log_share - _common.global_logsumexp(log_kernel + log_c + log_weight, axis_name)
+        new_log_c = -nn.logsumexp(log_kernel + log_r, axis=1, keepdims=True)
+        change = jnp.sum(jnp.abs(jnp.expm1(log_c - new_log_c)), where=counts)
+        return i + 1, new_log_c, log_r, change if axis_name is None else lax.psum(change, axis_name)
+
+    def unfinished(carry):
+        return (carry[0] < iterations) & (carry[3] >= tolerance)
+
+    *_, log_r, _ = lax.while_loop(unfinished, step, step((0, log_c)))
+    return nn.softmax(log_kernel + log_r)  # the rows made to sum to 1 exactly, whatever rounding c has
+
+
+def swav(
+    high: Float[Array, "high_views batch prototypes"],
+    low: Float[Array, "low_views batch prototypes"] | None = None,
+    *,
+    queue_scores: Float[Array, "high_views queue prototypes"] | None = None,
+    temperature: float = 0.1,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Swapped prediction: from each view, the code that `sinkhorn` gives another, large view of the image.
+
+    loss = mean over large views t, over all views v != t, and over the batch, of
+    -sum_k q_t,k log softmax(scores_v / temperature)_k with q_t = sinkhorn(scores_t). log(prototypes) where the scores
+    are constant: the networks, or the prototypes, have collapsed.
+
+    Args:
+      high: [views, batch, prototypes], cosines of the large crops with the prototypes.
+      low: [views, batch, prototypes], of the small crops, which get no codes; None without any.
+      queue_scores: [views, queue, prototypes], of earlier large crops, the same on every device. They join the
+        Sinkhorn iterations only, to help where the batch is smaller than the number of prototypes.
+      temperature: > 0. epsilon, iterations: those of `sinkhorn`.
+      axis_name: mapped axis that the batch is split over; None if the scores are of the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if the shapes do not agree, or there is a single view.
+    Source: Caron et al. 2020, arXiv:2006.09882, eq. 1-2, multi-crop eq. 6. The mean over views is the authors' code's.
+    """
+    if high.ndim != 3 or (low is not None and (low.ndim != 3 or low.shape[1:] != high.shape[1:])):
+        raise ValueError(
+            "high and low must be [views, batch, prototypes] of one batch, "
+            f"got {high.shape}, {None if low is None else low.shape}"
+        )
+    views = high if low is None else jnp.concatenate([high, low])
+    if len(views) < 2:
+        raise ValueError(f"a code is predicted from another view: give two at least, got {high.shape} alone")
+    if queue_scores is not None and (
+        queue_scores.ndim != 3 or (len(queue_scores), queue_scores.shape[-1]) != (len(high), high.shape[-1])
+    ):
+        raise ValueError(
+            f"queue_scores must be [views, queue, prototypes] as high is, got {queue_scores.shape}, {high.shape}"
+        )
+
+    def codes(scores, queue=None):
+        if queue is None:
+            return sinkhorn(scores, epsilon=epsilon, iterations=iterations, axis_name=axis_name)
+        # On every device the whole of it, because the queue counts once.
+        rows = jnp.concatenate([_common.all_rows(scores, axis_name), queue])
+        q = sinkhorn(rows, epsilon=epsilon, iterations=iterations)
+        return lax.dynamic_slice_in_dim(q, _common.first_row(scores, axis_name), len(scores))
+
+    queues = [None] * len(high) if queue_scores is None else queue_scores
+    targets = jnp.stack([codes(scores, queue) for scores, queue in zip(high, queues, strict=True)])
+    return _common.cross_view_entropy(targets, _common.log_softmax(views, temperature))
+
+
+def pseudo_label_cross_entropy(
+    scores: Float[Array, "views batch clusters"],
+    labels: Int[Array, "batch"],
+    *,
+    weights: Float[Array, "clusters"] | None = None,
+    temperature: float = 0.1,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Every view is classified as the cluster that its image was assigned to beforehand.
+
+    loss = sum_i w_i mean_v ce_vi / sum_i w_i over the labeled images i of the global batch, with
+    ce_vi = -log softmax(scores_vi / temperature)_{labels_i} and w_i = weights_{labels_i}. Without weights: the mean
+    over the labeled images. 0 if there is none.
+
+    Args:
+      scores: [views, batch, clusters], such as cosines with the centroids.
+      labels: [batch] in 0, ..., clusters - 1; -1 for an image without a label, which does not count.
+      weights: [clusters], > 0, any scale; ODC's fall with the cluster's size. No gradient.
+      temperature: > 0. 0.1 for cosines; 1 for a linear layer's logits (DeepCluster v1, SeLa, ODC).
+      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if the shapes do not agree.
+    Source: Caron et al. 2018, arXiv:1807.05520, eq. 1; DeepCluster-v2 in Caron et al. 2020, arXiv:2006.09882; the
+      weights: Zhan et al. 2020, arXiv:2006.10645, whose code divides by their sum, too.
+    """
+    if scores.ndim != 3 or labels.shape != scores.shape[1:2]:
+        raise ValueError(
+            f"scores must be [views, batch, clusters] and labels [batch], got {scores.shape}, {labels.shape}"
+        )
+    if weights is not None and weights.shape != scores.shape[2:]:
+        raise ValueError(f"weights must have one entry for each cluster, got {weights.shape}, {scores.shape}")
+    label = jnp.maximum(labels, 0)
+    weight = 1.0 if weights is None else lax.stop_gradient(weights.astype(jnp.float32))[label]
+    weight = jnp.where(labels >= 0, weight, 0.0)
+    log_p = _common.log_softmax(scores, temperature)
+    ce = -jnp.take_along_axis(log_p, label[None, :, None], axis=-1)[..., 0]
+    total = _common.global_mean(jnp.sum(weight), axis_name)  # a device's share, as its sum below is
+    return jnp.sum(weight * jnp.mean(ce, axis=0)) / jnp.where(total > 0, total, 1.0)
+
+
+def pcl_prototypes(
+    embedding: Float[Array, "batch dim"],
+    centroids: Float[Array, "clusters dim"],
+    concentration: Float[Array, "clusters"],
+    assignments: Int[Array, "batch"],
+    negatives: Int[Array, "negatives"] | None = None,
+    *,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """ProtoNCE's term for one clustering: an embedding finds its cluster's centroid, at the cluster's own temperature.
+
+    The mean over the batch of -l_a(i) + log sum_c exp(l_c), with l_c = cos(embedding_i, centroids_c) /
+    concentration_c and a(i) the image's cluster. c runs over the clusters of the images of the global batch, once for
+    each image, and over the negatives; without negatives over all clusters, once each.
+
+    Args:
+      embedding: [batch, dim], any scale.
+      centroids: [clusters, dim], any scale. No gradient.
+      concentration: [clusters], > 0, scaled such that their mean is the temperature (0.2). No gradient.
+      assignments: [batch] in 0, ..., clusters - 1.
+      negatives: clusters drawn at random, different from each other, the same on every device; those of them that
+        images of the batch belong to are left out.
+      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if the shapes do not agree.
+    Source: Li et al. 2020, arXiv:2005.04966, eq. 11. Candidates as in the authors' code, so an image of the same
+      cluster adds that cluster's centroid as if it were another.
+    """
+    if embedding.ndim != 2 or centroids.ndim != 2 or embedding.shape[1] != centroids.shape[1]:
+        raise ValueError(f"embedding and centroids must be rows of one dim, got {embedding.shape}, {centroids.shape}")
+    if concentration.shape != centroids.shape[:1] or assignments.shape != embedding.shape[:1]:
+        raise ValueError(
+            "concentration must be [clusters], assignments [batch], "
+            f"got {concentration.shape}, {assignments.shape} for {centroids.shape}, {embedding.shape}"
+        )
+    z = _common.normalize(embedding)
+    # One scale, so that a candidate's logit is one product.
+    centroids = lax.stop_gradient(_common.normalize(centroids) / concentration.astype(jnp.float32)[:, None])
+    positive = jnp.sum(z * centroids[assignments], axis=-1)
+    if negatives is None:
+        candidates, valid = centroids, True
+    else:
+        own = _common.all_rows(assignments, axis_name)
+        candidates = centroids[jnp.concatenate([own, negatives])]
+        valid = jnp.concatenate([jnp.full(len(own), True), ~jnp.isin(negatives, own)])
+    logits = jnp.matmul(z, candidates.T, precision="highest")
+    return jnp.mean(nn.logsumexp(logits, axis=-1, where=valid) - positive)
+
+
+def smog(
+    prediction: Float[Array, "batch dim"],
+    projection: Float[Array, "batch dim"],
+    target: Float[Array, "batch dim"],
+    groups: Float[Array, "groups dim"],
+    *,
+    beta: float = 0.99,
+    temperature: float = 0.1,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, ""], Float[Array, "groups dim"]]:
+    """Synchronous momentum grouping: the group of the teacher's view is predicted, among groups that move at once.
+
+    Each group that the projections of the global batch are nearest to, by cosine, moves:
+    new_g = beta * group_g + (1 - beta) * mean of its projections; the others stay. Then
+    loss = mean over the batch of -log softmax(cos(prediction_i, new) / temperature)_g(i), with g(i) the old group
+    nearest to target_i. The gradient flows to the predictions and, through the new groups, to the projections.
+
+    Args:
+      prediction, projection: [batch, dim], the student's, after and before its predictor.
+      target: [batch, dim], the teacher's projections of the other view. No gradient.
+      groups: [groups, dim], any scale but the projections', which they are averaged with. No gradient.
+      beta: in [0, 1], the groups' momentum.
+      temperature: > 0.
+      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+
+    Returns: float32 scalar >= 0, whose mean over devices is the loss of the whole batch, and the new groups, float32,
+      without gradient, the same on every device.
+    Raises: ValueError if the shapes do not agree.
+    Source: Pang et al. 2022, arXiv:2207.06167, section 3.
+    """
+    _common.check_rows(prediction=prediction, projection=projection, target=target)
+    if groups.ndim != 2 or groups.shape[1] != prediction.shape[1]:
+        raise ValueError(f"groups must be [groups, dim] of the embeddings' dim, got {groups.shape}, {prediction.shape}")
+    groups = lax.stop_gradient(groups.astype(jnp.float32))
+    projection = projection.astype(jnp.float32)
+    nearest = jnp.argmax(_cosines(projection, groups), axis=-1)
+    sums, sizes = (
+        jax.ops.segment_sum(x, nearest, len(groups)) for x in (projection, jnp.ones(len(projection), jnp.float32))
+    )
+    # Means over devices, because the ratio of two of them is that of the sums.
+    sums, sizes = (_common.global_mean(x, axis_name) for x in (sums, sizes[:, None]))
+    means = sums / jnp.where(sizes > 0, sizes, 1.0)
+    groups, old = jnp.where(sizes > 0, beta * groups + (1.0 - beta) * means, groups), groups
+    label = jnp.argmax(_cosines(target, old), axis=-1)
+    logits = _cosines(prediction, groups)[None]
+    loss = pseudo_label_cross_entropy(logits, label, temperature=temperature, axis_name=axis_name)
+    return loss, lax.stop_gradient(groups)
+
+
+def _cosines(a: Float[Array, "a dim"], b: Float[Array, "b dim"]) -> Float[Array, "a b"]:
+    return jnp.matmul(_common.normalize(a), _common.normalize(b).T, precision="highest")

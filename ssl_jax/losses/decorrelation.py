@@ -1,0 +1,294 @@
+"""Decorrelation losses: the dimensions of a projection are to vary, and no two of them together.
+
+Statistics are those of the global batch. They carry their gradient, so that an embedding that is the same for every
+image, the trivial way to make two views agree, is the worst.
+"""
+
+import jax.numpy as jnp
+from jax import lax, nn
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+
+from ssl_jax.losses import _common
+
+
+def barlow_twins(
+    z1: Float[Array, "batch dim"],
+    z2: Float[Array, "batch dim"],
+    *,
+    off_diagonal_weight: float = 5e-3,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Redundancy reduction: draws the cross-correlation of two views towards the identity.
+
+    loss = sum_i (1 - C_ii)^2 + off_diagonal_weight * sum_{i != j} C_ij^2, where C [dim, dim] is the correlation, over
+    the global batch, of z1's columns with z2's: C_ij in [-1, 1]. Grows with dim.
+
+    Args:
+      z1, z2: [batch, dim] projections of two views, any scale; row i of both shows image i.
+      off_diagonal_weight: the paper's lambda, >= 0.
+      axis_name: mapped axis that the batch is split over; None if z1, z2 are the whole batch.
+
+    Returns: float32 scalar >= 0, the same on every device; least where C is the identity.
+    Raises: ValueError if z1 and z2 are not [batch, dim] of one shape, with two rows at least in the global batch.
+    Source: Zbontar et al. 2021, arXiv:2103.03230, eq. 1-2. Biased standard deviation with eps 1e-5, as BatchNorm has it
+      in the authors' code; their algorithm 1 has the unbiased one.
+    """
+    z1, z2 = _pair(z1, z2, axis_name)
+    z1, z2 = (_common.standardize(z, axis_name) for z in (z1, z2))
+    c = _common.second_moment(z1, z2, axis_name)
+    return jnp.sum((1.0 - jnp.diagonal(c)) ** 2) + off_diagonal_weight * _off_diagonal_squares(c)
+
+
+def vicreg(
+    z1: Float[Array, "batch dim"],
+    z2: Float[Array, "batch dim"],
+    *,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Variance, invariance, covariance: two views agree, every dimension varies, no two dimensions vary together.
+
+    loss = invariance * s + variance * (v(z1) + v(z2)) / 2 + covariance * (c(z1) + c(z2)), with
+    s = the mean over batch and dim of (z1 - z2)^2, v(z) = mean_i max(0, 1 - sqrt(C_ii + 1e-4)),
+    c(z) = sum_{i != j} C_ij^2 / dim; C [dim, dim] is z's covariance over the global batch, of divisor batch - 1.
+
+    Args:
+      z1, z2: [batch, dim] projections of two views; their scale matters. Row i of both shows image i.
+      invariance, variance, covariance: the paper's lambda, mu, nu, >= 0.
+      axis_name: mapped axis that the batch is split over; None if z1, z2 are the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if z1 and z2 are not [batch, dim] of one shape, with two rows at least in the global batch.
+    Source: Bardes et al. 2021, arXiv:2105.04906, eq. 1-6; v averaged over the branches as in the authors' code, where
+      eq. 6 adds them.
+    """
+    z1, z2 = _pair(z1, z2, axis_name)
+    z = jnp.stack([z1, z2], axis=1)
+    loss = invariance * jnp.mean((z1 - z2) ** 2) + variance * _hinge(z, axis_name)
+    return loss + 2.0 * covariance * _covariance_penalty(z, axis_name)
+
+
+def vibcreg(
+    z1: Float[Array, "batch dim"],
+    z2: Float[Array, "batch dim"],
+    *,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 200.0,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """VICReg with the correlation in place of the covariance: in [-1, 1] for every dimension's scale.
+
+    loss = invariance * s + variance * (v(z1) + v(z2)) + covariance * (r(z1) + r(z2)), with `vicreg`'s s and v, and
+    r(z) = sum_{i != j} R_ij^2 / dim^2; R [dim, dim] is the correlation of z's columns over the global batch.
+
+    Args:
+      z1, z2: [batch, dim] projections of two views; their scale matters to s and v. Row i of both shows image i.
+      invariance, variance, covariance: the paper's lambda, mu, nu, >= 0.
+      axis_name: mapped axis that the batch is split over; None if z1, z2 are the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if z1 and z2 are not [batch, dim] of one shape, with two rows at least in the global batch.
+    Source: Lee & Aune 2021, arXiv:2109.00783, and the authors' code, which adds v over the branches. Its expander has
+      iterative normalization, which is the network's.
+    """
+    z1, z2 = _pair(z1, z2, axis_name)
+    loss = invariance * jnp.mean((z1 - z2) ** 2)
+    for z in (z1, z2):
+        unit = _common.standardize(z, axis_name, eps=1e-12)
+        correlation = _off_diagonal_squares(_common.second_moment(unit, unit, axis_name)) / z.shape[1] ** 2
+        loss += variance * _hinge(z, axis_name) + covariance * correlation
+    return loss
+
+
+def vicregl_global(
+    views: Float[Array, "views batch dim"],
+    *,
+    num_global: int = 2,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """VICRegL's loss of the pooled embeddings: `vicreg` for two global views and any number of further ones.
+
+    loss = invariance * the mean of s over the pairs (global view, other view) + variance * the mean of v over the views
+    + covariance * the mean of c over the views, with `vicreg`'s s, v and c. So of two views, c weighs half of there.
+
+    Args:
+      views: [views, batch, dim] projections, the global views first; their scale matters. Row i of all shows image i.
+      num_global: global views, 1 to views.
+      invariance, variance, covariance: >= 0.
+      axis_name: mapped axis that the batch is split over; None if views has the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if views is not [views, batch, dim] with two views at least, two rows at least in the global
+      batch, and num_global of 1 to views.
+    Source: Bardes et al. 2022, arXiv:2210.01571, section 3, as its authors' code has it.
+    """
+    if views.ndim != 3 or len(views) < 2 or not 1 <= num_global <= len(views):
+        raise ValueError(
+            f"views must be [views, batch, dim], two at least and num_global of them global, "
+            f"got {views.shape} and num_global {num_global}"
+        )
+    views = views.astype(jnp.float32)
+    z = _rows(jnp.moveaxis(views, 0, 1), axis_name)
+    differences = views[:num_global, None] - views  # a view and itself add nothing
+    pairs = num_global * (len(views) - 1)
+    s = jnp.sum(jnp.mean(differences**2, axis=(2, 3))) / pairs
+    return invariance * s + variance * _hinge(z, axis_name) + covariance * _covariance_penalty(z, axis_name)
+
+
+def vicregl_local(
+    maps1: Float[Array, "batch positions1 dim"],
+    maps2: Float[Array, "batch positions2 dim"],
+    positions1: Float[Array, "batch positions1 2"],
+    positions2: Float[Array, "batch positions2 2"],
+    *,
+    matches: tuple[int, int] = (20, 4),
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """VICRegL's loss of two feature maps: what lies at the same place of the image, or looks alike, agrees.
+
+    Each position of one map is matched with the nearest position of the other, once by image coordinates, of which the
+    closest `matches` pairs of each image are kept, and once by features, of which all are kept. Each set of pairs
+    (x, y) [batch, pairs, dim] gives l(x, y) = invariance * the mean of (x - y)^2 + variance * (v(x) + v(y)) / 2
+    + covariance * (c(x) + c(y)) / 2, with `vicreg`'s v and c over the global batch at each of the pairs, in the order
+    of x's positions, and averaged over the pairs. The loss adds location and features, each the mean of both
+    directions, map 1 to map 2 and back.
+
+    Args:
+      maps1, maps2: [batch, positions, dim] projections of the positions of two views' feature maps; row i of both shows
+        image i. A map's positions are in the same order for all images.
+      positions1, positions2: [batch, positions, 2] where they lie in the image, in one unit, flips undone.
+      matches: pairs by location kept from map 1's positions and from map 2's, >= 1; all where a map has fewer.
+      invariance, variance, covariance: >= 0.
+      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch. The choice of pairs carries no
+      gradient.
+    Raises: ValueError if the shapes do not agree, the global batch has fewer than two rows, or matches < 1.
+    Source: Bardes et al. 2022, arXiv:2210.01571, section 3; as in the authors' code, which keeps all pairs by features.
+    """
+    if maps1.ndim != 3 or maps2.ndim != 3 or maps1.shape[::2] != maps2.shape[::2]:
+        raise ValueError(f"maps must be [batch, positions, dim] of one batch and dim, got {maps1.shape}, {maps2.shape}")
+    if positions1.shape != (*maps1.shape[:2], 2) or positions2.shape != (*maps2.shape[:2], 2):
+        raise ValueError(
+            f"positions must be [batch, positions, 2] as the maps {maps1.shape}, {maps2.shape}, "
+            f"got {positions1.shape}, {positions2.shape}"
+        )
+    if min(matches) < 1:
+        raise ValueError(f"matches must be at least 1, got {matches}")
+    maps1, maps2 = (_rows(maps.astype(jnp.float32), axis_name) for maps in (maps1, maps2))
+
+    def matched(maps, others, distances, count):
+        x, y = _matched_pairs(maps, others, distances, count)
+        z = jnp.concatenate([x, y], axis=1)
+        loss = invariance * jnp.mean((x - y) ** 2) + variance * _hinge(z, axis_name)
+        return loss + covariance * _covariance_penalty(z, axis_name)
+
+    def both_directions(distances, count1, count2):
+        there = matched(maps1, maps2, distances, count1)
+        return 0.5 * (there + matched(maps2, maps1, distances.swapaxes(1, 2), count2))
+
+    by_location = both_directions(_squared_distances(positions1, positions2), *matches)
+    by_features = both_directions(_squared_distances(maps1, maps2), maps1.shape[1], maps2.shape[1])
+    return by_location + by_features
+
+
+def _squared_distances(x, y):
+    """[batch, positions of x, positions of y]. Only indices are made of them, which carry no gradient."""
+    # Not |x|^2 + |y|^2 - 2xy, whose rounding would choose among near neighbors. XLA fuses this into the sum.
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    return jnp.sum((x[:, :, None] - y[:, None]) ** 2, axis=-1)
+
+
+def _matched_pairs(maps, others, distances, count):
+    """The `count` rows of each map that have the nearest neighbors in the other, in the map's order, and those."""
+    closest = jnp.sort(lax.top_k(-jnp.min(distances, axis=-1), min(count, maps.shape[1]))[1])
+    neighbors = jnp.take_along_axis(jnp.argmin(distances, axis=-1), closest, axis=1)
+    take = lambda maps, index: jnp.take_along_axis(maps, index[..., None], axis=1)  # noqa: E731
+    return take(maps, closest), take(others, neighbors)
+
+
+def w_mse(
+    z1: Float[Array, "batch dim"],
+    z2: Float[Array, "batch dim"],
+    *,
+    eps: float = 0.0,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Whitening: the mean squared distance of two views on the sphere, after each view's dimensions were decorrelated.
+
+    w = L^-1 (z - mean), with L L^T = (1 - eps) C + eps I the Cholesky factors of z's covariance C over the global
+    batch, of divisor batch - 1, for each view by itself; loss = the mean over the batch of 2 - 2 cos(w1, w2). The
+    gradient flows through L. A millionth of C's mean diagonal is added to the diagonal for the sake of float32.
+
+    Args:
+      z1, z2: [batch, dim] projections of two views; row i of both shows image i. The global batch should have 2 dim
+        rows at least: with dim or fewer, C is singular and w is what the rounding makes of it.
+      eps: shrinkage of the covariance towards the identity, in [0, 1].
+      axis_name: mapped axis that the batch is split over; None if z1, z2 are the whole batch.
+
+    Returns: float32 scalar in [0, 4]; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if z1 and z2 are not [batch, dim] of one shape, with two rows at least in the global batch.
+    Source: Ermolov et al. 2020, arXiv:2007.06346, section 3. The method whitens sub-batches: it passes them one by one.
+    """
+    z1, z2 = _pair(z1, z2, axis_name)
+    w1, w2 = (_common.normalize(_whiten(z, eps, axis_name)) for z in (z1, z2))
+    return jnp.mean(2.0 - 2.0 * jnp.sum(w1 * w2, axis=-1))
+
+
+def _whiten(z, eps, axis_name):
+    """L^-1 (z - mean) for every row z."""
+    c = _covariance(z, axis_name)
+    # Rounding leaves the covariance of dependent dimensions with eigenvalues below 0, and the factor NaN: with 256 and
+    # 512 dimensions of rank half that, 3e-7 of the mean variance was too little at times, 1e-6 enough.
+    ridge = jnp.maximum(1e-6 * jnp.mean(jnp.diagonal(c)), 1e-24)
+    factor = jnp.linalg.cholesky((1.0 - eps) * c + (eps + ridge) * jnp.eye(len(c)))
+    return solve_triangular(factor, _common.center(z, axis_name).T, lower=True).T
+
+
+def _pair(z1, z2, axis_name):
+    """Two views in float32, after their shapes were checked."""
+    _common.check_rows(z1=z1, z2=z2)
+    return tuple(_rows(z.astype(jnp.float32), axis_name) for z in (z1, z2))
+
+
+def _rows(z, axis_name):
+    """`z` [batch, ...], checked to have enough rows for a covariance."""
+    if _common.num_rows(z, axis_name) < 2:
+        raise ValueError(f"a covariance needs two images at least, got {z.shape}")
+    return z
+
+
+def _covariance(z, axis_name):
+    """[..., dim, dim] of z [batch, ..., dim] over the global batch, of divisor batch - 1."""
+    rows = _common.num_rows(z, axis_name)
+    z = _common.center(z, axis_name)
+    return rows / (rows - 1) * _common.second_moment(z, z, axis_name)
+
+
+def _off_diagonal_squares(c):
+    """sum_{i != j} c_ij^2 of each of [..., dim, dim]."""
+    # Masked, not sum(c**2) - sum(diagonal**2): near the optimum the two sums agree in all but their last bits; in
+    # float32 their difference is 16 % off at dim 2048 with |c_ij| = 1e-5.
+    return jnp.sum(jnp.where(jnp.eye(c.shape[-1], dtype=bool), 0.0, c) ** 2, axis=(-2, -1))
+
+
+def _covariance_penalty(z, axis_name):
+    """vicreg's c of z [batch, groups, dim], averaged over the groups."""
+    return jnp.mean(_off_diagonal_squares(_covariance(z, axis_name))) / z.shape[-1]
+
+
+def _hinge(z, axis_name):
+    """vicreg's v of z [batch, groups, dim], averaged over the groups."""
+    rows = _common.num_rows(z, axis_name)
+    variance = _common.global_mean(jnp.mean(_common.center(z, axis_name) ** 2, axis=0), axis_name) * rows / (rows - 1)
+    return jnp.mean(nn.relu(1.0 - jnp.sqrt(variance + 1e-4)))

@@ -1,0 +1,284 @@
+"""Self-distillation: a student is to predict what a slowly moving teacher says of the same image."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax, nn
+from jaxtyping import Array, Bool, Float
+
+from ssl_jax.losses import _common
+from ssl_jax.losses.clustering import sinkhorn
+
+
+def negative_cosine(
+    prediction: Float[Array, "batch dim"], target: Float[Array, "batch dim"], *, axis_name: str | None = None
+) -> Float[Array, ""]:
+    """The mean over the batch of -cos(prediction, target).
+
+    Args:
+      prediction, target: [batch, dim], any scale; row i of both shows image i. The gradient flows to both: where the
+        target is a teacher's, the caller stops it.
+      axis_name: taken as all losses do; the mean needs no other device's rows.
+
+    Returns: float32 scalar in [-1, 1]; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if prediction and target are not [batch, dim] of one shape.
+    Source: Chen & He 2020, arXiv:2011.10566, eq. 1; 2 + 2 times this is Grill et al. 2020, arXiv:2006.07733, eq. 2.
+    """
+    _common.check_rows(prediction=prediction, target=target)
+    return -jnp.mean(jnp.sum(_common.normalize(prediction) * _common.normalize(target), axis=-1))
+
+
+def dino(
+    student: Float[Array, "student_views batch classes"],
+    teacher: Float[Array, "teacher_views batch classes"],
+    center: Float[Array, "classes"],
+    *,
+    student_temperature: float = 0.1,
+    teacher_temperature: float | Float[Array, ""] = 0.04,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Each view of the student predicts the teacher's class of every other view; the classes are nobody's labels.
+
+    `cross_view` with the targets softmax((teacher - center) / teacher_temperature): centering keeps one class from
+    taking all images, the low temperature keeps the classes from becoming equally likely.
+
+    Args:
+      student: [student_views, batch, classes] logits.
+      teacher: [teacher_views, batch, classes] logits of the student's first views; they carry no gradient.
+      center: [classes], the running mean of the teacher's logits over the global batch and its views; no gradient.
+      student_temperature: > 0.
+      teacher_temperature: > 0, below the student's; a traced scalar where it follows a schedule.
+      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+
+    Returns: float32 scalar, at least the mean entropy of the targets; its mean over devices is the loss of the whole
+      batch. log(classes) for a student that tells nothing apart.
+    Raises: ValueError if the shapes do not agree, or student and teacher have the same single view.
+    Source: Caron et al. 2021, arXiv:2104.14294, eq. 3 and algorithm 1.
+    """
+    targets = _centered_targets(teacher, center, teacher_temperature)
+    return cross_view(student, targets, temperature=student_temperature, axis_name=axis_name)
+
+
+def cross_view(
+    student: Float[Array, "student_views batch classes"],
+    targets: Float[Array, "target_views batch classes"],
+    *,
+    temperature: float = 0.1,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """`dino` for targets that are probabilities already, as DINOv2 makes them with `sinkhorn`.
+
+    The mean over all pairs of a target view t and a student view s != t, and over the batch, of
+    -sum_k targets[t]_k log softmax(student[s] / temperature)_k.
+
+    Args:
+      student: [student_views, batch, classes] logits.
+      targets: [target_views, batch, classes] probabilities for the student's first views; they carry no gradient.
+      temperature: > 0.
+      axis_name: taken as all losses do; the mean needs no other device's rows.
+
+    Returns, Raises: as `dino`.
+    Source: Caron et al. 2021, arXiv:2104.14294, eq. 3; Oquab et al. 2023, arXiv:2304.07193, section 4.
+    """
+    if student.ndim != 3 or student.shape[1:] != targets.shape[1:]:
+        raise ValueError(
+            f"student and teacher must be [views, batch, classes] of one batch, got {student.shape}, {targets.shape}"
+        )
+    if len(student) == len(targets) == 1:
+        raise ValueError("student and teacher have the same single view; a second view is needed to predict")
+    targets = lax.stop_gradient(targets.astype(jnp.float32))
+    return _common.cross_view_entropy(targets, _common.log_softmax(student, temperature))
+
+
+def ibot(
+    student: Float[Array, "batch tokens classes"],
+    teacher: Float[Array, "batch tokens classes"],
+    center: Float[Array, "classes"],
+    mask: Bool[Array, "batch tokens"],
+    *,
+    student_temperature: float = 0.1,
+    teacher_temperature: float | Float[Array, ""] = 0.04,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """The student, which sees an image with patches masked, predicts the teacher's class of each masked patch.
+
+    `masked_patches` with the targets softmax((teacher - center) / teacher_temperature).
+
+    Args:
+      student, teacher: [batch, tokens, classes] logits of the patches of one view; the teacher, which sees all
+        patches, carries no gradient.
+      center: [classes], the running mean of the teacher's patch logits over the global batch; no gradient.
+      mask: [batch, tokens], True where the student's patch was masked.
+      student_temperature: > 0.
+      teacher_temperature: > 0, below the student's; a traced scalar where it follows a schedule.
+      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if the shapes do not agree.
+    Source: Zhou et al. 2021, arXiv:2111.07832, L_MIM of section 3.1. Divided by the image's number of masked patches,
+      as in the authors' code.
+    """
+    targets = _centered_targets(teacher, center, teacher_temperature)
+    return masked_patches(student, targets, mask, temperature=student_temperature, axis_name=axis_name)
+
+
+def masked_patches(
+    student: Float[Array, "batch tokens classes"],
+    targets: Float[Array, "batch tokens classes"],
+    mask: Bool[Array, "batch tokens"],
+    *,
+    temperature: float = 0.1,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """`ibot` for targets that are probabilities already, as DINOv2 makes them with `sinkhorn`.
+
+    -sum_k targets_k log softmax(student / temperature)_k, averaged over the masked patches of each image, then over
+    the batch. An image without masked patches counts as 0.
+
+    Args:
+      student: [batch, tokens, classes] logits.
+      targets: [batch, tokens, classes] probabilities; they carry no gradient.
+      mask: [batch, tokens], True where the student's patch was masked.
+      temperature: > 0.
+      axis_name: taken as all losses do; the mean needs no other device's rows.
+
+    Returns, Raises: as `ibot`.
+    Source: Zhou et al. 2021, arXiv:2111.07832, section 3.1; Oquab et al. 2023, arXiv:2304.07193, section 4.
+    """
+    if student.ndim != 3 or student.shape != targets.shape or mask.shape != student.shape[:2]:
+        raise ValueError(
+            "student and teacher must be [batch, tokens, classes] of one shape, mask [batch, tokens], "
+            f"got {student.shape}, {targets.shape}, {mask.shape}"
+        )
+    targets = lax.stop_gradient(targets.astype(jnp.float32))
+    patches = jnp.where(mask, _common.cross_entropy(targets, student.astype(jnp.float32) / temperature), 0.0)
+    return jnp.mean(jnp.sum(patches, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1))
+
+
+def _centered_targets(teacher, center, temperature):
+    if center.shape != teacher.shape[-1:]:
+        raise ValueError(f"center must be [classes] as the teacher's logits are, got {center.shape}, {teacher.shape}")
+    return nn.softmax((teacher.astype(jnp.float32) - center.astype(jnp.float32)) / temperature)
+
+
+def koleo(z: Float[Array, "batch dim"], *, axis_name: str | None = None) -> Float[Array, ""]:
+    """Spreads a batch over the sphere: minus the mean log distance to the nearest neighbor.
+
+    loss = -mean_i log(|x_i - x_n(i) + eps| + eps), x the normalized rows of z, n(i) the other row of the global batch
+    with the largest cosine to x_i, eps = 1e-8. The choice of n(i) carries no gradient, x_n(i) does.
+
+    Args:
+      z: [batch, dim], any scale; one row for each image. Two rows at least over all devices.
+      axis_name: mapped axis that the batch is split over; None if z is the whole batch. The authors look for
+        neighbors on each device on its own: for that, pass None.
+
+    Returns: float32 scalar, at least -log 2, at most -log(1e-8) = 18.4; its mean over devices is the loss of the whole
+      batch.
+    Raises: ValueError if z is not [batch, dim], or the global batch a single row.
+    Source: Sablayrolles et al. 2018, arXiv:1806.03198, L_KoLeo; normalization and eps as in the code of Oquab et al.
+      2023, arXiv:2304.07193.
+    """
+    if z.ndim != 2 or _common.num_rows(z, axis_name) < 2:
+        raise ValueError(f"z must be [batch, dim] with two rows at least, one the other's neighbor, got {z.shape}")
+    eps = 1e-8
+    x = _common.normalize(z)
+    others = _common.all_rows(x, axis_name)
+    cosine = lax.stop_gradient(jnp.matmul(x, others.T, precision="highest"))
+    own = _common.first_row(x, axis_name) + jnp.arange(len(x))
+    nearest = jnp.argmax(jnp.where(jnp.arange(len(others)) == own[:, None], -2.0, cosine), axis=-1)
+    # eps inside, too: the norm of a difference of zeros, from duplicates, has no gradient.
+    distance = jnp.linalg.norm(x - others[nearest] + eps, axis=-1)
+    return -jnp.mean(jnp.log(distance + eps))
+
+
+def msn(
+    anchors: Float[Array, "anchors dim"],
+    targets: Float[Array, "batch dim"],
+    prototypes: Float[Array, "prototypes dim"],
+    *,
+    temperature: float = 0.1,
+    sharpen: float = 0.25,
+    iterations: int = 3,
+    me_max: float = 1.0,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Masked views are assigned to the prototypes as the teacher's unmasked view is; all prototypes are to be used.
+
+    With cosines and s(x) = softmax(cos(x, prototypes) / temperature):
+    loss = mean_{i,v} CE(q_i, s(anchor_vi)) + me_max * (log K - H(mean_{i,v} s(anchor_vi))), the targets
+    q = sinkhorn(s(target)^(1 / sharpen), rows normalized), the mean and Sinkhorn over the global batch. Sinkhorn works
+    on these probabilities themselves: no exp of them.
+
+    Args:
+      anchors: [views * batch, dim], all rows of the first view, then of the second, ...; any scale.
+      targets: [batch, dim], the teacher's; any scale. They carry no gradient.
+      prototypes: [K, dim], any scale; their gradient is that of the anchors' assignments.
+      temperature: > 0. sharpen: in (0, 1], the targets' temperature relative to the anchors'.
+      iterations: Sinkhorn's, at least 1.
+      me_max: weight >= 0 of the mean entropy, which keeps one prototype from taking all.
+      axis_name: mapped axis that the batch is split over: each device has its rows of every view. None if the arrays
+        are of the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if the shapes do not agree, or iterations < 1.
+    Source: Assran et al. 2022, arXiv:2204.07141, section 3; normalization and Sinkhorn as in the authors' code.
+    """
+    return pmsn(
+        anchors,
+        targets,
+        prototypes,
+        temperature=temperature,
+        sharpen=sharpen,
+        iterations=iterations,
+        me_max=me_max,
+        power=0.0,  # of the uniform distribution, KL is log K - H
+        axis_name=axis_name,
+    )
+
+
+def pmsn(
+    anchors: Float[Array, "anchors dim"],
+    targets: Float[Array, "batch dim"],
+    prototypes: Float[Array, "prototypes dim"],
+    *,
+    temperature: float = 0.1,
+    sharpen: float = 0.25,
+    iterations: int = 3,
+    me_max: float = 1.0,
+    power: float = 0.25,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """`msn` for data of unequally many images a concept: the prototypes' use is to follow a power law.
+
+    In the place of log K - H(m), m the mean assignment of the anchors, is KL(m || pi), pi_k proportional to k^-power
+    for k = 1, ..., K.
+
+    Args:
+      power: >= 0. At 0 this is `msn`.
+      The others: as of `msn`.
+
+    Returns, Raises: as `msn`.
+    Source: Assran et al. 2022, arXiv:2210.07277. KL in the direction that generalizes MSN's term; other code has
+      KL(pi || m).
+    """
+    if anchors.ndim != 2 or targets.ndim != 2 or len(anchors) % len(targets):
+        raise ValueError(
+            f"anchors must be [views * batch, dim] for targets [batch, dim], got {anchors.shape}, {targets.shape}"
+        )
+    if prototypes.ndim != 2 or not anchors.shape[1] == targets.shape[1] == prototypes.shape[1]:
+        raise ValueError(
+            "anchors, targets and prototypes must be rows of one dim, "
+            f"got {anchors.shape}, {targets.shape}, {prototypes.shape}"
+        )
+    prototypes = _common.normalize(prototypes)
+    anchor_logits, target_logits = (
+        jnp.matmul(_common.normalize(rows), prototypes.T, precision="highest") / temperature
+        for rows in (anchors, targets)
+    )
+    # p^(1 / sharpen), normalized, is the softmax of the logits over sharpen; the code carries no gradient.
+    log_p = nn.log_softmax(target_logits / sharpen)
+    codes = sinkhorn(log_p, epsilon=1.0, iterations=iterations, axis_name=axis_name)
+    codes = jnp.tile(codes, (len(anchors) // len(targets), 1))  # the same for every view
+    used = _common.global_mean(jnp.mean(nn.softmax(anchor_logits), axis=0), axis_name)
+    prior = nn.softmax(-power * jnp.log(1.0 + jnp.arange(len(prototypes))))
+    divergence = jnp.sum(jax.scipy.special.rel_entr(used, prior))
+    return jnp.mean(_common.cross_entropy(codes, anchor_logits)) + me_max * divergence

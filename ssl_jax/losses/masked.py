@@ -1,0 +1,132 @@
+"""Masked image modeling: what was hidden of an image is to be predicted; only the hidden tokens count."""
+
+import jax.numpy as jnp
+from jax import lax, nn
+from jaxtyping import Array, Bool, Float, Int
+
+from ssl_jax.losses import _common
+
+
+def masked_pixels(
+    prediction: Float[Array, "batch tokens pixels"],
+    target: Float[Array, "batch tokens pixels"],
+    mask: Bool[Array, "batch tokens"],
+    *,
+    normalize: bool = True,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """MAE: mean squared error of the pixels of masked patches.
+
+    The mean over all masked patches of the global batch, and over a patch's pixels, of (prediction - t)^2; with
+    `normalize` t = (target - mean) / sqrt(variance + 1e-6) of the patch's own mean and unbiased variance, else target.
+
+    Args:
+      prediction, target: [batch, tokens, pixels], patches of pixels = height * width * channels numbers.
+      mask: [batch, tokens], True where the patch was hidden. 0 if none is in the global batch.
+      normalize: predict what is left of each patch without its brightness and contrast.
+      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if the shapes do not agree, or a patch of a single number is to be normalized.
+    Source: He et al. 2021, arXiv:2111.06377, section 3; variance and eps as in the authors' code.
+    """
+    prediction, target = _check(prediction, target, mask)
+    if normalize:
+        if target.shape[-1] < 2:
+            raise ValueError("a patch of a single number has no variance; pass normalize=False")
+        target = target - jnp.mean(target, axis=-1, keepdims=True)
+        target = target * lax.rsqrt(jnp.var(target, axis=-1, keepdims=True, ddof=1) + 1e-6)
+    return _masked_mean(jnp.mean((prediction - target) ** 2, axis=-1), mask, axis_name)
+
+
+def masked_l1(
+    prediction: Float[Array, "batch tokens dim"],
+    target: Float[Array, "batch tokens dim"],
+    mask: Bool[Array, "batch tokens"],
+    *,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """SimMIM: the mean of |prediction - target| over all masked tokens of the global batch and their entries.
+
+    Args, Returns: as of `masked_pixels`.
+    Raises: ValueError if the shapes do not agree.
+    Source: Xie et al. 2021, arXiv:2111.09886, eq. 1. Without the authors' 1e-5, which float32 loses when it is added
+      to the number of masked pixels.
+    """
+    prediction, target = _check(prediction, target, mask)
+    return _masked_mean(jnp.mean(jnp.abs(prediction - target), axis=-1), mask, axis_name)
+
+
+def masked_smooth_l1(
+    prediction: Float[Array, "batch tokens dim"],
+    target: Float[Array, "batch tokens dim"],
+    mask: Bool[Array, "batch tokens"],
+    *,
+    beta: float,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """data2vec and I-JEPA: squared error near the target, absolute error farther off.
+
+    The mean over all masked tokens of the global batch, and over their entries, with d = |prediction - target|, of
+    d^2 / (2 beta) where d < beta, d - beta / 2 elsewhere.
+
+    Args:
+      prediction, target: [batch, tokens, dim]. The gradient flows to both: where the target is a teacher's, the
+        caller stops it.
+      mask: [batch, tokens], True where the token is to be predicted. 0 if none is in the global batch.
+      beta: > 0. 2 in data2vec's command for images, 1 in I-JEPA's code.
+      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if the shapes do not agree.
+    Source: Baevski et al. 2022, arXiv:2202.03555, section 3; Assran et al. 2023, arXiv:2301.08243, where the
+      paper has a squared distance and the authors' code this.
+    """
+    prediction, target = _check(prediction, target, mask)
+    d = jnp.abs(prediction - target)
+    near = jnp.minimum(d, beta)  # the square of a far d would overflow
+    return _masked_mean(jnp.mean(near * near / (2.0 * beta) + (d - near), axis=-1), mask, axis_name)
+
+
+def masked_cross_entropy(
+    logits: Float[Array, "batch tokens classes"],
+    tokens: Int[Array, "batch tokens"],
+    mask: Bool[Array, "batch tokens"],
+    *,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """BEiT: cross entropy of the tokenizer's token of each masked patch, averaged over those of the global batch.
+
+    Args:
+      logits: [batch, tokens, classes].
+      tokens: [batch, tokens] in 0, ..., classes - 1.
+      mask: [batch, tokens], True where the patch was hidden. 0 if none is in the global batch.
+      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch. log(classes) by chance.
+    Raises: ValueError if the shapes do not agree.
+    Source: Bao et al. 2021, arXiv:2106.08254, section 2.3.
+    """
+    if logits.ndim != 3 or not tokens.shape == mask.shape == logits.shape[:2]:
+        raise ValueError(
+            "logits must be [batch, tokens, classes], tokens and mask [batch, tokens], "
+            f"got {logits.shape}, {tokens.shape}, {mask.shape}"
+        )
+    log_p = nn.log_softmax(logits.astype(jnp.float32))
+    return _masked_mean(-jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], mask, axis_name)
+
+
+def _check(prediction, target, mask):
+    """Both in float32, after their shapes were checked."""
+    if prediction.ndim != 3 or prediction.shape != target.shape or mask.shape != prediction.shape[:2]:
+        raise ValueError(
+            "prediction and target must be [batch, tokens, dim] of one shape, mask [batch, tokens], "
+            f"got {prediction.shape}, {target.shape}, {mask.shape}"
+        )
+    return prediction.astype(jnp.float32), target.astype(jnp.float32)
+
+
+def _masked_mean(values, mask, axis_name):
+    """What this device adds to the mean over all masked tokens: divided by the number that devices have on average."""
+    count = _common.global_mean(jnp.sum(mask, dtype=jnp.float32), axis_name)
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.where(count > 0, count, 1.0)

@@ -1,0 +1,94 @@
+"""Square pieces of images, cut on the device: [batch, tiles, side, side, channels], row by row of a grid.
+
+What an image becomes is a function of (rng, its index) alone, whatever else is in the batch.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, Shaped
+
+Images = Float[Array, "batch height width channels"]
+Tiles = Float[Array, "batch tiles side side channels"]
+
+
+def cut(
+    rng: Key[Array, ""], index: Int[Array, "batch"], images: Images, *, grid: int, side: int, gap: int = 0
+) -> Tiles:
+    """One tile at a random place of each of the grid x grid equal cells in the middle of the image.
+
+    gap: pixels that neighboring tiles are apart at least.
+
+    Raises: ValueError for tiles that the cells are too small for.
+    """
+    check_cells(images.shape[1:3], grid=grid, side=side, gap=gap)
+    cells = [size // grid for size in images.shape[1:3]]
+    margins = [(size - grid * cell) // 2 for size, cell in zip(images.shape[1:3], cells, strict=True)]
+    number = jnp.stack(jnp.divmod(jnp.arange(grid**2), grid), axis=1)  # row and column of each cell
+    corners = jnp.array(margins) + number * jnp.array(cells)
+    room = jnp.array([cell - gap - side + 1 for cell in cells])
+    return take(images, corners + offsets(rng, index, (grid**2, 2), room), side)
+
+
+def check_cells(size: tuple[int, int], *, grid: int, side: int, gap: int = 0) -> None:
+    """Raises: ValueError as `cut` does for images of this (height, width)."""
+    if min(size) // grid < side + gap:
+        raise ValueError(
+            f"a grid of {grid}x{grid} cells in {size[0]}x{size[1]} pixels has no room for tiles of {side} pixels "
+            f"{gap} apart; use views of {grid * (side + gap)} pixels or smaller tiles"
+        )
+
+
+def overlapping(images: Images, *, grid: int, side: int) -> Tiles:
+    """A grid x grid of equally spaced tiles that fills the image, overlapping where they are larger than their spacing.
+
+    Raises: ValueError if the image's sides do not allow it.
+    """
+    places = []
+    for size in images.shape[1:3]:
+        step, rest = divmod(size - side, max(grid - 1, 1))
+        if rest or size < side or step < 1:
+            raise ValueError(
+                f"{grid} patches of {side} pixels cannot be equally spaced over {size}; use views of "
+                f"{side + max(step, 1) * (grid - 1)} pixels"
+            )
+        places.append(step * jnp.arange(grid))
+    corners = jnp.stack(jnp.meshgrid(*places, indexing="ij"), axis=-1).reshape(-1, 2)
+    return take(images, jnp.broadcast_to(corners, (len(images), *corners.shape)), side)
+
+
+def shuffle(rng: Key[Array, ""], index: Int[Array, "batch"], tiles: Tiles) -> Tiles:
+    """Each image's tiles in a random order of its own."""
+    return jax.vmap(jax.random.permutation)(image_keys(rng, index), tiles)
+
+
+def offsets(
+    rng: Key[Array, ""], index: Int[Array, "batch"], shape: tuple[int, ...], room: int | Int[Array, "..."]
+) -> Int[Array, "batch ..."]:
+    """For each image, numbers of the given shape, uniform in 0, ..., room - 1."""
+    return jax.vmap(lambda key: jax.random.randint(key, shape, 0, room))(image_keys(rng, index))
+
+
+def uniform(rng: Key[Array, ""], index: Int[Array, "batch"], shape: tuple[int, ...]) -> Float[Array, "batch ..."]:
+    """For each image, numbers of the given shape, uniform in [0, 1)."""
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(image_keys(rng, index))
+
+
+def image_keys(rng: Key[Array, ""], index: Int[Array, "batch"]) -> Key[Array, "batch"]:
+    return jax.vmap(functools.partial(jax.random.fold_in, rng))(index)
+
+
+def take(images: Images, corners: Int[Array, "batch tiles 2"], side: int) -> Tiles:
+    """The tiles whose (top, left) are `corners`."""
+
+    def one(image, corner):
+        return lax.dynamic_slice(image, (corner[0], corner[1], 0), (side, side, image.shape[-1]))
+
+    return jax.vmap(jax.vmap(one, (None, 0)))(images, corners)
+
+
+def as_images(tiles: Shaped[Array, "batch tiles ..."]) -> Shaped[Array, "rows ..."]:
+    """All tiles as one batch, for a network; the inverse is `x.reshape(batch, tiles, ...)`."""
+    return tiles.reshape(-1, *tiles.shape[2:])

@@ -1,0 +1,74 @@
+"""The tokens of a ViT, for methods that mask patches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from ssl_jax.methods import _common
+from ssl_jax.models.vit import ViT
+
+
+def check_vit(method: Any) -> None:
+    """Raises: ValueError for a backbone without a class token and patch tokens."""
+    backbone = method.backbone
+    if not isinstance(backbone, ViT):
+        raise ValueError(
+            f"this method masks patches, which a {type(backbone).__name__} has not; "
+            "use a vision transformer, as model.name=vit_small_patch16_224"
+        )
+    if not backbone.class_token or backbone.pool == "mean":
+        raise ValueError(
+            "this method takes the class token and the patches after the last LayerNorm; leave model.class_token=True "
+            f'and model.pool="cls", got {backbone.class_token}, {backbone.pool!r}'
+        )
+
+
+def unmasked(mask: Bool[Array, "batch patches"], ratio: float) -> Int[Array, "batch kept"]:
+    """The patches that are not masked, in their order; their number must be known beforehand.
+
+    ratio: the share that is masked in every image: the method's `mask_ratio`, which config.mask.ratio has to agree
+    with (see build.masks).
+    """
+    patches = mask.shape[1]
+    masked = int(np.round(np.float32(patches) * np.float32(ratio)))  # as data/masks.py counts
+    return jnp.argsort(mask, axis=1, stable=True)[:, : patches - masked]
+
+
+def encode(
+    backbone: nn.Module,
+    params: Any,
+    views: Sequence[Float[Array, "batch _ _ channels"]],
+    *,
+    masks: Sequence[Bool[Array, "batch patches"]] | None = None,
+    mask_token: Float[Array, " dim"] | None = None,
+    keep: Sequence[Int[Array, "batch kept"]] | None = None,
+    axis_name: str | None,
+    rng: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, "views batch dim"], Float[Array, "views batch patches dim"]]:
+    """Views of one size through a ViT, as one batch, in training mode -> (class tokens, patches).
+
+    masks, mask_token, keep: as the ViT takes them, for each view.
+    """
+
+    def rows(x):
+        # An image's views side by side, so that the rows of all devices are those of one, in order, for drop_path.
+        return jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:])
+
+    tokens, _ = _common.train_apply(
+        backbone,
+        params,
+        {},
+        rows(views),
+        axis_name=axis_name,
+        rng=rng,
+        tokens=True,
+        mask=None if masks is None else rows(masks),
+        mask_token=mask_token,
+        keep=None if keep is None else rows(keep),
+    )
+    tokens = tokens.reshape(-1, len(views), *tokens.shape[1:]).swapaxes(0, 1)
+    return tokens[:, :, 0], tokens[:, :, backbone.num_prefix :]

@@ -1,0 +1,73 @@
+"""NNCLR."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+
+from ssl_jax import losses
+from ssl_jax.methods import _common, _queue
+from ssl_jax.models.heads import MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class NNCLR:
+    """Contrasts the prediction from one view with the nearest neighbor, among past projections, of the other view.
+
+    So positives are of other images, too. For nearest neighbors n_i of the first view's projections and predictions
+    p_j from the second, the cross entropy of n_i . p_j / temperature with its own row right, the others of the batch
+    wrong; the same with the views exchanged, and the mean of both. Projections of the first view join the queue after
+    that. A small queue has only poor neighbors; one longer than the data set holds old views of the same image.
+
+    Source: Dwibedi et al. 2021, arXiv:2104.14548, section 3 and algorithm 1. There is no authors' code; lightly's has
+    the other neighbors among the negatives, too, and differs in that from the paper and from this.
+    """
+
+    backbone: nn.Module
+    run: _common.Run
+    projector: tuple[int, ...] = (2048, 2048, 256)  # BatchNorm after each layer, the last one included
+    predictor: tuple[int, ...] = (4096, 256)
+    temperature: float = 0.1
+    queue_size: int = 98_304
+
+    views: ClassVar[tuple[str, ...]] = ("view1", "view2")
+
+    def __post_init__(self):
+        _common.check_positive(self, "temperature", "queue_size")
+        _common.check_predictor(self)
+        _common.check_queue(self.run, self.queue_size, of_negatives=False)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {
+            "backbone": self.backbone,
+            "projector": MLP(self.projector, hidden_bias=True, output_bias=True, output_norm="full"),
+            "predictor": MLP(self.predictor, hidden_bias=True, output_bias=True),
+        }
+
+    @property
+    def chance_level(self) -> float:
+        return math.log(self.run.batch_size)
+
+    def init(self, rng, images):
+        rng_networks, rng_queue = jax.random.split(rng)
+        params, batch_stats = _common.init(self.networks, rng_networks, images)
+        queue = _queue.create(rng_queue, self.queue_size, self.projector[-1])
+        return params, {"batch_stats": batch_stats, "queue": queue}
+
+    def loss(self, params, state, batch, rng, *, axis_name=None):
+        outputs, batch_stats = _common.forward_views(
+            self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng, together=False
+        )
+        (z1, z2), (p1, p2), queue = outputs["projector"], outputs["predictor"], state["queue"]
+        n1, n2 = (_queue.nearest(z, queue["rows"]) for z in (z1, z2))
+        loss = losses.info_nce(n1, p2, temperature=self.temperature, axis_name=axis_name) / 2
+        loss += losses.info_nce(n2, p1, temperature=self.temperature, axis_name=axis_name) / 2
+        state = {"batch_stats": batch_stats, "queue": _queue.push(queue, z1, axis_name)}
+        return loss, (state, {"loss": loss, "embeddings": outputs["projector"]})
+
+    update = _common.keep_state
+    backbone_variables = _common.online_backbone
+    features = _common.features

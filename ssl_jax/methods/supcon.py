@@ -1,0 +1,69 @@
+"""SupCon."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ssl_jax import losses
+from ssl_jax.methods import _common
+from ssl_jax.models.heads import MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class SupCon:
+    """SimCLR with labels: all views of all images of a class are drawn together, away from the rest of the batch.
+
+    Supervised: a measure of what labels add, not a method without them. An image labeled -1 has its own other view as
+    its only positive. The loss is multiplied by temperature / base_temperature, as in the authors' code, so that the
+    temperature leaves the size of the gradient as it is; the projector is theirs, without BatchNorm. Both views pass
+    as one batch.
+
+    Source: Khosla et al. 2020, arXiv:2004.11362, eq. 2 (L_out).
+    """
+
+    backbone: nn.Module
+    run: _common.Run
+    temperature: float = 0.1
+    base_temperature: float = 0.07
+    projector: tuple[int, ...] = (2048, 128)
+
+    views: ClassVar[tuple[str, ...]] = ("view", "view")
+
+    def __post_init__(self):
+        _common.check_positive(self, "temperature", "base_temperature")
+        if self.run.num_classes == 0:
+            raise ValueError("supcon learns from labels, and this data set has none (num_classes=0); use simclr")
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        projector = MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True)
+        return {"backbone": self.backbone, "projector": projector}
+
+    @property
+    def chance_level(self) -> float:
+        return math.log(2 * self.run.batch_size - 1) * self.temperature / self.base_temperature
+
+    def init(self, rng, images):
+        params, batch_stats = _common.init(self.networks, rng, images)
+        return params, {"batch_stats": batch_stats}
+
+    def loss(self, params, state, batch, rng, *, axis_name=None):
+        outputs, batch_stats = _common.forward_views(
+            self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng, together=True
+        )
+        z = outputs["projector"]  # [views, batch, dim]
+        loss = losses.supcon(
+            jnp.swapaxes(z, 0, 1),
+            batch["label"],
+            temperature=self.temperature,
+            base_temperature=self.base_temperature,
+            axis_name=axis_name,
+        )
+        return loss, ({"batch_stats": batch_stats}, {"loss": loss, "embeddings": z})
+
+    update = _common.keep_state
+    backbone_variables = _common.online_backbone
+    features = _common.features

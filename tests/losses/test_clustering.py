@@ -1,0 +1,394 @@
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from ssl_jax import losses
+from tests.losses import checks
+
+LIGHTLY = np.load(Path(__file__).parents[1] / "references" / "losses_contrastive.npz")
+
+
+def lightly(name):
+    return jnp.asarray(LIGHTLY[name], jnp.float32)
+
+
+def reference_sinkhorn(scores, epsilon, iterations):
+    """The authors' loop on the matrix itself, in float64: prototypes first, then images."""
+    q = np.exp(scores.astype(np.float64) / epsilon).T  # [prototypes, batch]
+    prototypes, batch = q.shape
+    q /= np.sum(q)
+    for _ in range(iterations):
+        q /= np.sum(q, axis=1, keepdims=True)
+        q /= prototypes
+        q /= np.sum(q, axis=0, keepdims=True)
+        q /= batch
+    return (q * batch).T
+
+
+def draw_scores(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.5])
+@pytest.mark.parametrize("iterations", [1, 2, 3, 10])
+def test_sinkhorn_equals_the_authors_loop(iterations, epsilon):
+    scores = draw_scores(7, 4)
+    codes = losses.sinkhorn(jnp.asarray(scores), epsilon=epsilon, iterations=iterations)
+    expected = reference_sinkhorn(scores, epsilon, iterations)
+    np.testing.assert_allclose(codes, expected, rtol=2e-5, atol=1e-7)  # exp of up to 20, with a float32's 6e-8 each
+
+
+def test_sinkhorn_and_swav_equal_lightly():
+    codes = losses.sinkhorn(lightly("high")[0], epsilon=0.1, iterations=4)
+    np.testing.assert_allclose(codes, LIGHTLY["sinkhorn"], rtol=1e-5, atol=1e-7)
+    loss = functools.partial(losses.swav, temperature=0.2, epsilon=0.1, iterations=4)
+    for name, queue in (("swav", None), ("swav_queue", lightly("queue_scores"))):
+        value, gradient = jax.value_and_grad(loss)(lightly("high"), lightly("low"), queue_scores=queue)
+        np.testing.assert_allclose(value, LIGHTLY[f"{name}/value"], rtol=1e-5)
+        np.testing.assert_allclose(gradient, LIGHTLY[f"{name}/gradient"], rtol=1e-4, atol=1e-6)
+
+
+def test_sinkhorn_shares_the_batch_out_equally():
+    # All images like prototype 0 most; in the end each of 4 prototypes has 12 / 4 images.
+    scores = jnp.asarray(draw_scores(12, 4)).at[:, 0].add(2.0)
+    codes = losses.sinkhorn(scores, epsilon=0.5, iterations=100)
+    np.testing.assert_allclose(jnp.sum(codes, axis=1), np.ones(12), rtol=1e-5)
+    np.testing.assert_allclose(jnp.sum(codes, axis=0), np.full(4, 3.0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_sinkhorn_of_constant_scores_is_uniform(iterations):
+    np.testing.assert_allclose(losses.sinkhorn(jnp.full((6, 4), 0.7), iterations=iterations), np.full((6, 4), 0.25))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e4, 1e18])
+def test_sinkhorn_is_finite_where_exp_overflows_and_prototypes_are_empty(scale):
+    scores = jnp.asarray(draw_scores(6, 5) * scale).at[:, 2].set(-scale * 3)
+    codes = losses.sinkhorn(scores)
+    assert np.all(np.isfinite(codes)) and codes.dtype == jnp.float32
+    np.testing.assert_allclose(jnp.sum(codes, axis=1), np.ones(6), rtol=1e-5)
+    half = losses.sinkhorn(jnp.asarray(scores, jnp.bfloat16))
+    assert np.all(np.isfinite(half)) and half.dtype == jnp.float32
+
+
+def test_sinkhorn_has_no_gradient():
+    gradient = jax.grad(lambda scores: jnp.sum(losses.sinkhorn(scores) ** 2))(jnp.asarray(draw_scores(6, 4)))
+    np.testing.assert_array_equal(gradient, np.zeros((6, 4)))
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_sinkhorn_with_weights_is_that_of_rows_left_out_and_repeated(devices):
+    scores = draw_scores(8, 4)
+    weights = np.array([1, 0, 2, 1, 0, 0, 3, 1], np.float32)  # on four devices, the third has none that counts
+    expected = reference_sinkhorn(np.repeat(scores, weights.astype(int), axis=0), 0.2, 3)
+    first = (np.cumsum(weights) - weights).astype(int)
+    split = PartitionSpec("i")
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("i",))
+    sinkhorn = lambda scores, weights: losses.sinkhorn(scores, epsilon=0.2, weights=weights, axis_name="i")  # noqa: E731
+    mapped = jax.jit(jax.shard_map(sinkhorn, mesh=mesh, in_specs=(split, split), out_specs=split))
+    codes = mapped(jnp.asarray(scores), jnp.asarray(weights))
+    np.testing.assert_allclose(codes[weights > 0], expected[first[weights > 0]], rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(jnp.sum(codes, axis=1), np.ones(8), rtol=1e-5)
+    assert np.all(np.isfinite(mapped(jnp.asarray(scores), jnp.zeros(8))))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_sinkhorn_refuses_weights_of_another_length():
+    with pytest.raises(ValueError, match=r"weights must have one entry for each row of scores, got \(5,\), \(6, 4\)"):
+        losses.sinkhorn(jnp.zeros((6, 4)), weights=jnp.ones(5))
+
+
+def reference_labels(scores, lam, tolerance):
+    """SeLa's: r and c of diag(r) P^lam diag(c), in float64, until c's changes are small; looked at each time."""
+    p = np.exp(scores.astype(np.float64))
+    p = (p / np.sum(p, axis=1, keepdims=True)).T ** lam  # [clusters, images]
+    clusters, images = p.shape
+    c, error, count = np.full(images, 1 / images), np.inf, 0
+    while error >= tolerance:
+        r = (1 / clusters) / (p @ c)
+        new_c = (1 / images) / (r @ p)
+        error, c, count = np.sum(np.abs(c / new_c - 1)), new_c, count + 1
+    return np.argmax(r[:, None] * p * c, axis=0), count, (r[:, None] * p * c * images).T
+
+
+def test_sinkhorn_with_a_tolerance_gives_selas_labels():
+    scores = 3 * draw_scores(60, 5, seed=4)
+    labels, count, expected = reference_labels(scores, lam=10.0, tolerance=0.1)
+    assert 3 < count < 200 and np.any(labels != np.argmax(scores, axis=1))
+    options = dict(epsilon=1 / 10.0, tolerance=0.1)
+    codes = losses.sinkhorn(jax.nn.log_softmax(scores), iterations=200, **options)
+    np.testing.assert_allclose(codes, expected, rtol=2e-4, atol=1e-6)
+    np.testing.assert_array_equal(jnp.argmax(codes, axis=1), labels)
+    # Neither more nor fewer iterations than the reference.
+    np.testing.assert_array_equal(codes, losses.sinkhorn(jax.nn.log_softmax(scores), epsilon=0.1, iterations=count))
+    few = losses.sinkhorn(jax.nn.log_softmax(scores), iterations=2, **options)
+    np.testing.assert_array_equal(few, losses.sinkhorn(jax.nn.log_softmax(scores), epsilon=0.1, iterations=2))
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.1])
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_sinkhorn_over_devices_is_that_of_the_whole_batch(devices, tolerance):
+    scores = jnp.asarray(draw_scores(16, 5))
+    sinkhorn = functools.partial(losses.sinkhorn, epsilon=0.1, iterations=20, tolerance=tolerance)
+    split = PartitionSpec("i")
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("i",))
+    on_device = functools.partial(sinkhorn, axis_name="i")
+    mapped = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=split, out_specs=split))
+    np.testing.assert_allclose(mapped(scores), sinkhorn(scores), rtol=1e-5, atol=1e-7)
+
+
+def log_softmax(scores):
+    return scores - np.log(np.sum(np.exp(scores)))
+
+
+def reference_swav(high, low, codes, temperature):
+    """Eq. 6 of the paper, from codes computed beforehand: view by view and image by image."""
+    views = [*high, *low]
+    terms = [
+        -np.mean([codes[t][i] @ log_softmax(view[i] / temperature) for i in range(len(view))])
+        for t in range(len(high))
+        for v, view in enumerate(views)
+        if v != t
+    ]
+    return np.mean(terms)
+
+
+@pytest.mark.parametrize("queue", [0, 4])
+@pytest.mark.parametrize("high_views, low_views", [(2, 0), (2, 3), (1, 2), (3, 1)])
+def test_swav_equals_the_papers_formula_with_codes_held(high_views, low_views, queue):
+    high, low = draw_scores(high_views, 5, 4), draw_scores(low_views, 5, 4, seed=1)
+    queue_scores = draw_scores(high_views, queue, 4, seed=2)
+    rows = np.concatenate([high, queue_scores], axis=1)
+    codes = [reference_sinkhorn(scores, 0.2, 3)[:5] for scores in rows]
+
+    def loss(high, low):
+        given = jnp.asarray(queue_scores) if queue else None
+        return losses.swav(high, low if low_views else None, queue_scores=given, temperature=0.3, epsilon=0.2)
+
+    argnums = (0, 1) if low_views else (0,)
+    checks.equals_reference(loss, lambda h, lo: reference_swav(h, lo, codes, 0.3), high, low, argnums=argnums)
+
+
+def test_swav_of_constant_scores_is_log_prototypes():
+    np.testing.assert_allclose(losses.swav(jnp.full((2, 6, 8), 0.3)), np.log(8), rtol=1e-6)
+
+
+def test_swav_of_clear_assignments():
+    # Two images, two prototypes, codes hard: the other view says the same, or the opposite.
+    same = jnp.eye(2)
+    loss = functools.partial(losses.swav, temperature=0.5)
+    right = np.log(1 + np.exp(-2.0))
+    np.testing.assert_allclose(loss(jnp.stack([same, same])), right, rtol=1e-5)
+    np.testing.assert_allclose(loss(jnp.stack([same, same[::-1]])), right + 2.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("queue", [0, 6])
+def test_swav_over_devices_is_that_of_the_whole_batch(queue):
+    arrays = [draw_scores(2, 8, 4), draw_scores(1, 8, 4, seed=1)]
+    if queue:
+        arrays.append(draw_scores(2, queue, 4, seed=2))
+
+    def loss(high, low, queue_scores=None, axis_name=None):
+        return losses.swav(high, low, queue_scores=queue_scores, epsilon=0.2, axis_name=axis_name)
+
+    checks.same_on_devices(loss, *arrays, split=[True, True, False][: len(arrays)], axes=[1, 1, 1][: len(arrays)])
+
+
+LABELS = np.array([2, -1, 0, 2, 1, -1, -1, 0], np.int32)  # devices have 2, 1 or none of those with a label
+WEIGHTS = np.array([0.3, 2.0, 0.7], np.float32)
+
+
+def reference_pseudo_label(scores, labels, weights, temperature):
+    total = 0.0
+    for i in np.flatnonzero(labels >= 0):
+        for view in scores:
+            total -= weights[labels[i]] * log_softmax(view[i] / temperature)[labels[i]] / len(scores)
+    return total / np.sum(weights[labels[labels >= 0]])
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_pseudo_label_cross_entropy_equals_the_formula(weights):
+    given = None if weights is None else jnp.asarray(weights)
+    loss = functools.partial(
+        losses.pseudo_label_cross_entropy, labels=jnp.asarray(LABELS), weights=given, temperature=0.4
+    )
+    wide = np.ones(3) if weights is None else weights.astype(np.float64)
+    checks.equals_reference(
+        loss, lambda scores: reference_pseudo_label(scores, LABELS, wide, 0.4), draw_scores(2, 8, 3)
+    )
+
+
+def test_pseudo_label_cross_entropy_of_known_scores():
+    scores = jnp.stack([jnp.eye(3), jnp.zeros((3, 3))])  # one view tells the cluster, one nothing
+    loss = functools.partial(losses.pseudo_label_cross_entropy, scores, temperature=0.5)
+    tells = np.log(1 + 2 * np.exp(-2.0))
+    np.testing.assert_allclose(loss(jnp.arange(3)), (tells + np.log(3)) / 2, rtol=1e-6)
+    np.testing.assert_allclose(loss(jnp.array([1, -1, -1])), (tells + 2.0 + np.log(3)) / 2, rtol=1e-6)
+
+
+def test_pseudo_label_cross_entropy_without_labels_is_zero():
+    loss = functools.partial(losses.pseudo_label_cross_entropy, labels=jnp.full(8, -1))
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(draw_scores(2, 8, 3)))
+    assert value == 0.0 and np.all(gradient == 0.0)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_pseudo_label_cross_entropy_over_devices_is_that_of_the_whole_batch(weights):
+    given = None if weights is None else jnp.asarray(weights)
+    loss = functools.partial(losses.pseudo_label_cross_entropy, weights=given)
+    checks.same_on_devices(loss, draw_scores(2, 8, 3), LABELS, axes=[1, 0], argnums=(0,))
+
+
+CENTROIDS = draw_scores(6, 4, seed=5) * np.array([1, 2, 3, 4, 5, 6], np.float32)[:, None]
+CONCENTRATION = np.array([0.2, 0.4, 0.3, 0.25, 0.5, 0.35], np.float32)
+ASSIGNMENTS = np.array([0, 3, 3, 5, 0, 3, 5, 5], np.int32)
+NEGATIVES = np.array([1, 3, 4], np.int32)  # 3 is the batch's
+
+
+def reference_pcl(embedding, candidates):
+    unit = CENTROIDS / np.linalg.norm(CENTROIDS, axis=1, keepdims=True).astype(np.float64)
+    total = 0.0
+    for i, z in enumerate(embedding):
+        logits = unit @ z / np.linalg.norm(z) / CONCENTRATION
+        total += np.log(np.sum(np.exp(logits[candidates]))) - logits[ASSIGNMENTS[i]]
+    return total / len(embedding)
+
+
+def pcl(embedding, assignments=ASSIGNMENTS, negatives=None, axis_name=None):
+    negatives = None if negatives is None else jnp.asarray(negatives)
+    constants = map(jnp.asarray, (CENTROIDS, CONCENTRATION, assignments))
+    return losses.pcl_prototypes(embedding, *constants, negatives, axis_name=axis_name)
+
+
+@pytest.mark.parametrize("negatives, candidates", [(None, np.arange(6)), (NEGATIVES, [*ASSIGNMENTS, 1, 4])])
+def test_pcl_prototypes_equals_the_papers_formula(negatives, candidates):
+    loss = functools.partial(pcl, negatives=negatives)
+    checks.equals_reference(loss, lambda z: reference_pcl(z, candidates), draw_scores(8, 4, seed=6))
+
+
+def test_pcl_prototypes_of_known_embeddings():
+    # Each image on its own centroid, all at temperature 0.5: cosine 1 against three at 0, one of them a negative.
+    args = jnp.eye(4), jnp.full(4, 0.5), jnp.arange(3)
+    expected = np.log(np.exp(2.0) + 3) - 2.0
+    np.testing.assert_allclose(losses.pcl_prototypes(jnp.eye(4)[:3], *args), expected, rtol=1e-6)
+    np.testing.assert_allclose(losses.pcl_prototypes(jnp.eye(4)[:3], *args, jnp.array([3])), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("negatives", [None, NEGATIVES])
+def test_pcl_prototypes_over_devices_is_that_of_the_whole_batch(negatives):
+    loss = functools.partial(pcl, negatives=negatives)
+    checks.same_on_devices(loss, draw_scores(8, 4, seed=6), ASSIGNMENTS, argnums=(0,))
+
+
+def reference_smog(prediction, projection, groups, nearest, labels, beta, temperature):
+    """Given which group each projection moves and each target belongs to."""
+    new = groups.copy()
+    for g in set(nearest):
+        new[g] = beta * groups[g] + (1 - beta) * np.mean(projection[nearest == g], axis=0)
+    unit = new / np.linalg.norm(new, axis=1, keepdims=True)
+    logits = [unit @ p / np.linalg.norm(p) / temperature for p in prediction]
+    return np.mean([-log_softmax(row)[label] for row, label in zip(logits, labels, strict=True)]), new
+
+
+def nearest_group(z, groups):
+    return np.array([np.argmax([r @ g / np.linalg.norm(g) for g in groups]) for r in z])
+
+
+GROUPS = np.concatenate([draw_scores(4, 4, seed=7), [[-30, 0, 0, 0]]]).astype(np.float32)
+
+
+def test_smog_equals_the_papers_formula_with_assignments_held():
+    prediction, projection, target = checks.draw(8, 4, 3, scale=2.0, noise=1.0)
+    projection[:, 0] = np.abs(projection[:, 0])  # the last group, long as it is, has none of them
+    nearest, labels = (nearest_group(z, GROUPS) for z in (projection, target))
+    assert set(nearest) <= {0, 1, 2, 3} and len(set(nearest)) > 2 and np.any(nearest != labels)
+    smog = functools.partial(losses.smog, beta=0.8, temperature=0.3)
+    wide = GROUPS.astype(np.float64)
+    reference = functools.partial(reference_smog, nearest=nearest, labels=labels, beta=0.8, temperature=0.3)
+    constants = jnp.asarray(target), jnp.asarray(GROUPS)
+    checks.equals_reference(
+        lambda p, z: smog(p, z, *constants)[0], lambda p, z: reference(p, z, wide)[0], prediction, projection
+    )
+    _, groups = smog(jnp.asarray(prediction), jnp.asarray(projection), *constants)
+    np.testing.assert_allclose(groups, reference(prediction, projection, wide)[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(groups[4], GROUPS[4])
+
+
+def test_smog_carries_no_gradient_to_target_groups_and_state():
+    z = [jnp.asarray(x) for x in checks.draw(8, 4, 3)]
+    gradients = jax.grad(lambda t, g: losses.smog(z[0], z[1], t, g)[0], argnums=(0, 1))(z[2], jnp.asarray(GROUPS))
+    assert all(np.all(g == 0) for g in gradients)
+    state = jax.grad(lambda x: jnp.sum(losses.smog(z[0], x, z[2], jnp.asarray(GROUPS))[1]))(z[1])
+    np.testing.assert_array_equal(state, np.zeros((8, 4)))
+
+
+def test_smog_equals_lightly():
+    def loss(z):
+        z1, z2, groups = (lightly(name) for name in ("z1", "z2", "groups"))
+        return losses.smog(z1, z, z2, groups, beta=0.9, temperature=0.2)
+
+    (value, groups), gradient = jax.value_and_grad(loss, has_aux=True)(lightly("z3"))
+    np.testing.assert_allclose(value, LIGHTLY["smog/value"], rtol=1e-5)
+    np.testing.assert_allclose(groups, LIGHTLY["smog/groups"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, LIGHTLY["smog/gradient"], rtol=1e-4, atol=1e-6)
+
+
+def test_smog_over_devices_is_that_of_the_whole_batch():
+    z = checks.draw(8, 4, 3)
+    groups = jnp.asarray(GROUPS)
+    checks.same_on_devices(lambda *z, axis_name=None: losses.smog(*z, groups, axis_name=axis_name)[0], *z)
+    split = PartitionSpec("i")
+    mesh = Mesh(np.array(jax.devices()[:4]), ("i",))
+    on_device = lambda *z: losses.smog(*z, groups, axis_name="i")[1]  # noqa: E731
+    mapped = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=(split,) * 3, out_specs=PartitionSpec()))
+    np.testing.assert_allclose(mapped(*z), losses.smog(*map(jnp.asarray, z), groups)[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda a, b: losses.swav(jnp.stack([a, b]), jnp.stack([a + b])),
+        lambda a, b: losses.swav(jnp.stack([a, b]), queue_scores=jnp.stack([b, a])),
+        lambda a, b: losses.pseudo_label_cross_entropy(jnp.stack([a, b]), jnp.array([0, 1, -1, 2, 3, 3])),
+        lambda a, b: losses.pcl_prototypes(a, b, jnp.full(6, 0.2), jnp.arange(6) // 2, jnp.array([0, 4, 5])),
+        lambda a, b: losses.pcl_prototypes(a, b, jnp.full(6, 0.2), jnp.arange(6) // 2),
+        lambda a, b: losses.smog(a, b, a, jnp.asarray(GROUPS))[0],
+    ],
+)
+def test_finite_at_extreme_scales(loss):
+    checks.finite_everywhere(jax.jit(loss), *checks.draw(6, 4))
+
+
+def ones(*shape):
+    return jnp.ones(shape)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: losses.sinkhorn(ones(4)), "scores must be"),
+        (lambda: losses.sinkhorn(ones(4, 3), iterations=0), "iterations"),
+        (lambda: losses.swav(ones(4, 3)), "high and low must be"),
+        (lambda: losses.swav(ones(2, 4, 3), ones(2, 5, 3)), "high and low must be"),
+        (lambda: losses.swav(ones(1, 4, 3)), "two at least"),
+        (lambda: losses.swav(ones(2, 4, 3), queue_scores=ones(1, 7, 3)), "queue_scores must be"),
+        (lambda: losses.swav(ones(2, 4, 3), queue_scores=ones(2, 7, 4)), "queue_scores must be"),
+        (lambda: losses.pseudo_label_cross_entropy(ones(4, 3), jnp.zeros(4, int)), "scores must be"),
+        (lambda: losses.pseudo_label_cross_entropy(ones(2, 4, 3), jnp.zeros(3, int)), "scores must be"),
+        (lambda: losses.pseudo_label_cross_entropy(ones(2, 4, 3), jnp.zeros(4, int), weights=ones(4)), "weights"),
+        (lambda: losses.pcl_prototypes(ones(4, 3), ones(5, 2), ones(5), jnp.zeros(4, int)), "of one dim"),
+        (lambda: losses.pcl_prototypes(ones(4, 3), ones(5, 3), ones(4), jnp.zeros(4, int)), "concentration"),
+        (lambda: losses.pcl_prototypes(ones(4, 3), ones(5, 3), ones(5), jnp.zeros(3, int)), "assignments"),
+        (lambda: losses.smog(ones(4, 3), ones(4, 3), ones(5, 3), ones(6, 3)), "must be .batch, dim. of one shape"),
+        (lambda: losses.smog(ones(4, 3), ones(4, 3), ones(4, 3), ones(6, 2)), "groups must be"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_refuses_other_shapes(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,465 @@
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax import losses
+from tests.losses import checks
+
+
+def draw(*shape, seed=0, scale=1.0):
+    return (scale * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
+
+
+def unit(x):
+    return x / np.linalg.norm(x)
+
+
+def softmax(logits):
+    return np.exp(logits - np.max(logits)) / np.sum(np.exp(logits - np.max(logits)))
+
+
+def cross_entropy(p, logits):
+    return -np.sum(p * np.log(softmax(logits)))
+
+
+def entropy(p):
+    return -np.sum(p * np.log(p))
+
+
+def has_gradient(loss, argnums, *arrays):
+    """Whether the gradient for each array is not all zeros."""
+    return [bool(np.any(g != 0)) for g in jax.grad(loss, argnums=argnums)(*map(jnp.asarray, arrays))]
+
+
+# negative_cosine
+
+
+def reference_negative_cosine(prediction, target):
+    return -np.mean([unit(p) @ unit(t) for p, t in zip(prediction, target, strict=True)])
+
+
+def test_negative_cosine_is_the_papers_formula():
+    checks.equals_reference(losses.negative_cosine, reference_negative_cosine, *checks.draw(scale=3.0))
+
+
+def test_negative_cosine_over_devices_is_that_of_the_whole_batch():
+    checks.same_on_devices(losses.negative_cosine, *checks.draw(batch=8))
+
+
+def test_negative_cosine_is_finite():
+    checks.finite_everywhere(losses.negative_cosine, *checks.draw())
+
+
+@pytest.mark.parametrize("angle", [0.0, np.pi / 3, np.pi / 2, np.pi])
+def test_negative_cosine_at_known_angles(angle):
+    turned = jnp.tile(jnp.array([np.cos(angle), np.sin(angle)]), (3, 1))
+    value = losses.negative_cosine(5.0 * turned, jnp.tile(jnp.array([2.0, 0.0]), (3, 1)))
+    np.testing.assert_allclose(value, -np.cos(angle), atol=1e-6)
+
+
+@pytest.mark.parametrize("shapes", [((4, 3), (5, 3)), ((4,), (4,)), ((4, 3), (4, 2))])
+@pytest.mark.usefixtures("unchecked")
+def test_negative_cosine_refuses_other_shapes(shapes):
+    with pytest.raises(ValueError, match="of one shape"):
+        losses.negative_cosine(*map(jnp.ones, shapes))
+
+
+# dino
+
+TEMPERATURES = dict(student_temperature=0.3, teacher_temperature=0.2)
+
+
+def reference_dino(student, targets, temperature):
+    pairs = [(t, s) for t in range(len(targets)) for s in range(len(student)) if s != t]
+    images = range(student.shape[1])
+    return np.mean([cross_entropy(targets[t][i], student[s][i] / temperature) for t, s in pairs for i in images])
+
+
+def dino_arrays(student_views=4, teacher_views=2, batch=3, classes=5):
+    student, teacher = draw(student_views, batch, classes), draw(teacher_views, batch, classes, seed=1)
+    return student, teacher, draw(classes, seed=2)
+
+
+def centered_targets(teacher, center, temperature):
+    return np.apply_along_axis(softmax, -1, (teacher.astype(np.float64) - center) / temperature)
+
+
+@pytest.mark.parametrize("views", [(4, 2), (2, 2), (1, 2), (3, 1)])
+def test_dino_is_the_papers_formula(views):
+    arrays = dino_arrays(*views)
+    targets = centered_targets(*arrays[1:], 0.2)  # constant: the teacher has no gradient
+    checks.equals_reference(
+        functools.partial(losses.dino, **TEMPERATURES),
+        lambda student, teacher, center: reference_dino(student, targets, 0.3),
+        *arrays,
+        argnums=(0,),
+    )
+    assert has_gradient(functools.partial(losses.dino, **TEMPERATURES), (0, 1, 2), *arrays) == [True, False, False]
+
+
+def test_dino_over_devices_is_that_of_the_whole_batch():
+    checks.same_on_devices(
+        functools.partial(losses.dino, **TEMPERATURES),
+        *dino_arrays(batch=8),
+        split=[True, True, False],
+        axes=[1, 1, 0],
+        argnums=(0,),
+    )
+
+
+def test_dino_is_finite():
+    def loss(student, teacher):  # the batch first, as the checks change rows
+        return losses.dino(student.swapaxes(0, 1), teacher.swapaxes(0, 1), jnp.zeros(5))
+
+    checks.finite_everywhere(loss, draw(3, 4, 5), draw(3, 2, 5, seed=1))
+
+
+def test_dino_of_a_student_that_tells_nothing_apart_is_the_chance_level():
+    _, teacher, center = map(jnp.asarray, dino_arrays())
+    np.testing.assert_allclose(losses.dino(jnp.ones((4, 3, 5)), teacher, center), np.log(5), rtol=1e-6)
+
+
+def test_dino_is_least_where_the_student_is_the_teacher():
+    # The same logits in every view: then the cross entropy is the targets' entropy, and the gradient vanishes.
+    teacher = jnp.tile(jnp.asarray(draw(1, 3, 5)), (2, 1, 1))
+    student = jnp.tile(teacher[:1] * 0.5, (4, 1, 1))  # 0.5 = student_temperature / teacher_temperature
+    loss = functools.partial(losses.dino, student_temperature=0.1, teacher_temperature=0.2)
+    value, gradient = jax.value_and_grad(loss)(student, teacher, jnp.zeros(5))
+    expected = np.mean([entropy(p) for p in centered_targets(np.asarray(teacher), 0.0, 0.2)[0]])
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+
+
+def test_dino_takes_a_teacher_temperature_that_is_traced():
+    arrays = tuple(map(jnp.asarray, dino_arrays()))
+    scheduled = jax.jit(lambda step: losses.dino(*arrays, teacher_temperature=0.04 + 0.01 * step))(3.0)
+    np.testing.assert_allclose(scheduled, losses.dino(*arrays, teacher_temperature=0.07), rtol=1e-5)
+
+
+def test_cross_view_takes_targets_that_are_probabilities():
+    student, teacher, center = dino_arrays()
+    targets = centered_targets(teacher, center, 0.04).astype(np.float32)
+    arrays = jnp.asarray(student), jnp.asarray(targets)
+    expected = losses.dino(jnp.asarray(student), jnp.asarray(teacher), jnp.asarray(center))
+    np.testing.assert_allclose(losses.cross_view(*arrays), expected, rtol=1e-5)
+    assert has_gradient(losses.cross_view, (0, 1), *arrays) == [True, False]
+
+
+@pytest.mark.parametrize(
+    "shapes, message",
+    [
+        (((2, 3, 5), (2, 4, 5), (5,)), "views, batch, classes"),
+        (((3, 5), (3, 5), (5,)), "views, batch, classes"),
+        (((2, 3, 5), (2, 3, 5), (4,)), "center"),
+        (((2, 3, 5), (2, 3, 5), (1, 5)), "center"),
+        (((1, 3, 5), (1, 3, 5), (5,)), "second view"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_dino_refuses_other_shapes(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        losses.dino(*map(jnp.ones, shapes))
+
+
+# ibot
+
+# Unequal numbers of masked patches, so that a mean of means is not the mean.
+MASK = np.array([[1, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 1]], bool)
+
+
+def reference_ibot(student, targets, mask, temperature):
+    total = 0.0
+    for i in range(len(mask)):
+        patches = [cross_entropy(targets[i, j], student[i, j] / temperature) for j in np.flatnonzero(mask[i])]
+        total += np.mean(patches) if patches else 0.0
+    return total / len(mask)
+
+
+def ibot_arrays(batch=4, classes=5):
+    student, teacher, center = draw(batch, 4, classes), draw(batch, 4, classes, seed=1), draw(classes, seed=2)
+    return student, teacher, center, np.tile(MASK, (batch // 4, 1))
+
+
+def test_ibot_is_the_papers_formula():
+    arrays = ibot_arrays()
+    targets = centered_targets(*arrays[1:3], 0.2)
+    loss = functools.partial(losses.ibot, **TEMPERATURES)
+    checks.equals_reference(
+        loss,
+        lambda student, teacher, center, mask: reference_ibot(student, targets, mask, 0.3),
+        *arrays,
+        argnums=(0,),
+    )
+    assert has_gradient(loss, (0, 1, 2), *arrays) == [True, False, False]
+
+
+def test_ibot_over_devices_is_that_of_the_whole_batch():
+    checks.same_on_devices(
+        functools.partial(losses.ibot, **TEMPERATURES),
+        *ibot_arrays(batch=8),
+        split=[True, True, False, True],
+        argnums=(0,),
+    )
+
+
+def test_ibot_is_finite():
+    student, teacher, center, mask = ibot_arrays()
+    checks.finite_everywhere(lambda s, t: losses.ibot(s, t, jnp.asarray(center), jnp.asarray(mask)), student, teacher)
+
+
+def test_ibot_by_chance_counts_an_image_without_masked_patches_as_zero():
+    _, *others = map(jnp.asarray, ibot_arrays())
+    np.testing.assert_allclose(losses.ibot(jnp.ones((4, 4, 5)), *others), 3 / 4 * np.log(5), rtol=1e-6)
+
+
+def test_ibot_of_nothing_masked_is_zero():
+    student, teacher, center, mask = map(jnp.asarray, ibot_arrays())
+    value, gradient = jax.value_and_grad(losses.ibot)(student, teacher, center, jnp.zeros_like(mask))
+    assert value == 0 and not np.any(gradient)
+
+
+def test_masked_patches_takes_targets_that_are_probabilities():
+    student, teacher, center, mask = ibot_arrays()
+    targets = centered_targets(teacher, center, 0.04).astype(np.float32)
+    arrays = jnp.asarray(student), jnp.asarray(targets), jnp.asarray(mask)
+    expected = losses.ibot(*map(jnp.asarray, (student, teacher, center, mask)))
+    np.testing.assert_allclose(losses.masked_patches(*arrays), expected, rtol=1e-5)
+    assert has_gradient(losses.masked_patches, (0, 1), *arrays) == [True, False]
+
+
+@pytest.mark.parametrize(
+    "shapes, message",
+    [
+        (((2, 3, 5), (2, 4, 5), (5,), (2, 3)), "of one shape, mask"),
+        (((2, 5), (2, 5), (5,), (2,)), "of one shape, mask"),
+        (((2, 3, 5), (2, 3, 5), (5,), (3, 2)), "of one shape, mask"),
+        (((2, 3, 5), (2, 3, 5), (3,), (2, 3)), "center"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_ibot_refuses_other_shapes(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        losses.ibot(*map(jnp.ones, shapes))
+
+
+# koleo
+
+
+def reference_koleo(z):
+    x = [unit(row) for row in z]
+    n = len(x)
+    distances = [min(np.linalg.norm(x[i] - x[j] + 1e-8) for j in range(n) if j != i) for i in range(n)]
+    return -np.mean([np.log(d + 1e-8) for d in distances])
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (9, 2), (2, 3)])
+def test_koleo_is_the_codes_formula(shape):
+    checks.equals_reference(losses.koleo, reference_koleo, draw(*shape, scale=3.0))
+
+
+def test_koleo_over_devices_has_the_neighbors_of_the_whole_batch():
+    # Neighbors lie 4 rows apart, on other devices from 4 devices on; 8 devices have a single row each.
+    z = np.concatenate([draw(4, 5), draw(4, 5) + 0.3 * draw(4, 5, seed=1)])
+    checks.same_on_devices(losses.koleo, z)
+
+
+def test_koleo_is_finite():
+    checks.finite_everywhere(losses.koleo, draw(6, 4))
+
+
+@pytest.mark.parametrize("n", [3, 4, 6])
+def test_koleo_of_a_regular_polygon(n):
+    angles = 2 * np.pi * np.arange(n) / n
+    value = losses.koleo(jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=-1), jnp.float32))
+    np.testing.assert_allclose(value, -np.log(2 * np.sin(np.pi / n)), atol=1e-6)
+
+
+def test_koleo_of_duplicates():
+    # All distances are |eps, ..., eps| + eps.
+    np.testing.assert_allclose(losses.koleo(jnp.ones((5, 4))), -np.log(1e-8 * np.sqrt(4) + 1e-8), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (1, 4)])
+@pytest.mark.usefixtures("unchecked")
+def test_koleo_refuses_other_shapes(shape):
+    with pytest.raises(ValueError, match="two rows at least"):
+        losses.koleo(jnp.ones(shape))
+
+
+# msn and pmsn
+
+
+def assignment(x, prototypes, temperature):
+    return softmax(np.array([unit(x) @ unit(c) for c in prototypes]) / temperature)
+
+
+def msn_codes(targets, prototypes, temperature, sharpen, iterations):
+    """The authors' code: sharpened, then rows and columns divided by their sums in turn."""
+    q = np.array([assignment(x, prototypes, temperature) ** (1 / sharpen) for x in targets])
+    q = q / np.sum(q, axis=1, keepdims=True)
+    q = q.T / np.sum(q)
+    for _ in range(iterations):
+        q = q / np.sum(q, axis=1, keepdims=True) / len(q)
+        q = q / np.sum(q, axis=0, keepdims=True) / q.shape[1]
+    return (q * q.shape[1]).T
+
+
+def reference_pmsn(anchors, prototypes, codes, temperature, me_max, power):
+    assignments = [assignment(x, prototypes, temperature) for x in anchors]
+    ce = np.mean([-np.sum(codes[i % len(codes)] * np.log(p)) for i, p in enumerate(assignments)])
+    m = np.mean(assignments, axis=0)
+    prior = np.array([k**-power for k in range(1, len(m) + 1)])
+    prior = prior / np.sum(prior)
+    return ce + me_max * np.sum(m * np.log(m / prior))
+
+
+def reference_msn(anchors, prototypes, codes, temperature, me_max):
+    assignments = [assignment(x, prototypes, temperature) for x in anchors]
+    ce = np.mean([-np.sum(codes[i % len(codes)] * np.log(p)) for i, p in enumerate(assignments)])
+    return ce + me_max * (np.log(len(prototypes)) - entropy(np.mean(assignments, axis=0)))
+
+
+def msn_arrays(views=3, batch=4, dim=6, prototypes=7):
+    return draw(views * batch, dim, scale=2.0), draw(batch, dim, seed=1), draw(prototypes, dim, seed=2)
+
+
+OPTIONS = dict(temperature=0.2, sharpen=0.5, iterations=3, me_max=0.7)
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS, dict(OPTIONS, me_max=0.0), dict(OPTIONS, iterations=1)])
+def test_msn_is_the_papers_formula(options):
+    anchors, targets, prototypes = msn_arrays()
+    used = dict(temperature=0.1, sharpen=0.25, iterations=3, me_max=1.0) | options
+    me_max = used.pop("me_max")
+    codes = msn_codes(*(a.astype(np.float64) for a in (targets, prototypes)), **used)  # they carry no gradient
+    checks.equals_reference(
+        functools.partial(losses.msn, **options),
+        lambda anchors, targets, prototypes: reference_msn(anchors, prototypes, codes, used["temperature"], me_max),
+        anchors,
+        targets,
+        prototypes,
+        argnums=(0, 2),
+    )
+
+
+@pytest.mark.parametrize("power", [0.25, 1.0])
+def test_pmsn_is_the_papers_formula(power):
+    anchors, targets, prototypes = msn_arrays()
+    codes = msn_codes(*(a.astype(np.float64) for a in (targets, prototypes)), 0.2, 0.5, 3)
+    checks.equals_reference(
+        functools.partial(losses.pmsn, power=power, **OPTIONS),
+        lambda anchors, targets, prototypes: reference_pmsn(anchors, prototypes, codes, 0.2, 0.7, power),
+        anchors,
+        targets,
+        prototypes,
+        argnums=(0, 2),
+    )
+
+
+def test_pmsn_has_the_papers_power():
+    arrays = tuple(map(jnp.asarray, msn_arrays()))
+    assert losses.pmsn(*arrays) == losses.pmsn(*arrays, power=0.25) != losses.pmsn(*arrays, power=0.0)
+
+
+@pytest.mark.parametrize("loss", [losses.msn, losses.pmsn])
+def test_msn_targets_have_no_gradient(loss):
+    assert has_gradient(loss, (0, 1, 2), *msn_arrays()) == [True, False, True]
+
+
+@pytest.mark.parametrize("loss", [losses.msn, losses.pmsn])
+def test_msn_over_devices_is_that_of_the_whole_batch(loss):
+    def of_views(anchors, targets, prototypes, axis_name=None):  # anchors [views, batch, dim]
+        return loss(anchors.reshape(-1, anchors.shape[-1]), targets, prototypes, axis_name=axis_name)
+
+    anchors, targets, prototypes = msn_arrays(batch=8)
+    checks.same_on_devices(
+        of_views,
+        anchors.reshape(3, 8, -1),
+        targets,
+        prototypes,
+        split=[True, True, False],
+        axes=[1, 0, 0],
+        argnums=(0, 2),
+    )
+
+
+@pytest.mark.parametrize("loss", [losses.msn, losses.pmsn])
+def test_msn_is_finite(loss):
+    checks.finite_everywhere(loss, *msn_arrays())
+
+
+def test_msn_of_prototypes_never_used_is_finite():
+    # cos / 1e-3: the unused prototypes' probability, exp(-1000), is 0 in float32.
+    x = jnp.eye(8)[:4]
+    value, gradient = jax.value_and_grad(functools.partial(losses.msn, temperature=1e-3))(x, x, jnp.eye(8))
+    assert np.isfinite(value) and np.all(np.isfinite(gradient))
+    assert value > np.log(8 / 4) - 1e-6  # half of the prototypes take all
+
+
+def test_msn_at_its_optimum():
+    # Every image at its own prototype, each as often as any other: both terms vanish as exp(-1 / temperature) does.
+    x = jnp.eye(4)
+    np.testing.assert_allclose(losses.msn(jnp.tile(x, (3, 1)), x, x, temperature=0.02), 0.0, atol=1e-6)
+
+
+def test_msn_of_anchors_that_are_all_alike():
+    # All to prototype 0: log K - H = log 4; the targets are spread over all 4, three of which are 1 / 0.02 = 50 away.
+    x = jnp.eye(4)
+    value = losses.msn(jnp.tile(x[:1], (4, 1)), x, x, temperature=0.02)
+    np.testing.assert_allclose(value, 3 / 4 * 50 + np.log(4), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shapes, message",
+    [
+        (((7, 3), (4, 3), (5, 3)), r"views \* batch"),
+        (((2, 3), (4, 3), (5, 3)), r"views \* batch"),
+        (((8,), (4,), (5,)), r"views \* batch"),
+        (((8, 3), (4, 3), (5, 2)), "one dim"),
+        (((8, 3), (4, 2), (5, 3)), "one dim"),
+        (((8, 3), (4, 3), (3,)), "one dim"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_msn_refuses_other_shapes(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        losses.msn(*map(jnp.ones, shapes))
+
+
+# Numbers of another library, in float64: see references/make_losses_distillation.py.
+
+REFERENCES = Path(__file__).parents[1] / "references" / "losses_distillation.npz"
+TEMPERED = dict(student_temperature=0.2, teacher_temperature=0.05)
+CASES = {
+    "negative_cosine": (losses.negative_cosine, ("prediction", "target")),
+    "koleo": (losses.koleo, ("prediction",)),
+    "dino": (functools.partial(losses.dino, **TEMPERED), ("student", "teacher", "center")),
+    "ibot": (functools.partial(losses.ibot, **TEMPERED), ("patches", "teacher_patches", "center", "mask")),
+    "msn": (losses.msn, ("anchors", "targets", "prototypes")),
+}
+
+
+def reference(name):
+    with np.load(REFERENCES) as stored:
+        return jnp.asarray(stored[name], bool if name == "mask" else jnp.float32)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_is_lightlys(name):
+    loss, arrays = CASES[name]
+    value, gradient = jax.value_and_grad(loss)(*map(reference, arrays))
+    np.testing.assert_allclose(value, reference(f"{name}/value"), rtol=1e-5)
+    np.testing.assert_allclose(gradient, reference(f"{name}/gradient"), rtol=1e-4, atol=1e-6)
+
+
+def test_pmsn_is_lightlys_but_for_the_direction_of_kl():
+    anchors, targets, prototypes = map(reference, CASES["msn"][1])
+    m = np.mean([assignment(np.asarray(x), np.asarray(prototypes), 0.1) for x in anchors], axis=0)
+    prior = np.arange(1, 8) ** -0.25 / np.sum(np.arange(1, 8) ** -0.25)
+    value = losses.pmsn(anchors, targets, prototypes)
+    expected = reference("pmsn/value") + np.sum(m * np.log(m / prior)) - np.sum(prior * np.log(prior / m))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)

@@ -1,0 +1,371 @@
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from ssl_jax import losses
+from tests.losses import checks
+
+REFERENCE = np.load(Path(__file__).parents[1] / "references" / "losses_decorrelation.npz")
+
+
+def tico(z1, z2, covariance, **arguments):
+    return losses.tico(z1, z2, covariance, beta=0.6, rho=3.0, **arguments)[0]
+
+
+def draw_tico(batch=6, dim=4):
+    root = np.random.default_rng(1).normal(size=(dim, 9)).astype(np.float32)
+    return *checks.draw(batch, dim), root @ root.T / 9
+
+
+def draw_views(batch=6, dim=4):
+    return (np.stack(checks.draw(batch, dim, count=3)),)
+
+
+def draw_bags(batch=6, dim=4):
+    """Two arrays [batch, views, dim]."""
+    arrays = checks.draw(batch, dim, count=6)
+    return np.stack(arrays[:3], axis=1), np.stack(arrays[3:], axis=1)
+
+
+def draw_sigreg(batch=6, dim=4):
+    return checks.draw(batch, dim)[0], np.random.default_rng(1).normal(size=(dim, 7)).astype(np.float32)
+
+
+def jitted(loss, **arguments):
+    """Not operation by operation, each of which would be compiled by itself."""
+    return jax.jit(functools.partial(loss, **arguments), static_argnames="axis_name")
+
+
+CASES = {  # loss, drawing of arrays, further arguments of same_on_devices
+    "tico": (jitted(tico), draw_tico, dict(split=[True, True, False])),
+    "mmcr": (jitted(losses.mmcr, weight=0.3), draw_bags, {}),
+    "frossl": (jitted(losses.frossl), draw_views, dict(axes=[1])),
+    "emp_ssl": (jitted(losses.emp_ssl, invariance=3.0), draw_views, dict(axes=[1])),
+    "hypersphere": (jitted(losses.hypersphere, t=2.0, weight=0.7, alpha=1.5), checks.draw, {}),
+    "sigreg": (jitted(losses.sigreg), draw_sigreg, dict(split=[True, False])),
+}
+
+
+@pytest.mark.parametrize("dim", [4, 20])  # more and fewer than the images
+@pytest.mark.parametrize("name", CASES)
+def test_over_devices_is_that_of_the_whole_batch(name, dim):
+    loss, draw, arguments = CASES[name]
+    checks.same_on_devices(loss, *draw(batch=8, dim=dim), **arguments)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_is_computed_in_float32(name):
+    loss, draw, _ = CASES[name]
+    arrays = [jnp.asarray(a, jnp.bfloat16) for a in draw()]
+    expected = loss(*(a.astype(jnp.float32) for a in arrays))
+    np.testing.assert_allclose(loss(*arrays), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [4, 20])
+@pytest.mark.parametrize("name", CASES)
+def test_is_finite(name, dim):
+    loss, draw, arguments = CASES[name]
+    arrays = draw(dim=dim)
+    if "split" in arguments:  # the last array is no batch
+        *arrays, last = arrays
+        loss = lambda *arrays: CASES[name][0](*arrays, jnp.asarray(last))  # noqa: E731
+    if "axes" in arguments:
+        arrays = [arrays[0].swapaxes(0, 1)]
+        loss = lambda views: CASES[name][0](views.swapaxes(0, 1))  # noqa: E731
+    checks.finite_everywhere(loss, *arrays)
+
+
+@pytest.mark.parametrize(
+    "name, arrays, loss",
+    [
+        ("tico", ("z1", "z2", "covariance"), lambda *arrays: losses.tico(*arrays)[0]),
+        ("mmcr", ("online", "momentum"), jitted(losses.mmcr, weight=0.3)),
+        ("frossl", ("views",), losses.frossl),
+        ("emp_ssl", ("views",), losses.emp_ssl),
+        ("hypersphere", ("z1", "z2"), jitted(losses.hypersphere, t=2.0, weight=0.7, alpha=1.5)),
+        ("sigreg", ("z1", "directions"), losses.sigreg),
+    ],
+)
+def test_equals_lightly(name, arrays, loss):
+    arrays = [jnp.asarray(REFERENCE[a], jnp.float32) for a in arrays]
+    value, gradient = jax.value_and_grad(loss)(*arrays)
+    np.testing.assert_allclose(value, REFERENCE[f"{name}/value"], rtol=1e-5)
+    np.testing.assert_allclose(gradient, REFERENCE[f"{name}/gradient"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["frossl", "emp_ssl"])
+@pytest.mark.parametrize("shape", [(4, 3), (1, 4, 3)])
+@pytest.mark.usefixtures("unchecked")
+def test_refuses_other_views(name, shape):
+    with pytest.raises(ValueError, match="two views"):
+        getattr(losses, name)(jnp.ones(shape))
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+# tico
+
+
+def reference_tico(z1, z2, covariance, rho):
+    z1, z2 = unit(z1), unit(z2)
+    return np.mean([1 - a @ b + rho * a @ covariance @ a for a, b in zip(z1, z2, strict=True)])
+
+
+def new_covariance(z1, covariance, beta):
+    return beta * covariance + (1 - beta) * np.mean([np.outer(a, a) for a in unit(z1.astype(np.float64))], axis=0)
+
+
+def test_tico_is_the_papers_formula():
+    z1, z2, covariance = draw_tico()
+    c = jnp.asarray(covariance)
+    updated = new_covariance(z1, covariance, 0.6)  # constant: it carries no gradient
+    checks.equals_reference(lambda z1, z2: tico(z1, z2, c), lambda z1, z2: reference_tico(z1, z2, updated, 3.0), z1, z2)
+    z1, z2 = jnp.asarray(z1), jnp.asarray(z2)
+    np.testing.assert_allclose(losses.tico(z1, z2, c, beta=0.6)[1], updated, rtol=1e-5, atol=1e-6)
+    assert not np.any(jax.grad(tico, argnums=2)(z1, z2, c))
+
+
+def test_tico_of_orthogonal_images():
+    # z^T C z = (1 - beta) / n for all.
+    loss, covariance = losses.tico(3.0 * jnp.eye(4), jnp.eye(4), jnp.zeros((4, 4)), beta=0.9, rho=8.0)
+    np.testing.assert_allclose(loss, 8.0 * 0.1 / 4, rtol=1e-6)
+    np.testing.assert_allclose(covariance, 0.1 * np.eye(4) / 4, rtol=1e-6)
+
+
+def test_tico_returns_lightlys_covariance():
+    arrays = [jnp.asarray(REFERENCE[a], jnp.float32) for a in ("z1", "z2", "covariance")]
+    np.testing.assert_allclose(losses.tico(*arrays)[1], REFERENCE["tico/covariance"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_tico_returns_the_same_covariance_on_all_devices(devices):
+    # As replicated state, which shard_map's check accepts only if it was reduced; in float32 for bfloat16 too.
+    z1, z2, covariance = draw_tico(batch=8)
+    z1, z2, covariance = jnp.asarray(z1, jnp.bfloat16), jnp.asarray(z2, jnp.bfloat16), jnp.asarray(covariance)
+    split, whole = PartitionSpec("i"), PartitionSpec()
+    mapped = jax.shard_map(
+        lambda z1, z2, c: (lax.pmean((out := losses.tico(z1, z2, c, axis_name="i"))[0], "i"), out[1]),
+        mesh=Mesh(np.array(jax.devices()[:devices]), ("i",)),
+        in_specs=(split, split, whole),
+        out_specs=(whole, whole),
+    )
+    updated = jax.jit(mapped)(z1, z2, covariance)[1]
+    assert updated.dtype == jnp.float32
+    np.testing.assert_allclose(updated, losses.tico(z1, z2, covariance)[1], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "shapes, message",
+    [
+        (((4, 3), (5, 3), (3, 3)), "of one shape"),
+        (((4,), (4,), (4, 4)), "of one shape"),
+        (((4, 3), (4, 3), (4, 4)), "covariance"),
+        (((4, 3), (4, 3), (3,)), "covariance"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_tico_refuses_other_shapes(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        losses.tico(*map(jnp.ones, shapes))
+
+
+# mmcr
+
+
+def nuclear_norm(z):
+    return np.sum(np.linalg.svd(z, compute_uv=False))
+
+
+def reference_mmcr(*bags, weight):
+    z = np.concatenate([unit(bag) for bag in bags], axis=1)
+    return weight * np.mean([nuclear_norm(views) for views in z]) - nuclear_norm(z.mean(1))
+
+
+@pytest.mark.parametrize("batch, dim", [(6, 4), (4, 7), (3, 2)])
+@pytest.mark.parametrize("momentum", [True, False])
+def test_mmcr_is_the_papers_formula(batch, dim, momentum):
+    bags = draw_bags(batch, dim) if momentum else draw_bags(batch, dim)[:1]
+    checks.equals_reference(jitted(losses.mmcr, weight=0.3), functools.partial(reference_mmcr, weight=0.3), *bags)
+
+
+def test_mmcr_of_orthogonal_images():
+    # C = I; the singular values of n equal rows of length 1 are sqrt(n) and zeros.
+    online = jnp.tile(jnp.eye(4)[:, None], (1, 3, 1))
+    np.testing.assert_allclose(losses.mmcr(online, weight=0.3), 0.3 * np.sqrt(3) - 4, rtol=1e-5)
+    np.testing.assert_allclose(losses.mmcr(5.0 * online, online, weight=0.3), 0.3 * np.sqrt(6) - 4, rtol=1e-5)
+
+
+def test_mmcr_of_fewer_directions_than_images_and_dimensions():
+    basis = np.random.default_rng(0).normal(size=(2, 8))
+    online = jnp.asarray(np.random.default_rng(1).normal(size=(6, 3, 2)) @ basis, jnp.float32)
+    value, gradient = jax.value_and_grad(losses.mmcr)(online)
+    np.testing.assert_allclose(value, reference_mmcr(np.asarray(online, np.float64), weight=5e-3), rtol=1e-5)
+    assert np.abs(gradient).max() < 1.0
+
+
+@pytest.mark.parametrize("shapes", [((4, 3), (4, 3)), ((4, 2, 3), (4, 3, 3))])
+@pytest.mark.usefixtures("unchecked")
+def test_mmcr_refuses_other_shapes(shapes):
+    with pytest.raises(ValueError, match="of one shape"):
+        losses.mmcr(*map(jnp.ones, shapes))
+
+
+# frossl
+
+
+def reference_frossl(views):
+    z = [v / np.linalg.norm(v, axis=0) for v in views]
+    mean, dim, total = np.mean(z, axis=0), views.shape[-1], 0.0
+    for v in z:
+        covariance = v.T @ v / np.trace(v.T @ v)
+        total += 2 * np.log(np.linalg.norm(covariance)) + len(z) * dim * np.mean((v - mean) ** 2)
+    return total
+
+
+@pytest.mark.parametrize("batch, dim", [(6, 4), (4, 7)])
+def test_frossl_is_the_papers_formula(batch, dim):
+    checks.equals_reference(losses.frossl, reference_frossl, *draw_views(batch, dim))
+
+
+@pytest.mark.parametrize(
+    "z, expected",
+    [
+        (np.eye(5)[:, :3], -2 * np.log(3)),  # a flat spectrum, of 3 values 1/3
+        (np.eye(5)[:, [0, 1, 1]], 2 * np.log(5 / 9)),  # 2/3 and 1/3
+        (np.ones((5, 3)), 0.0),  # rank 1
+        (np.eye(5)[:2], -2 * np.log(2)),  # fewer images than dimensions: two columns of 1, three of 0
+    ],
+)
+def test_frossl_at_known_spectra(z, expected):
+    views = jnp.stack([jnp.asarray(z, jnp.float32), 3.0 * jnp.asarray(z, jnp.float32)])
+    np.testing.assert_allclose(losses.frossl(views), expected, rtol=1e-5, atol=1e-6)
+
+
+# emp_ssl
+
+
+def reference_emp_ssl(views, eps, invariance):
+    z = unit(views)
+    _, batch, dim = z.shape
+    rates = [np.linalg.slogdet(np.eye(dim) + dim / (batch * eps) * v.T @ v)[1] / 2 for v in z]
+    return -np.mean(rates) - invariance * np.mean(np.sum(z * unit(z.mean(0)), axis=-1))
+
+
+@pytest.mark.parametrize("batch, dim", [(6, 4), (4, 7)])
+def test_emp_ssl_is_the_papers_formula(batch, dim):
+    arguments = dict(eps=0.4, invariance=3.0)
+    checks.equals_reference(
+        jitted(losses.emp_ssl, **arguments),
+        functools.partial(reference_emp_ssl, **arguments),
+        *draw_views(batch, dim),
+    )
+
+
+def test_emp_ssl_wants_the_volume_large():
+    spread = jnp.tile(7.0 * jnp.eye(4), (2, 1, 1))
+    collapsed = jnp.ones((2, 4, 4))
+    np.testing.assert_allclose(losses.emp_ssl(spread, eps=0.2), -4 * np.log(1 + 1 / 0.2) / 2 - 200, rtol=1e-6)
+    np.testing.assert_allclose(losses.emp_ssl(collapsed, eps=0.2), -np.log(1 + 4 / 0.2) / 2 - 200, rtol=1e-6)
+
+
+# hypersphere
+
+
+def reference_hypersphere(z1, z2, t, weight, alpha):
+    z1, z2 = unit(z1), unit(z2)
+
+    def uniformity(z):
+        pairs = [(i, j) for i in range(len(z)) for j in range(i)]
+        return np.log(np.mean([np.exp(-t * np.sum((z[i] - z[j]) ** 2)) for i, j in pairs]))
+
+    return np.mean(np.linalg.norm(z1 - z2, axis=1) ** alpha) + weight * (uniformity(z1) + uniformity(z2)) / 2
+
+
+@pytest.mark.parametrize("arguments", [{}, dict(t=2.0, weight=0.7, alpha=1.0)])
+def test_hypersphere_is_the_papers_formula(arguments):
+    checks.equals_reference(
+        jitted(losses.hypersphere, **arguments),
+        functools.partial(reference_hypersphere, **dict(dict(t=1.0, weight=1.0, alpha=2.0), **arguments)),
+        *checks.draw(),
+    )
+
+
+@pytest.mark.parametrize("t", [1.0, 100.0])  # exp(-200) is 0 in float32
+def test_hypersphere_of_orthogonal_images(t):
+    z = jnp.eye(4)
+    np.testing.assert_allclose(losses.hypersphere(z, z, t=t, weight=0.5), -0.5 * 2 * t, rtol=1e-6)
+    np.testing.assert_allclose(losses.hypersphere(z, -z, t=t, weight=0.5, alpha=3.0), 8 - 0.5 * 2 * t, rtol=1e-6)
+
+
+def test_hypersphere_of_equal_views_has_a_gradient():
+    z, _ = map(jnp.asarray, checks.draw())
+    assert np.all(np.isfinite(jax.grad(functools.partial(losses.hypersphere, alpha=1.0))(z, z)))
+
+
+@pytest.mark.parametrize("shapes", [((4, 3), (5, 3)), ((4,), (4,)), ((1, 3), (1, 3))])
+@pytest.mark.usefixtures("unchecked")
+def test_hypersphere_refuses_other_shapes(shapes):
+    with pytest.raises(ValueError, match=r"of one shape|two at least"):
+        losses.hypersphere(*map(jnp.ones, shapes))
+
+
+# sigreg
+
+KNOTS = np.linspace(0, 3, 17)
+TRAPEZOID = np.where((KNOTS == 0) | (KNOTS == 3), 1, 2) * 3 / 16 * np.exp(-(KNOTS**2) / 2)  # times the window
+
+
+def reference_sigreg(z, directions):
+    total = 0.0
+    for direction in directions.T:
+        u = z @ direction / np.linalg.norm(direction)
+        for t, weight in zip(KNOTS, TRAPEZOID, strict=True):
+            total += weight * np.abs(np.mean(np.exp(1j * t * u)) - np.exp(-(t**2) / 2)) ** 2
+    return len(z) * total / directions.shape[1]
+
+
+def test_sigreg_is_the_papers_formula():
+    z, directions = draw_sigreg()
+    checks.equals_reference(losses.sigreg, reference_sigreg, z, directions, argnums=(0,))
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+@pytest.mark.parametrize("batch", [8, 64])
+def test_sigreg_of_normal_embeddings_has_a_known_expectation(batch, shift):
+    # Of draws of N(shift, 1): E |mean exp(itu) - phi|^2 = |exp(it shift) - 1|^2 phi^2 + (1 - phi^2) / batch. Without
+    # shift that gives 1.0525 for every batch.
+    phi = np.exp(-(KNOTS**2) / 2)
+    expected = np.sum(TRAPEZOID * (batch * (2 - 2 * np.cos(KNOTS * shift)) * phi**2 + 1 - phi**2))
+    if shift == 0:
+        np.testing.assert_allclose(expected, 1.0525, atol=1e-4)
+    z = shift + np.random.default_rng(0).normal(size=(4000, batch, 1)).astype(np.float32)
+    values = jax.jit(jax.vmap(losses.sigreg, in_axes=(0, None)))(z, jnp.ones((1, 1)))
+    error = np.std(values) / np.sqrt(len(values))
+    assert error < 0.03 * expected
+    np.testing.assert_allclose(np.mean(values), expected, atol=4 * error)
+
+
+def test_sigreg_holds_no_array_of_all_knots():
+    z, directions = jnp.ones((256, 8)), jnp.ones((8, 512))
+    compiled = jax.jit(jax.grad(losses.sigreg)).lower(z, directions).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 6 * 4 * 256 * 512  # 17 knots
+
+
+@pytest.mark.parametrize("shapes", [((4, 3), (4, 3)), ((4,), (4, 2)), ((4, 3), (3,))])
+@pytest.mark.usefixtures("unchecked")
+def test_sigreg_refuses_other_shapes(shapes):
+    with pytest.raises(ValueError, match="directions"):
+        losses.sigreg(*map(jnp.ones, shapes))
+
+
+def test_sigreg_refuses_one_knot():
+    with pytest.raises(ValueError, match="knots"):
+        losses.sigreg(jnp.ones((4, 3)), jnp.ones((3, 2)), knots=1)

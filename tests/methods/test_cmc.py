@@ -1,0 +1,85 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax import models
+from ssl_jax.methods import METHODS, Run, _instances
+
+NUM_IMAGES, NEGATIVES = 40, 30
+INDEX = np.array([3, 39, 0, 17])
+
+
+def make(**options):
+    run = Run(batch_size=4, steps=20, steps_per_epoch=6, num_images=NUM_IMAGES)
+    backbone = models.create("split_resnet8", width=0.5, parts="bands")
+    options = {"dim": 8, "negatives": NEGATIVES, "temperature": 0.5} | options
+    return METHODS["cmc"](backbone, run, **options)
+
+
+def start(method):
+    view = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
+    params, state = method.init(jax.random.key(1), view[:1])
+    return params, state, {"views": (view,), "index": jnp.asarray(INDEX)}
+
+
+def unit(z):
+    z = np.asarray(z, np.float64)
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+
+def nce(scores, log_z):
+    """Noise-contrastive estimation of scores whose first column is the own image's."""
+    p, noise = np.exp(scores) / np.exp(log_z), NEGATIVES / NUM_IMAGES
+    return -np.mean(np.log(p[:, 0] / (p[:, 0] + noise)) + np.sum(np.log(noise / (p[:, 1:] + noise)), axis=1))
+
+
+def test_each_half_is_found_in_the_bank_of_the_other():
+    method = make()
+    params, state, batch = start(method)
+    rng = jax.random.key(2)
+    loss, (new_state, metrics) = method.loss(params, state, batch, rng)
+
+    variables = {"params": params["backbone"], "batch_stats": state["batch_stats"]["backbone"]}
+    h, _ = method.backbone.apply(variables, batch["views"][0], train=True, mutable=["batch_stats"])
+    layers = [jax.tree.map(np.asarray, params["projector"][name]) for name in ("first", "second")]
+    halves = (np.asarray(h)[:, :16], np.asarray(h)[:, 16:])
+    z = [unit(half @ layer["kernel"] + layer["bias"]) for half, layer in zip(halves, layers, strict=True)]
+    np.testing.assert_allclose(metrics["embeddings"], z, atol=1e-5)
+
+    keys = [jax.random.fold_in(jax.random.split(rng)[1], i) for i in INDEX]
+    drawn = np.stack([jax.random.randint(key, (NEGATIVES,), 0, NUM_IMAGES) for key in keys])
+    candidates = np.concatenate([INDEX[:, None], drawn], axis=1)
+    banks = [np.asarray(bank, np.float64) for bank in state["banks"]]
+    expected = []
+    for half, bank, log_z in zip(z, reversed(banks), new_state["log_z"], strict=True):
+        scores = np.einsum("bd,bkd->bk", half, bank[candidates]) / 0.5
+        np.testing.assert_allclose(log_z, np.log(NUM_IMAGES * np.mean(np.exp(scores))), rtol=1e-5)
+        expected.append(nce(scores, log_z))
+    np.testing.assert_allclose(loss, sum(expected), rtol=1e-5)
+    # Each half moves its own bank.
+    for half, bank, new_bank in zip(z, banks, new_state["banks"], strict=True):
+        np.testing.assert_allclose(new_bank[INDEX], unit(0.5 * bank[INDEX] + 0.5 * half), atol=1e-5)
+
+    _, (later, _) = method.loss(params, new_state, batch, jax.random.key(3))
+    assert later["log_z"] == new_state["log_z"]
+
+
+def test_chance_level_is_the_loss_of_equal_embeddings():
+    same, bank = jnp.ones((4, 4)) / 2, jnp.ones((NUM_IMAGES, 4)) / 2
+    options = dict(negatives=NEGATIVES, softmax=False, temperature=0.5, axis_name=None)
+    loss, _ = _instances.loss(same, bank, jnp.asarray(INDEX), jax.random.key(0), _instances.first_log_z(), **options)
+    np.testing.assert_allclose(make().chance_level, 2 * loss, rtol=1e-6)
+
+
+def test_a_backbone_without_halves_is_refused():
+    run = Run(batch_size=4, steps=20, steps_per_epoch=6, num_images=NUM_IMAGES)
+    with pytest.raises(ValueError, match=r"a ResNet has no halves; use a model\.name such as split_resnet50"):
+        METHODS["cmc"](models.create("resnet8"), run)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"negatives": -1}, {"momentum": -0.5}, {"dim": 0}])
+def test_refusals(options):
+    (name, value), *_ = options.items()
+    with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
+        make(**options)

@@ -1,0 +1,65 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax import losses, models
+from ssl_jax.methods import METHODS, Run
+
+RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
+
+
+def make(**options):
+    options = {"projector": (24, 20, 6), **options}
+    return METHODS["hypersphere"](models.create("resnet8", width=0.25), RUN, **options)
+
+
+def start(method):
+    x1, x2 = jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1))
+    return *method.init(jax.random.key(1), x1[:1]), (x1, x2)
+
+
+def projection(method, params, state, x):
+    for name, module in method.networks.items():
+        variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
+        x, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    return np.asarray(x, np.float64)
+
+
+def uniformity(z, t):
+    return np.log(np.mean([np.exp(-t * np.sum((a - b) ** 2)) for a, b in itertools.combinations(z, 2)]))
+
+
+@pytest.mark.parametrize("options", [{}, {"uniformity": 0.25, "t": 3.0, "alpha": 1.0}])
+def test_loss_is_alignment_and_uniformity_of_views_in_one_batch(options):
+    method = make(**options)
+    params, state, (x1, x2) = start(method)
+    z = projection(method, params, state, jnp.concatenate([x1, x2]))
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    z1, z2 = unit[:8], unit[8:]
+    weight, t, alpha = (options.get(name, default) for name, default in (("uniformity", 1), ("t", 2), ("alpha", 2)))
+    expected = np.mean(np.linalg.norm(z1 - z2, axis=1) ** alpha)
+    expected += weight * (uniformity(z1, t) + uniformity(z2, t)) / 2
+    loss, (_, metrics) = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics["embeddings"], z.reshape(2, 8, 6), rtol=1e-4, atol=1e-6)
+
+
+def test_projector_is_the_authors_fully_connected_layers():
+    params, _, _ = start(make())
+    shapes = jax.tree.map(jnp.shape, params["projector"])
+    assert set(shapes) == {"Dense_0", "BatchNorm_0", "Dense_1", "BatchNorm_1", "Dense_2"}
+    assert shapes["Dense_1"] == {"kernel": (24, 20)} and shapes["Dense_2"] == {"kernel": (20, 6), "bias": (6,)}
+
+
+def test_chance_level_is_the_loss_of_equal_embeddings():
+    z = jnp.ones((8, 6))
+    np.testing.assert_allclose(make().chance_level, losses.hypersphere(z, z, t=2.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["uniformity", "t", "alpha"])
+def test_refuses_numbers_that_are_not_positive(name):
+    with pytest.raises(ValueError, match=f"{name} must be above 0, got 0.0"):
+        make(**{name: 0.0})

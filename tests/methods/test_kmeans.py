@@ -1,0 +1,133 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+
+from ssl_jax.methods._kmeans import kmeans
+
+RNG = jax.random.key(0)
+
+
+def draw(points=300, dim=5, centers=6, noise=0.5, seed=0):
+    """Overlapping clusters away from the origin, of unequal lengths."""
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(centers, dim)) + 1.0
+    x = means[rng.integers(0, centers, points)] + noise * rng.normal(size=(points, dim))
+    return (x * rng.uniform(0.3, 3.0, (points, 1))).astype(np.float32)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def lloyd(x, centroids, iterations, spherical):
+    """In float64, cluster by cluster."""
+    x, centroids = (a.astype(np.float64) for a in (x, centroids))
+    if spherical:
+        x, centroids = unit(x), unit(centroids)
+
+    def assign():
+        return np.array([np.argmin([np.sum((p - c) ** 2) for c in centroids]) for p in x])
+
+    for _ in range(iterations):
+        labels = assign()
+        for k in range(len(centroids)):
+            if np.any(labels == k):
+                centroids[k] = x[labels == k].mean(axis=0)
+        if spherical:
+            centroids = unit(centroids)
+    return centroids, assign()
+
+
+@pytest.mark.parametrize("block_size", [7, 300, 4096])
+@pytest.mark.parametrize("spherical", [True, False])
+@pytest.mark.parametrize("iterations", [0, 1, 4])
+def test_equals_lloyd_from_the_same_start(spherical, iterations, block_size):
+    x = draw()
+    start = x[:6].copy()
+    start[5] = -start[5] * 100  # far from all points: its cluster stays empty
+    expected, labels = lloyd(x, start, iterations, spherical)
+    assert 5 not in labels and len(set(labels)) == 5
+    centroids, assignments = kmeans(
+        RNG, x, 6, iterations=iterations, spherical=spherical, init=start, block_size=block_size
+    )
+    assert centroids.dtype == jnp.float32 and jnp.issubdtype(assignments.dtype, jnp.integer)
+    np.testing.assert_allclose(centroids, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(assignments, labels)
+
+
+def test_converges_where_scikit_learn_does():
+    x = draw(noise=0.3)
+    reference = KMeans(6, init=x[:6].astype(np.float64), n_init=1, max_iter=100, tol=0, algorithm="lloyd").fit(x)
+    assert 1 < reference.n_iter_ < 50
+    centroids, assignments = kmeans(RNG, x, 6, iterations=50, spherical=False, init=x[:6])
+    np.testing.assert_allclose(centroids, reference.cluster_centers_, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(assignments, reference.labels_)
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_rows_that_are_not_valid_do_not_count(spherical):
+    x = draw()
+    valid = np.arange(300) % 3 != 0
+    expected, labels = lloyd(x[valid], x[1:4], 5, spherical)
+    start = x[1:4].copy()
+    x[~valid] = [1e6, 0, 0, 0, 0]  # would carry a centroid away
+    centroids, assignments = kmeans(RNG, x, 3, iterations=5, spherical=spherical, valid=valid, init=start)
+    np.testing.assert_allclose(centroids, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(assignments[valid], labels)
+    assert np.all(assignments[~valid] == -1)
+
+
+def test_starts_from_distinct_valid_points():
+    x = draw(points=40)
+    valid = np.arange(40) < 25
+    seen = set()
+    for seed in range(20):
+        centroids, assignments = kmeans(jax.random.key(seed), x, 20, iterations=0, spherical=False, valid=valid)
+        rows = [int(np.flatnonzero(np.all(x == c, axis=1))[0]) for c in np.asarray(centroids)]
+        assert len(set(rows)) == 20 and max(rows) < 25
+        np.testing.assert_array_equal(np.asarray(assignments)[rows], np.arange(20))
+        seen |= set(rows)
+    assert seen == set(range(25))  # a start that is never drawn: chance (1/5)^20 each
+
+
+def test_fewer_valid_points_than_clusters():
+    x = draw(points=20)
+    valid = np.arange(20) < 3
+    centroids, assignments = kmeans(RNG, x, 8, iterations=4, valid=valid)
+    assert np.all(np.isfinite(centroids))
+    assert sorted(np.asarray(assignments)[:3]) == [0, 1, 2]  # each its own; the others' centroids are copies
+    np.testing.assert_allclose(unit(x[:3]), np.asarray(centroids)[np.asarray(assignments)[:3]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_no_array_of_all_distances(spherical):
+    points, k = 8192, 512
+    x = jax.ShapeDtypeStruct((points, 8), jnp.float32)
+    compiled = kmeans.lower(RNG, x, k, iterations=3, spherical=spherical, block_size=256).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * points * k / 4
+
+
+def test_bfloat16_is_computed_in_float32():
+    x = jnp.asarray(draw(), jnp.bfloat16)
+    centroids, assignments = kmeans(RNG, x, 4, iterations=3, init=x[:4])
+    expected, labels = kmeans(RNG, x.astype(jnp.float32), 4, iterations=3, init=x[:4].astype(jnp.float32))
+    np.testing.assert_array_equal(centroids, expected)
+    np.testing.assert_array_equal(assignments, labels)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "points, k, options, message",
+    [
+        ((4, 3), 5, {}, "5 clusters"),
+        ((4, 3), 0, {}, "0 clusters"),
+        ((4,), 2, {}, "points"),
+        ((4, 3), 2, {"init": jnp.ones((2, 4))}, "init"),
+        ((4, 3), 2, {"valid": jnp.ones(3, bool)}, "valid"),
+    ],
+)
+def test_refusals(points, k, options, message):
+    with pytest.raises(ValueError, match=message):
+        kmeans(RNG, jnp.ones(points), k, iterations=1, **options)

@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax import losses
+from ssl_jax.methods._transport import balanced_labels, label
+
+OPTIONS = {"temperature": 0.2, "strength": 5.0}
+
+
+def draw(points=60, k=4, dim=5):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(points, dim)) + 0.5
+    prototypes = rng.normal(size=(k, dim))
+    return tuple((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in (z, prototypes))
+
+
+def selas_labels(z, prototypes, iterations, tolerance=0.0):
+    """The authors' loop, in float64, with the tolerance looked at after each iteration."""
+    logits = z.astype(np.float64) @ prototypes.T / OPTIONS["temperature"]
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    p = p ** OPTIONS["strength"]
+    c = np.ones(len(z))
+    for _ in range(iterations):
+        r = len(z) / p.shape[1] / (p.T @ c)
+        old, c = c, 1.0 / (p @ r)
+        if np.sum(np.abs(old / c - 1)) < tolerance:
+            break
+    return np.argmax(p * r, axis=1)
+
+
+@pytest.mark.parametrize("block_size", [7, 60, 4096])
+@pytest.mark.parametrize("iterations", [1, 3, 40])
+def test_equals_the_authors_loop(iterations, block_size):
+    z, prototypes = draw()
+    labels, _ = balanced_labels(z, prototypes, iterations=iterations, tolerance=0.0, block_size=block_size, **OPTIONS)
+    np.testing.assert_array_equal(labels, selas_labels(z, prototypes, iterations))
+
+
+def test_stops_at_the_tolerance():
+    z, prototypes = draw()
+    expected = selas_labels(z, prototypes, 100, tolerance=40.0)
+    assert np.any(expected != selas_labels(z, prototypes, 100))
+    labels, _ = balanced_labels(z, prototypes, iterations=100, tolerance=40.0, **OPTIONS)
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_is_sinkhorn_of_the_log_probabilities():
+    z, prototypes = draw()
+    log_p = jax.nn.log_softmax(z @ prototypes.T / 0.2)
+    codes = losses.sinkhorn(log_p, epsilon=0.2, iterations=30)
+    labels, _ = balanced_labels(z, prototypes, iterations=30, tolerance=0.0, block_size=16, **OPTIONS)
+    np.testing.assert_array_equal(labels, np.argmax(codes, axis=1))
+
+
+def test_labels_are_balanced_where_the_nearest_prototypes_are_not():
+    z, prototypes = draw(points=400)
+    nearest = np.bincount(np.argmax(z @ prototypes.T, axis=1), minlength=4)
+    labels, _ = balanced_labels(z, prototypes, iterations=200, tolerance=0.0, temperature=0.1, strength=10.0)
+    sizes = np.bincount(labels, minlength=4)
+    assert nearest.max() > 140 and sizes.max() <= 105 and sizes.min() >= 95
+
+
+def test_points_that_are_not_valid_do_not_count_and_get_their_label_afterwards():
+    z, prototypes = draw()
+    valid = np.arange(60) % 3 != 0
+    expected, log_r = balanced_labels(z[valid], prototypes, iterations=20, **OPTIONS)
+    labels, same = balanced_labels(z, prototypes, iterations=20, valid=valid, block_size=16, **OPTIONS)
+    np.testing.assert_array_equal(labels[valid], expected)
+    np.testing.assert_allclose(same, log_r, rtol=1e-4, atol=1e-4)
+    assert np.all(labels[~valid] == -1)
+    np.testing.assert_array_equal(label(*map(jnp.asarray, (z[valid], prototypes)), log_r, **OPTIONS), expected)
+
+
+def test_no_array_of_all_scores():
+    points, k = 8192, 512
+    x, prototypes = (jax.ShapeDtypeStruct((n, 8), jnp.float32) for n in (points, k))
+    compiled = balanced_labels.lower(x, prototypes, iterations=3, block_size=256).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * points * k / 4
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "shapes, options, message",
+    [
+        (((4, 3), (2, 4)), {}, "one dim"),
+        (((4, 3), (2, 3)), {"valid": jnp.ones(3, bool)}, "valid"),
+        (((4, 3), (2, 3)), {"iterations": 0}, "iterations"),
+    ],
+)
+def test_refusals(shapes, options, message):
+    with pytest.raises(ValueError, match=message):
+        balanced_labels(*map(jnp.ones, shapes), **options)
