@@ -8,7 +8,8 @@ from ssl_jax import recipes
 def tiny() -> ConfigDict:
     config = recipes.tiny()
     config.steps = 3200
-    config.method = dict(name="simclr", temperature=0.1, projector=(256, 64))
+    # 0.1 gave 0.4 points more to kNN, and 1.3 less to a linear classifier with 10 labels per class.
+    config.method = dict(name="simclr", temperature=0.2, projector=(256, 64))
     config.augment.view = recipes.tiny_view()
     config.optimizer.warmup_steps = 200
     return config
