@@ -55,6 +55,14 @@ def test_sgd_decays_everything_as_torch_does():
     np.testing.assert_allclose(params["bias"], expected, rtol=1e-6)
 
 
+def test_sgd_with_exclude_vectors_decays_weights_only():
+    tx = optim.sgd(lambda step: 0.1, weight_decay=0.5, exclude_vectors=True)
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    kernel = np.array(GRADS["kernel"]) + 0.5 * np.array(PARAMS["kernel"])
+    np.testing.assert_allclose(updates["kernel"], -0.1 * kernel, rtol=1e-6)
+    np.testing.assert_allclose(updates["bias"], -0.1 * np.array(GRADS["bias"]), rtol=1e-6)
+
+
 def run(tx, steps, grads=GRADS, params=PARAMS):
     state = tx.init(params)
     for _ in range(steps):

@@ -13,7 +13,7 @@ from ssl_jax.losses import _common
 def sinkhorn(
     scores: Float[Array, "batch prototypes"],
     *,
-    epsilon: float = 0.05,
+    epsilon: float | Float[Array, ""] = 0.05,
     iterations: int = 3,
     tolerance: float = 0.0,
     weights: Float[Array, " batch"] | None = None,
@@ -27,7 +27,7 @@ def sinkhorn(
 
     Args:
       scores: [batch, prototypes], any scale. They carry no gradient.
-      epsilon: > 0, the weight of the codes' entropy: towards 0 they become hard.
+      epsilon: > 0, the weight of the codes' entropy: towards 0 they become hard. A traced scalar where it changes.
       iterations: at least 1; with a tolerance the most that are made.
       tolerance: >= 0. Stops after the iteration that has sum_i |c_i / c_new_i - 1| < tolerance, over the global batch.
       weights: [batch], >= 0, how many rows each counts for: 0 for one that takes no part, whose code is what the others

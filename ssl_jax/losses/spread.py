@@ -103,7 +103,8 @@ def frossl(views: Float[Array, "views batch dim"], *, axis_name: str | None = No
     """Frobenius norm minimization: every view's covariance has a flat spectrum, and the views agree.
 
     loss = sum_v [2 log |C_v|_F + views * dim * mean (z_v - m)^2], where each column of z_v [batch, dim] was scaled to
-    length 1 over the global batch, m is the mean of the views, and C_v = z_v^T z_v / trace, the trace without gradient.
+    length 1 over the global batch, m is the mean of the views, and C_v is z_v^T z_v over its trace, the number of
+    columns that are not zero.
 
     Args:
       views: [views, batch, dim] projections, any scale of each dimension; row i of all shows image i.
@@ -119,7 +120,7 @@ def frossl(views: Float[Array, "views batch dim"], *, axis_name: str | None = No
     z = z * lax.rsqrt(jnp.maximum(squares, 1e-24))
     gram = _gram(z, axis_name)
     # The floors are for columns of zeros; a spectrum is at its flattest at 1 / min(batch, dim).
-    trace = lax.stop_gradient(jnp.maximum(jnp.trace(gram, axis1=1, axis2=2), 1e-12))
+    trace = jnp.maximum(jnp.trace(gram, axis1=1, axis2=2), 1e-12)
     frobenius = jnp.log(jnp.maximum(jnp.sum((gram / trace[:, None, None]) ** 2, axis=(1, 2)), 1e-12))
     num_views, _, dim = views.shape
     disagreement = jnp.mean((z - jnp.mean(z, axis=1, keepdims=True)) ** 2, axis=(0, 2))

@@ -104,10 +104,11 @@ def forward_views(
     parts = []
     for number, group in enumerate(groups):
         rng_group = None if rng is None else jax.random.fold_in(rng, number)
-        outputs, batch_stats = forward(
-            networks, params, batch_stats, jnp.concatenate(group), axis_name=axis_name, rng=rng_group
-        )
-        parts.append({name: x.reshape(len(group), -1, *x.shape[1:]) for name, x in outputs.items()})
+        # An image's views side by side, so that the rows of all devices are those of one device, in its order: what
+        # depends on a row's place (grouped BatchNorm, stochastic depth) is the same on any number of them.
+        rows = jnp.stack(group, axis=1).reshape(-1, *group[0].shape[1:])
+        outputs, batch_stats = forward(networks, params, batch_stats, rows, axis_name=axis_name, rng=rng_group)
+        parts.append(jax.tree.map(lambda x: x.reshape(-1, len(group), *x.shape[1:]).swapaxes(0, 1), outputs))  # noqa: B023
     return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts), batch_stats
 
 

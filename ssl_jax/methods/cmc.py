@@ -70,7 +70,7 @@ class CMC:
         return params, {
             "batch_stats": batch_stats,
             "banks": [_queue.create_bank(rng_bank, self.run.num_images, self.dim) for rng_bank in rngs_banks],
-            "log_z": [_instances.first_log_z()] * 2,
+            "log_z": [_instances.first_log_z() for _ in range(2)],  # two buffers: they are donated
         }
 
     def loss(self, params, state, batch, rng, *, axis_name=None):

@@ -94,11 +94,10 @@ class SeLaV2:
 
     def relabels(self, step: Any) -> Any:
         """Whether labels are made anew after step number `step`, from 1 on."""
-
-        def done(step):  # how many of the schedule's times have passed by then
-            return jnp.floor((self.relabelings - 1) * jnp.sqrt(step / self.run.steps))
-
-        return (step == 1) | (done(step) > done(step - 1))
+        # In integers, so that no rounding moves a time to its neighboring step.
+        last = self.relabelings - 1
+        times = [max(1, -(-(i * i * self.run.steps) // last**2)) for i in range(self.relabelings)]
+        return jnp.any(jnp.asarray(step)[..., None] == jnp.array(times), axis=-1)
 
     def update(self, params: Any, state: Any, step: Any) -> Any:
         return lax.cond(self.relabels(step), self._relabel, lambda _, state: state, params, state)

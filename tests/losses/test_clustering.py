@@ -171,7 +171,7 @@ def test_swav_equals_the_papers_formula_with_codes_held(high_views, low_views, q
         return losses.swav(high, low if low_views else None, queue_scores=given, temperature=0.3, epsilon=0.2)
 
     argnums = (0, 1) if low_views else (0,)
-    checks.equals_reference(loss, lambda h, lo: reference_swav(h, lo, codes, 0.3), high, low, argnums=argnums)
+    checks.equals_reference(jax.jit(loss), lambda h, lo: reference_swav(h, lo, codes, 0.3), high, low, argnums=argnums)
 
 
 def test_swav_of_constant_scores_is_log_prototypes():
@@ -268,7 +268,7 @@ def pcl(embedding, assignments=ASSIGNMENTS, negatives=None, axis_name=None):
 @pytest.mark.parametrize("negatives, candidates", [(None, np.arange(6)), (NEGATIVES, [*ASSIGNMENTS, 1, 4])])
 def test_pcl_prototypes_equals_the_papers_formula(negatives, candidates):
     loss = functools.partial(pcl, negatives=negatives)
-    checks.equals_reference(loss, lambda z: reference_pcl(z, candidates), draw_scores(8, 4, seed=6))
+    checks.equals_reference(jax.jit(loss), lambda z: reference_pcl(z, candidates), draw_scores(8, 4, seed=6))
 
 
 def test_pcl_prototypes_of_known_embeddings():
@@ -312,7 +312,7 @@ def test_smog_equals_the_papers_formula_with_assignments_held():
     reference = functools.partial(reference_smog, nearest=nearest, labels=labels, beta=0.8, temperature=0.3)
     constants = jnp.asarray(target), jnp.asarray(GROUPS)
     checks.equals_reference(
-        lambda p, z: smog(p, z, *constants)[0], lambda p, z: reference(p, z, wide)[0], prediction, projection
+        jax.jit(lambda p, z: smog(p, z, *constants)[0]), lambda p, z: reference(p, z, wide)[0], prediction, projection
     )
     _, groups = smog(jnp.asarray(prediction), jnp.asarray(projection), *constants)
     np.testing.assert_allclose(groups, reference(prediction, projection, wide)[1], rtol=1e-5, atol=1e-6)

@@ -167,7 +167,7 @@ def dclw_weights(z1, z2, sigma):
 @CHUNKS
 def test_dcl_equals_the_papers_formula(chunk_size):
     loss = functools.partial(losses.dcl, temperature=0.3, chunk_size=chunk_size)
-    checks.equals_reference(loss, lambda z1, z2: reference_dcl(z1, z2, 0.3, np.ones(6)), *draw())
+    checks.equals_reference(jax.jit(loss), lambda z1, z2: reference_dcl(z1, z2, 0.3, np.ones(6)), *draw())
 
 
 @CHUNKS
@@ -176,7 +176,7 @@ def test_dclw_equals_the_papers_formula_with_weights_held(chunk_size):
     weights = dclw_weights(z1.astype(np.float64), z2.astype(np.float64), 0.4)
     assert np.ptp(weights) > 0.5
     loss = functools.partial(losses.dclw, temperature=0.3, sigma=0.4, chunk_size=chunk_size)
-    checks.equals_reference(loss, lambda z1, z2: reference_dcl(z1, z2, 0.3, weights), z1, z2)
+    checks.equals_reference(jax.jit(loss), lambda z1, z2: reference_dcl(z1, z2, 0.3, weights), z1, z2)
 
 
 def test_decoupled_losses_of_known_embeddings():
@@ -221,7 +221,7 @@ def draw_views(batch=8, views=2, dim=3):
 def test_supcon_equals_the_papers_formula(views, chunk_size):
     features = draw_views(views=views)
     loss = functools.partial(losses.supcon, labels=jnp.asarray(LABELS), temperature=0.3, chunk_size=chunk_size)
-    checks.equals_reference(loss, lambda f: reference_supcon(f, LABELS, 0.3), features)
+    checks.equals_reference(jax.jit(loss), lambda f: reference_supcon(f, LABELS, 0.3), features)
 
 
 def test_supcon_equals_the_authors_code():
@@ -259,7 +259,7 @@ def reference_info_nce(query, key, temperature, queue=None):
 def test_info_nce_equals_the_papers_formula(queue, chunk_size):
     loss = functools.partial(losses.info_nce, queue=queue, temperature=0.3, chunk_size=chunk_size)
     wide = None if queue is None else np.asarray(queue, np.float64)
-    checks.equals_reference(loss, functools.partial(reference_info_nce, temperature=0.3, queue=wide), *draw())
+    checks.equals_reference(jax.jit(loss), functools.partial(reference_info_nce, temperature=0.3, queue=wide), *draw())
 
 
 def test_info_nce_of_known_embeddings():
@@ -287,7 +287,7 @@ def reference_patch_info_nce(prediction, target):
 @CHUNKS
 def test_patch_info_nce_equals_the_papers_formula(chunk_size):
     loss = functools.partial(losses.patch_info_nce, chunk_size=chunk_size)
-    checks.equals_reference(loss, reference_patch_info_nce, *draw(scale=0.7))
+    checks.equals_reference(jax.jit(loss), reference_patch_info_nce, *draw(scale=0.7))
 
 
 @CHUNKS
@@ -331,7 +331,7 @@ def test_dense_info_nce_equals_the_papers_formula(chunk_size):
         constants = map(jnp.asarray, (*features, queue))
         return losses.dense_info_nce(query_map, key_map, *constants, temperature=0.3, chunk_size=chunk_size)
 
-    checks.equals_reference(loss, reference, query_map, key_map)
+    checks.equals_reference(jax.jit(loss), reference, query_map, key_map)
 
 
 def test_dense_info_nce_does_not_depend_on_the_order_of_the_keys():
@@ -354,7 +354,7 @@ def reference_ressl(query, key, queue, temperature, target_temperature):
 def test_ressl_equals_the_papers_formula():
     loss = functools.partial(losses.ressl, temperature=0.3, target_temperature=0.2)
     reference = functools.partial(reference_ressl, temperature=0.3, target_temperature=0.2)
-    checks.equals_reference(loss, reference, *draw(), QUEUE)
+    checks.equals_reference(jax.jit(loss), reference, *draw(), QUEUE)
 
 
 def test_ressl_of_one_relation_is_its_entropy():
@@ -378,7 +378,7 @@ def draw_scores(batch=8):
 
 def test_nce_equals_the_papers_formula():
     loss = functools.partial(losses.nce, log_z=2.5, num_images=40)
-    checks.equals_reference(loss, functools.partial(reference_nce, log_z=2.5, num_images=40), *draw_scores())
+    checks.equals_reference(jax.jit(loss), functools.partial(reference_nce, log_z=2.5, num_images=40), *draw_scores())
 
 
 def test_nce_equals_the_authors_code():

@@ -114,10 +114,8 @@ def test_queue_begins_when_told_counts_when_full_and_holds_past_batches():
     np.testing.assert_allclose(loss, with_queue, rtol=1e-5)
 
     # Another queue, for one that makes a difference, with other prototypes than those it was filled under.
-    other = [
-        {**q, "rows": unit(jax.random.normal(jax.random.key(i), q["rows"].shape))}
-        for i, q in enumerate(state["queues"])
-    ]
+    rows = unit(jax.random.normal(jax.random.key(3), (2, 2 * BATCH, 8)))
+    other = [{**queue, "rows": rows[crop]} for crop, queue in enumerate(state["queues"])]
     state, params = {**state, "queues": other}, {**params, "prototypes": params["prototypes"][:, ::-1]}
     loss, (new, _) = compiled(params, state, {"views": views}, jax.random.key(2))
     queue_scores = rows @ params["prototypes"].T
