@@ -13,9 +13,9 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's, whose queue of 65,536 is longer than CIFAR's 50,000 images: half of that. No result is known."""
+    """solo-learn's: no result is known. Its queue is longer than the data set."""
     config = recipes.cifar_r18()
-    config.method = dict(name="nnbyol", projector=(4096, 256), predictor=(4096, 256), decay=0.99, queue_size=32_768)
+    config.method = dict(name="nnbyol", projector=(4096, 256), predictor=(4096, 256), decay=0.99, queue_size=65_536)
     config.augment = dict(view1=recipes.CIFAR_1, view2=recipes.CIFAR_2)
     config.optimizer = dict(
         name="lars",

@@ -15,7 +15,8 @@ from ssl_jax.models.heads import MLP
 class NNBYOL:
     """BYOL whose target is not the teacher's projection of the other view, but its nearest neighbor among past ones.
 
-    So that a view predicts another image like it. The queue holds projections of first views, of earlier batches.
+    So that a view predicts another image like it. The queue holds projections of first views, of earlier batches;
+    one longer than the data set holds those of the same image, too.
     Heads, teacher and the decay's way from `decay` to 1 are BYOL's.
 
     Source: Dwibedi et al. 2021, arXiv:2104.14548 (the neighbors, in NNCLR); with BYOL's loss as solo-learn has it.
@@ -35,8 +36,7 @@ class NNBYOL:
         _common.check_predictor(self)
         _common.check_share(self, "decay")
         _common.check_positive(self, "queue_size")
-        # In a queue as long as the data set, an image's nearest neighbor would be itself.
-        _common.check_queue(self.run, self.queue_size)
+        _common.check_queue(self.run, self.queue_size, of_negatives=False)
 
     @property
     def teacher_networks(self) -> dict[str, nn.Module]:

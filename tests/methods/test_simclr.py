@@ -33,8 +33,8 @@ def test_loss_is_nt_xent_of_the_projections_of_both_views_in_one_batch():
     params, state = method.init(jax.random.key(1), x1[:1])
     loss, (new_state, metrics) = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
     z = _projection(method, params, state, jnp.concatenate([x1, x2]))
-    np.testing.assert_allclose(loss, losses.nt_xent(z[:6], z[6:], temperature=0.3), rtol=1e-6)
-    np.testing.assert_allclose(metrics["embeddings"], jnp.stack([z[:6], z[6:]]), rtol=1e-6)
+    np.testing.assert_allclose(loss, losses.nt_xent(z[:6], z[6:], temperature=0.3), rtol=1e-5)
+    np.testing.assert_allclose(metrics["embeddings"], jnp.stack([z[:6], z[6:]]), rtol=1e-4, atol=1e-5)
     changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state, new_state)
     assert all(jax.tree.leaves(changed))  # every running statistic moved
 
@@ -74,7 +74,7 @@ def test_learns_on_real_images():
     source = sources.load("fashion_mnist", split="train", channels=1)
     method = make(batch_size=128, temperature=0.1)
     view = Augmentation(size=(28, 28), crop_area=(0.2, 1.0), brightness=0.6, contrast=0.6)
-    tx = optim.adamw(optim.warmup_cosine(4e-3, warmup_steps=20, steps=120), weight_decay=1e-4)
+    tx = optim.adamw(optim.warmup_cosine(4e-3, warmup_steps=20, steps=300), weight_decay=1e-4)
     mesh = Mesh(np.asarray(jax.devices()[:1]), (parallel.AXIS,))
     augment = make_augment([view, view], mean=MEAN, std=STD)
     train_step = functools.partial(
@@ -104,7 +104,7 @@ def test_learns_on_real_images():
     untrained = method.backbone_variables(state.params, state.model_state)
     before = max(accuracy(untrained), accuracy(calibrated(untrained)))
     batches = pipeline.train_batches(source, seed=0, batch_size=128, image_size=(28, 28), crops=[view.crop] * 2)
-    for _ in range(120):
+    for _ in range(300):
         state, _ = mapped(state, parallel.split_batch(next(batches), mesh))
     after = accuracy(method.backbone_variables(state.params, state.model_state))
     assert after > before + 2, (before, after)
