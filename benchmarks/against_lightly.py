@@ -130,14 +130,14 @@ def peer(name, steps, workdir):
             print(f"{name} step {step} loss {loss.item():.4f} {time.perf_counter() - begun:.0f} s", flush=True)
     seconds = time.perf_counter() - begun
     backbone = model.evaluated.eval()
-    with torch.no_grad():
-        h, test_h = (
-            np.concatenate(
-                [backbone(normalized(part)).numpy() for part in torch.from_numpy(x).permute(0, 3, 1, 2).split(1000)]
-            )
-            for x in (images["train"], images["test"])
-        )
-    return {"knn": knn_top1(h, images["train_labels"], test_h, images["test_labels"]), "seconds": seconds}
+
+    def features(split):
+        parts = torch.from_numpy(images[split]).permute(0, 3, 1, 2).split(1000)
+        with torch.no_grad():
+            return np.concatenate([backbone(normalized(part)).numpy() for part in parts])
+
+    knn = knn_top1(features("train"), images["train_labels"], features("test"), images["test_labels"])
+    return {"knn": knn, "seconds": seconds}
 
 
 def cosine(step, steps):
@@ -276,8 +276,8 @@ def make_models():
 
     class SimSiam(Model):
         def build(self):
-            self.head = heads.SimSiamProjectionHead(64, 256, 64)
-            self.predictor = heads.SimSiamPredictionHead(64, 32, 64)
+            self.head = heads.SimSiamProjectionHead(64, 256, 256)
+            self.predictor = heads.SimSiamPredictionHead(256, 64, 256)
             self.criterion = losses.NegativeCosineSimilarity()
 
         def loss(self, x1, x2, step):

@@ -24,6 +24,7 @@ def cifar_r18() -> ConfigDict:
         warmup_steps=recipes.CIFAR_WARMUP,
         final_lr=0.0,
         trust_coefficient=0.02,
+        clip=True,
     )
     return config
 
@@ -40,6 +41,7 @@ def imagenet_r18() -> ConfigDict:
         warmup_steps=recipes.imagenet_steps(10, 256),
         final_lr=0.0,
         trust_coefficient=0.02,
+        clip=True,
     )
     return config
 

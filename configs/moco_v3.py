@@ -26,6 +26,7 @@ def cifar_r18() -> ConfigDict:
         warmup_steps=recipes.CIFAR_WARMUP,
         final_lr=0.0,
         trust_coefficient=0.02,
+        clip=True,
     )
     return config
 

@@ -87,6 +87,7 @@ def lars(
     lr_in_momentum: bool = False,
     exclude_vectors: bool = True,
     vector_lr_scale: float = 1.0,
+    clip: bool = False,
 ):
     """LARS: each leaf's gradient, its decay added, is scaled to trust_coefficient times the norm of the leaf.
 
@@ -95,6 +96,8 @@ def lars(
         multiplies what has been accumulated, as in Barlow Twins', VICReg's, MoCo v3's and DINO's.
       exclude_vectors: biases and normalization scales are neither decayed nor scaled by the trust ratio; False is
         SwAV's and DeepCluster v2's LARC.
+      clip: the trust ratio times the gradient is no longer than the learning rate times the gradient: SGD, whose steps
+        are capped, as solo-learn's settings for CIFAR have it (clip_lr there).
       vector_lr_scale: their learning rate over that of the weights: 0.0048 / 0.2 in Barlow Twins'.
     Source: You et al. 2017, arXiv:1708.03888.
     """
@@ -102,10 +105,31 @@ def lars(
     order = [optax.trace(momentum), optax.scale_by_learning_rate(lr)]
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask),
-        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), mask),
+        optax.masked(_trust_ratio(trust_coefficient, lr if clip else None), mask),
         *(reversed(order) if lr_in_momentum else order),
         _scale_leaves(lambda path, p: vector_lr_scale if p.ndim <= 1 else 1.0),
     )
+
+
+def _trust_ratio(coefficient: float, clip_lr: Schedule | None) -> optax.GradientTransformation:
+    """Leaves scaled by coefficient * |parameter| / |update|, 1 where either is 0; with `clip_lr` by
+    min(that / clip_lr(step), 1), to be multiplied by the learning rate."""
+
+    def init(params):
+        return jnp.zeros((), jnp.int32)
+
+    def update(updates, count, params):
+        def scale(u, p):
+            update_norm, norm = jnp.linalg.norm(u.ravel()), jnp.linalg.norm(p.ravel())
+            valid = (update_norm > 0.0) & (norm > 0.0)
+            ratio = jnp.where(valid, coefficient * norm / jnp.where(valid, update_norm, 1.0), 1.0)
+            if clip_lr is not None:
+                ratio = jnp.minimum(ratio, clip_lr(count)) / jnp.maximum(clip_lr(count), 1e-30)
+            return ratio * u
+
+        return jax.tree.map(scale, updates, params), count + 1
+
+    return optax.GradientTransformation(init, update)
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {

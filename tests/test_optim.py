@@ -165,3 +165,13 @@ def test_stretched_schedule_ends_before_the_bottom():
     np.testing.assert_allclose(schedule(80), 0.5 * (1 + np.cos(np.pi * 0.8)), rtol=1e-5)
     with pytest.raises(ValueError, match=r"schedule_stretch must be at least 1, got 0.8"):
         optim.create("sgd", lr=1.0, warmup_steps=0, steps=80, schedule_stretch=0.8)
+
+
+@pytest.mark.parametrize("lr, ratio", [(2.0, None), (0.001, 0.001)])
+def test_lars_clipped_is_sgd_whose_steps_are_capped(lr, ratio):
+    """At a large rate the trust ratio decides, at a small one the rate."""
+    params = run(optim.lars(lambda _: lr, weight_decay=0.0, trust_coefficient=0.01, clip=True), 1)
+    g = np.array(GRADS["kernel"])
+    ratio = ratio or 0.01 * 5.0 / np.linalg.norm(g)
+    np.testing.assert_allclose(params["kernel"], np.array(PARAMS["kernel"]) - ratio * g, rtol=1e-5)
+    np.testing.assert_allclose(params["bias"], np.array(PARAMS["bias"]) - lr * np.array(GRADS["bias"]), rtol=1e-5)
