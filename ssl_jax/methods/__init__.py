@@ -54,11 +54,14 @@ from ssl_jax.methods.moco_v3 import MoCoV3
 from ssl_jax.methods.msn import MSN
 from ssl_jax.methods.nnbyol import NNBYOL
 from ssl_jax.methods.nnclr import NNCLR
+from ssl_jax.methods.odc import ODC
+from ssl_jax.methods.pcl import PCL
 from ssl_jax.methods.pirl import PIRL
 from ssl_jax.methods.ressl import ReSSL
 from ssl_jax.methods.sela_v2 import SeLaV2
 from ssl_jax.methods.simclr import SimCLR
 from ssl_jax.methods.simsiam import SimSiam
+from ssl_jax.methods.smog import SMoG
 from ssl_jax.methods.supcon import SupCon
 from ssl_jax.methods.swav import SwAV
 from ssl_jax.methods.tico import TiCo
@@ -92,11 +95,14 @@ METHODS = {
     "msn": MSN,
     "nnbyol": NNBYOL,
     "nnclr": NNCLR,
+    "odc": ODC,
+    "pcl": PCL,
     "pirl": PIRL,
     "ressl": ReSSL,
     "sela_v2": SeLaV2,
     "simclr": SimCLR,
     "simsiam": SimSiam,
+    "smog": SMoG,
     "supcon": SupCon,
     "swav": SwAV,
     "tico": TiCo,

@@ -1,0 +1,46 @@
+"""ODC: Zhan et al. 2020, arXiv:2006.10645."""
+
+from ml_collections import ConfigDict
+
+from ssl_jax import recipes
+
+
+def tiny() -> ConfigDict:
+    config = recipes.tiny()
+    config.steps = 2000
+    config.method = dict(
+        name="odc", projector=(256, 64), clusters=50, momentum=0.5, min_size=10, move_every=10, first_epochs=1.0
+    )
+    config.augment.view = recipes.tiny_view()
+    return config
+
+
+def cifar_r18() -> ConfigDict:
+    """No paper's: the authors' optimizer and heads, ten times as many clusters as classes."""
+    config = recipes.cifar_r18()
+    config.epochs = 500
+    config.method = dict(name="odc", projector=(512, 256), clusters=100, momentum=0.5, min_size=20, move_every=10)
+    config.augment.view = recipes.CIFAR_WEAK
+    config.optimizer = dict(
+        name="sgd", lr=recipes.lr_for(config, 0.03), weight_decay=1e-5, warmup_steps=0, final_lr=0.0
+    )
+    return config
+
+
+def imagenet_r50() -> ConfigDict:
+    """57.6 linear, with a learning rate of 0.4 times from epoch 400 on, not this cosine. Augmentation: MoCo v1's."""
+    config = recipes.imagenet("resnet50", batch_size=512, epochs=440)
+    config.method = dict(name="odc", projector=(512, 256), clusters=10_000, momentum=0.5, min_size=20, move_every=10)
+    config.augment.view = recipes.MOCO_V1
+    # 0.06 at batch 512
+    config.optimizer = dict(
+        name="sgd", lr=recipes.lr_for(config, 0.03), weight_decay=1e-5, warmup_steps=0, final_lr=0.0
+    )
+    return config
+
+
+SCALES = {"tiny": tiny, "cifar_r18": cifar_r18, "imagenet_r50": imagenet_r50}
+
+
+def get_config(scale: str = "tiny") -> ConfigDict:
+    return recipes.pick("odc", scale, SCALES)

@@ -1,0 +1,130 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax import models
+from ssl_jax.methods import METHODS, Run
+
+BATCH, IMAGES = 8, 24
+
+
+def make(**options):
+    run = Run(batch_size=BATCH, steps=100, steps_per_epoch=3, num_images=IMAGES)
+    defaults = dict(projector=(16, 8), clusters=4, min_size=1, move_every=5, momentum=0.25)
+    return METHODS["odc"](models.create("resnet8", width=0.25), run, **{**defaults, **options})
+
+
+def draw(step):
+    return {
+        "views": (jax.random.normal(jax.random.key(step), (BATCH, 16, 16, 1)),),
+        "index": jnp.arange(BATCH) + BATCH * (step % 3),
+    }
+
+
+@functools.cache
+def course(steps):
+    """[(state before, loss, metrics, state after loss, state after update)] of steps without an optimizer."""
+    method = make()
+    params, state = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    loss, update = jax.jit(method.loss), jax.jit(method.update)
+    history = []
+    for step in range(steps):
+        value, (middle, metrics) = loss(params, state, draw(step), jax.random.key(1))
+        after = update(params, middle, step + 1)
+        history.append((state, value, metrics, middle, after))
+        state = after
+    return params, history
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_the_first_epoch_fills_the_memory_without_a_loss_and_labels_come_at_its_end():
+    _, history = course(3)
+    assert [float(value) for _, value, *_ in history] == [0.0, 0.0, 0.0]
+    for step, (_, _, metrics, middle, _) in enumerate(history):
+        np.testing.assert_allclose(middle["features"][BATCH * step :][:BATCH], metrics["embeddings"][0], atol=1e-5)
+        assert np.all(middle["labels"] == -1)
+    after = history[2][-1]
+    labels = np.argmax(np.asarray(after["features"]) @ np.asarray(after["centroids"]).T, axis=1)
+    np.testing.assert_array_equal(after["labels"], labels)
+
+
+def test_features_are_averaged_and_relabeled_and_centroids_move_to_their_means():
+    _, history = course(5)
+    for step in (3, 4):
+        before, _, metrics, middle, after = history[step]
+        here = np.arange(BATCH) + BATCH * (step % 3)
+        old, z = np.asarray(before["features"])[here], np.asarray(metrics["embeddings"][0])
+        new = unit(0.25 * z + 0.75 * old)
+        np.testing.assert_allclose(middle["features"][here], new, atol=1e-5)
+        np.testing.assert_array_equal(
+            middle["labels"][here], np.argmax(new @ np.asarray(before["centroids"]).T, axis=1)
+        )
+    np.testing.assert_array_equal(history[3][3]["centroids"], history[3][0]["centroids"])
+    moved = make(min_size=1)._move(middle)["centroids"]
+    labels, rows = np.asarray(middle["labels"]), np.asarray(middle["features"])
+    for c in range(4):
+        expected = rows[labels == c].mean(axis=0) if np.any(labels == c) else middle["centroids"][c]
+        np.testing.assert_allclose(moved[c], expected, atol=1e-5)
+    if np.bincount(labels, minlength=4).min() >= 1:
+        np.testing.assert_allclose(after["centroids"], moved, atol=1e-6)
+
+
+def test_loss_is_the_cross_entropy_weighted_by_the_root_of_the_clusters_size():
+    params, history = course(4)
+    state, value, *_ = history[3]
+    method, x = make(), draw(3)["views"][0]
+    for name in ("backbone", "projector"):
+        given = {"params": params[name], "batch_stats": state["batch_stats"][name]}
+        x, _ = method.networks[name].apply(given, x, train=True, mutable=["batch_stats"])
+    kernel, bias = (np.asarray(params["classifier"]["Dense_0"][k], np.float64) for k in ("kernel", "bias"))
+    logits = np.maximum(np.asarray(x), 0) @ kernel + bias
+    labels = np.asarray(state["labels"])
+    w = (1 / np.sqrt(np.maximum(np.bincount(labels, minlength=4), 1)))[labels[:BATCH]]
+    ce = np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(BATCH), labels[:BATCH]]
+    np.testing.assert_allclose(value, np.sum(w * ce) / np.sum(w), rtol=1e-4)
+
+
+def test_small_clusters_are_merged_and_get_half_of_the_largest():
+    # Four directions and a pair of bundles in the largest cluster; cluster 2 has one member, near cluster 1.
+    angles = np.array([0.0] * 6 + [0.8] * 6 + [2.0] * 5 + [2.3] + [4.0] * 6)
+    rows = np.stack([np.cos(angles), np.sin(angles)] + [np.zeros(24)] * 6, axis=1).astype(np.float32)
+    labels = np.array([0] * 12 + [1] * 5 + [2] + [3] * 6)
+    centroids = unit(np.stack([rows[labels == c].mean(axis=0) for c in range(4)]))
+    state = {"features": jnp.array(rows), "labels": jnp.array(labels, jnp.int32), "centroids": jnp.array(centroids)}
+    state = {**state, "rng": jax.random.key(0), "clustered": jnp.array(True)}
+    after = make(min_size=3).update({}, state, 7)
+    new = np.asarray(after["labels"])
+    assert new[17] == 1
+    np.testing.assert_array_equal(new[12:17], 1)
+    np.testing.assert_array_equal(new[18:], 3)
+    assert {frozenset(new[:6]), frozenset(new[6:12])} == {frozenset({0}), frozenset({2})}
+    for c, part in ((new[0], rows[0]), (new[6], rows[6])):
+        np.testing.assert_allclose(after["centroids"][c], part, atol=1e-5)
+    untouched = make(min_size=1).update({}, state, 7)
+    np.testing.assert_array_equal(untouched["labels"], labels)
+
+
+def test_heads_and_chance_level():
+    params, _ = make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    assert jax.tree.map(jnp.shape, params["classifier"]) == {"Dense_0": {"kernel": (8, 4), "bias": (4,)}}
+    np.testing.assert_allclose(make().chance_level, math.log(4))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"clusters": 5, "min_size": 5}, "clusters=5 must be from 2 to what 24 images fill with min_size=5 each, 4"),
+        ({"momentum": 1.5}, "momentum must be in 0..1"),
+        ({"first_epochs": 0.0}, "first_epochs must be above 0"),
+    ],
+)
+def test_refusals(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
