@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[2]
 STEPS = 20
 # The others take some ten minutes together: they are marked slow.
 QUICK = ("simclr", "byol", "moco_v2")
-# XLA's CPU backend (JAX 0.10.2) ends the process on several simulated devices, in the backward pass of FroSSL's loss after
-# a network's: "Id can't be larger than the number of participating threads". Its loss alone, on 1 to 8 devices, is tested
-# in tests/losses/test_spread.py.
+# XLA's CPU backend (JAX 0.10.2) ends the process on several simulated devices, in the backward pass of FroSSL's loss
+# after a network's: "Id can't be larger than the number of participating threads". The loss alone is tested on 1 to 8
+# devices in tests/losses/test_spread.py.
 ONE_DEVICE = ("frossl",)
 LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5}  # of the others 1e-4
 
