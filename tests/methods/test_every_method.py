@@ -18,7 +18,7 @@ from ssl_jax.methods import METHODS, Run
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20
-# The others take some ten minutes together: they are marked slow.
+# The others take half an hour together on two cores: they have a mark of their own, and are run by hand.
 QUICK = ("simclr", "byol", "moco_v2")
 # XLA's CPU backend (JAX 0.10.2) ends the process on several simulated devices, in the backward pass of FroSSL's loss
 # after a network's: "Id can't be larger than the number of participating threads". The loss alone is tested on 1 to 8
@@ -28,7 +28,7 @@ LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5}  # of the others 1e-4
 
 
 def each_method():
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.every_method) for name in METHODS]
 
 
 def load(name, scale="tiny"):
