@@ -53,7 +53,8 @@ def workdir(tmp_path):
         (made / f"{name}.json").write_text(json.dumps(value))
     lines = [
         {"step": step, "loss": 4.0 / step, "chance_level": 2.0, "images_per_second": 8.0, "data_wait": 0.01}
-        | {"embedding_std": 0.12, "rankme": 50.0, "alignment": 0.3, "uniformity": -3.5, "grad_norm": 1.0}
+        | {"embedding_std": 0.12, "rankme": 50.0, "embedding_dim": 64, "rank_limit": 64}
+        | {"alignment": 0.3, "uniformity": -3.5, "grad_norm": 1.0}
         | ({"knn_top1": 80.0} if step == 30 else {})
         for step in (10, 20, 30)
     ]
