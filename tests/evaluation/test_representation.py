@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.evaluation.representation import alignment, embedding_std, rankme, uniformity
+from ssl_jax.evaluation.representation import alignment, collapse, embedding_std, rankme, uniformity
 
 
 def gaussian(images, dim, seed=0):
@@ -107,4 +107,4 @@ HEALTHY = {"loss": 3.0, "embedding_std": 0.12, "rankme": 40.0, "embedding_dim": 
     ],
 )
 def test_collapse_names_what_shows_it(changes, chance_level, alarms):
-    assert list(representation.collapse({**HEALTHY, **changes}, chance_level)) == alarms
+    assert list(collapse({**HEALTHY, **changes}, chance_level)) == alarms
