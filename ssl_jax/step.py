@@ -92,12 +92,14 @@ def train_step(
     )
 
     metrics |= {"grad_norm": grad_norm, "skipped_steps": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
-    metrics |= lax.cond(
-        is_logged(state.step, log_every),
+    # `finite` makes the branch wait for the gradients. XLA's CPU backend (JAX 0.10.2) lets its collectives run beside
+    # theirs otherwise, takes the one for the other, and corrupts its memory.
+    measured = lax.cond(
+        is_logged(state.step, log_every) & finite,
         lambda: health(embeddings, axis_name),
         lambda: dict.fromkeys(HEALTH, jnp.zeros(())),
     )
-    return state, metrics
+    return state, metrics | {name: jnp.where(finite, value, jnp.nan) for name, value in measured.items()}
 
 
 def is_logged(step: Any, log_every: int) -> Any:

@@ -20,10 +20,6 @@ ROOT = Path(__file__).parents[2]
 STEPS = 20
 # The others take half an hour together on two cores: they have a mark of their own, and are run by hand.
 QUICK = ("simclr", "byol", "moco_v2")
-# XLA's CPU backend (JAX 0.10.2) ends the process on several simulated devices, in the backward pass of FroSSL's loss
-# after a network's: "Id can't be larger than the number of participating threads". The loss alone is tested on 1 to 8
-# devices in tests/losses/test_spread.py.
-ONE_DEVICE = ("frossl",)
 LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5}  # of the others 1e-4
 
 
@@ -121,8 +117,6 @@ def test_one_device_and_eight_and_a_resumed_run_give_the_same(name, tmp_path):
     _, last = training.go_on(resumed, 10)
     on_one = np.concatenate([history, more, last])
     assert np.all(np.isfinite(on_one))
-    if name in ONE_DEVICE:
-        return
     eight = Training(name, 8)
     _, on_eight = eight.go_on(eight.first_state(), STEPS)
     # Losses near 0, as of negative cosines plus a constant, are compared to the size of their terms.
