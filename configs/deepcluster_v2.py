@@ -22,15 +22,7 @@ def cifar_r18() -> ConfigDict:
         name="deepcluster_v2", projector=(2048, 128), prototypes=(3000, 3000, 3000), local_views=0, cluster_every=1.0
     )
     config.augment = {"global": recipes.CIFAR_SYMMETRIC}
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.6),
-        weight_decay=1e-6,
-        warmup_steps=recipes.CIFAR_WARMUP,
-        final_lr=0.0,
-        trust_coefficient=0.02,
-        clip=True,
-    )
+    config.optimizer = recipes.cifar_lars(config, 0.6, weight_decay=1e-6)
     return config
 
 

@@ -38,15 +38,7 @@ def cifar_r18() -> ConfigDict:
         decay=0.9995,
     )
     config.augment = dict(global1=recipes.CIFAR_1, global2=recipes.CIFAR_2)
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.3),
-        weight_decay=1e-6,
-        warmup_steps=recipes.CIFAR_WARMUP,
-        final_lr=0.0,
-        trust_coefficient=0.02,
-        clip=True,
-    )
+    config.optimizer = recipes.cifar_lars(config, 0.3, weight_decay=1e-6)
     return config
 
 

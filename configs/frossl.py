@@ -17,15 +17,7 @@ def cifar_r18() -> ConfigDict:
     config = recipes.cifar_r18()
     config.method = dict(name="frossl", projector=(2048, 2048, 1024), num_views=2)
     config.augment.view = {**recipes.CIFAR_WEAK, "blur": 0.0}
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.3),
-        weight_decay=1e-4,
-        warmup_steps=recipes.CIFAR_WARMUP,
-        final_lr=0.0,
-        trust_coefficient=0.02,
-        clip=True,
-    )
+    config.optimizer = recipes.cifar_lars(config, 0.3, weight_decay=1e-4)
     return config
 
 

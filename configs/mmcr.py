@@ -19,15 +19,7 @@ def cifar_r18() -> ConfigDict:
     config.method = dict(name="mmcr", projector=(2048, 512), num_views=2, weight=0.0, momentum=False, decay=0.99)
     view = {**recipes.CIFAR_SYMMETRIC, "blur": 0.0}
     config.augment = dict(view1=view, view2=dict(view))
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.3),
-        weight_decay=1e-4,
-        warmup_steps=recipes.CIFAR_WARMUP,
-        final_lr=0.0,
-        trust_coefficient=0.02,
-        clip=True,
-    )
+    config.optimizer = recipes.cifar_lars(config, 0.3, weight_decay=1e-4)
     return config
 
 

@@ -19,15 +19,7 @@ def cifar_r18() -> ConfigDict:
     config = recipes.cifar_r18()
     config.method = dict(name="moco_v3", projector=(4096, 256), predictor=(4096, 256), temperature=0.2, decay=0.99)
     config.augment = dict(view1=recipes.CIFAR_1, view2=recipes.CIFAR_2)
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.3),
-        weight_decay=1e-6,
-        warmup_steps=recipes.CIFAR_WARMUP,
-        final_lr=0.0,
-        trust_coefficient=0.02,
-        clip=True,
-    )
+    config.optimizer = recipes.cifar_lars(config, 0.3, weight_decay=1e-6)
     return config
 
 

@@ -19,15 +19,7 @@ def cifar_r18() -> ConfigDict:
         name="nnclr", projector=(2048, 2048, 256), predictor=(4096, 256), temperature=0.2, queue_size=65_536
     )
     config.augment = dict(view1=recipes.CIFAR_1, view2=recipes.CIFAR_2)
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.4),
-        weight_decay=1e-5,
-        warmup_steps=recipes.CIFAR_WARMUP,
-        final_lr=0.0,
-        trust_coefficient=0.02,
-        clip=True,
-    )
+    config.optimizer = recipes.cifar_lars(config, 0.4, weight_decay=1e-5)
     return config
 
 

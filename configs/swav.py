@@ -25,15 +25,7 @@ def cifar_r18() -> ConfigDict:
         queue_start=50 * 195,  # epoch 50
     )
     config.augment = {"global": recipes.CIFAR_SYMMETRIC}
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.6),
-        weight_decay=1e-6,
-        warmup_steps=recipes.CIFAR_WARMUP,
-        final_lr=0.0,
-        trust_coefficient=0.02,
-        clip=True,
-    )
+    config.optimizer = recipes.cifar_lars(config, 0.6, weight_decay=1e-6)
     return config
 
 

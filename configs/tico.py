@@ -17,15 +17,7 @@ def cifar_r18() -> ConfigDict:
     config = recipes.cifar_r18()
     config.method = dict(name="tico", projector=(4096, 256), beta=0.9, rho=8.0, decay=0.99)
     config.augment = dict(view1=recipes.CIFAR_1, view2=recipes.CIFAR_2)
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 1.0),
-        weight_decay=1e-5,
-        warmup_steps=recipes.CIFAR_WARMUP,
-        final_lr=0.0,
-        trust_coefficient=0.02,
-        clip=True,
-    )
+    config.optimizer = recipes.cifar_lars(config, 1.0, weight_decay=1e-5)
     return config
 
 

@@ -21,15 +21,7 @@ def cifar_r18() -> ConfigDict:
     config.method = dict(name="vibcreg", projector=(2048, 2048, 2048), activation="gelu", norm_groups=64, **WEIGHTS)
     view = {**recipes.CIFAR_1, "crop_area": (0.2, 1.0), "solarize": 0.1}
     config.augment = dict(view1=view, view2=dict(view))
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.3),
-        weight_decay=1e-4,
-        warmup_steps=recipes.CIFAR_WARMUP,
-        final_lr=0.0,
-        trust_coefficient=0.02,
-        clip=True,
-    )
+    config.optimizer = recipes.cifar_lars(config, 0.3, weight_decay=1e-4)
     return config
 
 

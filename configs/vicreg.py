@@ -18,15 +18,7 @@ def cifar_r18() -> ConfigDict:
     config.method = dict(name="vicreg", projector=(2048, 2048, 2048), invariance=25.0, variance=25.0, covariance=1.0)
     view = {**recipes.CIFAR_1, "crop_area": (0.2, 1.0), "solarize": 0.1}
     config.augment = dict(view1=view, view2=dict(view))
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.3),
-        weight_decay=1e-4,
-        warmup_steps=recipes.CIFAR_WARMUP,
-        final_lr=0.0,
-        trust_coefficient=0.02,
-        clip=True,
-    )
+    config.optimizer = recipes.cifar_lars(config, 0.3, weight_decay=1e-4)
     return config
 
 

@@ -75,6 +75,19 @@ def cifar_r18() -> ConfigDict:
 CIFAR_WARMUP = 1950  # 10 epochs of 195 steps
 
 
+def cifar_lars(config: ConfigDict, lr_of_256: float, *, weight_decay: float) -> dict[str, Any]:
+    """solo-learn's optimizer for CIFAR: LARS whose steps are capped at SGD's."""
+    return dict(
+        name="lars",
+        lr=lr_for(config, lr_of_256),
+        weight_decay=weight_decay,
+        warmup_steps=CIFAR_WARMUP,
+        final_lr=0.0,
+        trust_coefficient=0.02,
+        clip=True,
+    )
+
+
 def imagenet(model: str, *, batch_size: int, epochs: int, **model_options: Any) -> ConfigDict:
     """ImageNet at 224 pixels. To be filled in: method, augment, optimizer (warm-up from `imagenet_steps`)."""
     config = base_config()

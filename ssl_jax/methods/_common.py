@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from ssl_jax import optim
+from ssl_jax.losses._common import num_rows
 
 Networks = Mapping[str, nn.Module]
 Variables = dict[str, Any]
@@ -158,11 +159,6 @@ def move_teacher(teacher: Variables, params: Variables, decay: Any) -> Variables
 
 def without_drop_path(module: nn.Module) -> nn.Module:
     return module.clone(drop_path=0.0) if hasattr(module, "drop_path") else module
-
-
-def num_rows(x: Any, axis_name: str | None) -> int:
-    """Rows of the global batch."""
-    return len(x) * (1 if axis_name is None else lax.axis_size(axis_name))
 
 
 def take_rows(x: Any, order: Any, axis_name: str | None) -> Any:
