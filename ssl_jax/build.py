@@ -1,6 +1,7 @@
 """From a config to the things that a program works with. Below this, nothing sees a config object."""
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,14 +52,21 @@ def method(config: ConfigDict, run: Run) -> Any:
 
 
 def augmentations(config: ConfigDict, views: Sequence[str]) -> list[Augmentation]:
-    """One for each view that the method declares. Raises: ConfigError for missing, unused and impossible ones."""
-    if set(config.augment) != set(views):
+    """One for each view that the method declares. Raises: ConfigError for missing and impossible ones.
+
+    One that the method does not take, as "local" with method.local_views=0, is warned of.
+    """
+    missing = set(views) - set(config.augment)
+    if missing:
         raise configs.ConfigError(
             f"config.augment has {sorted(config.augment)}, but method {config.method.name} takes {sorted(set(views))}"
         )
+    unused = sorted(set(config.augment) - set(views))
+    if unused:
+        logging.warning("config.augment's %s: not used by method %s, which takes %s", unused, config.method.name, views)
     made = {}
-    for name, options in config.augment.items():
-        made[name] = configs.call(Augmentation, configs.plain(options), f"config.augment.{name}")
+    for name in set(views):
+        made[name] = configs.call(Augmentation, configs.plain(config.augment[name]), f"config.augment.{name}")
         configs.call(made[name].check, {}, f"config.augment.{name}", config.data.channels)
     return [made[name] for name in views]
 
