@@ -1,16 +1,22 @@
-"""Every method under one budget, on Fashion-MNIST: python benchmarks/methods.py [--methods simclr,byol] [--steps 600]
+"""Every method under one budget, on Fashion-MNIST: python benchmarks/methods.py [--methods simclr,byol] [--steps 300]
 
 Pre-trains each method's `tiny` config for the same number of steps, and measures its frozen features: weighted kNN and
 a linear probe with 10 labels per class, beside the untrained network (the best of its variants) and the raw pixels.
-Writes docs/results.md. What is done already is kept in --workdir, so it goes on where it was stopped.
+
+Writes docs/results.md, from the numbers that it keeps in docs/results.json with the hash of their config: only what a
+changed config has made stale is measured again, and what was stopped goes on. Several of it may run at once, for some
+of the methods each.
 """
 
 import argparse
+import fcntl
 import functools
+import hashlib
 import json
+import re
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -22,8 +28,10 @@ from ssl_jax.build import source_pair
 from ssl_jax.evaluation import knn, linear
 from ssl_jax.evaluation.features import extract
 from ssl_jax.methods import METHODS
+from ssl_jax.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
+RECORD, RESULTS = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
 CORE = ("simclr", "moco_v2", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "dino", "nnclr", "supcon")
 SEEDS = (0, 1, 2)  # of the core methods; one of the others
 DRAWS = tuple(range(5))  # of the 10 labels per class
@@ -33,53 +41,71 @@ KNN, LINEAR = "knn/k20_t0.07/top1", "linear/10_per_class/top1"
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS), help="names, with commas; all by default")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "methods")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results.md")
     arguments = parser.parse_args()
     names = arguments.methods.split(",")
     unknown = set(names) - set(METHODS)
     if unknown:
         parser.error(f"no methods {sorted(unknown)}; there are {', '.join(METHODS)}")
-    results = {}
+    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    measure("pixels", configured(names[0], 0, arguments.steps).data, pixel_scores)
     for seed in SEEDS:
         for name in names:
             if seed == 0 or name in CORE:
-                results[name, seed] = pretrained(name, seed, arguments.steps, arguments.workdir)
-                print(f"{name} (seed {seed}): {summary(results[name, seed])}", flush=True)
-    baselines = {name: untrained(arguments.workdir / f"{name}-0") for name in names}
-    pixels = cached(arguments.workdir / "pixels.json", lambda: pixel_scores(arguments.workdir / f"{names[0]}-0"))
-    text = table(names, results, baselines, pixels, arguments.steps)
-    arguments.out.write_text(text)
-    print(text)
+                config = configured(name, seed, arguments.steps)
+                measure(f"{name}-{seed}", config, functools.partial(pretrained, root=arguments.workdir))
+                measure(f"{name}-untrained", without_training(config), untrained)
+    RESULTS.write_text(table(json.loads(RECORD.read_text()), arguments.steps))
+    print(f"wrote {RESULTS}")
 
 
-def summary(scores):
-    return f"kNN {scores[KNN]:.1f}, 10 labels {scores[LINEAR]:.1f}, {scores['seconds']:.0f} s"
+def settings(seed, steps):
+    return {"steps": steps, "seed": seed, "evaluate_every": 0, "log_every": 100, "checkpoint_every": 10**6}
 
 
-def cached(path, compute):
-    if not path.exists():
-        run.write(path, json.dumps(compute()))
-    return json.loads(path.read_text())
+def configured(name, seed, steps):
+    config = configs.load_file(f"{ROOT / 'configs' / name}.py:tiny")
+    config.update(settings(seed, steps))
+    return config
 
 
-def pretrained(name, seed, steps, root):
-    """{protocol: percent, "seconds": of the training} of one run."""
-    workdir = root / f"{name}-{seed}"
+def without_training(config):
+    """What an untrained network depends on."""
+    return {"seed": 0, "data": config.data, "model": config.model, "compute_dtype": config.compute_dtype}
 
-    def compute():
-        begun = time.perf_counter()
-        settings = {"steps": steps, "seed": seed, "evaluate_every": 0, "log_every": 100, "checkpoint_every": 10**6}
-        overrides = [f"--config.{key}={value}" for key, value in settings.items()]
-        command = ["-m", "ssl_jax.train", f"--config={ROOT / 'configs' / name}.py:tiny", f"--workdir={workdir}"]
-        log = (root / f"{name}-{seed}.log").open("w")
-        subprocess.run([sys.executable, *command, *overrides], cwd=ROOT, check=True, stdout=log, stderr=log)
-        seconds = time.perf_counter() - begun
-        return {**scores(load_backbone(workdir).features, run.read_config(workdir)), "seconds": seconds}
 
+def measure(key, config, compute):
+    """Adds `compute(config)` to docs/results.json, if it is not there for this config."""
+    digest = hashlib.sha256(configs.dumps(config).encode()).hexdigest()[:12]
+    found = read_record().get(key)
+    if not found or found["config"] != digest:
+        found = {"config": digest, **compute(config)}
+        with RECORD.with_suffix(".lock").open("w") as lock:  # others may add to it at the same time
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            run.write(RECORD, json.dumps(dict(sorted((read_record() | {key: found}).items())), indent=1) + "\n")
+    print(f"{key}: {found}", flush=True)
+
+
+def read_record():
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def pretrained(config, root):
+    """The scores of a run, the images/s of its training, and the alarms that it raised."""
+    name = config.method.name
+    workdir = root / f"{name}-{config.seed}"
+    if (workdir / "config.json").exists() and configs.differences(run.read_config(workdir), config):
+        shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    return cached(workdir / "scores.json", compute)
+    overrides = [f"--config.{key}={value}" for key, value in settings(config.seed, config.steps).items()]
+    command = ["-m", "ssl_jax.train", f"--config={ROOT / 'configs' / name}.py:tiny", f"--workdir={workdir}", *overrides]
+    with (workdir / "log.txt").open("a") as log:
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=log, stderr=log)
+    speeds = [line.get("images_per_second", np.nan) for line in read_metrics(workdir / "metrics.jsonl")]
+    alarms = re.findall(r"WARNING.*step \d+, (\w+):", (workdir / "log.txt").read_text())
+    measured = {"images_per_second": float(np.nanmedian(speeds)), "alarms": sorted(set(alarms))}
+    return {**scores(load_backbone(workdir).features, config), **measured}
 
 
 @functools.cache
@@ -100,58 +126,60 @@ def scores(features, config):
     return {KNN: 100 * float(np.mean(predicted == test_y)), LINEAR: probe.mean}
 
 
-def untrained(workdir):
-    """{protocol: percent} of the best variant of the run's network as it was initialized."""
-    config = run.read_config(workdir)
-
-    def compute():
-        batches = images(config.data.name, config.data.channels, tuple(config.data.image_size))[0]
-        found = [scores(f, config) for f in evaluate.random_features(config, batches).values()]
-        return {protocol: max(one[protocol] for one in found) for protocol in (KNN, LINEAR)}
-
-    name = "-".join(str(value) for _, value in sorted(configs.plain(config.model).items())).replace("/", "_")
-    return cached(workdir.parent / f"untrained-{name}.json", compute)
+def untrained(given):
+    """The scores of the best variant of a network as it was initialized."""
+    config = configs.base_config()
+    config.update(given)
+    batches = images(config.data.name, config.data.channels, tuple(config.data.image_size))[0]
+    found = [scores(features, config) for features in evaluate.random_features(config, batches).values()]
+    return {protocol: max(one[protocol] for one in found) for protocol in (KNN, LINEAR)}
 
 
-def pixel_scores(workdir):
-    return scores(evaluate.pixels, run.read_config(workdir))
+def pixel_scores(data):
+    config = configs.base_config()
+    config.data.update(data)
+    return scores(evaluate.pixels, config)
 
 
-def table(names, results, baselines, pixels, steps):
+def table(known, steps):
     lines = [
         "# Results",
         "",
-        f"Every method's `tiny` config on Fashion-MNIST: {steps} steps of 256 images (fewer where the config says so), "
-        "on two CPU cores. kNN: k 20, temperature 0.07, test accuracy in percent. 10 labels: a linear probe (logistic "
-        f"regression) on 10 labels per class, mean of {len(DRAWS)} draws of the labels. ± is the standard deviation "
-        f"over {len(SEEDS)} seeds of the pre-training, where there is one. Untrained: the same network as initialized, "
-        "the best of its variants. Time: of the training, over SimCLR's in the same run.",
+        f"Every method's `tiny` config on Fashion-MNIST: {steps} steps of 256 images (fewer where the config says so). "
+        "kNN: k 20, temperature 0.07, test accuracy in percent. 10 labels: a linear probe (logistic regression) on 10 "
+        f"labels per class, mean of {len(DRAWS)} draws. ± is the standard deviation over {len(SEEDS)} seeds "
+        "of the pre-training, where there is one. Untrained: the same network as initialized, the best of its "
+        "variants. Speed: images per second of the training, over SimCLR's.",
         "",
         "A few minutes of training say which method learns at all and how fast, not which is best after 1000 epochs.",
         "",
-        "| method | backbone | kNN | 10 labels | untrained: kNN | 10 labels | gain at 10 labels | time |",
+        "| method | backbone | kNN | 10 labels | untrained: kNN | 10 labels | gain at 10 labels | speed |",
         "|---|---|---|---|---|---|---|---|",
-        f"| raw pixels | | {pixels[KNN]:.1f} | {pixels[LINEAR]:.1f} | | | | |",
+        f"| raw pixels | | {known['pixels'][KNN]:.1f} | {known['pixels'][LINEAR]:.1f} | | | | |",
     ]
-    reference = results.get(("simclr", 0), {}).get("seconds")
-    for name in names:
-        found = [results[name, seed] for seed in SEEDS if (name, seed) in results]
-        values = {protocol: [one[protocol] for one in found] for protocol in (KNN, LINEAR)}
-        spread = {p: f" ± {np.std(v, ddof=1):.1f}" if len(v) > 1 else "" for p, v in values.items()}
-        base = baselines[name]
-        gain = np.mean(values[LINEAR]) - base[LINEAR]
-        seconds = f"{found[0]['seconds'] / reference:.1f}" if reference else ""
-        backbone = "ViT" if "vit" in configs.load_file(f"{ROOT / 'configs' / name}.py:tiny").model.name else "ResNet"
+    speed = known["simclr-0"]["images_per_second"]
+    for name in (name for name in METHODS if f"{name}-0" in known):
+        found = [known[f"{name}-{seed}"] for seed in SEEDS if f"{name}-{seed}" in known]
+        base = known[f"{name}-untrained"]
+        means = {protocol: np.mean([one[protocol] for one in found]) for protocol in (KNN, LINEAR)}
+        spread = {
+            p: f" ± {np.std([one[p] for one in found], ddof=1):.1f}" if len(found) > 1 else "" for p in (KNN, LINEAR)
+        }
         cells = [
             name,
-            backbone,
-            *(f"{np.mean(values[protocol]):.1f}{spread[protocol]}" for protocol in (KNN, LINEAR)),
+            configured(name, 0, steps).model.name,
+            *(f"{means[protocol]:.1f}{spread[protocol]}" for protocol in (KNN, LINEAR)),
             *(f"{base[protocol]:.1f}" for protocol in (KNN, LINEAR)),
-            f"{gain:+.1f}",
-            seconds,
+            f"{means[LINEAR] - base[LINEAR]:+.1f}",
+            f"{found[0]['images_per_second'] / speed:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"Made by `python benchmarks/methods.py --steps {steps}` with JAX {jax.__version__}.", ""]
+    lines += [
+        "",
+        f"Made by `python benchmarks/methods.py --steps {steps}` with JAX {jax.__version__}; "
+        "[results.json](results.json) has the numbers and the hashes of the configs.",
+        "",
+    ]
     return "\n".join(lines)
 
 
