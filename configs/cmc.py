@@ -8,7 +8,7 @@ from ssl_jax import recipes
 def tiny() -> ConfigDict:
     """Gray images have no colors: their blurred part and the rest are the halves'."""
     config = recipes.tiny()
-    config.steps = 2000  # 9 epochs: in the first one the banks are still random
+    config.data.split = recipes.QUARTER  # in the first epoch the banks are still random
     config.model = dict(name="split_resnet8", width=1.5, parts="bands")
     config.method = dict(name="cmc", dim=64, temperature=0.1, negatives=1024, softmax=False, momentum=0.5)
     config.augment.view = recipes.tiny_view()

@@ -11,7 +11,7 @@ def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
     config.method = dict(
         name="dinov2",
-        local_views=4,
+        local_views=2,
         prototypes=1024,
         hidden=(256,),
         bottleneck=64,
@@ -19,6 +19,7 @@ def tiny() -> ConfigDict:
         teacher_temperature=0.04,
         warmup_temperature_epochs=0,
         decay=0.99,
+        freeze_epochs=0,
     )
     config.augment = dict(global1=recipes.tiny_view(), global2=recipes.tiny_view(), local=recipes.tiny_local())
     config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=4)

@@ -9,7 +9,7 @@ def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
     config.method = dict(
         name="ibot",
-        local_views=4,
+        local_views=2,
         prototypes=1024,
         hidden=(256,),
         bottleneck=64,
@@ -17,6 +17,7 @@ def tiny() -> ConfigDict:
         patch_teacher_temperature=0.04,
         warmup_temperature_epochs=0,
         decay=0.99,
+        freeze_epochs=0,
     )
     config.augment = dict(global1=recipes.tiny_view(), global2=recipes.tiny_view(), local=recipes.tiny_local())
     # Rectangles of (7 // 3) ** 2 patches at least, as the authors' 16 are (14 // 3) ** 2.

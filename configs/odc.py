@@ -7,7 +7,7 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
-    config.steps = 2000
+    config.data.split = recipes.QUARTER
     config.method = dict(
         name="odc", projector=(256, 64), clusters=50, momentum=0.5, min_size=10, move_every=10, first_epochs=1.0
     )

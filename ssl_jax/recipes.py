@@ -30,6 +30,10 @@ def tiny() -> ConfigDict:
     return config
 
 
+# Of Fashion-MNIST, 15,000 images: what remembers or clusters the images of an epoch has several of them in a short run.
+QUARTER = "train[:25%]"
+
+
 def tiny_vit() -> ConfigDict:
     """`tiny` with a small ViT: 49 patches of 4 pixels, 6 blocks of width 96."""
     config = tiny()

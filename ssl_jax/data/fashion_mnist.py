@@ -30,13 +30,24 @@ def installed() -> dict[str, Path]:
 
 
 def load(files: dict[str, Path], split: str) -> tuple[UInt8[np.ndarray, "images 28 28"], UInt8[np.ndarray, " images"]]:
-    """(images, labels) of `split`, from what `installed` gives.
+    """(images, labels) of `split`, from what `installed` gives; TFDS's slices, "train[:25%]", are understood.
 
-    Raises: ValueError for a split other than train and test, and for files that are not as they should be.
+    Raises: ValueError for a split that there is not, and for files that are not as they should be.
     """
-    if split not in PREFIXES:
-        raise ValueError(f"Debian's Fashion-MNIST has the splits train and test, not {split!r}")
-    images, labels = (read_idx(files[f"{PREFIXES[split]}-{kind}-ubyte.gz"]) for kind in ("images-idx3", "labels-idx1"))
+    import tensorflow_datasets as tfds
+
+    whole = {
+        name: [read_idx(files[f"{prefix}-{kind}-ubyte.gz"]) for kind in ("images-idx3", "labels-idx1")]
+        for name, prefix in PREFIXES.items()
+    }
+    facts = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[len(arrays[1])], num_bytes=0)
+        for name, arrays in whole.items()
+    }
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(facts)
+    images, labels = (
+        np.concatenate([whole[part.splitname][kind][part.from_ : part.to] for part in parts]) for kind in (0, 1)
+    )
     return images, labels
 
 

@@ -50,5 +50,11 @@ def test_debians_files():
     np.testing.assert_array_equal(np.bincount(labels), [6000] * 10)
     assert images.mean() / 255 == pytest.approx(0.2860, abs=1e-4)  # as configs/simclr.py normalizes by
     assert len(fashion_mnist.load(files, "test")[0]) == 10000
-    with pytest.raises(ValueError, match=r"splits train and test, not 'train\[:10%\]'"):
-        fashion_mnist.load(files, "train[:10%]")
+    part = fashion_mnist.load(files, "train[25%:50%]+test[:3]")
+    np.testing.assert_array_equal(part[0][:15000], images[15000:30000])
+    np.testing.assert_array_equal(part[1][:15000], labels[15000:30000])
+    assert len(part[0]) == len(part[1]) == 15003
+    with pytest.raises(ValueError, match="Unknown split 'valid'"):
+        fashion_mnist.load(files, "valid")
+    with pytest.raises(ValueError, match="incompatible with 60000 examples"):
+        fashion_mnist.load(files, "train[70000:]")
