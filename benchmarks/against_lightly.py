@@ -25,7 +25,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("simclr", "moco_v2", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "dino")
-BATCH, WARMUP = 256, 100
+BATCH = 256
 MEAN, STD = 0.2860, 0.3530
 
 
@@ -33,7 +33,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("side", choices=("export", "peer", "ours", "table"))
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "against_lightly")
     arguments = parser.parse_args()
     arguments.workdir.mkdir(parents=True, exist_ok=True)
@@ -63,13 +63,16 @@ def export(workdir):
 
 
 def table(workdir, names, steps):
-    print(f"{steps} steps of {BATCH} images\n\n| method | kNN ours | lightly | difference | seconds ours / lightly |")
+    print(f"{steps} steps of {BATCH} images\n\n| method | kNN ours | lightly | difference | images/s ours / lightly |")
     print("|---|---|---|---|---|")
     for name in names:
         ours_, peer_ = (json.loads((workdir / f"{side}-{name}.json").read_text()) for side in ("ours", "peer"))
         difference = ours_["knn"] - peer_["knn"]
-        ratio = ours_["seconds"] / peer_["seconds"]
-        print(f"| {name} | {ours_['knn']:.1f} | {peer_['knn']:.1f} | {difference:+.1f} | {ratio:.2f} |")
+        speeds = ours_["images_per_second"], peer_["images_per_second"]
+        print(
+            f"| {name} | {ours_['knn']:.1f} | {peer_['knn']:.1f} | {difference:+.1f} | "
+            f"{speeds[0]:.0f} / {speeds[1]:.0f} = {speeds[0] / speeds[1]:.2f} |"
+        )
 
 
 def knn_top1(bank, bank_labels, queries, query_labels, k=20, temperature=0.07):
@@ -87,20 +90,24 @@ def knn_top1(bank, bank_labels, queries, query_labels, k=20, temperature=0.07):
 
 
 def ours(name, steps, workdir):
-    """Our own program with the method's tiny config, and the settings that the peer has below."""
-    train = importlib.import_module("ssl_jax.train")
-    ssl_jax = importlib.import_module("ssl_jax")
+    """Our own program with the method's tiny config; of the multi-crop methods without small crops, as the peer's."""
+    configs, metrics, ssl_jax, train = map(
+        importlib.import_module, ("ssl_jax.config", "ssl_jax.metrics", "ssl_jax", "ssl_jax.train")
+    )
     run = workdir / f"run-{name}"
-    settings = {"steps": steps, "evaluate_every": 0, "log_every": 200, "optimizer.warmup_steps": WARMUP}
-    settings |= {"dino": {"method.local_views": 0}, "swav": {"method.local_views": 0}}.get(name, {})
-    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
-    begun = time.perf_counter()
-    train.main([f"--config={ROOT / 'configs' / name}.py:tiny", f"--workdir={run}", *overrides])
-    seconds = time.perf_counter() - begun
+    config = configs.load_file(f"{ROOT / 'configs' / name}.py:tiny")
+    config.update(steps=steps, evaluate_every=0, log_every=100, checkpoint_every=10**6)
+    if "local_views" in config.method:
+        config.method.local_views = 0
+    train.train(config, run)
+    speeds = [line["images_per_second"] for line in metrics.read_metrics(run / "metrics.jsonl")[1:]]
     backbone = ssl_jax.load_backbone(run)
     images = np.load(workdir / "images.npz")
     h, test_h = (backbone.features(images[split]) for split in ("train", "test"))
-    return {"knn": knn_top1(h, images["train_labels"], test_h, images["test_labels"]), "seconds": seconds}
+    return {
+        "knn": knn_top1(h, images["train_labels"], test_h, images["test_labels"]),
+        "images_per_second": float(np.median(speeds)),
+    }
 
 
 def peer(name, steps, workdir):
@@ -110,11 +117,11 @@ def peer(name, steps, workdir):
     images = np.load(workdir / "images.npz")
     train = torch.from_numpy(images["train"]).permute(0, 3, 1, 2)
     model = PEERS[name](steps)
-    optimizer = torch.optim.AdamW(decayed(model), lr=model.lr, weight_decay=1e-4)
+    optimizer = model.optimizer()
     order, position = torch.randperm(len(train)), 0
     begun = time.perf_counter()
     for step in range(steps):
-        rate = min(step / WARMUP, 1.0) if step < WARMUP else cosine(step - WARMUP, steps - WARMUP)
+        rate = step / model.warmup if step < model.warmup else cosine(step - model.warmup, steps - model.warmup)
         for group in optimizer.param_groups:
             group["lr"] = model.lr * rate
         if position + BATCH > len(train):
@@ -124,11 +131,12 @@ def peer(name, steps, workdir):
         loss = model.loss(augment(batch), augment(batch), step)
         optimizer.zero_grad()
         loss.backward()
+        model.clip()
         optimizer.step()
         model.after_step()
         if step % 100 == 0:
             print(f"{name} step {step} loss {loss.item():.4f} {time.perf_counter() - begun:.0f} s", flush=True)
-    seconds = time.perf_counter() - begun
+    speed = steps * BATCH / (time.perf_counter() - begun)
     backbone = model.evaluated.eval()
 
     def features(split):
@@ -137,7 +145,7 @@ def peer(name, steps, workdir):
             return np.concatenate([backbone(normalized(part)).numpy() for part in parts])
 
     knn = knn_top1(features("train"), images["train_labels"], features("test"), images["test_labels"])
-    return {"knn": knn, "seconds": seconds}
+    return {"knn": knn, "images_per_second": speed}
 
 
 def cosine(step, steps):
@@ -181,6 +189,7 @@ def make_models():
     from lightly import loss as losses
     from lightly.models import utils
     from lightly.models.modules import heads
+    from lightly.utils.scheduler import cosine_schedule
     from torch import nn
 
     class Block(nn.Module):
@@ -207,7 +216,7 @@ def make_models():
         return net
 
     class Model(nn.Module):
-        lr = 4e-3
+        lr, warmup = 4e-3, 100
 
         def __init__(self, steps):
             super().__init__()
@@ -217,6 +226,12 @@ def make_models():
         @property
         def evaluated(self):
             return self.backbone
+
+        def optimizer(self):
+            return torch.optim.AdamW(decayed(self), lr=self.lr, weight_decay=1e-4)
+
+        def clip(self):
+            pass
 
         def after_step(self):
             self.done += 1
@@ -240,7 +255,7 @@ def make_models():
 
         def after_step(self):
             super().after_step()
-            decay = utils.scheduler_cosine(self.done, self.steps, self.decay, self.final)
+            decay = cosine_schedule(self.done, self.steps, self.decay, self.final)
             utils.update_momentum(nn.Sequential(self.backbone, self.head), self.teacher, decay)
 
     class MoCo(Teacher):
@@ -262,6 +277,8 @@ def make_models():
             return total
 
     class BYOL(Teacher):
+        lr = 8e-3
+
         def build(self):
             self.head = heads.BYOLProjectionHead(64, 256, 64)
             self.predictor = heads.BYOLPredictionHead(64, 256, 64)
@@ -275,6 +292,11 @@ def make_models():
             return 4.0 + 2.0 * (self.criterion(p1, t2) + self.criterion(p2, t1))
 
     class SimSiam(Model):
+        lr, warmup = 0.1, 0
+
+        def optimizer(self):
+            return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
+
         def build(self):
             self.head = heads.SimSiamProjectionHead(64, 256, 256)
             self.predictor = heads.SimSiamPredictionHead(256, 64, 256)
@@ -300,7 +322,7 @@ def make_models():
     class SwAV(Model):
         def build(self):
             self.head = heads.SwaVProjectionHead(64, 256, 64)
-            self.prototypes = heads.SwaVPrototypes(64, 100, n_steps_frozen_prototypes=100)
+            self.prototypes = heads.SwaVPrototypes(64, 128, n_steps_frozen_prototypes=20)
             self.criterion = losses.SwaVLoss()
 
         def loss(self, x1, x2, step):
@@ -310,9 +332,15 @@ def make_models():
 
     class DINO(Teacher):
         def build(self):
-            self.head = heads.DINOProjectionHead(64, 256, 64, 1024, freeze_last_layer=-1)
+            self.head, head = (heads.DINOProjectionHead(64, 256, 64, 1024, freeze_last_layer=-1) for _ in range(2))
             self.criterion = losses.DINOLoss(1024, warmup_teacher_temp_epochs=0, teacher_temp=0.04)
-            self.copy()
+            head.load_state_dict(self.head.state_dict())  # its weight normalization cannot be copied
+            self.teacher = nn.Sequential(copy.deepcopy(self.backbone), head).requires_grad_(False)
+
+        def clip(self):
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    nn.utils.clip_grad_norm_(parameter, 3.0)
 
         @property
         def evaluated(self):
