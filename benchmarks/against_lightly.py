@@ -292,7 +292,7 @@ def make_models():
             return 4.0 + 2.0 * (self.criterion(p1, t2) + self.criterion(p2, t1))
 
     class SimSiam(Model):
-        lr, warmup = 0.1, 0
+        lr, warmup = 0.3, 30
 
         def optimizer(self):
             return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
@@ -331,9 +331,11 @@ def make_models():
             return self.criterion(scores, [])
 
     class DINO(Teacher):
+        decay = 0.95
+
         def build(self):
-            self.head, head = (heads.DINOProjectionHead(64, 256, 64, 1024, freeze_last_layer=-1) for _ in range(2))
-            self.criterion = losses.DINOLoss(1024, warmup_teacher_temp_epochs=0, teacher_temp=0.04)
+            self.head, head = (heads.DINOProjectionHead(64, 256, 64, 256, freeze_last_layer=-1) for _ in range(2))
+            self.criterion = losses.DINOLoss(256, warmup_teacher_temp_epochs=0, teacher_temp=0.04)
             head.load_state_dict(self.head.state_dict())  # its weight normalization cannot be copied
             self.teacher = nn.Sequential(copy.deepcopy(self.backbone), head).requires_grad_(False)
 

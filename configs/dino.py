@@ -8,20 +8,20 @@ from ssl_jax import recipes
 def tiny() -> ConfigDict:
     config = recipes.tiny()
     # BatchNorm in the head, the authors' option for ResNets.
-    config.method = dict(name="dino", local_views=2, prototypes=1024, hidden=(256,), bottleneck=64, head_norm=True)
-    config.method.update(decay=0.99, freeze_epochs=0)
+    config.method = dict(name="dino", local_views=2, prototypes=256, hidden=(256,), bottleneck=64, head_norm=True)
+    config.method.update(decay=0.95, freeze_epochs=0)
     views = dict(global1=recipes.tiny_view(), global2=recipes.tiny_view(), local=recipes.tiny_local())
     config.augment = views
-    config.optimizer.update(lr=2e-3, clip_each=3.0)
+    config.optimizer.update(lr=4e-3, clip_each=3.0)
     return config
 
 
 def tiny_vit() -> ConfigDict:
     config = recipes.tiny_vit()
     config.method = dict(
-        name="dino", local_views=2, prototypes=1024, hidden=(256,), bottleneck=64, decay=0.99, freeze_epochs=0
+        name="dino", local_views=2, prototypes=256, hidden=(256,), bottleneck=64, decay=0.99, freeze_epochs=0
     )
-    config.augment = tiny().augment
+    config.augment = {**tiny().augment, "local": recipes.tiny_local(size=(14, 14))}
     config.optimizer.update(lr=1e-3, clip_each=3.0, weight_decay=0.04, final_weight_decay=0.4)
     return config
 

@@ -10,19 +10,21 @@ def tiny() -> ConfigDict:
     config.method = dict(
         name="ibot",
         local_views=2,
-        prototypes=1024,
+        prototypes=256,
         hidden=(256,),
         bottleneck=64,
         teacher_temperature=0.04,
         patch_teacher_temperature=0.04,
         warmup_temperature_epochs=0,
-        decay=0.99,
+        decay=0.95,
         freeze_epochs=0,
     )
-    config.augment = dict(global1=recipes.tiny_view(), global2=recipes.tiny_view(), local=recipes.tiny_local())
-    # Rectangles of (7 // 3) ** 2 patches at least, as the authors' 16 are (14 // 3) ** 2.
-    config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=4)
-    config.optimizer.update(lr=1e-3, clip_each=3.0, weight_decay=0.04, final_weight_decay=0.4)
+    config.augment = dict(
+        global1=recipes.tiny_view(), global2=recipes.tiny_view(), local=recipes.tiny_local(size=(14, 14))
+    )
+    # Rectangles of (4 // 3) ** 2 patches at least, as the authors' 16 are (14 // 3) ** 2.
+    config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=1)
+    config.optimizer.update(lr=2e-3, clip_each=3.0, weight_decay=0.04, final_weight_decay=0.4)
     return config
 
 

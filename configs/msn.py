@@ -11,15 +11,15 @@ def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
     config.method = dict(
         name="msn",
-        focal_views=4,
+        focal_views=2,
         mask_ratio=0.15,
         projector=(256, 256, 64),
-        prototypes=256,
+        prototypes=128,
         power=0.0,
         decay=0.99,
     )
     view = recipes.tiny_view(crop_area=(0.3, 1.0))
-    config.augment = dict(target=view, anchor=view, focal=recipes.tiny_local())
+    config.augment = dict(target=view, anchor=view, focal=recipes.tiny_local(size=(14, 14)))
     config.mask = dict(kind="random", ratio=(0.15, 0.15))
     config.optimizer.update(lr=1e-3, clip_norm=3.0, weight_decay=0.04, final_weight_decay=0.4)
     return config

@@ -10,7 +10,7 @@ def tiny() -> ConfigDict:
     config.method = dict(name="simsiam", projector=(256, 256), predictor=(64, 256))
     config.augment.view = recipes.tiny_view()
     # SGD as in the paper: Adam makes it prone to collapse.
-    config.optimizer = dict(name="sgd", lr=0.1, weight_decay=5e-4, warmup_steps=0, final_lr=0.0)
+    config.optimizer = dict(name="sgd", lr=0.3, weight_decay=5e-4, warmup_steps=30, final_lr=0.0)
     return config
 
 

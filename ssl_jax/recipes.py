@@ -35,10 +35,10 @@ QUARTER = "train[:25%]"
 
 
 def tiny_vit() -> ConfigDict:
-    """`tiny` with a small ViT: 49 patches of 4 pixels, 6 blocks of width 96."""
+    """`tiny` with a small ViT: 16 patches of 7 pixels, 3 blocks of width 96."""
     config = tiny()
     config.model = dict(
-        name="vit_tiny_patch16_224", dim=96, depth=6, heads=3, mlp_ratio=2.0, patch_size=4, image_size=28, drop_path=0.0
+        name="vit_tiny_patch16_224", dim=96, depth=3, heads=3, mlp_ratio=2.0, patch_size=7, image_size=28, drop_path=0.0
     )
     config.optimizer.update(lr=2e-3, weight_decay=0.05)
     return config
@@ -52,7 +52,7 @@ def tiny_view(**changes: Any) -> dict[str, Any]:
 
 def tiny_local(**changes: Any) -> dict[str, Any]:
     """The small crops of multi-crop for `tiny`."""
-    return tiny_view(size=(16, 16), crop_area=(0.1, 0.4), **changes)
+    return {**tiny_view(size=(16, 16), crop_area=(0.1, 0.4)), **changes}
 
 
 def cifar_r18() -> ConfigDict:
