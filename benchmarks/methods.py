@@ -33,7 +33,6 @@ from ssl_jax.metrics import read_metrics
 ROOT = Path(__file__).parents[1]
 RECORD, RESULTS = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
 CORE = ("simclr", "moco_v2", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "dino", "nnclr", "supcon")
-SEEDS = (0, 1, 2)  # of the core methods; one of the others
 DRAWS = tuple(range(5))  # of the 10 labels per class
 KNN, LINEAR = "knn/k20_t0.07/top1", "linear/10_per_class/top1"
 
@@ -42,6 +41,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS), help="names, with commas; all by default")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", default="0,1,2", help="of the core methods; of the others the first is taken")
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "methods")
     arguments = parser.parse_args()
     names = arguments.methods.split(",")
@@ -49,13 +49,13 @@ def main():
     if unknown:
         parser.error(f"no methods {sorted(unknown)}; there are {', '.join(METHODS)}")
     arguments.workdir.mkdir(parents=True, exist_ok=True)
-    measure("pixels", configured(names[0], 0, arguments.steps).data, pixel_scores)
-    for seed in SEEDS:
+    measure("pixels", evaluated(configured("simclr", 0, arguments.steps)), pixel_scores)
+    for seed in map(int, arguments.seeds.split(",")):
         for name in names:
             if seed == 0 or name in CORE:
                 config = configured(name, seed, arguments.steps)
                 measure(f"{name}-{seed}", config, functools.partial(pretrained, root=arguments.workdir))
-                measure(f"{name}-untrained", without_training(config), untrained)
+                measure(untrained_key(config), without_training(config), untrained)
     RESULTS.write_text(table(json.loads(RECORD.read_text()), arguments.steps))
     print(f"wrote {RESULTS}")
 
@@ -70,17 +70,30 @@ def configured(name, seed, steps):
     return config
 
 
+def evaluated(config):
+    """What is evaluated on: all images of the training split, whichever of them it was trained on."""
+    return {key: config.data[key] for key in ("name", "channels", "image_size", "mean", "std")}
+
+
 def without_training(config):
     """What an untrained network depends on."""
-    return {"seed": 0, "data": config.data, "model": config.model, "compute_dtype": config.compute_dtype}
+    return {"seed": 0, "data": evaluated(config), "model": config.model, "compute_dtype": config.compute_dtype}
+
+
+def untrained_key(config):
+    """One for all methods of the same network and data."""
+    return f"untrained-{config.model.name}-{digest(without_training(config))}"
+
+
+def digest(config):
+    return hashlib.sha256(configs.dumps(config).encode()).hexdigest()[:12]
 
 
 def measure(key, config, compute):
     """Adds `compute(config)` to docs/results.json, if it is not there for this config."""
-    digest = hashlib.sha256(configs.dumps(config).encode()).hexdigest()[:12]
     found = read_record().get(key)
-    if not found or found["config"] != digest:
-        found = {"config": digest, **compute(config)}
+    if not found or found["config"] != digest(config):
+        found = {"config": digest(config), **compute(config)}
         with RECORD.with_suffix(".lock").open("w") as lock:  # others may add to it at the same time
             fcntl.flock(lock, fcntl.LOCK_EX)
             run.write(RECORD, json.dumps(dict(sorted((read_record() | {key: found}).items())), indent=1) + "\n")
@@ -147,7 +160,7 @@ def table(known, steps):
         "",
         f"Every method's `tiny` config on Fashion-MNIST: {steps} steps of 256 images (fewer where the config says so). "
         "kNN: k 20, temperature 0.07, test accuracy in percent. 10 labels: a linear probe (logistic regression) on 10 "
-        f"labels per class, mean of {len(DRAWS)} draws. ± is the standard deviation over {len(SEEDS)} seeds "
+        f"labels per class, mean of {len(DRAWS)} draws. ± is the standard deviation over three seeds "
         "of the pre-training, where there is one. Untrained: the same network as initialized, the best of its "
         "variants. Speed: images per second of the training, over SimCLR's.",
         "",
@@ -158,9 +171,10 @@ def table(known, steps):
         f"| raw pixels | | {known['pixels'][KNN]:.1f} | {known['pixels'][LINEAR]:.1f} | | | | |",
     ]
     speed = known["simclr-0"]["images_per_second"]
-    for name in (name for name in METHODS if f"{name}-0" in known):
-        found = [known[f"{name}-{seed}"] for seed in SEEDS if f"{name}-{seed}" in known]
-        base = known[f"{name}-untrained"]
+    bases = {name: untrained_key(configured(name, 0, steps)) for name in METHODS}
+    for name in (name for name in METHODS if f"{name}-0" in known and bases[name] in known):
+        found = [known[key] for key in known if re.fullmatch(rf"{name}-\d+", key)]
+        base = known[bases[name]]
         means = {protocol: np.mean([one[protocol] for one in found]) for protocol in (KNN, LINEAR)}
         spread = {
             p: f" ± {np.std([one[p] for one in found], ddof=1):.1f}" if len(found) > 1 else "" for p in (KNN, LINEAR)
