@@ -97,7 +97,7 @@ def train_step(
     measured = lax.cond(
         is_logged(state.step, log_every) & finite,
         lambda: health(embeddings, axis_name),
-        lambda: dict.fromkeys(HEALTH, jnp.zeros(())),
+        lambda: dict.fromkeys(HEALTH if len(embeddings) > 1 else HEALTH_OF_ONE, jnp.zeros(())),
     )
     return state, metrics | {name: jnp.where(finite, value, jnp.nan) for name, value in measured.items()}
 
@@ -107,23 +107,25 @@ def is_logged(step: Any, log_every: int) -> Any:
     return (step == 1) | (step % log_every == 0)
 
 
-HEALTH = ("embedding_std", "rankme", "alignment", "uniformity", "embedding_dim", "rank_limit")
+HEALTH_OF_ONE = ("embedding_std", "rankme", "uniformity", "embedding_dim", "rank_limit")  # of a single view
+HEALTH = (*HEALTH_OF_ONE, "alignment")
 
 
 def health(embeddings: Float[Array, "views batch dim"], axis_name: str) -> dict[str, Float[Array, ""]]:
     """How the embeddings of the global batch (its first `HEALTH_IMAGES` rows) spread: see evaluation/representation.py.
 
-    "embedding_std" and "rankme" of the first view, "alignment" between the first two, "uniformity" of the first; and
-    what the former are to be seen against: "embedding_dim", and the most that "rankme" can be, "rank_limit".
+    "embedding_std", "rankme" and "uniformity" of the first view, "alignment" between the first two, if there are;
+    and what the former are to be seen against: "embedding_dim", and the most that "rankme" can be, "rank_limit".
     """
     views = lax.all_gather(lax.stop_gradient(embeddings), axis_name, axis=1, tiled=True)[:, :HEALTH_IMAGES]
-    z1, z2 = views[0], views[1]
+    z1 = views[0]
     values = {
         "embedding_std": representation.embedding_std(z1),
         "rankme": representation.rankme(z1),
-        "alignment": representation.alignment(z1, z2),
         "uniformity": representation.uniformity(z1),
         "embedding_dim": jnp.float32(z1.shape[-1]),
         "rank_limit": jnp.float32(min(z1.shape)),
     }
+    if len(views) > 1:
+        values["alignment"] = representation.alignment(z1, views[1])
     return lax.pmean(values, axis_name)  # the same on every device already; this tells the check so

@@ -122,6 +122,8 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     checkpoints.close()
     writer.close()
     describe()
+    if hasattr(method, "pictures"):
+        save_pictures(workdir, config, method, views, next(batches), state)
     save_backbone(workdir, config, method, state)
     print(f"finished: step {facts.steps} of {facts.steps}; the backbone is {workdir / 'backbone.safetensors'}")
     return True
@@ -175,11 +177,26 @@ def save_views(workdir: Path, config: ConfigDict, source: sources.Source, views:
     size = config.data.image_size
     original = next(iter(pipeline.eval_batches(subset, image_size=size, batch_size=VIEW_SAMPLES)))["image"]
     made = jax.jit(views)(jax.random.key(config.seed), few)["views"]
-    shown = [np.asarray(view) * np.asarray(config.data.std) + np.asarray(config.data.mean) for view in made]
-    largest = [view for view in shown if view.shape == shown[0].shape]
-    images = np.clip(np.rint(np.stack(largest, axis=1) * 255), 0, 255).astype(np.uint8)
+    largest = [show(view, config) for view in made if view.shape == made[0].shape]
     (workdir / "samples").mkdir(exist_ok=True)
-    np.savez(workdir / "samples" / "views.npz", original=original, views=images)
+    np.savez(workdir / "samples" / "views.npz", original=original, views=np.stack(largest, axis=1))
+
+
+def save_pictures(
+    workdir: Path, config: ConfigDict, method: Any, views: Any, batch: Any, state: step.TrainState
+) -> None:
+    """samples/pictures.npz: what a method that draws makes of the batch's first images: {title: uint8 [n, h, w, c]}."""
+    rng = jax.random.key(config.seed)
+    few = views(rng, jax.tree.map(lambda rows: rows[:VIEW_SAMPLES], batch))
+    variables = jax.device_get((state.params, state.model_state))
+    made = jax.jit(method.pictures)(*variables, few, rng)
+    np.savez(workdir / "samples" / "pictures.npz", **{title: show(images, config) for title, images in made.items()})
+
+
+def show(images: Any, config: ConfigDict) -> np.ndarray:
+    """Normalized images [..., channels] as uint8."""
+    unit = np.asarray(images) * np.asarray(config.data.std) + np.asarray(config.data.mean)
+    return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
 
 
 def save_backbone(workdir: Path, config: ConfigDict, method: Any, state: step.TrainState) -> None:

@@ -15,11 +15,17 @@ from ssl_jax.losses.contrastive import (
 )
 from ssl_jax.losses.decorrelation import barlow_twins, vibcreg, vicreg, vicregl_global, vicregl_local, w_mse
 from ssl_jax.losses.distillation import cross_view, dino, ibot, koleo, masked_patches, msn, negative_cosine, pmsn
+from ssl_jax.losses.generative import adversarial, region_squared_error, squared_error, vae
 from ssl_jax.losses.masked import masked_cross_entropy, masked_l1, masked_pixels, masked_smooth_l1
+from ssl_jax.losses.pretext import classification, colorization, counting
 from ssl_jax.losses.spread import emp_ssl, frossl, hypersphere, mmcr, sigreg, tico
 
 __all__ = [
+    "adversarial",
     "barlow_twins",
+    "classification",
+    "colorization",
+    "counting",
     "cross_view",
     "dcl",
     "dclw",
@@ -46,13 +52,16 @@ __all__ = [
     "pcl_prototypes",
     "pmsn",
     "pseudo_label_cross_entropy",
+    "region_squared_error",
     "ressl",
     "sigreg",
     "sinkhorn",
     "smog",
+    "squared_error",
     "supcon",
     "swav",
     "tico",
+    "vae",
     "vibcreg",
     "vicreg",
     "vicregl_global",

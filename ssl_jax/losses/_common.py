@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax, nn
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 
 def normalize(z: Float[Array, "*batch dim"], eps: float = 1e-12) -> Float[Array, "*batch dim"]:
@@ -39,6 +39,17 @@ def num_rows(x: Shaped[Array, "batch ..."], axis_name: str | None) -> int:
 def global_mean(x: Float[Array, "..."], axis_name: str | None) -> Float[Array, "..."]:
     """The mean over devices of what each has computed of its own rows: the global batch's where that is a mean."""
     return x if axis_name is None else lax.pmean(x, axis_name)
+
+
+def mean_where(
+    values: Float[Array, "batch ..."], where: Bool[Array, "batch ..."], axis_name: str | None
+) -> Float[Array, ""]:
+    """What this device adds to the mean of `values` over all places of the global batch where `where` is True.
+
+    So the mean over devices of what each returns is that mean; 0 if there is no such place.
+    """
+    count = global_mean(jnp.sum(where, dtype=jnp.float32), axis_name)  # that devices have on average
+    return jnp.sum(jnp.where(where, values, 0.0)) / jnp.where(count > 0, count, 1.0)
 
 
 def center(z: Float[Array, "batch ..."], axis_name: str | None) -> Float[Array, "batch ..."]:

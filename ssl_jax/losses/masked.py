@@ -36,7 +36,7 @@ def masked_pixels(
             raise ValueError("a patch of a single number has no variance; pass normalize=False")
         target = target - jnp.mean(target, axis=-1, keepdims=True)
         target = target * lax.rsqrt(jnp.var(target, axis=-1, keepdims=True, ddof=1) + 1e-6)
-    return _masked_mean(jnp.mean((prediction - target) ** 2, axis=-1), mask, axis_name)
+    return _common.mean_where(jnp.mean((prediction - target) ** 2, axis=-1), mask, axis_name)
 
 
 def masked_l1(
@@ -54,7 +54,7 @@ def masked_l1(
       to the number of masked pixels.
     """
     prediction, target = _check(prediction, target, mask)
-    return _masked_mean(jnp.mean(jnp.abs(prediction - target), axis=-1), mask, axis_name)
+    return _common.mean_where(jnp.mean(jnp.abs(prediction - target), axis=-1), mask, axis_name)
 
 
 def masked_smooth_l1(
@@ -85,7 +85,7 @@ def masked_smooth_l1(
     prediction, target = _check(prediction, target, mask)
     d = jnp.abs(prediction - target)
     near = jnp.minimum(d, beta)  # the square of a far d would overflow
-    return _masked_mean(jnp.mean(near * near / (2.0 * beta) + (d - near), axis=-1), mask, axis_name)
+    return _common.mean_where(jnp.mean(near * near / (2.0 * beta) + (d - near), axis=-1), mask, axis_name)
 
 
 def masked_cross_entropy(
@@ -113,7 +113,7 @@ def masked_cross_entropy(
             f"got {logits.shape}, {tokens.shape}, {mask.shape}"
         )
     log_p = nn.log_softmax(logits.astype(jnp.float32))
-    return _masked_mean(-jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], mask, axis_name)
+    return _common.mean_where(-jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], mask, axis_name)
 
 
 def _check(prediction, target, mask):
@@ -124,9 +124,3 @@ def _check(prediction, target, mask):
             f"got {prediction.shape}, {target.shape}, {mask.shape}"
         )
     return prediction.astype(jnp.float32), target.astype(jnp.float32)
-
-
-def _masked_mean(values, mask, axis_name):
-    """What this device adds to the mean over all masked tokens: divided by the number that devices have on average."""
-    count = _common.global_mean(jnp.sum(mask, dtype=jnp.float32), axis_name)
-    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.where(count > 0, count, 1.0)

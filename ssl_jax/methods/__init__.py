@@ -12,7 +12,8 @@ A method is a frozen dataclass. Its first fields are `backbone` (a Linen module)
                      batch["boxes"]: where each of them lies in its image (see data/augment.py);
                      batch["masks"]: a tuple of bool [batch, patches], one for each view named in `masked`;
                      batch["index"], batch["label"]: int32 [batch], label -1 where there is none.
-                     metrics: a dict of scalars with "loss", and "embeddings" [views, batch, dim] for the health panel.
+                     metrics: a dict of scalars with "loss", and "embeddings" [views, batch, dim] for the health panel,
+                     of one view or more.
     update(params, state, step) -> state
                      after the optimizer, `step` being the number of those done: teachers, schedules, clusterings
     backbone_variables(params, state) -> {"params", "batch_stats"} of `backbone`: what is worth keeping of the run
@@ -23,6 +24,8 @@ and where it needs them
     masked           names of the views that come with a mask, made as `config.mask` says
     frozen_steps     {beginning of a parameter's path: steps for which it does not move}
     constant_lr      beginnings of paths of parameters whose learning rate is not decayed
+    pictures(params, state, batch, rng) -> {title: images [batch, height, width, channels]}
+                     for the report: what it makes of a few images, normalized as views are
     constrain(params) -> params
                      after each step of the optimizer, before `update`: SwAV's prototypes are made unit vectors again
 
@@ -35,9 +38,13 @@ from ssl_jax.methods._common import Run
 from ssl_jax.methods.barlow_twins import BarlowTwins
 from ssl_jax.methods.byol import BYOL
 from ssl_jax.methods.cmc import CMC
+from ssl_jax.methods.counting import Counting
 from ssl_jax.methods.cpc import CPC
+from ssl_jax.methods.data2vec import Data2Vec
+from ssl_jax.methods.dcgan import DCGAN
 from ssl_jax.methods.dcl import DCL
 from ssl_jax.methods.deepcluster_v2 import DeepClusterV2
+from ssl_jax.methods.denoising import Denoising
 from ssl_jax.methods.densecl import DenseCL
 from ssl_jax.methods.dino import DINO
 from ssl_jax.methods.dinov2 import DINOv2
@@ -46,8 +53,12 @@ from ssl_jax.methods.fastsiam import FastSiam
 from ssl_jax.methods.frossl import FroSSL
 from ssl_jax.methods.hypersphere import Hypersphere
 from ssl_jax.methods.ibot import IBOT
+from ssl_jax.methods.inpainting import Inpainting
 from ssl_jax.methods.instdisc import InstDisc
+from ssl_jax.methods.jigsaw import Jigsaw
 from ssl_jax.methods.lejepa import LeJEPA
+from ssl_jax.methods.mae import MAE
+from ssl_jax.methods.maskfeat import MaskFeat
 from ssl_jax.methods.mmcr import MMCR
 from ssl_jax.methods.moco_v2 import MoCoV2
 from ssl_jax.methods.moco_v3 import MoCoV3
@@ -57,14 +68,19 @@ from ssl_jax.methods.nnclr import NNCLR
 from ssl_jax.methods.odc import ODC
 from ssl_jax.methods.pcl import PCL
 from ssl_jax.methods.pirl import PIRL
+from ssl_jax.methods.relative_patch import RelativePatch
 from ssl_jax.methods.ressl import ReSSL
+from ssl_jax.methods.rotation import Rotation
 from ssl_jax.methods.sela_v2 import SeLaV2
 from ssl_jax.methods.simclr import SimCLR
+from ssl_jax.methods.simmim import SimMIM
 from ssl_jax.methods.simsiam import SimSiam
 from ssl_jax.methods.smog import SMoG
 from ssl_jax.methods.supcon import SupCon
+from ssl_jax.methods.supervised import Supervised
 from ssl_jax.methods.swav import SwAV
 from ssl_jax.methods.tico import TiCo
+from ssl_jax.methods.vae import VAE
 from ssl_jax.methods.vibcreg import VIbCReg
 from ssl_jax.methods.vicreg import VICReg
 from ssl_jax.methods.vicregl import VICRegL
@@ -76,9 +92,13 @@ METHODS = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "cmc": CMC,
+    "counting": Counting,
     "cpc": CPC,
+    "data2vec": Data2Vec,
+    "dcgan": DCGAN,
     "dcl": DCL,
     "deepcluster_v2": DeepClusterV2,
+    "denoising": Denoising,
     "densecl": DenseCL,
     "dino": DINO,
     "dinov2": DINOv2,
@@ -87,8 +107,12 @@ METHODS = {
     "frossl": FroSSL,
     "hypersphere": Hypersphere,
     "ibot": IBOT,
+    "inpainting": Inpainting,
     "instdisc": InstDisc,
+    "jigsaw": Jigsaw,
     "lejepa": LeJEPA,
+    "mae": MAE,
+    "maskfeat": MaskFeat,
     "mmcr": MMCR,
     "moco_v2": MoCoV2,
     "moco_v3": MoCoV3,
@@ -98,14 +122,19 @@ METHODS = {
     "odc": ODC,
     "pcl": PCL,
     "pirl": PIRL,
+    "relative_patch": RelativePatch,
     "ressl": ReSSL,
+    "rotation": Rotation,
     "sela_v2": SeLaV2,
     "simclr": SimCLR,
+    "simmim": SimMIM,
     "simsiam": SimSiam,
     "smog": SMoG,
     "supcon": SupCon,
+    "supervised": Supervised,
     "swav": SwAV,
     "tico": TiCo,
+    "vae": VAE,
     "vibcreg": VIbCReg,
     "vicreg": VICReg,
     "vicregl": VICRegL,

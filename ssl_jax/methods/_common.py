@@ -14,10 +14,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import optim
-from ssl_jax.losses._common import num_rows
+from ssl_jax.losses._common import mean_where, num_rows
 
 Networks = Mapping[str, nn.Module]
 Variables = dict[str, Any]
@@ -155,6 +155,24 @@ def forward_teacher(
 def move_teacher(teacher: Variables, params: Variables, decay: Any) -> Variables:
     """After the optimizer: the teacher's weights averaged with those that the next step starts from."""
     return {**teacher, "params": optim.ema(teacher["params"], select(params, teacher["params"]), decay)}
+
+
+def neighbors(rows: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    """Rows 1, 0, 3, 2, ...: of each another image, on the same device, the same one on any number of devices.
+
+    Raises: ValueError for an odd number of rows.
+    """
+    if len(rows) % 2:
+        raise ValueError(
+            f"this method pairs the images of a device, which has {len(rows)}; use an even number for each"
+        )
+    return rows.reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
+
+
+def accuracy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], axis_name: str | None) -> Any:
+    """The share of the rows with a label (not -1) whose largest logit is that of their class."""
+    right = jnp.argmax(logits, axis=-1) == labels
+    return mean_where(right.astype(jnp.float32), labels >= 0, axis_name)
 
 
 def without_drop_path(module: nn.Module) -> nn.Module:

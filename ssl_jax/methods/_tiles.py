@@ -64,6 +64,58 @@ def shuffle(rng: Key[Array, ""], index: Int[Array, "batch"], tiles: Tiles) -> Ti
     return jax.vmap(jax.random.permutation)(image_keys(rng, index), tiles)
 
 
+def normalize(tiles: Tiles) -> Tiles:
+    """Each tile minus its mean, over its deviation, of all its pixels and channels; 0 where all pixels are alike."""
+    tiles = tiles - jnp.mean(tiles, axis=(2, 3, 4), keepdims=True)
+    return tiles * lax.rsqrt(jnp.mean(tiles**2, axis=(2, 3, 4), keepdims=True) + 1e-6)
+
+
+def shift_channels(rng: Key[Array, ""], index: Int[Array, "batch"], images: Images, most: int) -> Images:
+    """Each channel of each image moved by -most .. most pixels down and across, its border pixels repeated."""
+    channels = images.shape[-1]
+    starts = offsets(rng, index, (channels, 2), 2 * most + 1)
+    padded = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
+
+    def one(channel, start):
+        return lax.dynamic_slice(channel, start, images.shape[1:3])
+
+    return jax.vmap(jax.vmap(one, (2, 0), 2))(padded, starts)
+
+
+def keep_one_channel(rng: Key[Array, ""], index: Int[Array, "batch"], tiles: Tiles, share: float) -> Tiles:
+    """A random `share` of the tiles with one of their channels, drawn for each; the others are noise around 0.
+
+    Of a hundredth of the kept one's deviation, as Doersch, Gupta & Efros 2015, arXiv:1505.05192, section 3.1, have it.
+    """
+    rng_share, rng_channel, rng_noise = jax.random.split(rng, 3)
+    count, side, _, channels = tiles.shape[1:]
+    kept = offsets(rng_channel, index, (count, 1, 1, 1), channels)
+    keys = image_keys(rng_noise, index)
+    noise = jax.vmap(lambda key: jax.random.normal(key, (count, side, side, channels)))(keys)
+    mine = jnp.take_along_axis(tiles, kept, axis=4)
+    mine = mine - jnp.mean(mine, axis=(2, 3), keepdims=True)
+    noise *= 0.01 * jnp.std(mine, axis=(2, 3), keepdims=True)
+    dropped = uniform(rng_share, index, (count, 1, 1, 1)) < share
+    return jnp.where(dropped, jnp.where(kept == jnp.arange(channels), mine, noise), tiles)
+
+
+def pixelate(rng: Key[Array, ""], index: Int[Array, "batch"], tiles: Tiles, share: float) -> Tiles:
+    """A random `share` of the tiles made of fewer pixels, of which there are a hundredth at least, uniform in number.
+
+    Source: Doersch, Gupta & Efros 2015, arXiv:1505.05192, section 3.1: 100 to 95^2 pixels of 96^2. Nearest neighbors.
+    """
+    rng_share, rng_size = jax.random.split(rng)
+    count, side = tiles.shape[1:3]
+    area = uniform(rng_size, index, (count, 1))
+    cells = jnp.maximum(jnp.round(side * jnp.sqrt(0.01 + 0.97 * area)), 1.0)  # a side
+    cells = jnp.where(uniform(rng_share, index, (count, 1)) < share, cells, float(side))
+    # The pixel in the middle of the cell that each pixel lies in.
+    cell = jnp.floor((jnp.arange(side) + 0.5) * cells / side)
+    source = jnp.clip(jnp.floor((cell + 0.5) * side / cells), 0, side - 1).astype(jnp.int32)  # [batch, tiles, side]
+    tiles = jnp.take_along_axis(tiles, source[:, :, :, None, None], axis=2)
+    return jnp.take_along_axis(tiles, source[:, :, None, :, None], axis=3)
+
+
 def offsets(
     rng: Key[Array, ""], index: Int[Array, "batch"], shape: tuple[int, ...], room: int | Int[Array, "..."]
 ) -> Int[Array, "batch ..."]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import flax.linen as nn
 
+from ssl_jax.models.dcgan import Discriminator
 from ssl_jax.models.resnet import ResNet
 from ssl_jax.models.split import SplitResNet
 from ssl_jax.models.vit import ViT
 
-# timm's names, but for resnet8 and split ones.
+# timm's names, but for resnet8, split ones and the discriminator.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     # For images of 28 to 32 pixels on a CPU: 77,000 weights.
     "resnet8": functools.partial(ResNet, stages=(1, 1, 1), base_width=16, stem="strided"),
@@ -23,9 +24,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "split_resnet8": functools.partial(SplitResNet, stages=(1, 1, 1), base_width=16, stem="strided"),
     "split_resnet18": functools.partial(SplitResNet, stages=(2, 2, 2, 2)),
     "split_resnet50": functools.partial(SplitResNet, stages=(3, 4, 6, 3), bottleneck=True),
+    "dcgan_discriminator": Discriminator,
     "vit_tiny_patch16_224": functools.partial(ViT, dim=192, heads=3),
     "vit_small_patch16_224": functools.partial(ViT, dim=384, heads=6),
     "vit_base_patch16_224": functools.partial(ViT, dim=768, heads=12),
+    "vit_large_patch16_224": functools.partial(ViT, dim=1024, heads=16, depth=24),
 }
 
 

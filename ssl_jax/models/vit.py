@@ -82,8 +82,10 @@ class ViT(nn.Module):
         mask_token: Float[Array, " dim"] | None = None,
         keep: Int[Array, "batch kept"] | None = None,
         tokens: bool = False,
+        last_blocks: int = 0,
     ) -> Float[Array, "batch *tokens dim"]:
-        """[batch, dim], or with `tokens` all of them, [batch, (1 +) patches, dim], after the last LayerNorm.
+        """[batch, dim], or with `tokens` all of them, [batch, (1 +) patches, dim], after the last LayerNorm; or with
+        `last_blocks` all of them as that many blocks at the end give them, [batch, last_blocks, (1 +) patches, dim].
 
         mask, mask_token: patches whose embedding is replaced by the token, before positions are added (BERT's trick).
         keep: indices of the only patches that enter the blocks, in this order (MAE).
@@ -102,6 +104,7 @@ class ViT(nn.Module):
             cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.dim), jnp.float32)
             first = jnp.broadcast_to((cls_token + cls_position).astype(dtype), (len(x), 1, self.dim))
             x = jnp.concatenate([first, x], axis=1)
+        outputs = []
         for i in range(self.depth):
             x = Block(
                 self.heads,
@@ -111,6 +114,9 @@ class ViT(nn.Module):
                 dtype=dtype,
                 name=f"blocks_{i}",
             )(x, train, axis_name)
+            outputs.append(x)
+        if last_blocks:
+            return jnp.stack(outputs[-last_blocks:], axis=1).astype(jnp.float32)
         if self.pool == "mean":
             if tokens:
                 raise ValueError('a model of pool="mean" has no LayerNorm for single tokens; use pool="norm_mean"')

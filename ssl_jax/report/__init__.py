@@ -62,6 +62,7 @@ def render(record: read.Record) -> str:
         knn=_knn(record),
         health=health.panels(record),
         views=images.view_gallery(record.views),
+        pictures=images.picture_rows(record.pictures),
         queries=images.neighbor_gallery(embeddings),
         agreement=images.agreement(embeddings),
         map=scatter.layout(embeddings),
@@ -70,6 +71,7 @@ def render(record: read.Record) -> str:
         pixelated={
             "views": images.css_class(record.views.get("original")),
             "embeddings": images.css_class(embeddings.get("images")),
+            "pictures": images.css_class(next(iter(record.pictures.values()), None)),
         },
         config=json.dumps(record.config, indent=2) if record.config else "",
         versions=record.facts.get("versions", {}),

@@ -21,6 +21,8 @@ class Record:
     metrics: metrics.jsonl, one dict a logged step.
     views: samples/views.npz: "original" uint8 [n, height, width, channels], "views" uint8 [n, views, height, width,
       channels]; {} where there is none.
+    pictures: samples/pictures.npz: title -> uint8 [n, height, width, channels], the same n for all; {} where there is
+      none, as of a method that draws nothing.
     embeddings: samples/embeddings.npz: "images" uint8 [n, height, width, channels], "features" float32 [n, dim],
       "labels" int32 [n] (-1 is unlabeled), "class_names"; {} where there is none.
     unreadable: file name -> reason, of the files that are there but damaged.
@@ -32,6 +34,7 @@ class Record:
     evaluation: Mapping[str, Any]
     metrics: list[dict[str, Any]]
     views: Mapping[str, np.ndarray]
+    pictures: Mapping[str, np.ndarray]
     embeddings: Mapping[str, np.ndarray]
     unreadable: Mapping[str, str]
 
@@ -86,6 +89,7 @@ def read(workdir: Path) -> Record:
         evaluation=attempt("evaluation.json", _read_object, {}),
         metrics=attempt("metrics.jsonl", _read_metrics, []),
         views=attempt("samples/views.npz", _read_views, {}),
+        pictures=attempt("samples/pictures.npz", _read_pictures, {}),
         embeddings=attempt("samples/embeddings.npz", _read_embeddings, {}),
         unreadable=unreadable,
     )
@@ -110,6 +114,15 @@ def _read_views(path: Path) -> dict[str, np.ndarray]:
     if len(arrays["original"]) != len(arrays["views"]):
         raise ValueError(f"{len(arrays['original'])} originals, but views of {len(arrays['views'])} images")
     return arrays
+
+
+def _read_pictures(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        titles = list(file)
+    pictures = _read_arrays(path, dict.fromkeys(titles, 4))
+    if len({len(made) for made in pictures.values()}) > 1:
+        raise ValueError(f"the rows differ in length: { {title: len(made) for title, made in pictures.items()} }")
+    return pictures
 
 
 def _read_embeddings(path: Path) -> dict[str, np.ndarray]:

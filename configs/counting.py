@@ -1,0 +1,35 @@
+"""Counting: Noroozi, Pirsiavash & Favaro 2017, arXiv:1708.06734."""
+
+from ml_collections import ConfigDict
+
+from ssl_jax import recipes
+
+
+def tiny() -> ConfigDict:
+    config = recipes.tiny()
+    config.batch_size = 128  # of five images each, of a quarter of the size
+    config.method = dict(name="counting", width=64, margin=10.0)
+    config.augment.view = recipes.tiny_view(crop_area=(0.5, 1.0))
+    return config
+
+
+def imagenet_r50() -> ConfigDict:
+    """An AlexNet and a constant learning rate in the paper."""
+    config = recipes.imagenet("resnet50", batch_size=256, epochs=105)
+    config.method = dict(name="counting", width=1000, margin=10.0)
+    config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, grayscale=0.67)
+    config.optimizer = dict(
+        name="sgd",
+        lr=recipes.lr_for(config, 0.01),
+        weight_decay=1e-4,
+        warmup_steps=recipes.imagenet_steps(5, 256),
+        final_lr=0.0,
+    )
+    return config
+
+
+SCALES = {"tiny": tiny, "imagenet_r50": imagenet_r50}
+
+
+def get_config(scale: str = "tiny") -> ConfigDict:
+    return recipes.pick("counting", scale, SCALES)

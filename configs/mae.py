@@ -1,0 +1,72 @@
+"""MAE: He et al. 2021, arXiv:2111.06377; ImageNet's numbers are of the authors' code."""
+
+from ml_collections import ConfigDict
+
+from ssl_jax import recipes
+
+
+def tiny() -> ConfigDict:
+    config = recipes.tiny_vit()
+    # 49 patches of 4 pixels, of which it sees 12.
+    config.model.update(patch_size=4, positions="sincos")
+    config.method = dict(name="mae", mask_ratio=0.75, decoder_dim=64, decoder_depth=1, decoder_heads=4)
+    config.augment.view = recipes.tiny_view(brightness=0.0, contrast=0.0)
+    config.mask = dict(kind="random", ratio=(0.75, 0.75))
+    config.optimizer.update(b2=0.95)
+    return config
+
+
+def cifar_vits4() -> ConfigDict:
+    """solo-learn's settings, with patches of 4 pixels; no accuracy is published."""
+    config = recipes.cifar_r18()
+    config.model = dict(name="vit_small_patch16_224", patch_size=4, image_size=32, positions="sincos")
+    config.method = dict(name="mae", mask_ratio=0.75, decoder_dim=512, decoder_depth=8, decoder_heads=16)
+    config.augment.view = dict(size=(32, 32), crop_area=(0.08, 1.0), flip=0.5, interpolation="bicubic")
+    config.mask = dict(kind="random", ratio=(0.75, 0.75))
+    config.optimizer = dict(
+        name="adamw",
+        lr=recipes.lr_for(config, 2e-4),
+        weight_decay=0.05,
+        b2=0.95,
+        warmup_steps=recipes.CIFAR_WARMUP,
+        final_lr=0.0,
+    )
+    return config
+
+
+def _imagenet(model: str, epochs: int) -> ConfigDict:
+    config = recipes.imagenet(model, batch_size=4096, epochs=epochs, positions="sincos")
+    config.method = dict(name="mae", mask_ratio=0.75, normalize=True)
+    config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, interpolation="bicubic")
+    config.mask = dict(kind="random", ratio=(0.75, 0.75))
+    config.optimizer = dict(
+        name="adamw",
+        lr=recipes.lr_for(config, 1.5e-4),
+        weight_decay=0.05,
+        b2=0.95,
+        warmup_steps=recipes.imagenet_steps(40, 4096),
+        final_lr=0.0,
+    )
+    return config
+
+
+def imagenet_vitb16() -> ConfigDict:
+    """83.6 fine-tuned, 68.0 linear."""
+    return _imagenet("vit_base_patch16_224", 1600)
+
+
+def imagenet_vitl16() -> ConfigDict:
+    """85.9 fine-tuned, 75.8 linear."""
+    return _imagenet("vit_large_patch16_224", 1600)
+
+
+SCALES = {
+    "tiny": tiny,
+    "cifar_vits4": cifar_vits4,
+    "imagenet_vitb16": imagenet_vitb16,
+    "imagenet_vitl16": imagenet_vitl16,
+}
+
+
+def get_config(scale: str = "tiny") -> ConfigDict:
+    return recipes.pick("mae", scale, SCALES)

@@ -1,0 +1,36 @@
+"""Relative patch position: Doersch, Gupta & Efros 2015, arXiv:1505.05192."""
+
+from ml_collections import ConfigDict
+
+from ssl_jax import recipes
+
+
+def tiny() -> ConfigDict:
+    config = recipes.tiny()
+    config.method = dict(name="relative_patch", tile=7, gap=2, drop_channels=0.0, pixelate=0.0, width=64)
+    # Cells of 10 pixels.
+    config.augment.view = recipes.tiny_view(size=(30, 30), crop_area=(0.6, 1.0))
+    return config
+
+
+def imagenet_r50() -> ConfigDict:
+    """The authors' patches and gaps; the optimizer is of Kolesnikov et al. 2019, arXiv:1901.09005."""
+    config = recipes.imagenet("resnet50", batch_size=256, epochs=35)
+    config.method = dict(name="relative_patch", tile=96, gap=48)
+    # Cells of 158 pixels: patches are moved by up to 7 to either side.
+    config.augment.view = dict(size=(474, 474), crop_area=(0.5, 1.0), flip=0.5)
+    config.optimizer = dict(
+        name="sgd",
+        lr=recipes.lr_for(config, 0.1),
+        weight_decay=1e-4,
+        warmup_steps=recipes.imagenet_steps(5, 256),
+        final_lr=0.0,
+    )
+    return config
+
+
+SCALES = {"tiny": tiny, "imagenet_r50": imagenet_r50}
+
+
+def get_config(scale: str = "tiny") -> ConfigDict:
+    return recipes.pick("relative_patch", scale, SCALES)

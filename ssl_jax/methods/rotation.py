@@ -1,0 +1,66 @@
+"""Rotation (RotNet)."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ssl_jax import losses
+from ssl_jax.methods import _common
+from ssl_jax.models.heads import MLP
+
+ANGLES = 4  # quarter turns
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """Tells by which of 0, 90, 180 and 270 degrees an image was turned.
+
+    All four copies of each image are in the batch: with one at random, features are worse. They are turned by moving
+    pixels, without interpolation, whose traces would give the angle away; hence views are to be squares.
+
+    Source: Gidaris, Singh & Komodakis 2018, arXiv:1803.07728, section 2.
+    """
+
+    backbone: nn.Module
+    run: _common.Run
+
+    views: ClassVar[tuple[str, ...]] = ("view",)
+    chance_level: ClassVar[float] = math.log(ANGLES)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"backbone": self.backbone, "classifier": MLP((ANGLES,), output_bias=True)}
+
+    def init(self, rng, images):
+        params, batch_stats = _common.init(self.networks, rng, images)
+        return params, {"batch_stats": batch_stats}
+
+    def loss(self, params, state, batch, rng, *, axis_name=None):
+        turned = rotations(batch["views"][0])
+        rows = turned.reshape(-1, *turned.shape[2:])
+        outputs, batch_stats = _common.forward(
+            self.networks, params, state["batch_stats"], rows, axis_name=axis_name, rng=rng
+        )
+        labels = jnp.tile(jnp.arange(ANGLES), len(turned))
+        loss = losses.classification(outputs["classifier"], labels, axis_name=axis_name)
+        metrics = {
+            "loss": loss,
+            "accuracy": _common.accuracy(outputs["classifier"], labels, axis_name),
+            "embeddings": outputs["backbone"][None, ::ANGLES],
+        }
+        return loss, ({"batch_stats": batch_stats}, metrics)
+
+    update = _common.keep_state
+    backbone_variables = _common.online_backbone
+    features = _common.features
+
+
+def rotations(images: Float[Array, "batch side side channels"]) -> Float[Array, "batch 4 side side channels"]:
+    """Each image turned by 0 to 3 quarters, counterclockwise. Raises: ValueError for images that are no squares."""
+    if images.shape[1] != images.shape[2]:
+        raise ValueError(f"rotation takes square views, got {images.shape[1]}x{images.shape[2]} pixels")
+    return jnp.stack([jnp.rot90(images, turns, axes=(1, 2)) for turns in range(ANGLES)], axis=1)

@@ -1,0 +1,113 @@
+"""DCGAN's two networks (Radford, Metz & Chintala 2015, arXiv:1511.06434, section 3)."""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ssl_jax.models._options import DTYPES, check_choice
+from ssl_jax.models.conv import Conv
+from ssl_jax.models.norm import BatchNorm
+
+weight_init = nn.initializers.normal(0.02)
+LEAK = 0.2
+POOLED = 4  # cells a side that features are max-pooled to
+
+
+class Discriminator(nn.Module):
+    """Images [batch, height, width, channels] -> features [batch, dim]: every layer's, max-pooled to 4x4, side by side.
+
+    Convolutions of 4x4 with stride 2, each with twice the channels, until 4 to 7 pixels a side are left, LeakyReLU of
+    0.2, and BatchNorm but in the first. Features are as in the paper's section 5.1.
+
+    image_size: the side of the square images that it is made for: it says how many layers there are.
+    """
+
+    image_size: int = 64
+    width: int = 64  # channels of the first layer
+    batch_norm: str = "sync"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        check_choice("dtype", self.dtype, DTYPES)
+        if self.image_size < 2 * POOLED:
+            raise ValueError(f"image_size must be at least {2 * POOLED}, got {self.image_size}")
+        super().__post_init__()
+
+    @property
+    def widths(self) -> list[int]:
+        return [self.width * 2**i for i in range(doublings(self.image_size))]
+
+    @property
+    def dim(self) -> int:
+        return POOLED**2 * sum(self.widths)
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channels"],
+        train: bool = False,
+        axis_name: str | None = None,
+        pool: bool = True,
+    ) -> Float[Array, "batch *map dim"]:
+        """[batch, dim], or without `pool` the last layer's map [batch, height', width', channels']."""
+        dtype = jnp.dtype(self.dtype)
+        x, pooled = images.astype(dtype), []
+        for i, channels in enumerate(self.widths):
+            x = Conv(
+                channels,
+                (4, 4),
+                (2, 2),
+                padding=1,
+                use_bias=i == 0,
+                kernel_init=weight_init,
+                dtype=dtype,
+                name=f"conv{i}",
+            )(x)
+            if i > 0:
+                x = BatchNorm(kind=self.batch_norm, dtype=dtype, name=f"bn{i}")(x, train, axis_name)
+            x = nn.leaky_relu(x, LEAK)
+            pooled.append(max_pool_to(x, POOLED).reshape(len(x), -1))
+        return jnp.concatenate(pooled, axis=1).astype(jnp.float32) if pool else x.astype(jnp.float32)
+
+
+class Generator(nn.Module):
+    """z [batch, latent] -> images [batch, image_size, image_size, channels] in -1..1.
+
+    Transposed convolutions of 4x4 with stride 2, BatchNorm and ReLU, tanh at the end.
+    """
+
+    image_size: int
+    channels: int
+    width: int = 64  # channels of the last layer before the image
+
+    @nn.compact
+    def __call__(
+        self, z: Float[Array, "batch latent"], train: bool = False, axis_name: str | None = None
+    ) -> Float[Array, "batch side side channels"]:
+        count = doublings(self.image_size)
+        side = math.ceil(self.image_size / 2**count)
+        widths = [self.width * 2**i for i in range(count - 1, -1, -1)]
+        x = nn.Dense(side * side * widths[0], use_bias=False, kernel_init=weight_init, name="grid")(z)
+        x = nn.relu(BatchNorm(name="bn0")(x.reshape(len(z), side, side, widths[0]), train, axis_name))
+        for i, channels in enumerate([*widths[1:], self.channels], start=1):
+            last = i == count
+            x = nn.ConvTranspose(
+                channels, (4, 4), (2, 2), padding="SAME", use_bias=last, kernel_init=weight_init, name=f"conv{i}"
+            )(x)
+            if not last:
+                x = nn.relu(BatchNorm(name=f"bn{i}")(x, train, axis_name))
+        return jnp.tanh(x[:, : self.image_size, : self.image_size])
+
+
+def doublings(side: int) -> int:
+    """How often a side of 4 to 7 pixels is doubled to reach this one, at least."""
+    return math.floor(math.log2(side / POOLED))
+
+
+def max_pool_to(x: Float[Array, "batch height width channels"], side: int) -> Float[Array, "batch side side channels"]:
+    """The largest value in each of side x side cells that divide the map as evenly as pixels allow."""
+    rows, columns = ([(i * n // side, -(-(i + 1) * n // side)) for i in range(side)] for n in x.shape[1:3])
+    cells = [[jnp.max(x[:, a:b, c:d], axis=(1, 2)) for c, d in columns] for a, b in rows]
+    return jnp.stack([jnp.stack(row, axis=1) for row in cells], axis=1)

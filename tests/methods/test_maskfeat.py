@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax import models
+from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods.maskfeat import hog
+
+RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+
+
+def hog_by_loops(image, cell, bins):
+    """One channel, from the definition."""
+    padded = np.pad(image, 1, mode="reflect")
+    sobel = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]])
+    height, width = image.shape
+    histograms = np.zeros((height // cell, width // cell, bins))
+    for i in range(height):
+        for j in range(width):
+            window = padded[i : i + 3, j : j + 3]
+            gx, gy = np.sum(window * sobel), np.sum(window * sobel.T)
+            number = int(np.floor(np.arctan2(gx, gy) / np.pi * bins)) % bins
+            histograms[i // cell, j // cell, number] += np.hypot(gx, gy)
+    return histograms / np.linalg.norm(histograms, axis=-1, keepdims=True)
+
+
+def test_hog_is_its_definition():
+    images = np.random.default_rng(0).normal(size=(2, 12, 8, 2)).astype(np.float32)
+    found = hog(jnp.asarray(images), cell=4, bins=9)
+    assert found.shape == (2, 3, 2, 18)
+    for image, histograms in zip(images, np.asarray(found), strict=True):
+        for channel in range(2):
+            expected = hog_by_loops(image[..., channel].astype(np.float64), 4, 9)
+            np.testing.assert_allclose(histograms[..., 9 * channel : 9 * (channel + 1)], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("angle", [5, 30, 75, 110, 165])
+def test_a_slope_has_one_direction_whichever_way_it_rises(angle):
+    rows, columns = np.meshgrid(np.arange(16.0), np.arange(16.0), indexing="ij")
+    slope = np.cos(np.radians(angle)) * rows + np.sin(np.radians(angle)) * columns
+    up, down = (
+        np.asarray(hog(jnp.asarray(x[None, :, :, None], jnp.float32), cell=4, bins=9))[0, 1:3, 1:3]
+        for x in (slope, -slope)
+    )
+    np.testing.assert_allclose(up, down, atol=1e-5)
+    expected = np.zeros(9)
+    expected[int(angle // 20)] = 1.0
+    np.testing.assert_allclose(up, np.broadcast_to(expected, up.shape), atol=1e-5)
+
+
+def test_brightness_and_contrast_change_nothing_and_flat_images_are_zeros():
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8, 1))
+    np.testing.assert_allclose(hog(3.0 * x + 7.0, cell=4, bins=9), hog(x, cell=4, bins=9), atol=1e-4)
+    assert not np.any(hog(jnp.ones((1, 8, 8, 1)), cell=4, bins=9))
+
+
+def test_loss_is_the_squared_error_of_the_hidden_patches_histograms():
+    backbone = models.create("vit_tiny_patch16_224", dim=16, depth=1, heads=2, patch_size=8, image_size=16)
+    method = METHODS["maskfeat"](backbone, RUN, cell=4)
+    x = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
+    params, state = method.init(jax.random.key(1), x[:1])
+    mask = jnp.asarray(np.random.default_rng(1).random((4, 4)) < 0.5)
+    zero = {**params, "head": jax.tree.map(jnp.zeros_like, params["head"])}
+    loss, _ = method.loss(zero, state, {"views": (x,), "masks": (mask,)}, jax.random.key(2))
+    # A prediction of 0: the histograms' own squares, of which a cell's add up to 1, in patches of 2x2 cells.
+    np.testing.assert_allclose(loss, 4 / (4 * 9), rtol=1e-4)
+
+
+def test_cells_must_divide_patches():
+    backbone = models.create("vit_tiny_patch16_224", dim=16, depth=1, heads=2, patch_size=6, image_size=12)
+    with pytest.raises(ValueError, match="cell=4 does not divide patches of 6"):
+        METHODS["maskfeat"](backbone, RUN, cell=4)

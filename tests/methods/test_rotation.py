@@ -1,0 +1,43 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax import losses, models
+from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods.rotation import rotations
+
+RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
+
+
+def make():
+    return METHODS["rotation"](models.create("resnet8", width=0.5), RUN)
+
+
+def test_rotations_move_pixels_counterclockwise():
+    image = np.array([[1, 2], [3, 4]], np.float32)[None, :, :, None]
+    turned = np.asarray(rotations(jnp.asarray(image)))[0, ..., 0]
+    np.testing.assert_array_equal(turned, [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]]])
+
+
+def test_loss_is_the_cross_entropy_of_all_four_copies():
+    method = make()
+    x = jax.random.normal(jax.random.key(0), (6, 12, 12, 1))
+    params, state = method.init(jax.random.key(1), x[:1])
+    loss, (_, metrics) = method.loss(params, state, {"views": (x,)}, jax.random.key(2))
+    copies = np.concatenate(
+        [np.rot90(np.asarray(x), k, axes=(1, 2)) for k in range(4)]
+    )  # turn by turn, not interleaved
+    h = jnp.asarray(copies)
+    for name, module in method.networks.items():
+        variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
+        h, _ = module.apply(variables, h, train=True, mutable=["batch_stats"])
+    labels = np.repeat(np.arange(4), 6)
+    np.testing.assert_allclose(loss, losses.classification(h, jnp.asarray(labels)), rtol=1e-4)
+    np.testing.assert_allclose(metrics["accuracy"], np.mean(np.argmax(h, axis=1) == labels), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_views_that_are_no_squares_are_refused():
+    with pytest.raises(ValueError, match="square views, got 12x10"):
+        rotations(jnp.zeros((1, 12, 10, 1)))
