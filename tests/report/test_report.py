@@ -168,6 +168,26 @@ def test_going_run_says_where_it_is(workdir):
     assert set(page.missing) == {"header", "worth", "training", "views", "neighbors", "map"}
 
 
+def draw_pictures(workdir, **changes):
+    images = np.random.default_rng(1).integers(0, 256, (3, 5, 28, 28, 1), dtype=np.uint8)
+    rows = dict(zip(("image", "seen", ATTACK), images, strict=True)) | changes
+    np.savez(workdir / "samples" / "pictures.npz", **rows)
+
+
+def test_what_a_method_draws_is_shown_row_by_row(workdir):
+    draw_pictures(workdir)
+    page = Page(workdir)
+    assert "pictures" in [attrs["id"] for tag, attrs in page.elements if tag == "section"]
+    titles = [attrs["alt"] for tag, attrs in page.elements if tag == "img"][: 3 * 5]
+    assert titles == [f"{title} {i}" for title in ("image", "seen", ATTACK) for i in range(1, 6)]
+    assert not {"script", "iframe", "object"} & {tag for tag, _ in page.elements}
+
+
+def test_rows_of_pictures_that_differ_in_length_are_damaged(workdir):
+    draw_pictures(workdir, seen=np.zeros((4, 28, 28, 1), np.uint8))
+    assert "samples/pictures.npz is damaged" in Page(workdir).missing["header"]
+
+
 def test_unlabeled_data_is_reported_without_classes(workdir):
     np.savez(
         workdir / "samples" / "embeddings.npz",
