@@ -99,6 +99,18 @@ def test_a_run_leaves_what_the_readme_says(unbroken):
     assert backbone.features(views["original"]).shape == (8, backbone.dim)
 
 
+def test_a_method_that_draws_leaves_pictures(tmp_path, folder):
+    options = ["data.channels=3", "data.mean=(0.5,0.5,0.5)", "data.std=(0.25,0.25,0.25)", "method.decoder_width=4"]
+    settings = arguments(tmp_path / "run", folder, "--config.data.name=folder", *(f"--config.{o}" for o in options))
+    train.main([f"--config={ROOT / 'configs' / 'denoising.py'}:tiny", *settings[1:], "--config.steps=2"])
+    with np.load(tmp_path / "run" / "samples" / "pictures.npz") as pictures:
+        shapes = {title: (images.shape, images.dtype) for title, images in pictures.items()}
+        corrupted = pictures["corrupted"]
+    assert shapes == dict.fromkeys(("image", "corrupted", "reconstruction"), ((8, 16, 16, 3), np.uint8))
+    # Half of the pixels are the mean of the data: 0.5 of 255, rounded to even.
+    assert 0.4 < np.mean(np.all(corrupted == 128, axis=-1)) < 0.6
+
+
 def test_a_second_start_of_a_finished_run_changes_nothing(unbroken, folder):
     workdir, _ = unbroken
     before = {p: p.read_bytes() for p in (workdir / "backbone.safetensors", workdir / "metrics.jsonl")}
