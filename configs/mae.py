@@ -7,6 +7,7 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
+    config.batch_size = 128
     # 49 patches of 4 pixels, of which it sees 12.
     config.model.update(patch_size=4, positions="sincos")
     config.method = dict(name="mae", mask_ratio=0.75, decoder_dim=64, decoder_depth=1, decoder_heads=4)

@@ -7,10 +7,9 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
-    config.model.update(patch_size=4)
-    config.method = dict(name="maskfeat", cell=4, bins=9)
+    config.method = dict(name="maskfeat", cell=7, bins=9)
     config.augment.view = recipes.tiny_view(crop_area=(0.5, 1.0), brightness=0.0, contrast=0.0)
-    config.mask = dict(kind="block", ratio=(0.4, 0.4), min_patches=4)
+    config.mask = dict(kind="block", ratio=(0.4, 0.4), min_patches=1)
     return config
 
 

@@ -116,9 +116,10 @@ def health(embeddings: Float[Array, "views batch dim"], axis_name: str) -> dict[
 
     "embedding_std", "rankme" and "uniformity" of the first view, "alignment" between the first two, if there are;
     and what the former are to be seen against: "embedding_dim", and the most that "rankme" can be, "rank_limit".
+    Of a single view they are features that no loss of cosines keeps around the origin, so their mean is taken off.
     """
     views = lax.all_gather(lax.stop_gradient(embeddings), axis_name, axis=1, tiled=True)[:, :HEALTH_IMAGES]
-    z1 = views[0]
+    z1 = views[0] if len(views) > 1 else views[0] - jnp.mean(views[0], axis=0)
     values = {
         "embedding_std": representation.embedding_std(z1),
         "rankme": representation.rankme(z1),

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from ssl_jax import losses, models, optim, parallel, step
 from ssl_jax.data.augment import Augmentation, make_augment
+from ssl_jax.evaluation import representation
 from ssl_jax.methods import Run
 from ssl_jax.methods.simclr import SimCLR
 
@@ -167,6 +168,20 @@ def test_health_is_that_of_the_whole_batch_and_only_on_logged_steps():
         assert logged == [True, False, False, False, True, False]  # steps 1 and 5
     assert 0.0 < one[0]["embedding_std"] < 1 / np.sqrt(3) * np.sqrt(BATCH / (BATCH - 1)) + 1e-6
     assert 1.0 <= one[0]["rankme"] <= 3.0 + 1e-3
+
+
+def test_features_of_a_single_view_are_seen_relative_to_their_mean():
+    h = 10.0 + jax.random.normal(jax.random.key(0), (1, 64, 4))
+    mesh = Mesh(np.asarray(jax.devices()[:8]), (parallel.AXIS,))
+    spec = jax.sharding.PartitionSpec(None, parallel.AXIS)
+    mapped = jax.shard_map(
+        lambda h: step.health(h, parallel.AXIS), mesh=mesh, in_specs=spec, out_specs=jax.sharding.PartitionSpec()
+    )
+    found = jax.jit(mapped)(h)
+    assert set(found) == set(step.HEALTH_OF_ONE)
+    centered = h[0] - h[0].mean(axis=0)
+    np.testing.assert_allclose(found["rankme"], representation.rankme(centered), rtol=1e-4)
+    assert found["rankme"] > 3.5 and found["embedding_std"] > 0.45  # not centered 1.5 and 0.05
 
 
 @functools.cache

@@ -12,8 +12,8 @@ A method is a frozen dataclass. Its first fields are `backbone` (a Linen module)
                      batch["boxes"]: where each of them lies in its image (see data/augment.py);
                      batch["masks"]: a tuple of bool [batch, patches], one for each view named in `masked`;
                      batch["index"], batch["label"]: int32 [batch], label -1 where there is none.
-                     metrics: a dict of scalars with "loss", and "embeddings" [views, batch, dim] for the health panel,
-                     of one view or more.
+                     metrics: a dict of scalars with "loss", and "embeddings" [views, batch, dim] for the health panel;
+                     of a single view, features, which it sees relative to their mean.
     update(params, state, step) -> state
                      after the optimizer, `step` being the number of those done: teachers, schedules, clusterings
     backbone_variables(params, state) -> {"params", "batch_stats"} of `backbone`: what is worth keeping of the run

@@ -145,8 +145,9 @@ def scales(name):
 def test_every_scale_of_every_config_can_be_built(name, scale):
     settings = load(name, scale)
     config.check(settings)
+    num_images = 10_000 if "[" in settings.data.split else 1_281_167  # of a part of the data set, or of ImageNet
     run = Run(
-        batch_size=settings.batch_size, steps=100_000, steps_per_epoch=100, num_images=1_281_167, num_classes=1000
+        batch_size=settings.batch_size, steps=100_000, steps_per_epoch=100, num_images=num_images, num_classes=1000
     )
     method = build.method(settings, run)
     views = build.augmentations(settings, method.views)
