@@ -25,7 +25,7 @@ class Discriminator(nn.Module):
     """
 
     image_size: int = 64
-    width: int = 64  # channels of the first layer
+    base_width: int = 64  # channels of the first layer
     batch_norm: str = "sync"
     dtype: str = "float32"
 
@@ -37,7 +37,7 @@ class Discriminator(nn.Module):
 
     @property
     def widths(self) -> list[int]:
-        return [self.width * 2**i for i in range(doublings(self.image_size))]
+        return [self.base_width * 2**i for i in range(doublings(self.image_size))]
 
     @property
     def dim(self) -> int:

@@ -13,7 +13,7 @@ RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=60)
 
 
 def setup():
-    method = METHODS["dcgan"](Discriminator(image_size=16, width=4), RUN, latent=5, generator_width=4)
+    method = METHODS["dcgan"](Discriminator(image_size=16, base_width=4), RUN, latent=5, generator_width=4)
     x = jax.random.uniform(jax.random.key(0), (8, 16, 16, 1), minval=-1.0)
     return method, {"views": (x,), "index": jnp.arange(8)}, *method.init(jax.random.key(1), x[:1])
 
@@ -60,13 +60,13 @@ def test_both_players_stay_alive():
 
 
 def test_features_are_every_layers_pooled_to_4x4():
-    model = Discriminator(image_size=28, width=3)
+    model = Discriminator(image_size=28, base_width=3)
     x = jax.random.normal(jax.random.key(0), (2, 28, 28, 1))
     variables = model.init(jax.random.key(1), x)
     h = model.apply(variables, x)
     assert h.shape == (2, model.dim) == (2, 16 * (3 + 6))
     assert model.apply(variables, x, pool=False).shape == (2, 7, 7, 6)
-    assert models.create("dcgan_discriminator", image_size=32, width=64).dim == 16 * (64 + 128 + 256)
+    assert models.create("dcgan_discriminator", image_size=32, base_width=64).dim == 16 * (64 + 128 + 256)
 
 
 def test_max_pool_to_divides_the_map_evenly():

@@ -45,7 +45,8 @@ class Training:
 
     def __init__(self, name, devices):
         self.config = load(name)
-        self.config.model.update({"width": 0.5} if "width" in self.config.model else {"depth": 2})
+        smaller = {"width": 0.5, "depth": 2, "base_width": 8}
+        self.config.model.update({key: value for key, value in smaller.items() if key in self.config.model})
         self.config.optimizer = {
             "name": "sgd",
             "lr": LEARNING_RATE.get(name, 1e-4),
