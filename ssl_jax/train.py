@@ -189,8 +189,16 @@ def save_pictures(
     rng = jax.random.key(config.seed)
     few = views(rng, jax.tree.map(lambda rows: rows[:VIEW_SAMPLES], batch))
     variables = jax.device_get((state.params, state.model_state))
-    made = jax.jit(method.pictures)(*variables, few, rng)
-    np.savez(workdir / "samples" / "pictures.npz", **{title: show(images, config) for title, images in made.items()})
+    titles: list[str] = []
+
+    @jax.jit
+    def draw(*arguments):
+        made = method.pictures(*arguments)
+        titles.extend(made)  # in the method's order, which jit does not keep
+        return list(made.values())
+
+    rows = [show(images, config) for images in draw(*variables, few, rng)]
+    np.savez(workdir / "samples" / "pictures.npz", **dict(zip(titles, rows, strict=True)))
 
 
 def show(images: Any, config: ConfigDict) -> np.ndarray:

@@ -36,6 +36,7 @@ than the data set, a temperature of 0) it refuses when it is made, with a ValueE
 
 from ssl_jax.methods._common import Run
 from ssl_jax.methods.barlow_twins import BarlowTwins
+from ssl_jax.methods.bigan import BiGAN
 from ssl_jax.methods.byol import BYOL
 from ssl_jax.methods.cmc import CMC
 from ssl_jax.methods.counting import Counting
@@ -49,6 +50,7 @@ from ssl_jax.methods.densecl import DenseCL
 from ssl_jax.methods.dino import DINO
 from ssl_jax.methods.dinov2 import DINOv2
 from ssl_jax.methods.emp_ssl import EMPSSL
+from ssl_jax.methods.exemplar import Exemplar
 from ssl_jax.methods.fastsiam import FastSiam
 from ssl_jax.methods.frossl import FroSSL
 from ssl_jax.methods.hypersphere import Hypersphere
@@ -90,6 +92,7 @@ __all__ = ["METHODS", "Run"]
 
 METHODS = {
     "barlow_twins": BarlowTwins,
+    "bigan": BiGAN,
     "byol": BYOL,
     "cmc": CMC,
     "counting": Counting,
@@ -103,6 +106,7 @@ METHODS = {
     "dino": DINO,
     "dinov2": DINOv2,
     "emp_ssl": EMPSSL,
+    "exemplar": Exemplar,
     "fastsiam": FastSiam,
     "frossl": FroSSL,
     "hypersphere": Hypersphere,

@@ -124,7 +124,7 @@ class BiGAN:
             "discriminator_loss": discriminator_loss,
             "generator_loss": generator_loss,
             "accuracy": (jnp.mean(real > 0) + jnp.mean(fake < 0)) / 2,
-            "embeddings": _common.for_health(encoded["backbone"], axis_name),
+            "embeddings": encoded["backbone"][None],
         }
         return loss, ({"batch_stats": stats}, metrics)
 

@@ -65,7 +65,7 @@ class Exemplar:
         logits = outputs["classifier"]
         loss = losses.classification(logits, batch["index"], axis_name=axis_name)
         accuracy = _common.accuracy(logits, batch["index"], axis_name)
-        metrics = {"loss": loss, "accuracy": accuracy, "embeddings": _common.for_health(outputs["backbone"], axis_name)}
+        metrics = {"loss": loss, "accuracy": accuracy, "embeddings": outputs["backbone"][None]}
         return loss, ({"batch_stats": batch_stats}, metrics)
 
     update = _common.keep_state
