@@ -183,6 +183,9 @@ def table(known, steps):
             ", ".join(sorted({alarm for one in found for alarm in one["alarms"]})),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    missing = [name for name in METHODS if f"{name}-0" not in known or bases[name] not in known]
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
     lines += [
         "",
         f"Made by `python benchmarks/methods.py --steps {steps}` with JAX {jax.__version__}; "
