@@ -18,13 +18,7 @@ def imagenet_r50() -> ConfigDict:
     config = recipes.imagenet("resnet50", batch_size=256, epochs=105)
     config.method = dict(name="counting", width=1000, margin=10.0)
     config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, grayscale=0.67)
-    config.optimizer = dict(
-        name="sgd",
-        lr=recipes.lr_for(config, 0.01),
-        weight_decay=1e-4,
-        warmup_steps=recipes.imagenet_steps(5, 256),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.pretext_sgd(config, 0.01)
     return config
 
 

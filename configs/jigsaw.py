@@ -19,13 +19,7 @@ def imagenet_r50() -> ConfigDict:
     config.method = dict(name="jigsaw", permutations=2000, tile=64, width=1000)
     # Cells of 85 pixels.
     config.augment.view = dict(size=(255, 255), crop_area=(0.08, 1.0), flip=0.5, grayscale=0.66)
-    config.optimizer = dict(
-        name="sgd",
-        lr=recipes.lr_for(config, 0.1),
-        weight_decay=1e-4,
-        warmup_steps=recipes.imagenet_steps(5, 256),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.pretext_sgd(config, 0.1)
     return config
 
 

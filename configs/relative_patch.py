@@ -19,13 +19,7 @@ def imagenet_r50() -> ConfigDict:
     config.method = dict(name="relative_patch", tile=96, gap=48)
     # Cells of 158 pixels: patches are moved by up to 7 to either side.
     config.augment.view = dict(size=(474, 474), crop_area=(0.5, 1.0), flip=0.5)
-    config.optimizer = dict(
-        name="sgd",
-        lr=recipes.lr_for(config, 0.1),
-        weight_decay=1e-4,
-        warmup_steps=recipes.imagenet_steps(5, 256),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.pretext_sgd(config, 0.1)
     return config
 
 

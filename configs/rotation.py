@@ -29,13 +29,7 @@ def imagenet_r50() -> ConfigDict:
     config = recipes.imagenet("resnet50", batch_size=256, epochs=105)
     config.method = dict(name="rotation")
     config.augment.view = dict(size=(224, 224), crop_area=(0.08, 1.0), flip=0.5)
-    config.optimizer = dict(
-        name="sgd",
-        lr=recipes.lr_for(config, 0.1),
-        weight_decay=1e-4,
-        warmup_steps=recipes.imagenet_steps(5, 256),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.pretext_sgd(config, 0.1)
     return config
 
 

@@ -65,7 +65,7 @@ def augmentations(config: ConfigDict, views: Sequence[str]) -> list[Augmentation
     if unused:
         logging.warning("config.augment's %s: not used by method %s, which takes %s", unused, config.method.name, views)
     made = {}
-    for name in set(views):
+    for name in dict.fromkeys(views):
         made[name] = configs.call(Augmentation, configs.plain(config.augment[name]), f"config.augment.{name}")
         configs.call(made[name].check, {}, f"config.augment.{name}", config.data.channels)
     return [made[name] for name in views]

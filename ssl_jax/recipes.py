@@ -125,6 +125,17 @@ def lr_for(config: ConfigDict, lr_of_256: float) -> Any:
     return lr_of_256 * config.get_ref("batch_size").to_float() / 256
 
 
+def pretext_sgd(config: ConfigDict, lr_of_256: float) -> dict[str, Any]:
+    """VISSL's SGD for pretext tasks on ImageNet in batches of 256, with 5 epochs of warm-up."""
+    return dict(
+        name="sgd",
+        lr=lr_for(config, lr_of_256),
+        weight_decay=1e-4,
+        warmup_steps=imagenet_steps(5, 256),
+        final_lr=0.0,
+    )
+
+
 def larc(config: ConfigDict, lr_of_256: float, *, warmup_steps: int) -> dict[str, Any]:
     """The optimizer of SwAV's authors' code: LARS on all parameters, biases and BatchNorm included, down to lr / 1000.
 

@@ -36,19 +36,20 @@ def load(files: dict[str, Path], split: str) -> tuple[UInt8[np.ndarray, "images 
     """
     import tensorflow_datasets as tfds
 
-    whole = {
-        name: [read_idx(files[f"{prefix}-{kind}-ubyte.gz"]) for kind in ("images-idx3", "labels-idx1")]
-        for name, prefix in PREFIXES.items()
-    }
+    def read(name, kind):
+        return read_idx(files[f"{PREFIXES[name]}-{kind}-ubyte.gz"])
+
+    labels = {name: read(name, "labels-idx1") for name in PREFIXES}
     facts = {
-        name: tfds.core.SplitInfo(name=name, shard_lengths=[len(arrays[1])], num_bytes=0)
-        for name, arrays in whole.items()
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[len(of_split)], num_bytes=0)
+        for name, of_split in labels.items()
     }
     parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(facts)
-    images, labels = (
-        np.concatenate([whole[part.splitname][kind][part.from_ : part.to] for part in parts]) for kind in (0, 1)
-    )
-    return images, labels
+    images = {name: read(name, "images-idx3") for name in {part.splitname for part in parts}}
+    chosen = [
+        np.concatenate([whole[part.splitname][part.from_ : part.to] for part in parts]) for whole in (images, labels)
+    ]
+    return chosen[0], chosen[1]
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:

@@ -128,6 +128,13 @@ def uniform(rng: Key[Array, ""], index: Int[Array, "batch"], shape: tuple[int, .
     return jax.vmap(lambda key: jax.random.uniform(key, shape))(image_keys(rng, index))
 
 
+def rotations(images: Images) -> Float[Array, "batch 4 height width channels"]:
+    """Each image turned by 0 to 3 quarters, counterclockwise. Raises: ValueError for images that are no squares."""
+    if images.shape[1] != images.shape[2]:
+        raise ValueError(f"rotation needs square views, got {images.shape[1]}x{images.shape[2]} pixels")
+    return jnp.stack([jnp.rot90(images, turns, axes=(1, 2)) for turns in range(4)], axis=1)
+
+
 def image_keys(rng: Key[Array, ""], index: Int[Array, "batch"]) -> Key[Array, "batch"]:
     return jax.vmap(functools.partial(jax.random.fold_in, rng))(index)
 

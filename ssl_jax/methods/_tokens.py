@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ssl_jax.methods import _common
+from ssl_jax.models.patches import patchify, unpatchify
 from ssl_jax.models.vit import ViT
 
 
@@ -36,6 +38,44 @@ def unmasked(mask: Bool[Array, "batch patches"], ratio: float) -> Int[Array, "ba
     patches = mask.shape[1]
     masked = int(np.round(np.float32(patches) * np.float32(ratio)))  # as data/masks.py counts
     return jnp.argsort(mask, axis=1, stable=True)[:, : patches - masked]
+
+
+def draw_mask_token(rng: Key[Array, ""], backbone: nn.Module) -> Float[Array, " dim"]:
+    """BEiT's: normal of deviation 0.02, cut off at two of them."""
+    return 0.02 * jax.random.truncated_normal(rng, -2, 2, (backbone.dim,))
+
+
+def encode_masked(
+    backbone: nn.Module,
+    params: Any,
+    images: Float[Array, "batch _ _ channels"],
+    mask: Bool[Array, "batch patches"],
+    *,
+    axis_name: str | None,
+    rng: Key[Array, ""] | None,
+) -> Float[Array, "batch patches dim"]:
+    """One view's patches, some hidden behind params["mask_token"], through params["backbone"], in training mode."""
+    token = params["mask_token"]
+    _, (patches,) = encode(
+        backbone, params["backbone"], [images], masks=[mask], mask_token=token, axis_name=axis_name, rng=rng
+    )
+    return patches
+
+
+def pictures(
+    images: Float[Array, "batch height width channels"],
+    mask: Bool[Array, "batch patches"],
+    patch_size: int,
+    prediction: Float[Array, "batch patches pixels"] | None = None,
+) -> dict[str, Float[Array, "batch height width channels"]]:
+    """For the report: the images, what was seen of them, and with the predicted pixels in place of what was not."""
+    patches = patchify(images, patch_size)
+
+    def fill(hidden):
+        return unpatchify(jnp.where(mask[..., None], hidden, patches), images.shape[1:3], patch_size)
+
+    made = {"image": images, "seen": fill(0.0)}
+    return made if prediction is None else {**made, "reconstruction": fill(prediction)}
 
 
 def encode(

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ssl_jax import losses
-from ssl_jax.methods import _common, _tiles
+from ssl_jax.methods import _common, _gan
 from ssl_jax.models.dcgan import LEAK, Discriminator, Generator, weight_init
 from ssl_jax.models.heads import MLP
 
@@ -95,7 +95,7 @@ class BiGAN:
         stats = dict(state["batch_stats"])
         generator, discriminator = self.players(images)
         encoded, stats = _common.forward(self.encoder, params, stats, images, axis_name=axis_name, rng=rng_dropout)
-        codes = self.codes(rng_codes, batch["index"])
+        codes = _gan.codes(rng_codes, batch["index"], self.latent)
         made, stats["generator"] = _common.train_apply(
             generator, params["generator"], stats["generator"], codes, axis_name=axis_name
         )
@@ -113,8 +113,7 @@ class BiGAN:
         pairs = (images, encoded["code"]), (made, codes)
         real, stats["discriminator"] = judge(params, *lax.stop_gradient(pairs[0]))
         fake, _ = judge(params, *lax.stop_gradient(pairs[1]))
-        discriminator_loss = losses.adversarial(real, True, axis_name=axis_name)
-        discriminator_loss += losses.adversarial(fake, False, axis_name=axis_name)
+        discriminator_loss, accuracy = _gan.discriminator_loss(real, fake, axis_name)
         frozen = lax.stop_gradient(params)
         generator_loss = losses.adversarial(judge(frozen, *pairs[0])[0], False, axis_name=axis_name)
         generator_loss += losses.adversarial(judge(frozen, *pairs[1])[0], True, axis_name=axis_name)
@@ -123,14 +122,10 @@ class BiGAN:
             "loss": loss,
             "discriminator_loss": discriminator_loss,
             "generator_loss": generator_loss,
-            "accuracy": (jnp.mean(real > 0) + jnp.mean(fake < 0)) / 2,
+            "accuracy": accuracy,
             "embeddings": encoded["backbone"][None],
         }
         return loss, ({"batch_stats": stats}, metrics)
-
-    def codes(self, rng: Any, index: Any) -> Any:
-        """[batch, latent], uniform in -1..1, by the images' indices."""
-        return 2.0 * _tiles.uniform(rng, index, (self.latent,)) - 1.0
 
     def pictures(self, params, state, batch, rng):
         (images,) = batch["views"]
@@ -142,7 +137,7 @@ class BiGAN:
         return {
             "image": images,
             "reconstruction": generator.apply(variables, encoded),
-            "made": generator.apply(variables, self.codes(rng, batch["index"])),
+            "made": generator.apply(variables, _gan.codes(rng, batch["index"], self.latent)),
         }
 
     update = _common.keep_state

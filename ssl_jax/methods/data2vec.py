@@ -52,21 +52,13 @@ class Data2Vec:
         keys = jax.random.split(rng, 3)
         params, batch_stats = _common.init({"backbone": self.backbone}, keys[0], images)
         teacher = _common.make_teacher({"backbone": self.backbone}, params, batch_stats)
-        params["mask_token"] = 0.02 * jax.random.truncated_normal(keys[1], -2, 2, (self.backbone.dim,))
+        params["mask_token"] = _tokens.draw_mask_token(keys[1], self.backbone)
         params["head"] = self.head.init(keys[2], jnp.zeros((1, self.backbone.dim)))["params"]
         return params, {"batch_stats": batch_stats, "teacher": teacher}
 
     def loss(self, params, state, batch, rng, *, axis_name=None):
         (images,), (mask,) = batch["views"], batch["masks"]
-        _, (patches,) = _tokens.encode(
-            self.backbone,
-            params["backbone"],
-            [images],
-            masks=[mask],
-            mask_token=params["mask_token"],
-            axis_name=axis_name,
-            rng=rng,
-        )
+        patches = _tokens.encode_masked(self.backbone, params, images, mask, axis_name=axis_name, rng=rng)
         prediction = self.head.apply({"params": params["head"]}, patches)
         target = self.targets(state["teacher"], images)
         loss = losses.masked_smooth_l1(prediction, target, mask, beta=self.beta, axis_name=axis_name)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ssl_jax import losses
-from ssl_jax.methods import _common, _tiles
+from ssl_jax.methods import _common, _gan
 from ssl_jax.models.dcgan import Discriminator, Generator
 from ssl_jax.models.heads import MLP
 
@@ -67,7 +67,7 @@ class DCGAN:
     def loss(self, params, state, batch, rng, *, axis_name=None):
         (images,) = batch["views"]
         stats = state["batch_stats"]
-        z = self.codes(rng, batch["index"])
+        z = _gan.codes(rng, batch["index"], self.latent)
         generator = self.generator(images)
         made, made_stats = _common.train_apply(
             generator, params["generator"], stats["generator"], z, axis_name=axis_name
@@ -83,27 +83,22 @@ class DCGAN:
         real, features, real_stats = judge(params, images)
         fake, *_ = judge(params, lax.stop_gradient(made))
         fooled, *_ = judge(lax.stop_gradient(params), made)
-        discriminator_loss = losses.adversarial(real, True, axis_name=axis_name)
-        discriminator_loss += losses.adversarial(fake, False, axis_name=axis_name)
+        discriminator_loss, accuracy = _gan.discriminator_loss(real, fake, axis_name)
         generator_loss = losses.adversarial(fooled, True, axis_name=axis_name)
         loss = discriminator_loss + generator_loss
         metrics = {
             "loss": loss,
             "discriminator_loss": discriminator_loss,
             "generator_loss": generator_loss,
-            "accuracy": (jnp.mean(real > 0) + jnp.mean(fake < 0)) / 2,
+            "accuracy": accuracy,
             "embeddings": jnp.mean(features, axis=(1, 2))[None],
         }
         return loss, ({"batch_stats": {"backbone": real_stats, "generator": made_stats}}, metrics)
 
-    def codes(self, rng: Any, index: Any) -> Any:
-        """[batch, latent], uniform in -1..1, by the images' indices."""
-        return 2.0 * _tiles.uniform(rng, index, (self.latent,)) - 1.0
-
     def pictures(self, params, state, batch, rng):
         (images,) = batch["views"]
         variables = {"params": params["generator"], "batch_stats": state["batch_stats"]["generator"]}
-        made = self.generator(images).apply(variables, self.codes(rng, batch["index"]))
+        made = self.generator(images).apply(variables, _gan.codes(rng, batch["index"], self.latent))
         return {"image": images, "made": made}
 
     update = _common.keep_state

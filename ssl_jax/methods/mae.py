@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _tokens, _vit
-from ssl_jax.models.patches import patchify, unpatchify
+from ssl_jax.models.patches import patchify
 from ssl_jax.models.vit import Block, layer_norm, patch_grid, sincos_positions
 
 
@@ -132,17 +132,12 @@ class MAE:
 
     def pictures(self, params, state, batch, rng):
         (images,), (mask,) = batch["views"], batch["masks"]
-        patch, size = self.backbone.patch_size, images.shape[1:3]
         prediction, _ = self.predict(params, images, mask, rng, None)
-        target = patchify(images, patch)
         if self.normalize:
+            target = patchify(images, self.backbone.patch_size)
             mean = jnp.mean(target, axis=-1, keepdims=True)
             prediction = prediction * jnp.sqrt(jnp.var(target, axis=-1, keepdims=True, ddof=1) + 1e-6) + mean
-        return {
-            "image": images,
-            "seen": unpatchify(jnp.where(mask[..., None], 0.0, target), size, patch),
-            "reconstruction": unpatchify(jnp.where(mask[..., None], prediction, target), size, patch),
-        }
+        return _tokens.pictures(images, mask, self.backbone.patch_size, prediction)
 
     update = _common.keep_state
     backbone_variables = _common.online_backbone

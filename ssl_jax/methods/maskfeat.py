@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _tokens
-from ssl_jax.models.patches import patchify, unpatchify
+from ssl_jax.models.patches import patchify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,22 +48,14 @@ class MaskFeat:
     def init(self, rng, images):
         keys = jax.random.split(rng, 3)
         params, batch_stats = _common.init({"backbone": self.backbone}, keys[0], images)
-        params["mask_token"] = 0.02 * jax.random.truncated_normal(keys[1], -2, 2, (self.backbone.dim,))
+        params["mask_token"] = _tokens.draw_mask_token(keys[1], self.backbone)
         head = self.head(images.shape[-1])
         params["head"] = head.init(keys[2], jnp.zeros((1, self.backbone.dim)))["params"]
         return params, {"batch_stats": batch_stats}
 
     def loss(self, params, state, batch, rng, *, axis_name=None):
         (images,), (mask,) = batch["views"], batch["masks"]
-        _, (patches,) = _tokens.encode(
-            self.backbone,
-            params["backbone"],
-            [images],
-            masks=[mask],
-            mask_token=params["mask_token"],
-            axis_name=axis_name,
-            rng=rng,
-        )
+        patches = _tokens.encode_masked(self.backbone, params, images, mask, axis_name=axis_name, rng=rng)
         prediction = self.head(images.shape[-1]).apply({"params": params["head"]}, patches)
         target = patchify(hog(images, cell=self.cell, bins=self.bins), self.cells)
         loss = losses.masked_pixels(prediction, target, mask, normalize=False, axis_name=axis_name)
@@ -77,9 +69,7 @@ class MaskFeat:
     def pictures(self, params, state, batch, rng):
         """What it saw: histograms of directions are no picture."""
         (images,), (mask,) = batch["views"], batch["masks"]
-        patch = self.backbone.patch_size
-        seen = jnp.where(mask[..., None], 0.0, patchify(images, patch))
-        return {"image": images, "seen": unpatchify(seen, images.shape[1:3], patch)}
+        return _tokens.pictures(images, mask, self.backbone.patch_size)
 
     update = _common.keep_state
     backbone_variables = _common.online_backbone

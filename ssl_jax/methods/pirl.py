@@ -142,11 +142,8 @@ class PIRL:
             rng_cut, rng_shuffle = jax.random.split(rng)
             tiles = _tiles.cut(rng_cut, index, images, grid=self.grid, side=self.tile)
             return _tiles.as_images(_tiles.shuffle(rng_shuffle, index, tiles))
-        if images.shape[1] != images.shape[2]:
-            raise ValueError(f"rotation needs square views, got {images.shape[1]}x{images.shape[2]} pixels")
-        quarters = _tiles.offsets(rng, index, (), 4)[:, None, None, None]
-        turned = [jnp.rot90(images, turns, axes=(1, 2)) for turns in range(4)]
-        return jnp.select([quarters == turns for turns in range(4)], turned)
+        quarters = _tiles.offsets(rng, index, (1, 1, 1, 1), 4)
+        return jnp.take_along_axis(_tiles.rotations(images), quarters, axis=1)[:, 0]
 
     update = _common.keep_state
     backbone_variables = _common.online_backbone

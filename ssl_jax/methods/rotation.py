@@ -6,10 +6,9 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from ssl_jax import losses
-from ssl_jax.methods import _common
+from ssl_jax.methods import _common, _tiles
 from ssl_jax.models.heads import MLP
 
 ANGLES = 4  # quarter turns
@@ -40,10 +39,9 @@ class Rotation:
         return params, {"batch_stats": batch_stats}
 
     def loss(self, params, state, batch, rng, *, axis_name=None):
-        turned = rotations(batch["views"][0])
-        rows = turned.reshape(-1, *turned.shape[2:])
+        turned = _tiles.rotations(batch["views"][0])
         outputs, batch_stats = _common.forward(
-            self.networks, params, state["batch_stats"], rows, axis_name=axis_name, rng=rng
+            self.networks, params, state["batch_stats"], _tiles.as_images(turned), axis_name=axis_name, rng=rng
         )
         labels = jnp.tile(jnp.arange(ANGLES), len(turned))
         loss = losses.classification(outputs["classifier"], labels, axis_name=axis_name)
@@ -57,10 +55,3 @@ class Rotation:
     update = _common.keep_state
     backbone_variables = _common.online_backbone
     features = _common.features
-
-
-def rotations(images: Float[Array, "batch side side channels"]) -> Float[Array, "batch 4 side side channels"]:
-    """Each image turned by 0 to 3 quarters, counterclockwise. Raises: ValueError for images that are no squares."""
-    if images.shape[1] != images.shape[2]:
-        raise ValueError(f"rotation takes square views, got {images.shape[1]}x{images.shape[2]} pixels")
-    return jnp.stack([jnp.rot90(images, turns, axes=(1, 2)) for turns in range(ANGLES)], axis=1)

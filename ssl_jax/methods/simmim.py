@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _tokens
-from ssl_jax.models.patches import patchify, unpatchify
+from ssl_jax.models.patches import patchify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SimMIM:
     def init(self, rng, images):
         keys = jax.random.split(rng, 3)
         params, batch_stats = _common.init({"backbone": self.backbone}, keys[0], images)
-        params["mask_token"] = 0.02 * jax.random.truncated_normal(keys[1], -2, 2, (self.backbone.dim,))
+        params["mask_token"] = _tokens.draw_mask_token(keys[1], self.backbone)
         params["head"] = self.head(images).init(keys[2], jnp.zeros((1, self.backbone.dim)))["params"]
         return params, {"batch_stats": batch_stats}
 
@@ -52,27 +52,13 @@ class SimMIM:
 
     def predict(self, params: Any, images: Any, mask: Any, rng: Any, axis_name: str | None) -> tuple[Any, Any]:
         """(pixels of all patches, the mean token)"""
-        _, (patches,) = _tokens.encode(
-            self.backbone,
-            params["backbone"],
-            [images],
-            masks=[mask],
-            mask_token=params["mask_token"],
-            axis_name=axis_name,
-            rng=rng,
-        )
+        patches = _tokens.encode_masked(self.backbone, params, images, mask, axis_name=axis_name, rng=rng)
         return self.head(images).apply({"params": params["head"]}, patches), jnp.mean(patches, axis=1)
 
     def pictures(self, params, state, batch, rng):
         (images,), (mask,) = batch["views"], batch["masks"]
-        patch, size = self.backbone.patch_size, images.shape[1:3]
         prediction, _ = self.predict(params, images, mask, rng, None)
-        target = patchify(images, patch)
-        return {
-            "image": images,
-            "seen": unpatchify(jnp.where(mask[..., None], 0.0, target), size, patch),
-            "reconstruction": unpatchify(jnp.where(mask[..., None], prediction, target), size, patch),
-        }
+        return _tokens.pictures(images, mask, self.backbone.patch_size, prediction)
 
     update = _common.keep_state
     backbone_variables = _common.online_backbone

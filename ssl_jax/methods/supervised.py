@@ -60,19 +60,17 @@ class Supervised:
 
     def loss(self, params, state, batch, rng, *, axis_name=None):
         rng_mix, rng_dropout = jax.random.split(rng)
-        images, labels = batch["views"][0], batch["label"]
-        targets = jax.nn.one_hot(labels, self.run.num_classes)
+        images = batch["views"][0]
+        labels = targets = batch["label"]
         if self.mixup or self.cutmix:
             images, share = self.mix(rng_mix, batch["index"], images)
-            targets = share[:, None] * targets + (1.0 - share[:, None]) * _common.neighbors(targets)
+            own = jax.nn.one_hot(labels, self.run.num_classes)
+            targets = share[:, None] * own + (1.0 - share[:, None]) * _common.neighbors(own)
         outputs, batch_stats = _common.forward(
             self.networks, params, state["batch_stats"], images, axis_name=axis_name, rng=rng_dropout
         )
         logits = outputs["classifier"]
-        if self.mixup or self.cutmix:
-            loss = losses.classification(logits, targets, label_smoothing=self.label_smoothing, axis_name=axis_name)
-        else:
-            loss = losses.classification(logits, labels, label_smoothing=self.label_smoothing, axis_name=axis_name)
+        loss = losses.classification(logits, targets, label_smoothing=self.label_smoothing, axis_name=axis_name)
         accuracy = _common.accuracy(logits, labels, axis_name)
         return loss, (
             {"batch_stats": batch_stats},

@@ -39,16 +39,18 @@ class VAE:
     def __post_init__(self):
         _common.check_positive(self, "latent", "variance", "beta", "decoder_width")
 
-    def networks(self, images: Any) -> dict[str, nn.Module]:
-        """Encoder: images -> [batch, 2 * latent]; decoder: [batch, latent] -> images of this size."""
+    @property
+    def encoder(self) -> dict[str, nn.Module]:
+        """images -> [batch, 2 * latent]"""
         return {"backbone": self.backbone, "code": MLP((2 * self.latent,), output_bias=True)}
 
     def decoder(self, images: Any) -> nn.Module:
+        """[batch, latent] -> images of this size"""
         return ConvDecoder(images.shape[1:3], images.shape[-1], width=self.decoder_width)
 
     def init(self, rng, images):
         rng_encoder, rng_decoder = jax.random.split(rng)
-        params, batch_stats = _common.init(self.networks(images), rng_encoder, images)
+        params, batch_stats = _common.init(self.encoder, rng_encoder, images)
         drawn = _common.init({"decoder": self.decoder(images)}, rng_decoder, jnp.zeros((1, self.latent)))
         return params | drawn[0], {"batch_stats": batch_stats | drawn[1], "step": jnp.zeros((), jnp.int32)}
 
@@ -73,7 +75,7 @@ class VAE:
         (images,) = batch["views"]
         rng_code, rng_dropout = jax.random.split(rng)
         outputs, batch_stats = _common.forward(
-            self.networks(images), params, state["batch_stats"], images, axis_name=axis_name, rng=rng_dropout
+            self.encoder, params, state["batch_stats"], images, axis_name=axis_name, rng=rng_dropout
         )
         mean, log_variance = jnp.split(outputs["code"], 2, axis=-1)
         keys = _tiles.image_keys(rng_code, batch["index"])

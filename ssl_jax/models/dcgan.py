@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from ssl_jax.models._options import DTYPES, check_choice
 from ssl_jax.models.conv import Conv
+from ssl_jax.models.decoder import doublings
 from ssl_jax.models.norm import BatchNorm
 
 weight_init = nn.initializers.normal(0.02)
@@ -99,11 +100,6 @@ class Generator(nn.Module):
             if not last:
                 x = nn.relu(BatchNorm(name=f"bn{i}")(x, train, axis_name))
         return jnp.tanh(x[:, : self.image_size, : self.image_size])
-
-
-def doublings(side: int) -> int:
-    """How often a side of 4 to 7 pixels is doubled to reach this one, at least."""
-    return math.floor(math.log2(side / POOLED))
 
 
 def max_pool_to(x: Float[Array, "batch height width channels"], side: int) -> Float[Array, "batch side side channels"]:

@@ -32,12 +32,12 @@ class ConvDecoder(nn.Module):
         self, h: Float[Array, "batch *map features"], train: bool = False, axis_name: str | None = None
     ) -> Float[Array, "batch height width channels"]:
         if h.ndim == 2:
-            doublings = max(math.floor(math.log2(min(self.size) / 4)), 0)
-            grid = tuple(math.ceil(side / 2**doublings) for side in self.size)
+            count = doublings(min(self.size))
+            grid = tuple(math.ceil(side / 2**count) for side in self.size)
         else:
             grid = h.shape[1:3]
-            doublings = max(math.ceil(math.log2(side / cells)) for side, cells in zip(self.size, grid, strict=True))
-        widths = [min(self.width * 2**i, self.most_width) for i in range(doublings, -1, -1)]
+            count = max(math.ceil(math.log2(side / cells)) for side, cells in zip(self.size, grid, strict=True))
+        widths = [min(self.width * 2**i, self.most_width) for i in range(count, -1, -1)]
         cells = widths[0] * (math.prod(grid) if h.ndim == 2 else 1)
         x = nn.Dense(cells, name="grid")(h.astype(jnp.float32)).reshape(len(h), *grid, widths[0])
         x = nn.relu(BatchNorm(kind=self.batch_norm, name="bn0")(x, train, axis_name))
@@ -47,3 +47,8 @@ class ConvDecoder(nn.Module):
             x = nn.relu(BatchNorm(kind=self.batch_norm, name=f"bn{i}")(x, train, axis_name))
         x = Conv(self.channels, (3, 3), padding=1, name="image")(x)
         return x[:, : self.size[0], : self.size[1]].astype(jnp.float32)
+
+
+def doublings(side: int) -> int:
+    """How often 4 to 7 pixels are doubled to reach this side; 0 for a smaller one."""
+    return max(math.floor(math.log2(side / 4)), 0)

@@ -5,7 +5,7 @@ import pytest
 
 from ssl_jax import losses, models
 from ssl_jax.methods import METHODS, Run
-from ssl_jax.methods.rotation import rotations
+from ssl_jax.methods._tiles import rotations
 
 RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
 
