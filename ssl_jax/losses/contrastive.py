@@ -418,7 +418,7 @@ def _streamed_forward(anchors, keys, excluded, chunk_size):
         largest, total = carry
         logits = _logits(anchors, chunk[0], excluded, chunk[1], len(keys))
         new_largest = jnp.maximum(largest, jnp.max(logits, axis=-1))
-        total = total * jnp.exp(largest - new_largest) + jnp.sum(jnp.exp(logits - new_largest[:, None]), axis=-1)
+        total = total * jnp.exp(largest - new_largest) + jnp.sum(_exp_below(logits, new_largest), axis=-1)
         return (new_largest, total), None
 
     zero = 0.0 * anchors[:, 0]  # varies over the devices as the anchors do, which the scan's carry must
@@ -432,11 +432,17 @@ def _streamed_backward(chunk_size, residuals, cotangent):
 
     def step(anchor_gradient, chunk):
         logits = _logits(anchors, chunk[0], excluded, chunk[1], len(keys))
-        weights = jnp.exp(logits - result[:, None]) * cotangent[:, None]
+        weights = _exp_below(logits, result) * cotangent[:, None]
         return anchor_gradient + _matmul(weights, chunk[0]), _matmul(weights.T, anchors)
 
     anchor_gradient, key_gradients = lax.scan(step, 0.0 * anchors, _chunks(keys, chunk_size))
     return anchor_gradient, key_gradients.reshape(-1, keys.shape[-1])[: len(keys)], None
+
+
+def _exp_below(logits, bound):
+    """exp(logits - bound), which is at most 1. A compiler may round the logits that the bound was taken from otherwise
+    than these; at a large scale the difference is not small, and its exp would overflow."""
+    return jnp.exp(jnp.minimum(logits - bound[:, None], 0.0))
 
 
 _streamed_logsumexp.defvjp(_streamed_forward, _streamed_backward)

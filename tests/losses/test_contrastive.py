@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from ssl_jax import losses
+from ssl_jax.losses import contrastive
 from tests.losses import checks
 from tests.losses.checks import finite_differences
 
@@ -454,6 +455,14 @@ def test_relational_and_nce_are_finite_at_extreme_scales():
     checks.finite_everywhere(jax.jit(lambda z1, z2: losses.ressl(z1, z2, QUEUE)), *draw(scale=1.0))
     loss = functools.partial(losses.nce, log_z=0.0, num_images=10)
     checks.finite_everywhere(jax.jit(lambda scores: loss(scores[:, 0], scores)), draw(scale=1.0)[0])
+
+
+def test_streamed_is_finite_where_its_logits_are_rounded_otherwise_than_forward():
+    anchors = 1e18 * QUEUE[:3]
+    result, residuals = contrastive._streamed_forward(anchors, anchors, jnp.zeros((3, 0), int), 2)
+    for rounded in (result * (1 - 1e-6), result * (1 + 1e-6)):
+        gradients = contrastive._streamed_backward(2, (*residuals[:3], rounded), jnp.ones(3))[:2]
+        assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
 @pytest.mark.parametrize("name", ["info_nce", "dcl"])
