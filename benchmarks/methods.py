@@ -141,7 +141,7 @@ def untrained(given):
     config = configs.base_config()
     config.update(given)
     batches = images(config.data.name, config.data.channels, tuple(config.data.image_size))[0]
-    found = [scores(features, config) for features in evaluate.random_features(config, batches).values()]
+    found = [scores(backbone.features, config) for backbone in evaluate.random_backbones(config, batches).values()]
     return {protocol: max(one[protocol] for one in found) for protocol in (KNN, LINEAR)}
 
 

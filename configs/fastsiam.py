@@ -11,7 +11,7 @@ def tiny() -> ConfigDict:
     config.method = dict(name="fastsiam", projector=(256, 256), predictor=(64, 256), num_views=4)
     config.augment.view = recipes.tiny_view()
     # SGD, as SimSiam's.
-    config.optimizer = dict(name="sgd", lr=0.05, weight_decay=5e-4, warmup_steps=0, final_lr=0.0)
+    config.optimizer = dict(name="sgd", lr=0.3, weight_decay=5e-4, warmup_steps=30, final_lr=0.0)
     return config
 
 

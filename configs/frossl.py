@@ -7,7 +7,8 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
-    config.method = dict(name="frossl", projector=(256, 256, 64), num_views=2)
+    # More dimensions than images in a batch, as in the paper: invariance weighs dim / batch_size.
+    config.method = dict(name="frossl", projector=(256, 256, 1024), num_views=2)
     config.augment.view = recipes.tiny_view()
     return config
 

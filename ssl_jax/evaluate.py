@@ -1,9 +1,11 @@
-"""Evaluation: python -m ssl_jax.evaluate --workdir DIR [--data NAME_OR_FOLDER] [--protocols knn,linear]
+"""Evaluation: python -m ssl_jax.evaluate --workdir DIR [--data NAME_OR_FOLDER] [--protocols knn,linear,finetune]
 
-Frozen features of the pre-trained backbone beside those of random initialization and the raw pixels, all under the
-same protocols. Writes DIR/evaluation.json and, for the report, DIR/samples/embeddings.npz.
+The pre-trained backbone beside random initialization and the raw pixels, all under the same protocols: its frozen
+features by kNN and linear probes, and, where asked for, the whole of it fine-tuned. Writes DIR/evaluation.json and,
+for the report, DIR/samples/embeddings.npz.
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -21,9 +23,11 @@ from ml_collections import ConfigDict
 from ssl_jax import build, load_backbone, models, run
 from ssl_jax import config as configs
 from ssl_jax.data import pipeline, sources
-from ssl_jax.data.augment import normalize
+from ssl_jax.data.augment import Augmentation
 from ssl_jax.evaluation import knn, linear
 from ssl_jax.evaluation.features import extract
+from ssl_jax.finetune import Recipe, finetune
+from ssl_jax.weights import Backbone
 
 BATCH = 512
 # Enough for running statistics of momentum 0.9 to forget their initial values (0.9^50 = 0.5 %).
@@ -34,6 +38,8 @@ PIXEL_SIDE = 32
 SAMPLES, SAMPLE_SIDE = 2000, 64
 KNN_K, KNN_TEMPERATURE = (20, 200), 0.07
 LABELS_PER_CLASS = (10, 100, None)
+FINETUNE_LABELS_PER_CLASS, FINETUNE_CROP_AREA = (10, 100), (0.5, 1.0)
+PROTOCOLS, BY_DEFAULT = ("knn", "linear", "finetune"), ("knn", "linear")  # fine-tuning takes minutes on a CPU
 
 Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 Features = Callable[[np.ndarray], np.ndarray]  # uint8 [BATCH, height, width, channels] -> [BATCH, dim]
@@ -64,12 +70,14 @@ def evaluate(workdir: Path, data: str, protocols: tuple[str, ...]) -> dict[str, 
         score = functools.partial(
             score_features, batches=batches, num_classes=len(train.class_names), protocols=protocols
         )
-        result["pretrained"] = score("pretrained", backbone.features)
+        tune = functools.partial(score_finetuning, train=train, test=test, config=config, protocols=protocols)
+        result["pretrained"] = score("pretrained", backbone.features) | tune("pretrained", backbone)
         result["pixels"] = score("pixels", pixels)
-        result["random_variants"] = {
-            name: score(f"random, {name}", features)
-            for name, features in random_features(config, batches["train"]).items()
-        }
+        result["random_variants"] = variants = {}
+        for name, untrained in random_backbones(config, batches["train"]).items():
+            variants[name] = score(f"random, {name}", untrained.features)
+            if not name.startswith("calibrated"):  # training forgets the statistics that it began with
+                variants[name] |= tune(f"random, {name}", untrained)
         result["random"] = best_of(result["random_variants"])
         print_table(result)
     run.write(workdir / "evaluation.json", json.dumps(result, indent=2))
@@ -102,7 +110,7 @@ def shrink(images: np.ndarray, side: int) -> np.ndarray:
     return np.stack(small).reshape(len(images), size[1], size[0], channels)
 
 
-def random_features(config: ConfigDict, batches: Batches) -> dict[str, Features]:
+def random_backbones(config: ConfigDict, batches: Batches) -> dict[str, Backbone]:
     """Untrained backbones. How random matters: BatchNorm statistics as initialized or calibrated on training images,
     and the last BatchNorm scale of each residual block 1 or 0, move kNN by ten points and more."""
     options = build.model_options(config)
@@ -110,34 +118,30 @@ def random_features(config: ConfigDict, batches: Batches) -> dict[str, Features]
     variants = {}
     for suffix, zero in zero_residual.items():
         module = models.create(**(options if zero is None else {**options, "zero_init_residual": zero}))
-        prepare = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
         example = jnp.zeros((1, *config.data.image_size, config.data.channels))
         variables = module.init(jax.random.key(config.seed), example)
-        apply = jax.jit(
-            lambda variables, images, module=module, prepare=prepare: module.apply(variables, prepare(images))
-        )
-        variants["initial" + suffix] = functools.partial(apply, variables)
+        initial = Backbone(module, variables, tuple(config.data.mean), tuple(config.data.std))
+        variants["initial" + suffix] = initial
         if "batch_stats" in variables:
-            calibrated = calibrate(module, variables, prepare, batches)
-            variants["calibrated" + suffix] = functools.partial(apply, calibrated)
+            variants["calibrated" + suffix] = calibrate(initial, batches)
     return variants
 
 
-def calibrate(module: Any, variables: Any, prepare: Callable[[Any], Any], batches: Batches) -> Any:
-    """`variables` with BatchNorm statistics of training images."""
+def calibrate(backbone: Backbone, batches: Batches) -> Backbone:
+    """With BatchNorm statistics of training images."""
 
     @jax.jit
     def update(batch_stats, images):
-        given = {"params": variables["params"], "batch_stats": batch_stats}
-        return module.apply(given, prepare(images), train=True, mutable=["batch_stats"])[1]["batch_stats"]
+        given = {"params": backbone.variables["params"], "batch_stats": batch_stats}
+        return backbone.model.apply(given, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
-    batch_stats, seen = variables["batch_stats"], 0
+    batch_stats, seen = backbone.variables["batch_stats"], 0
     while seen < CALIBRATION_BATCHES:  # a small data set is gone through several times
         for batch in batches():
             if seen == CALIBRATION_BATCHES:
                 break
-            batch_stats, seen = update(batch_stats, batch["image"]), seen + 1
-    return {"params": variables["params"], "batch_stats": batch_stats}
+            batch_stats, seen = update(batch_stats, backbone.preprocess(batch["image"])), seen + 1
+    return dataclasses.replace(backbone, variables={"params": backbone.variables["params"], "batch_stats": batch_stats})
 
 
 def score_features(
@@ -174,6 +178,39 @@ def score_features(
     return scores
 
 
+def score_finetuning(
+    name: str,
+    backbone: Backbone,
+    *,
+    train: sources.Source,
+    test: sources.Source,
+    config: ConfigDict,
+    protocols: tuple[str, ...],
+) -> Scores:
+    scores: Scores = {}
+    if "finetune" not in protocols:
+        return scores
+    begun, size = time.perf_counter(), tuple(config.data.image_size)
+    recipe = Recipe(Augmentation(size=size, crop_area=FINETUNE_CROP_AREA))
+    fewest = int(np.bincount(train.labels[train.labels >= 0], minlength=len(train.class_names)).min())
+    for per_class in FINETUNE_LABELS_PER_CLASS:
+        if per_class > fewest:
+            print(f"fine-tuning with {per_class} labels per class left out: a class has only {fewest} images")
+            continue
+        tuned = finetune(backbone, train, test, recipe=recipe, image_size=size, per_class=per_class)
+        accuracies = tuned.accuracies[:, -1]
+        scores[f"finetune/{per_class}_per_class/top1"] = {
+            "mean": float(np.mean(accuracies)),
+            "std": float(np.std(accuracies, ddof=1)),
+            "accuracies": accuracies.tolist(),
+            "learning_rate": tuned.learning_rate,
+            "steps": recipe.steps,
+        }
+    summary = "  ".join(f"{protocol} {score['mean']:.1f}" for protocol, score in scores.items())
+    print(f"{name} fine-tuned ({time.perf_counter() - begun:.0f} s): {summary}", flush=True)
+    return scores
+
+
 def labeled(h: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return h[labels >= 0], labels[labels >= 0]
 
@@ -181,9 +218,10 @@ def labeled(h: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def best_of(variants: Mapping[str, Scores]) -> Scores:
     """For each protocol the best variant's score, with its name."""
     best: Scores = {}
-    for protocol in next(iter(variants.values())):
-        name = max(variants, key=lambda name: variants[name][protocol]["mean"])
-        best[protocol] = {**variants[name][protocol], "variant": name}
+    for name, scores in variants.items():
+        for protocol, score in scores.items():
+            if protocol not in best or score["mean"] > best[protocol]["mean"]:
+                best[protocol] = {**score, "variant": name}
     return best
 
 
@@ -210,7 +248,8 @@ def print_table(result: Mapping[str, Any]) -> None:
     columns = ("pretrained", "random", "pixels")
     print(f"\n{'top-1 in percent':<32}" + "".join(f"{column:>12}" for column in columns))
     for protocol in result["pretrained"]:
-        row = "".join(f"{result[column][protocol]['mean']:>12.1f}" for column in columns)
+        scores = (result[column].get(protocol) for column in columns)
+        row = "".join(f"{score['mean']:>12.1f}" if score else f"{'':>12}" for score in scores)
         print(f"{protocol:<32}{row}")
     print("random: the best of " + ", ".join(result["random_variants"]))
 
@@ -222,15 +261,15 @@ def main(argv: list[str] | None = None) -> None:
             program="ssl_jax.evaluate: what the frozen features of a run are worth",
             workdir="of a finished run (required)",
             data="a TFDS name or a folder of images; the run's own data if not given",
-            protocols="of knn, linear, with commas; all if not given",
+            protocols=f"of {', '.join(PROTOCOLS)}, with commas; {','.join(BY_DEFAULT)} if not given",
         )
         if not flags.workdir:
             raise configs.ConfigError("--workdir is missing; give that of a run of ssl_jax.train")
-        protocols = tuple(flags.protocols.split(",")) if flags.protocols else ("knn", "linear")
-        unknown = set(protocols) - {"knn", "linear"}
+        protocols = tuple(flags.protocols.split(",")) if flags.protocols else BY_DEFAULT
+        unknown = set(protocols) - set(PROTOCOLS)
         if unknown:
             raise configs.ConfigError(
-                f"--protocols={flags.protocols}: no protocol {sorted(unknown)}; it has knn, linear"
+                f"--protocols={flags.protocols}: no protocol {sorted(unknown)}; it has {', '.join(PROTOCOLS)}"
             )
         evaluate(Path(flags.workdir), flags.data, protocols)
 

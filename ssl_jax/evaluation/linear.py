@@ -10,12 +10,11 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from ssl_jax.evaluation import logistic
 from ssl_jax.evaluation._checks import check_labeled, check_same_dim
+from ssl_jax.evaluation.labels import draw_labels
 
 # Penalties to choose from, on the sum of the cross entropies: 1 / C of scikit-learn. On Fashion-MNIST the best lay
 # between 1 and 200, from 10 labels per class to all of them, for pixels and for 64 dimensions.
 STRENGTHS = tuple(10.0 ** (exponent / 3) for exponent in range(-6, 13, 2))
-# Of each class's labels, to choose the strength on.
-HELD_OUT = 0.2
 # Chosen is the strongest penalty whose cross entropy there is within this fraction of the least. With many labels and
 # few dimensions all weak ones do equally well: rounding would choose between them, and the fit take needlessly long.
 FLAT = 1e-3
@@ -86,7 +85,9 @@ def linear_probe(
     check_same_dim(train_features, test_features)
     if not seeds or not strengths or min(strengths) <= 0:
         raise ValueError(f"a probe needs seeds, and strengths above 0; got seeds {seeds}, strengths {strengths}")
-    draws = [_draw(train_labels, num_classes, per_class, seed) for seed in (seeds[:1] if per_class is None else seeds)]
+    draws = [
+        draw_labels(train_labels, num_classes, per_class, seed) for seed in (seeds[:1] if per_class is None else seeds)
+    ]
     standardize = _standardizer(train_features)
     drawn = [standardize(train_features[index]) for index, _ in draws]
     bases = [_Basis.of(features) for features in drawn]
@@ -138,27 +139,6 @@ def _choose_and_fit(
             stacklevel=3,
         )
     return np.asarray(fit.weights)[:, 0], chosen[:, 0]
-
-
-def _draw(
-    labels: Integer[np.ndarray, "train"], num_classes: int, per_class: int | None, seed: int
-) -> tuple[Int[np.ndarray, "images"], Bool[np.ndarray, "images"]]:
-    """Indices of `per_class` random images of each class (None: all), and which of them are held out."""
-    if per_class is not None and per_class < 2:
-        raise ValueError(f"per_class {per_class} leaves no label to choose the strength on; give at least 2")
-    rng = np.random.default_rng(seed)
-    index, held_out = [], []
-    for label in range(num_classes):
-        rows = rng.permutation(np.flatnonzero(labels == label))[:per_class]
-        if per_class is not None and len(rows) < per_class:
-            raise ValueError(f"class {label} has {len(rows)} labels, fewer than per_class {per_class}; lower per_class")
-        # Of two labels one already, of a single one none.
-        held = max(round(HELD_OUT * len(rows)), 1) if len(rows) > 1 else 0
-        index.append(rows)
-        held_out.append(np.arange(len(rows)) < held)
-    if not np.any(np.concatenate(held_out)):
-        raise ValueError("no class has two labels, one to fit and one to choose the strength on; label more images")
-    return np.concatenate(index), np.concatenate(held_out)
 
 
 def _standardizer(features: Float[np.ndarray, "train dim"]) -> Callable[[np.ndarray], np.ndarray]:

@@ -19,7 +19,8 @@ def classification(
 
     Args:
       logits: [batch, classes].
-      labels: [batch] in 0, ..., classes - 1, or -1 for none; or [batch, classes], probabilities of mixed images.
+      labels: [batch] in 0, ..., classes - 1, or -1 for none; or [batch, classes], probabilities of mixed images, a row
+        of zeros for none.
       label_smoothing: in [0, 1): this share of each target is spread over all classes alike (arXiv:1512.00567).
       axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
 
@@ -34,8 +35,8 @@ def classification(
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     classes = logits.shape[1]
-    labeled = jnp.full(len(logits), True) if labels.ndim == 2 else labels >= 0
-    targets = labels if labels.ndim == 2 else nn.one_hot(labels, classes)
+    targets = labels if labels.ndim == 2 else nn.one_hot(labels, classes)  # of -1 a row of zeros
+    labeled = jnp.any(targets > 0.0, axis=1)
     targets = (1.0 - label_smoothing) * targets + label_smoothing / classes
     return _common.mean_where(_common.cross_entropy(targets, logits), labeled, axis_name)
 

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Num
 
 from ssl_jax import optim
 from ssl_jax.losses._common import mean_where, num_rows
@@ -157,7 +157,7 @@ def move_teacher(teacher: Variables, params: Variables, decay: Any) -> Variables
     return {**teacher, "params": optim.ema(teacher["params"], select(params, teacher["params"]), decay)}
 
 
-def neighbors(rows: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+def neighbors(rows: Num[Array, "batch ..."]) -> Num[Array, "batch ..."]:
     """Rows 1, 0, 3, 2, ...: of each another image, on the same device, the same one on any number of devices.
 
     Raises: ValueError for an odd number of rows.

@@ -19,7 +19,8 @@ class Supervised:
     """Classifies images by their labels: the baseline that pre-training without labels is measured against.
 
     Images without a label (-1) are left out of the loss. With `mixup` or `cutmix` an image is mixed with the neighbor
-    in its batch, which is a random other one, and its target with that one's; with both, each image has either.
+    in its batch, which is a random other one, and its target with that one's; with both, each image has either. What is
+    mixed with an image without a label is left out, too.
     Its features are the backbone's, before the classifier, as those of all other methods.
 
     Source: label smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7; mixup: Zhang et al. 2017,
@@ -66,6 +67,8 @@ class Supervised:
             images, share = self.mix(rng_mix, batch["index"], images)
             own = jax.nn.one_hot(labels, self.run.num_classes)
             targets = share[:, None] * own + (1.0 - share[:, None]) * _common.neighbors(own)
+            both = (labels >= 0) & (_common.neighbors(labels) >= 0)
+            targets = jnp.where(both[:, None], targets, 0.0)
         outputs, batch_stats = _common.forward(
             self.networks, params, state["batch_stats"], images, axis_name=axis_name, rng=rng_dropout
         )

@@ -6,6 +6,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from ssl_jax.evaluation import linear, logistic
+from ssl_jax.evaluation.labels import draw_labels
 from ssl_jax.evaluation.linear import linear_probe
 
 
@@ -76,7 +77,7 @@ def test_test_labels_change_no_prediction_and_no_strength(per_class):
 
 def test_sees_the_drawn_images_only():
     """All that the others give is mean and deviation, which a permutation of their features does not change."""
-    drawn = np.concatenate([linear._draw(TRAIN[1], 4, 20, seed)[0] for seed in (0, 1, 2)])
+    drawn = np.concatenate([draw_labels(TRAIN[1], 4, 20, seed)[0] for seed in (0, 1, 2)])
     others = np.setdiff1d(np.arange(len(TRAIN[1])), drawn)
     assert len(others) > 700
     features = TRAIN[0].copy()
@@ -86,21 +87,7 @@ def test_sees_the_drawn_images_only():
     assert np.mean(probe.predictions == other.predictions) > 0.998  # rounding of the mean
 
 
-@pytest.mark.parametrize("per_class, held", [(2, 1), (3, 1), (10, 2), (100, 20)])
-def test_a_draw_is_stratified_and_holds_out_a_fifth(per_class, held):
-    index, held_out = linear._draw(TRAIN[1], 4, per_class, seed=5)
-    assert len(np.unique(index)) == 4 * per_class
-    np.testing.assert_array_equal(np.bincount(TRAIN[1][index]), [per_class] * 4)
-    np.testing.assert_array_equal(np.bincount(TRAIN[1][index[held_out]]), [held] * 4)
-    again, other = (linear._draw(TRAIN[1], 4, per_class, seed)[0] for seed in (5, 6))
-    np.testing.assert_array_equal(index, again)
-    assert set(index) != set(other)
-
-
 def test_all_labels_are_one_draw():
-    index, held_out = linear._draw(np.array([0, 1, 1, 0, 1, 1, 2, 1], np.int32), 3, None, seed=0)
-    np.testing.assert_array_equal(np.sort(index), np.arange(8))
-    assert held_out.sum() == 2  # one of the class with two, one of that with five; the single one is fitted
     probe = linear_probe(*TRAIN, *TEST, num_classes=4, per_class=None)
     assert (len(probe.accuracies), len(probe.strengths), probe.predictions.shape) == (1, 1, (1, 800))
     assert probe.std == 0

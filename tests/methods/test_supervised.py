@@ -54,6 +54,16 @@ def test_an_image_is_mixed_with_its_neighbor_by_its_share(options):
         assert 0.2 < np.mean(pure) < 0.8  # each is drawn for about half
 
 
+def test_what_is_mixed_with_an_unlabeled_image_has_no_part_in_the_loss():
+    x = jax.random.normal(jax.random.key(0), (6, 12, 12, 1))
+    method = make(mixup=0.8)
+    params, state = method.init(jax.random.key(1), x[:1])
+    params["classifier"] = jax.tree.map(jnp.zeros_like, params["classifier"])  # log 3 for each image that counts
+    batch = {"views": (x,), "label": jnp.array([0, 1, 2, -1, -1, -1]), "index": jnp.arange(6)}
+    loss = method.loss(params, state, batch, jax.random.key(2))[0]
+    np.testing.assert_allclose(loss, np.log(3), rtol=1e-5)
+
+
 def test_what_an_image_becomes_depends_on_its_index_alone():
     x = jax.random.normal(jax.random.key(0), (8, 16, 16, 1))
     method = make(mixup=0.8, cutmix=1.0)

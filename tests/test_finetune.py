@@ -1,0 +1,106 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssl_jax import models, optim
+from ssl_jax.data.augment import Augmentation
+from ssl_jax.data.sources import ArraySource
+from ssl_jax.finetune import Recipe, _Trainer, finetune
+from ssl_jax.weights import Backbone
+
+SIZE = (12, 12)
+RECIPE = Recipe(Augmentation(size=SIZE, crop_area=(0.9, 1.0)), steps=30, batch_size=32, learning_rates=(1e-6, 1e-2))
+
+
+def stripes(images, seed):
+    """Noisy images of horizontal and of vertical stripes; some of the first are without a label."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, images)
+    wave = 60 * np.sign(np.sin(np.arange(12) * np.pi / 2 + 0.5))
+    pattern = np.where(labels[:, None, None] == 1, wave[None, None, :], wave[None, :, None])
+    x = np.clip(128 + pattern + rng.normal(0, 40, (images, *SIZE)), 0, 255).astype(np.uint8)
+    labels[: images // 10] = -1
+    return ArraySource(x, labels.astype(np.int32), class_names=("down", "across"))
+
+
+def backbone(name="resnet8", **options):
+    model = models.create(name, **options)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, *SIZE, 1)))
+    return Backbone(model, variables, (0.5,), (0.25,))
+
+
+@pytest.fixture(scope="module")
+def small():
+    return backbone(width=0.25)
+
+
+def test_learns_with_the_rate_that_suits_the_held_out_labels(small):
+    before = jax.tree.map(np.array, small.variables)
+    tuned = finetune(
+        small, stripes(300, 0), stripes(200, 1), recipe=RECIPE, image_size=SIZE, per_class=40, measured=(0, 30)
+    )
+    assert tuned.learning_rate == 1e-2
+    assert tuned.accuracies.shape == (3, 2)
+    assert np.all(np.abs(tuned.accuracies[:, 0] - 50) < 30) and np.all(tuned.accuracies[:, 1] > 90)
+    jax.tree.map(np.testing.assert_array_equal, small.variables, before)
+
+
+def test_is_the_same_every_time_and_depends_on_the_seed(small):
+    recipe = dataclasses.replace(RECIPE, steps=5, learning_rates=(1e-2,))
+    data = stripes(300, 0), stripes(500, 1)
+    run = [finetune(small, *data, recipe=recipe, image_size=SIZE, per_class=40, seeds=(s,)) for s in (0, 0, 1)]
+    np.testing.assert_array_equal(run[0].accuracies, run[1].accuracies)
+    assert run[0].accuracies != run[2].accuracies
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_the_learning_rate_in_the_state_is_the_optimizers(small, name):
+    recipe = dataclasses.replace(RECIPE, optimizer={"name": name, "weight_decay": 0.1, "warmup_steps": 2}, steps=5)
+    trainer = _Trainer(small, recipe, 2, SIZE, num_images=64, memory_bytes=2**20)
+    state = trainer.first_state(0.03, seed=0)
+    expected_tx, _ = optim.create(name, lr=0.03, weight_decay=0.1, warmup_steps=2, steps=5)
+    got, expected = state.params, state.params
+    opt_state, expected_state = state.opt_state, expected_tx.init(expected)
+    for number in range(4):
+        grads = jax.tree.map(lambda p, number=number: jnp.cos(p + number), got)
+        updates, opt_state = trainer.tx.update(grads, opt_state, got)
+        got = optax.apply_updates(got, updates)
+        updates, expected_state = expected_tx.update(grads, expected_state, expected)
+        expected = optax.apply_updates(expected, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
+
+
+def test_a_vits_first_layers_learn_more_slowly():
+    vit = backbone("vit_tiny_patch16_224", dim=16, heads=2, depth=2, patch_size=4, image_size=12)
+    recipe = dataclasses.replace(RECIPE, optimizer={**RECIPE.optimizer, "warmup_steps": 0, "weight_decay": 0.0})
+    trainer = _Trainer(vit, recipe, 2, SIZE, num_images=64, memory_bytes=2**20)
+    state = trainer.first_state(1.0, seed=0)
+    updates, _ = trainer.tx.update(jax.tree.map(jnp.ones_like, state.params), state.opt_state, state.params)
+    sizes = {
+        "pos_embed": updates["backbone"]["pos_embed"],
+        "first": updates["backbone"]["blocks_0"]["norm1"]["bias"],
+        "norm": updates["backbone"]["norm"]["bias"],
+    }
+    sizes = {name: float(jnp.mean(jnp.abs(update))) for name, update in sizes.items()}
+    np.testing.assert_allclose(sizes["pos_embed"] / sizes["norm"], 0.75**3, rtol=0.05)
+    np.testing.assert_allclose(sizes["first"] / sizes["norm"], 0.75**2, rtol=0.05)
+
+
+def test_what_cannot_be_fine_tuned_is_refused(small):
+    few = ArraySource(np.zeros((20, *SIZE), np.uint8), np.arange(20, dtype=np.int32) % 2)
+    without = ArraySource(np.zeros((20, *SIZE), np.uint8))
+    tune = {"recipe": RECIPE, "image_size": SIZE, "per_class": 4}
+    with pytest.raises(ValueError, match="array has no labels, which fine-tuning needs"):
+        finetune(small, few, without, **tune)
+    with pytest.raises(
+        ValueError, match="6 labelled images and a batch of 32 are fewer than two for each of 8 devices"
+    ):
+        finetune(small, few, few, **tune)
+    with pytest.raises(ValueError, match="learning_rates must be numbers above 0"):
+        dataclasses.replace(RECIPE, learning_rates=(0.1, 0.0))
+    with pytest.raises(ValueError, match="steps and batch_size must be at least 1, got 0 and 32"):
+        dataclasses.replace(RECIPE, steps=0)
