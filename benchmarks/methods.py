@@ -1,7 +1,8 @@
 """Every method under one budget, on Fashion-MNIST: python benchmarks/methods.py [--methods simclr,byol] [--steps 300]
 
-Pre-trains each method's `tiny` config for the same number of steps, and measures its frozen features: weighted kNN and
-a linear probe with 10 labels per class, beside the untrained network (the best of its variants) and the raw pixels.
+Pre-trains each method's `tiny` config for the same number of steps, and measures its frozen features by weighted kNN
+and a linear probe with 10 labels per class, and the whole network fine-tuned on those labels: beside the same of the
+untrained network (the best of its variants) and the raw pixels.
 
 Writes docs/results.md, from the numbers that it keeps in docs/results.json with the hash of their config: only what a
 changed config has made stale is measured again, and what was stopped goes on. Several of it may run at once, for some
@@ -23,7 +24,7 @@ import jax
 import numpy as np
 
 from ssl_jax import config as configs
-from ssl_jax import evaluate, load_backbone, run
+from ssl_jax import evaluate, finetune, load_backbone, run
 from ssl_jax.build import source_pair
 from ssl_jax.evaluation import knn, linear
 from ssl_jax.evaluation.features import extract
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 RECORD, RESULTS = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
 CORE = ("simclr", "moco_v2", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "dino", "nnclr", "supcon")
 DRAWS = tuple(range(5))  # of the 10 labels per class
-KNN, LINEAR = "knn/k20_t0.07/top1", "linear/10_per_class/top1"
+KNN, LINEAR, FINETUNE = "knn/k20_t0.07/top1", "linear/10_per_class/top1", "finetune/10_per_class/top1"
 
 
 def main():
@@ -41,6 +42,7 @@ def main():
     parser.add_argument("--methods", default=",".join(METHODS), help="names, with commas; all by default")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", default="0,1,2", help="of the core methods; of the others the first is taken")
+    parser.add_argument("--frozen-only", action="store_true", help="leave fine-tuning for another time")
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "methods")
     arguments = parser.parse_args()
     names = arguments.methods.split(",")
@@ -55,6 +57,10 @@ def main():
                 config = configured(name, seed, arguments.steps)
                 measure(f"{name}-{seed}", config, functools.partial(pretrained, root=arguments.workdir))
                 measure(untrained_key(config), without_training(config), untrained)
+                if seed == 0 and not arguments.frozen_only:
+                    tune = functools.partial(finetuned, root=arguments.workdir)
+                    measure(f"finetuned-{name}", config, tune)
+                    measure(f"finetuned-{untrained_key(config)}", without_training(config), untrained_finetuned)
     RESULTS.write_text(table(json.loads(RECORD.read_text()), arguments.steps))
     print(f"wrote {RESULTS}")
 
@@ -72,6 +78,12 @@ def configured(name, seed, steps):
 def evaluated(config):
     """What is evaluated on: all images of the training split, whichever of them it was trained on."""
     return {key: config.data[key] for key in ("name", "channels", "image_size", "mean", "std")}
+
+
+def with_data(data):
+    config = configs.base_config()
+    config.data.update(data)
+    return config
 
 
 def without_training(config):
@@ -103,26 +115,53 @@ def read_record():
     return json.loads(RECORD.read_text()) if RECORD.exists() else {}
 
 
-def pretrained(config, root):
-    """The scores of a run, and the alarms that it raised."""
+def pretrain(config, root):
+    """The workdir of a finished run of the config."""
     name = config.method.name
     workdir = root / f"{name}-{config.seed}"
     if (workdir / "config.json").exists() and configs.differences(run.read_config(workdir), config):
         shutil.rmtree(workdir)
+    if (workdir / "backbone.safetensors").exists():
+        return workdir
     workdir.mkdir(parents=True, exist_ok=True)
     overrides = [f"--config.{key}={value}" for key, value in settings(config.seed, config.steps).items()]
     command = ["-m", "ssl_jax.train", f"--config={ROOT / 'configs' / name}.py:tiny", f"--workdir={workdir}", *overrides]
     with (workdir / "log.txt").open("a") as log:
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=log, stderr=log)
+    return workdir
+
+
+def pretrained(config, root):
+    """The scores of a run's frozen features, and the alarms that it raised."""
+    workdir = pretrain(config, root)
     alarms = re.findall(r"WARNING.*step \d+, (\w+):", (workdir / "log.txt").read_text())
     return {**scores(load_backbone(workdir).features, config), "alarms": sorted(set(alarms))}
+
+
+def finetuned(config, root):
+    return tuned_score("pretrained", load_backbone(pretrain(config, root)), config)
+
+
+def untrained_finetuned(given):
+    """The score of the best variant of a network that only these labels train."""
+    config = configs.base_config()
+    config.update(given)
+    batches = images(config.data.name, config.data.channels, tuple(config.data.image_size))[0]
+    variants = evaluate.random_backbones(config, batches)
+    found = [tuned_score(name, variants[name], config) for name in variants if not name.startswith("calibrated")]
+    return max(found, key=lambda score: score[FINETUNE])
+
+
+def tuned_score(name, backbone, config):
+    splits = source_pair(with_data(evaluated(config)))
+    found = evaluate.score_finetuning(name, backbone, *splits, config, labels_per_class=(10,))[FINETUNE]
+    return {FINETUNE: found["mean"], "std": found["std"], "learning_rate": found["learning_rate"]}
 
 
 @functools.cache
 def images(name, channels, size):
     """The (training, test) batches of a data set."""
-    config = configs.base_config()
-    config.data.update(name=name, channels=channels, image_size=size)
+    config = with_data(dict(name=name, channels=channels, image_size=size))
     return [evaluate.read_batches(source, config) for source in source_pair(config)]
 
 
@@ -146,23 +185,27 @@ def untrained(given):
 
 
 def pixel_scores(data):
-    config = configs.base_config()
-    config.data.update(data)
-    return scores(evaluate.pixels, config)
+    return scores(evaluate.pixels, with_data(data))
 
 
 def table(known, steps):
     lines = [
         "# Results",
         "",
-        f"Every method's `tiny` config on Fashion-MNIST: {steps} steps of 256 images (fewer where the config says so). "
-        "kNN: k 20, temperature 0.07, test accuracy in percent. 10 labels: a linear probe (logistic regression) on 10 "
-        f"labels per class, mean of {len(DRAWS)} draws. ± is the standard deviation over three seeds "
-        "of the pre-training, where there is one. Untrained: the same network at initialization, its best variant.",
+        f"Every method's `tiny` config on Fashion-MNIST: {steps} steps of 256 images (fewer where the config says so), "
+        "then test accuracy in percent.",
+        "",
+        "- kNN: of frozen features, k 20, temperature 0.07.",
+        f"- 10 labels: a linear probe (logistic regression) of frozen features on 10 labels per class, mean of "
+        f"{len(DRAWS)} draws.",
+        f"- fine-tuned: the whole network trained on 10 labels per class, mean of 3 draws; "
+        f"{finetune.Recipe.steps} steps, the learning rate chosen on a fifth of the labels.",
+        "- In parentheses what the untrained network gives under the same protocol, the best of its variants.",
+        "- ± is the standard deviation over three seeds of the pre-training, where there is one.",
         "",
         "A few minutes of training say which method learns at all and how fast, not which is best after 1000 epochs.",
         "",
-        "| method | backbone | kNN | 10 labels | untrained: kNN | 10 labels | gain at 10 labels | alarms |",
+        "| method | backbone | kNN | 10 labels | gain | fine-tuned | gain | alarms |",
         "|---|---|---|---|---|---|---|---|",
         f"| raw pixels | | {known['pixels'][KNN]:.1f} | {known['pixels'][LINEAR]:.1f} | | | | |",
     ]
@@ -174,12 +217,14 @@ def table(known, steps):
         spread = {
             p: f" ± {np.std([one[p] for one in found], ddof=1):.1f}" if len(found) > 1 else "" for p in (KNN, LINEAR)
         }
+        tuned, tuned_base = known.get(f"finetuned-{name}"), known.get(f"finetuned-{bases[name]}")
         cells = [
             name,
             configured(name, 0, steps).model.name,
-            *(f"{means[protocol]:.1f}{spread[protocol]}" for protocol in (KNN, LINEAR)),
-            *(f"{base[protocol]:.1f}" for protocol in (KNN, LINEAR)),
+            *(f"{means[protocol]:.1f}{spread[protocol]} ({base[protocol]:.1f})" for protocol in (KNN, LINEAR)),
             f"{means[LINEAR] - base[LINEAR]:+.1f}",
+            f"{tuned[FINETUNE]:.1f} ({tuned_base[FINETUNE]:.1f})" if tuned and tuned_base else "",
+            f"{tuned[FINETUNE] - tuned_base[FINETUNE]:+.1f}" if tuned and tuned_base else "",
             ", ".join(sorted({alarm for one in found for alarm in one["alarms"]})),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -7,10 +7,19 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
-    config.batch_size = 128  # of 36 patches of 8 pixels, every 4
+    config.batch_size = 64  # of 25 patches of 12 pixels, every 4
     config.model.batch_norm = "layer"
     config.method = dict(
-        name="cpc", grid=6, patch=8, flip=0.0, offsets=(2, 4), directions=1, target_dim=64, width=64, depth=3, scale=0.1
+        name="cpc",
+        grid=5,
+        patch=12,
+        flip=0.0,
+        offsets=(1, 3),
+        directions=1,
+        target_dim=64,
+        width=64,
+        depth=3,
+        scale=0.1,
     )
     config.augment.view = recipes.tiny_view(crop_area=(0.5, 1.0))
     return config

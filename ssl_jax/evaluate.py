@@ -10,7 +10,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,23 @@ def evaluate(workdir: Path, data: str, protocols: tuple[str, ...]) -> dict[str, 
     if not train.class_names:
         print(f"{train.name} has no labels, which {' and '.join(protocols)} measure against; the embeddings are saved")
     else:
-        score = functools.partial(
+        frozen = functools.partial(
             score_features, batches=batches, num_classes=len(train.class_names), protocols=protocols
         )
-        tune = functools.partial(score_finetuning, train=train, test=test, config=config, protocols=protocols)
-        result["pretrained"] = score("pretrained", backbone.features) | tune("pretrained", backbone)
-        result["pixels"] = score("pixels", pixels)
-        result["random_variants"] = variants = {}
-        for name, untrained in random_backbones(config, batches["train"]).items():
-            variants[name] = score(f"random, {name}", untrained.features)
-            if not name.startswith("calibrated"):  # training forgets the statistics that it began with
-                variants[name] |= tune(f"random, {name}", untrained)
+
+        def score(name: str, backbone: Backbone, *, tuned: bool) -> Scores:
+            return frozen(name, backbone.features) | (
+                score_finetuning(name, backbone, train, test, config) if tuned else {}
+            )
+
+        tuned = "finetune" in protocols
+        result["pretrained"] = score("pretrained", backbone, tuned=tuned)
+        result["pixels"] = frozen("pixels", pixels)
+        result["random_variants"] = {
+            # Training forgets the statistics that it began with.
+            name: score(f"random, {name}", untrained, tuned=tuned and not name.startswith("calibrated"))
+            for name, untrained in random_backbones(config, batches["train"]).items()
+        }
         result["random"] = best_of(result["random_variants"])
         print_table(result)
     run.write(workdir / "evaluation.json", json.dumps(result, indent=2))
@@ -181,19 +187,16 @@ def score_features(
 def score_finetuning(
     name: str,
     backbone: Backbone,
-    *,
     train: sources.Source,
     test: sources.Source,
     config: ConfigDict,
-    protocols: tuple[str, ...],
+    labels_per_class: Sequence[int] = FINETUNE_LABELS_PER_CLASS,
 ) -> Scores:
     scores: Scores = {}
-    if "finetune" not in protocols:
-        return scores
     begun, size = time.perf_counter(), tuple(config.data.image_size)
     recipe = Recipe(Augmentation(size=size, crop_area=FINETUNE_CROP_AREA))
     fewest = int(np.bincount(train.labels[train.labels >= 0], minlength=len(train.class_names)).min())
-    for per_class in FINETUNE_LABELS_PER_CLASS:
+    for per_class in labels_per_class:
         if per_class > fewest:
             print(f"fine-tuning with {per_class} labels per class left out: a class has only {fewest} images")
             continue

@@ -42,7 +42,7 @@ class Recipe:
     augmentation: Augmentation
     steps: int = 200
     batch_size: int = 128
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     optimizer: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: dict(name="adamw", weight_decay=0.05, warmup_steps=20, layer_decay=0.75)
     )

@@ -102,6 +102,8 @@ def describe(protocol: str) -> tuple[str, str]:
         return f"Linear, {match[1]} labels per class", f"a linear classifier that saw {match[1]} labels per class"
     if protocol == "linear/all/top1":
         return "Linear, all labels", "a linear classifier that saw every label"
+    if match := re.fullmatch(r"finetune/(\d+)_per_class/top1", protocol):
+        return f"Fine-tuned, {match[1]} labels per class", f"the whole network trained on {match[1]} labels per class"
     return protocol, f"the protocol {protocol}"
 
 

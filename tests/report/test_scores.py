@@ -34,6 +34,7 @@ def test_gains_in_words(pretrained, random, pixels, std, gains):
         ("knn/k200_t0.07/top1", "kNN, 200 neighbors"),
         ("linear/10_per_class/top1", "Linear, 10 labels per class"),
         ("linear/all/top1", "Linear, all labels"),
+        ("finetune/10_per_class/top1", "Fine-tuned, 10 labels per class"),
         ("finetune/1_percent/top1", "finetune/1_percent/top1"),
     ],
 )
