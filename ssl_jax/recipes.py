@@ -137,14 +137,12 @@ def pretext_sgd(config: ConfigDict, lr_of_256: float) -> dict[str, Any]:
 
 
 def larc(config: ConfigDict, lr_of_256: float, *, warmup_steps: int) -> dict[str, Any]:
-    """The optimizer of SwAV's authors' code: LARS on all parameters, biases and BatchNorm included, down to lr / 1000.
-
-    Their warm-up begins at a learning rate of 0.3, here at 0.
-    """
+    """SwAV's authors' optimizer: LARS on all parameters, biases and BatchNorm included, from 0.3 down to lr / 1000."""
     return dict(
         name="lars",
         lr=lr_for(config, lr_of_256),
         weight_decay=1e-6,
+        first_lr=0.3,
         warmup_steps=warmup_steps,
         final_lr=lr_for(config, lr_of_256 / 1000),
         exclude_vectors=False,
