@@ -81,6 +81,7 @@ class ViT(nn.Module):
         mask: Bool[Array, "batch patches"] | None = None,
         mask_token: Float[Array, " dim"] | None = None,
         keep: Int[Array, "batch kept"] | None = None,
+        valid: Bool[Array, "batch kept"] | None = None,
         tokens: bool = False,
         last_blocks: int = 0,
     ) -> Float[Array, "batch *tokens dim"]:
@@ -89,7 +90,12 @@ class ViT(nn.Module):
 
         mask, mask_token: patches whose embedding is replaced by the token, before positions are added (BERT's trick).
         keep: indices of the only patches that enter the blocks, in this order (MAE).
+        valid: False for those of `keep` that are there to fill it up: no other token sees them (I-JEPA).
+
+        Raises: ValueError for an image that patches do not fill, or options that do not go together.
         """
+        if valid is not None and (keep is None or not tokens):
+            raise ValueError("valid says which patches of keep are no padding, and takes tokens=True: a mean has all")
         dtype = jnp.dtype(self.dtype)
         _, height, width, _ = images.shape
         grid = patch_grid((height, width), self.patch_size)
@@ -104,6 +110,9 @@ class ViT(nn.Module):
             cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.dim), jnp.float32)
             first = jnp.broadcast_to((cls_token + cls_position).astype(dtype), (len(x), 1, self.dim))
             x = jnp.concatenate([first, x], axis=1)
+        seen = None
+        if valid is not None:
+            seen = jnp.pad(valid, ((0, 0), (self.num_prefix, 0)), constant_values=True)[:, None, None]
         outputs = []
         for i in range(self.depth):
             x = Block(
@@ -113,7 +122,7 @@ class ViT(nn.Module):
                 drop_path=self.drop_path * i / max(self.depth - 1, 1),
                 dtype=dtype,
                 name=f"blocks_{i}",
-            )(x, train, axis_name)
+            )(x, train, axis_name, seen)
             outputs.append(x)
         if last_blocks:
             return jnp.stack(outputs[-last_blocks:], axis=1).astype(jnp.float32)
@@ -171,7 +180,10 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim]."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim].
+
+    seen: bool, broadcast to [batch, heads, tokens, tokens]: whether a token (third axis) sees one (last); None: all.
+    """
 
     heads: int
     mlp_width: int
@@ -180,9 +192,9 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, train, axis_name):
+    def __call__(self, x, train, axis_name, seen=None):
         y = layer_norm(self.dtype, "norm1")(x)
-        y = Attention(self.heads, self.dtype, name="attn")(y)
+        y = Attention(self.heads, self.dtype, name="attn")(y, seen)
         x = x + self.drop(self.scale(y, "ls1"), train, axis_name)
         y = layer_norm(self.dtype, "norm2")(x)
         y = FeedForward(self.mlp_width, self.dtype, name="mlp")(y)
@@ -216,10 +228,11 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, seen):
         batch, tokens, dim = x.shape
         qkv = dense(3 * dim, self.dtype, "qkv")(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
-        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # its softmax is in float32
+        # Its softmax is in float32.
+        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask=seen)
         return dense(dim, self.dtype, "proj")(x.reshape(batch, tokens, dim))
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,3 +68,28 @@ def test_drop_path_is_off_outside_training():
     variables = jax.jit(small().init)(jax.random.key(0), IMAGES)
     h = [jax.jit(small(drop_path=rate).apply)(variables, IMAGES) for rate in (0.0, 0.5)]
     np.testing.assert_array_equal(*h)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_patches_that_are_not_valid_change_nothing(class_token):
+    module = small(positions="sincos", class_token=class_token, pool="norm_mean")
+    x, prefix = IMAGES[:4], int(class_token)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    # Images 0 and 1 keep 3 of 8 patches, the others 5.
+    keep = jnp.array([[6, 1, 4, 0, 7]] * 4)
+    valid = jnp.arange(5) < jnp.array([3, 3, 5, 5])[:, None]
+
+    apply = jax.jit(functools.partial(module.apply, variables, x, tokens=True))
+    padded, short, full = (
+        np.asarray(apply(**o)) for o in ({"keep": keep, "valid": valid}, {"keep": keep[:, :3]}, {"keep": keep})
+    )
+    np.testing.assert_allclose(padded[:2, : prefix + 3], short[:2], atol=1e-5)
+    np.testing.assert_allclose(padded[2:], full[2:], atol=1e-5)
+    assert np.abs(padded[:2, : prefix + 3] - full[:2, : prefix + 3]).max() > 1e-3
+
+
+def test_valid_without_keep_or_of_a_mean_is_refused():
+    module, valid = small(), jnp.ones((64, 8), bool)
+    for options in ({"tokens": True}, {"keep": jnp.zeros((64, 8), int)}):
+        with pytest.raises(ValueError, match="takes tokens=True"):
+            jax.eval_shape(lambda: module.init(jax.random.key(0), IMAGES, valid=valid, **options))  # noqa: B023
