@@ -137,7 +137,10 @@ def pretext_sgd(config: ConfigDict, lr_of_256: float) -> dict[str, Any]:
 
 
 def larc(config: ConfigDict, lr_of_256: float, *, warmup_steps: int) -> dict[str, Any]:
-    """SwAV's authors' optimizer: LARS on all parameters, biases and BatchNorm included, from 0.3 down to lr / 1000."""
+    """The optimizer of SwAV's authors' code: LARS on all parameters, biases and BatchNorm included.
+
+    The learning rate rises from 0.3 in the warm-up, if there is any, and falls to a thousandth of its peak.
+    """
     return dict(
         name="lars",
         lr=lr_for(config, lr_of_256),

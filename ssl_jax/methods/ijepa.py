@@ -79,12 +79,12 @@ class IJEPA:
     The size of the target blocks and that of the context block are drawn for each step, the same on all devices, their
     places for each image. So the numbers of patches change while a compiled step's shapes do not: rows of patches have
     room for the most and are filled up with ones that no other token sees and no loss counts. (With one compiled step
-    for each size there would be 20, and contexts would still differ within a batch.) The authors cut off all contexts
+    for each size there would be ten, and contexts would still differ within a batch.) The authors cut off all contexts
     of a device at its smallest, a third of the patches on average, the last rows of the image first; that is of no use
     here. But a context has room for `context_share` of the patches at most, which costs the time of so many: of the
-    contexts that have more, one in 150 of 14x14 patches at 0.7, some are left out at random.
+    contexts that have more, one in 200 of 14x14 patches at 0.7, some are left out at random.
     Of `TRIES` placements the first counts that leaves the context `min_context` patches, or the one that leaves most:
-    of 14x14 patches nearly always the first, of few patches not.
+    of 14x14 patches always the first, of 7x7 all but one time in 50.
 
     The backbone is to have no class token and fixed positions, and to be pooled by a mean: model.class_token=False,
     positions="sincos", pool="norm_mean". The teacher's decay goes from `decay` in a straight line to 1 at the end of
