@@ -84,7 +84,7 @@ class IJEPA:
     here. But a context has room for `context_share` of the patches at most, which costs the time of so many: of the
     contexts that have more, one in 200 of 14x14 patches at 0.7, some are left out at random.
     Of `TRIES` placements the first counts that leaves the context `min_context` patches, or the one that leaves most:
-    of 14x14 patches always the first, of 7x7 all but one time in 50.
+    of 14x14 patches always the first, of 7x7 in all but one case in 50.
 
     The backbone is to have no class token and fixed positions, and to be pooled by a mean: model.class_token=False,
     positions="sincos", pool="norm_mean". The teacher's decay goes from `decay` in a straight line to 1 at the end of
