@@ -11,6 +11,7 @@ MODEL = dict(positions="sincos", class_token=False, pool="norm_mean")
 
 def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
+    config.batch_size = 128
     # 49 patches of 4 pixels: targets of 6 to 12, contexts of a half on average.
     config.model.update(patch_size=4, **MODEL)
     config.method = dict(name="ijepa", predictor_dim=48, predictor_depth=2, decay=0.99)
