@@ -15,7 +15,8 @@ def tiny() -> ConfigDict:
 
 def imagenet_vitb16() -> ConfigDict:
     """83.8 fine-tuned; the authors' learning rate is a tenth from epoch 700 on, not a cosine."""
-    config = recipes.imagenet("vit_base_patch16_224", batch_size=2048, epochs=800, layer_scale=0.1, drop_path=0.1)
+    model = dict(positions="relative", layer_scale=0.1, drop_path=0.1)
+    config = recipes.imagenet("vit_base_patch16_224", batch_size=2048, epochs=800, **model)
     config.method = dict(name="simmim")
     config.augment.view = dict(size=(224, 224), crop_area=(0.67, 1.0), flip=0.5, interpolation="bicubic")
     config.mask = dict(kind="random", ratio=(0.6, 0.6), unit=2)
@@ -24,6 +25,7 @@ def imagenet_vitb16() -> ConfigDict:
         lr=recipes.lr_for(config, 0.5e-4),
         weight_decay=0.05,
         clip_norm=5.0,
+        first_lr=recipes.lr_for(config, 2.5e-7),
         warmup_steps=recipes.imagenet_steps(10, 2048),
         final_lr=recipes.lr_for(config, 0.5e-5),
     )

@@ -12,13 +12,15 @@ import optax
 Schedule = Callable[[Any], Any]  # step (from 0) -> number
 
 
-def warmup_cosine(lr: float, *, warmup_steps: int, steps: int, final_lr: float = 0.0) -> optax.Schedule:
-    """Linear from 0 to `lr` over `warmup_steps`, then half a cosine down to `final_lr` at `steps`.
+def warmup_cosine(
+    lr: float, *, warmup_steps: int, steps: int, final_lr: float = 0.0, first_lr: float = 0.0
+) -> optax.Schedule:
+    """Linear from `first_lr` to `lr` over `warmup_steps`, then half a cosine down to `final_lr` at `steps`.
 
     A run no longer than its warm-up ends within it.
     """
     return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup_steps else lr,
+        init_value=first_lr if warmup_steps else lr,
         peak_value=lr,
         warmup_steps=warmup_steps,
         decay_steps=max(steps, warmup_steps + 1),
@@ -147,6 +149,7 @@ def create(
     warmup_steps: int,
     steps: int,
     final_lr: float = 0.0,
+    first_lr: float = 0.0,
     weight_decay: float = 0.0,
     final_weight_decay: float | None = None,
     clip_norm: float | None = None,
@@ -163,7 +166,7 @@ def create(
 
     Args:
       name, options: of OPTIMIZERS, and what that function takes beside lr and weight_decay.
-      lr, warmup_steps, final_lr, steps: see `warmup_cosine`.
+      lr, warmup_steps, final_lr, first_lr, steps: see `warmup_cosine`.
       weight_decay, final_weight_decay: from the one to the other by half a cosine over `steps`; None: constant.
       clip_norm: the most that the norm of the whole gradient may be; clip_each: that of each leaf; None: any.
       layer_decay, depth: see `scale_layers`.
@@ -177,12 +180,14 @@ def create(
     for limit_name, limit in (("clip_norm", clip_norm), ("clip_each", clip_each)):
         if limit is not None and limit <= 0:
             raise ValueError(f"{limit_name} must be above 0, got {limit}; leave it out for no clipping")
+    if first_lr < 0.0:
+        raise ValueError(f"first_lr must be at least 0, got {first_lr}")
     if not 0.0 < layer_decay <= 1.0:
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}")
     if schedule_stretch < 1.0:
         raise ValueError(f"schedule_stretch must be at least 1, got {schedule_stretch}")
     steps = round(steps * schedule_stretch)
-    schedule = warmup_cosine(lr, warmup_steps=warmup_steps, steps=steps, final_lr=final_lr)
+    schedule = warmup_cosine(lr, warmup_steps=warmup_steps, steps=steps, final_lr=final_lr, first_lr=first_lr)
     decay: Any = weight_decay
     if final_weight_decay is not None:
         decay = functools.partial(_cosine_at, weight_decay, final_weight_decay, steps)

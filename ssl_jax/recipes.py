@@ -137,14 +137,15 @@ def pretext_sgd(config: ConfigDict, lr_of_256: float) -> dict[str, Any]:
 
 
 def larc(config: ConfigDict, lr_of_256: float, *, warmup_steps: int) -> dict[str, Any]:
-    """The optimizer of SwAV's authors' code: LARS on all parameters, biases and BatchNorm included, down to lr / 1000.
+    """The optimizer of SwAV's authors' code: LARS on all parameters, biases and BatchNorm included.
 
-    Their warm-up begins at a learning rate of 0.3, here at 0.
+    The learning rate rises from 0.3 in the warm-up, if there is any, and falls to a thousandth of its peak.
     """
     return dict(
         name="lars",
         lr=lr_for(config, lr_of_256),
         weight_decay=1e-6,
+        first_lr=0.3,
         warmup_steps=warmup_steps,
         final_lr=lr_for(config, lr_of_256 / 1000),
         exclude_vectors=False,

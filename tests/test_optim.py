@@ -16,6 +16,17 @@ def test_warmup_cosine(step, expected):
     np.testing.assert_allclose(schedule(step), expected, atol=1e-6)
 
 
+def test_warmup_may_begin_above_zero_and_bends_nothing_after_it():
+    schedule, usual = (optim.warmup_cosine(1.0, warmup_steps=10, steps=110, first_lr=first) for first in (0.2, 0.0))
+    np.testing.assert_allclose([schedule(0), schedule(5), schedule(10)], [0.2, 0.6, 1.0], atol=1e-6)
+    np.testing.assert_allclose(schedule(60), usual(60))
+
+
+def test_a_warmup_from_below_zero_is_refused():
+    with pytest.raises(ValueError, match=r"first_lr must be at least 0, got -0.1"):
+        optim.create("adamw", lr=0.1, warmup_steps=10, steps=100, first_lr=-0.1)
+
+
 def test_schedule_without_warmup_begins_at_its_peak_and_a_short_run_ends_in_its_warmup():
     np.testing.assert_allclose(optim.warmup_cosine(1.0, warmup_steps=0, steps=10)(0), 1.0)
     short = optim.warmup_cosine(1.0, warmup_steps=50, steps=20)

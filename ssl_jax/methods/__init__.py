@@ -55,6 +55,7 @@ from ssl_jax.methods.fastsiam import FastSiam
 from ssl_jax.methods.frossl import FroSSL
 from ssl_jax.methods.hypersphere import Hypersphere
 from ssl_jax.methods.ibot import IBOT
+from ssl_jax.methods.ijepa import IJEPA
 from ssl_jax.methods.inpainting import Inpainting
 from ssl_jax.methods.instdisc import InstDisc
 from ssl_jax.methods.jigsaw import Jigsaw
@@ -111,6 +112,7 @@ METHODS = {
     "frossl": FroSSL,
     "hypersphere": Hypersphere,
     "ibot": IBOT,
+    "ijepa": IJEPA,
     "inpainting": Inpainting,
     "instdisc": InstDisc,
     "jigsaw": Jigsaw,

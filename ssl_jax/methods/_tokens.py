@@ -14,14 +14,20 @@ from ssl_jax.models.patches import patchify, unpatchify
 from ssl_jax.models.vit import ViT
 
 
-def check_vit(method: Any) -> None:
-    """Raises: ValueError for a backbone without a class token and patch tokens."""
+def check_patches(method: Any) -> None:
+    """Raises: ValueError for a backbone without patches."""
     backbone = method.backbone
     if not isinstance(backbone, ViT):
         raise ValueError(
             f"this method masks patches, which a {type(backbone).__name__} has not; "
             "use a vision transformer, as model.name=vit_small_patch16_224"
         )
+
+
+def check_vit(method: Any) -> None:
+    """Raises: ValueError for a backbone without a class token and patch tokens."""
+    check_patches(method)
+    backbone = method.backbone
     if not backbone.class_token or backbone.pool == "mean":
         raise ValueError(
             "this method takes the class token and the patches after the last LayerNorm; leave model.class_token=True "

@@ -1,6 +1,7 @@
 """What methods ask of a ViT beyond timm's defaults."""
 
 import math
+import re
 from typing import Any
 
 import jax
@@ -27,3 +28,16 @@ def draw_xavier(rng: Key[Array, ""], params: Any, *, split_qkv: bool) -> Any:
 
     keys = jax.random.split(rng, len(leaves))
     return structure.unflatten([draw(path, leaf, key) for (path, leaf), key in zip(leaves, keys, strict=True)])
+
+
+def shrink_branches(params: Any) -> Any:
+    """The last kernels of block l's two branches (l from 1) over sqrt(2 l): BEiT's initialization.
+
+    Source: Bao et al. 2021, arXiv:2106.08254, section 2.5; I-JEPA's code.
+    """
+
+    def scale(path, leaf):
+        found = re.search(r"blocks_(\d+)/(attn/proj|mlp/fc2)/kernel$", "/".join(entry.key for entry in path))
+        return leaf if found is None else leaf / math.sqrt(2 * (int(found[1]) + 1))
+
+    return jax.tree_util.tree_map_with_path(scale, params)

@@ -22,7 +22,7 @@ class Data2Vec:
     straight line to `final_decay` in `decay_steps`, and stays there. The student's backbone is kept.
 
     Source: Baevski et al. 2022, arXiv:2202.03555, section 3, with the authors' order for images: average, then
-    normalize. Their ViT has relative positions, this one the model's.
+    normalize. Their ViT has model.positions="relative".
     """
 
     backbone: nn.Module

@@ -19,7 +19,7 @@ class SimMIM:
     The distance is absolute, of the normalized pixels. `config.mask` is to hide squares of about 32 pixels, which are
     several of the ViT's patches (config.mask.unit), with a share of 0.6.
 
-    Source: Xie et al. 2021, arXiv:2111.09886, section 3. Their ViT has relative positions, this one the model's.
+    Source: Xie et al. 2021, arXiv:2111.09886, section 3. Their ViT has model.positions="relative".
     """
 
     backbone: nn.Module

@@ -16,7 +16,7 @@ from ssl_jax.models._options import DTYPES, check_choice
 from ssl_jax.models.conv import Conv
 
 POOLS = ("cls", "mean", "norm_mean")
-POSITIONS = ("learned", "sincos")
+POSITIONS = ("learned", "sincos", "relative")
 
 weight_init = nn.initializers.truncated_normal(0.02)
 
@@ -28,7 +28,9 @@ class ViT(nn.Module):
     patch_size: pixels a side.
     image_size: (height, width), or the side of a square; what learned positions are made for. On images of another
       size they are interpolated.
-    positions: "learned", or "sincos": fixed, built for whatever grid the images have.
+    positions: "learned"; "sincos": fixed, built for whatever grid the images have; or "relative": none are added, but
+      all blocks' attention has the same learned bias for each offset of two patches, for images of image_size alone
+      (BEiT's, arXiv:2106.08254).
     class_token: whether there is one before the patches; without it pool is one of the means.
     pool: "cls" (the class token after the last LayerNorm), "mean" (over the patches, the LayerNorm after it, as timm
       has it) or "norm_mean" (over the patches after the LayerNorm).
@@ -81,6 +83,7 @@ class ViT(nn.Module):
         mask: Bool[Array, "batch patches"] | None = None,
         mask_token: Float[Array, " dim"] | None = None,
         keep: Int[Array, "batch kept"] | None = None,
+        valid: Bool[Array, "batch kept"] | None = None,
         tokens: bool = False,
         last_blocks: int = 0,
     ) -> Float[Array, "batch *tokens dim"]:
@@ -89,7 +92,14 @@ class ViT(nn.Module):
 
         mask, mask_token: patches whose embedding is replaced by the token, before positions are added (BERT's trick).
         keep: indices of the only patches that enter the blocks, in this order (MAE).
+        valid: False for those of `keep` that are there to fill it up: no other token sees them (I-JEPA).
+
+        Raises: ValueError for an image that patches do not fill, or options that do not go together.
         """
+        if valid is not None and (keep is None or not tokens):
+            raise ValueError("valid says which patches of keep are no padding, and takes tokens=True: a mean has all")
+        if keep is not None and self.positions == "relative":
+            raise ValueError('patches that are left out need a position of their own; use model.positions="sincos"')
         dtype = jnp.dtype(self.dtype)
         _, height, width, _ = images.shape
         grid = patch_grid((height, width), self.patch_size)
@@ -104,6 +114,14 @@ class ViT(nn.Module):
             cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.dim), jnp.float32)
             first = jnp.broadcast_to((cls_token + cls_position).astype(dtype), (len(x), 1, self.dim))
             x = jnp.concatenate([first, x], axis=1)
+        seen = None
+        if valid is not None:
+            seen = jnp.pad(valid, ((0, 0), (self.num_prefix, 0)), constant_values=True)[:, None, None]
+        bias = None
+        if self.positions == "relative":
+            if grid != self.learned_grid:
+                raise ValueError(f"relative positions are of {self.learned_grid} patches, got an image of {grid}")
+            bias = RelativePositions(self.heads, grid, self.class_token, name="rel_pos_bias")()
         outputs = []
         for i in range(self.depth):
             x = Block(
@@ -113,7 +131,7 @@ class ViT(nn.Module):
                 drop_path=self.drop_path * i / max(self.depth - 1, 1),
                 dtype=dtype,
                 name=f"blocks_{i}",
-            )(x, train, axis_name)
+            )(x, train, axis_name, seen, bias)
             outputs.append(x)
         if last_blocks:
             return jnp.stack(outputs[-last_blocks:], axis=1).astype(jnp.float32)
@@ -138,6 +156,8 @@ class ViT(nn.Module):
         """(of the class token, of the patches row by row)"""
         if self.positions == "sincos":
             return jnp.zeros((1, 1, self.dim)), sincos_positions(grid, self.dim)
+        if self.positions == "relative":
+            return jnp.zeros((1, 1, self.dim)), jnp.zeros((1, grid[0] * grid[1], self.dim))
         height, width = self.learned_grid
         shape = (1, self.num_prefix + height * width, self.dim)
         learned = self.param("pos_embed", weight_init, shape, jnp.float32)
@@ -170,8 +190,28 @@ class PatchEmbed(nn.Module):
         return x.reshape(len(x), -1, self.dim)
 
 
+class RelativePositions(nn.Module):
+    """() -> what is added to attention's logits [1, heads, tokens, tokens]: one number a head for each offset."""
+
+    heads: int
+    grid: tuple[int, int]
+    class_token: bool
+
+    @nn.compact
+    def __call__(self):
+        index = relative_index(self.grid, self.class_token)
+        shape = (int(index.max()) + 1, self.heads)
+        # From 0, as BEiT's code has it where all blocks share the table.
+        table = self.param("relative_position_bias_table", nn.initializers.zeros, shape, jnp.float32)
+        return table[index].transpose(2, 0, 1)[None]
+
+
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim]."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim].
+
+    seen: bool, broadcast to [batch, heads, tokens, tokens]: whether a token (third axis) sees one (last); None: all.
+    bias: of these shapes, added to attention's logits.
+    """
 
     heads: int
     mlp_width: int
@@ -180,9 +220,9 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, train, axis_name):
+    def __call__(self, x, train, axis_name, seen=None, bias=None):
         y = layer_norm(self.dtype, "norm1")(x)
-        y = Attention(self.heads, self.dtype, name="attn")(y)
+        y = Attention(self.heads, self.dtype, name="attn")(y, seen, bias)
         x = x + self.drop(self.scale(y, "ls1"), train, axis_name)
         y = layer_norm(self.dtype, "norm2")(x)
         y = FeedForward(self.mlp_width, self.dtype, name="mlp")(y)
@@ -216,10 +256,11 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, seen, bias):
         batch, tokens, dim = x.shape
         qkv = dense(3 * dim, self.dtype, "qkv")(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
-        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # its softmax is in float32
+        # Its softmax is in float32.
+        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias, seen)
         return dense(dim, self.dtype, "proj")(x.reshape(batch, tokens, dim))
 
 
@@ -262,6 +303,25 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Array, "1 patches
     angles = [np.outer(coordinate, frequency) for coordinate in (column.ravel(), row.ravel())]
     waves = np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1)
     return jnp.asarray(waves[None], jnp.float32)
+
+
+def relative_index(grid: tuple[int, int], class_token: bool) -> np.ndarray:
+    """int [tokens, tokens]: the row, in a table of relative positions, of a query (first axis) and a key (second).
+
+    Of patches (2 height - 1) (2 width - 1) rows, in the order of the query's row less the key's, then of their columns;
+    after them, where there is a class token, three: of it to a patch, of a patch to it, of it to itself.
+
+    Source: Bao et al. 2021, arXiv:2106.08254, the authors' code.
+    """
+    height, width = grid
+    places = np.indices(grid).reshape(2, -1)
+    down, across = places[:, :, None] - places[:, None, :] + np.array([height - 1, width - 1])[:, None, None]
+    index = down * (2 * width - 1) + across
+    if not class_token:
+        return index
+    index, count = np.pad(index, ((1, 0), (1, 0))), (2 * height - 1) * (2 * width - 1)
+    index[0], index[:, 0], index[0, 0] = count, count + 1, count + 2
+    return index
 
 
 def resize_positions(
