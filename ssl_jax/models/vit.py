@@ -81,6 +81,7 @@ class ViT(nn.Module):
         mask: Bool[Array, "batch patches"] | None = None,
         mask_token: Float[Array, " dim"] | None = None,
         keep: Int[Array, "batch kept"] | None = None,
+        attend: Bool[Array, "#batch #queries #keys"] | None = None,
         tokens: bool = False,
         last_blocks: int = 0,
     ) -> Float[Array, "batch *tokens dim"]:
@@ -89,6 +90,9 @@ class ViT(nn.Module):
 
         mask, mask_token: patches whose embedding is replaced by the token, before positions are added (BERT's trick).
         keep: indices of the only patches that enter the blocks, in this order (MAE).
+        attend: which tokens see which, in every block: True where the query may attend to the key, of the tokens that
+          enter the blocks, the class token first if there is one; broadcast to [batch, tokens, tokens]. By default all
+          see all. A query that may attend to nothing gets the mean of all values.
         """
         dtype = jnp.dtype(self.dtype)
         _, height, width, _ = images.shape
@@ -113,7 +117,7 @@ class ViT(nn.Module):
                 drop_path=self.drop_path * i / max(self.depth - 1, 1),
                 dtype=dtype,
                 name=f"blocks_{i}",
-            )(x, train, axis_name)
+            )(x, train, axis_name, attend)
             outputs.append(x)
         if last_blocks:
             return jnp.stack(outputs[-last_blocks:], axis=1).astype(jnp.float32)
@@ -134,8 +138,8 @@ class ViT(nn.Module):
 
     def position_embedding(
         self, grid: tuple[int, int]
-    ) -> tuple[Float[Array, "1 1 dim"], Float[Array, "1 patches dim"]]:
-        """(of the class token, of the patches row by row)"""
+    ) -> tuple[Float[Array, "1 _ dim"], Float[Array, "1 patches dim"]]:
+        """(of the class token, if there is one; of the patches row by row)"""
         if self.positions == "sincos":
             return jnp.zeros((1, 1, self.dim)), sincos_positions(grid, self.dim)
         height, width = self.learned_grid
@@ -171,7 +175,7 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim]."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim]. attend: as `ViT` has it."""
 
     heads: int
     mlp_width: int
@@ -180,9 +184,9 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, train, axis_name):
+    def __call__(self, x, train, axis_name, attend=None):
         y = layer_norm(self.dtype, "norm1")(x)
-        y = Attention(self.heads, self.dtype, name="attn")(y)
+        y = Attention(self.heads, self.dtype, name="attn")(y, attend)
         x = x + self.drop(self.scale(y, "ls1"), train, axis_name)
         y = layer_norm(self.dtype, "norm2")(x)
         y = FeedForward(self.mlp_width, self.dtype, name="mlp")(y)
@@ -216,10 +220,12 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, attend=None):
         batch, tokens, dim = x.shape
         qkv = dense(3 * dim, self.dtype, "qkv")(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
-        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # its softmax is in float32
+        mask = None if attend is None else attend[:, None]  # the same for all heads
+        # Its softmax is in float32.
+        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask=mask)
         return dense(dim, self.dtype, "proj")(x.reshape(batch, tokens, dim))
 
 
