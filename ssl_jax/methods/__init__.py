@@ -35,6 +35,7 @@ than the data set, a temperature of 0) it refuses when it is made, with a ValueE
 """
 
 from ssl_jax.methods._common import Run
+from ssl_jax.methods.aim import AIM
 from ssl_jax.methods.barlow_twins import BarlowTwins
 from ssl_jax.methods.bigan import BiGAN
 from ssl_jax.methods.byol import BYOL
@@ -91,6 +92,7 @@ from ssl_jax.methods.w_mse import WMSE
 __all__ = ["METHODS", "Run"]
 
 METHODS = {
+    "aim": AIM,
     "barlow_twins": BarlowTwins,
     "bigan": BiGAN,
     "byol": BYOL,
