@@ -27,3 +27,20 @@ def draw_xavier(rng: Key[Array, ""], params: Any, *, split_qkv: bool) -> Any:
 
     keys = jax.random.split(rng, len(leaves))
     return structure.unflatten([draw(path, leaf, key) for (path, leaf), key in zip(leaves, keys, strict=True)])
+
+
+def shrink_branches(params: Any) -> Any:
+    """A ViT's params with the last kernel of each branch of block l = 1, 2, ... divided by sqrt(2 l): BEiT's start.
+
+    So the sum of the branches grows with their number more slowly. Source: Bao et al. 2021, arXiv:2106.08254, section
+    2.5 ("initialization").
+    """
+    blocks = {}
+    for name in [name for name in params if name.startswith("blocks_")]:
+        factor = 1.0 / math.sqrt(2.0 * (1 + int(name.removeprefix("blocks_"))))
+        blocks[name] = dict(params[name])
+        for branch, last in (("attn", "proj"), ("mlp", "fc2")):
+            layer = params[name][branch][last]
+            shrunk = {**layer, "kernel": factor * layer["kernel"]}
+            blocks[name][branch] = {**params[name][branch], last: shrunk}
+    return {**params, **blocks}
