@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses
-from ssl_jax.losses._common import first_row, num_rows
+from ssl_jax.losses._common import first_row
 from ssl_jax.methods import _common, _kmeans, _tiles, _tokens, _vit
 from ssl_jax.models.patches import patchify, unpatchify
 
@@ -25,7 +25,8 @@ class BEiTKMeans:
     BEiT's tokenizer is the discrete VAE of DALL-E, trained before on other images: results of this method are not
     BEiT's. Here the token of a patch is the nearest of `codes` centroids of patches, with `normalize` relative to
     their own mean and deviation. The centroids are fitted during the first `tokenizer_steps`, with each batch a step
-    (see `fit`), and stay as they are afterwards; until then the targets move with them.
+    (see `fit`), and stay as they are afterwards; until then the targets move with them. In the first step all tokens
+    are 0.
 
     The encoder is a ViT that sees a token in place of the hidden patches; a linear layer after its last LayerNorm
     classifies. `config.mask` is to hide blocks with a share of 0.4.
@@ -40,7 +41,7 @@ class BEiTKMeans:
     normalize: bool = True
     tokenizer_steps: int = 1000
     decay: float = 0.99  # of the centroids, for each batch
-    restart_below: float = 0.05  # of the points that a code would have were they shared out evenly
+    restart_below: float = 0.05  # of the points of a batch that a code has when they are shared out evenly
 
     views: ClassVar[tuple[str, ...]] = ("view",)
     masked: ClassVar[tuple[str, ...]] = views
@@ -63,8 +64,8 @@ class BEiTKMeans:
         _, patches, pixels = patchify(images, self.backbone.patch_size).shape
         if self.codes > self.run.batch_size * patches:
             raise ValueError(
-                f"codes={self.codes} begin as patches of one batch, which has {self.run.batch_size} images of {patches}"
-                f"; use codes={self.run.batch_size * patches} or less"
+                f"codes={self.codes} begin as patches of a batch, which has {self.run.batch_size} images of {patches}; "
+                f"use codes={self.run.batch_size * patches} or less"
             )
         keys = jax.random.split(rng, 3)
         params, batch_stats = _common.init({"backbone": self.backbone}, keys[0], images)
@@ -73,7 +74,6 @@ class BEiTKMeans:
         params["head"] = self.head.init(keys[2], jnp.zeros((1, self.backbone.dim)))["params"]
         return params, {
             "batch_stats": batch_stats,
-            # Of size 0, and so replaced by the first batch's patches.
             "codebook": {"centroids": jnp.zeros((self.codes, pixels)), "sizes": jnp.zeros(self.codes)},
             "step": jnp.zeros((), jnp.int32),
         }
@@ -81,17 +81,18 @@ class BEiTKMeans:
     def loss(self, params, state, batch, rng, *, axis_name=None):
         (images,), (mask,) = batch["views"], batch["masks"]
         rng_tokenizer, rng_encoder = jax.random.split(rng)
-        points = self.points(images)
-        fresh = draw_points(rng_tokenizer, batch["index"], points, self.codes, axis_name)
-        fitting = state["step"] < self.tokenizer_steps
         tokens, counts, codebook = fit(
             state["codebook"],
-            points,
-            fresh,
+            self.points(images),
+            rng_tokenizer,
+            batch["index"],
             decay=self.decay,
-            restart_below=jnp.where(fitting, self.restart_below, 0.0),
+            restart_below=self.restart_below,
             axis_name=axis_name,
         )
+        # Once it is frozen, the new one is dropped. Its sums over devices go on, twice codes x pixels numbers a step
+        # (25 MB each for BEiT's 8192), as collectives in a lax.cond are not safe: see step.py.
+        fitting = state["step"] < self.tokenizer_steps
         codebook = jax.tree.map(lambda new, old: jnp.where(fitting, new, old), codebook, state["codebook"])
         logits, patches = self.predict(params, images, mask, rng_encoder, axis_name)
         loss = losses.masked_cross_entropy(logits, tokens, mask, axis_name=axis_name)
@@ -148,53 +149,58 @@ def tokenize(
 def fit(
     codebook: Codebook,
     points: Float[Array, "batch patches pixels"],
-    fresh: Float[Array, "codes pixels"],
+    rng: Key[Array, ""],
+    index: Int[Array, "batch"],
     *,
     decay: float,
-    restart_below: float | Float[Array, ""],
+    restart_below: float,
     axis_name: str | None,
 ) -> tuple[Int[Array, "batch patches"], Float[Array, "codes"], Codebook]:
     """One step of k-means over batches -> (the points' tokens, how many have each in the global batch, new codebook).
 
     A centroid is the mean of the points that were assigned to it, those of a batch weighted by `decay` to the power of
-    its age; so are sizes. A code that has less than `restart_below` of the points that each would have were they shared
-    out evenly is dead: it forgets its points, and takes a fresh one's place before the points are assigned. Tokens are
-    of the centroids before they move.
+    its age; so are sizes. After that a code is dead which has less than `restart_below` of the points that each would
+    have were they shared out evenly: it forgets its points, and begins anew at one of this batch, drawn with a
+    probability that grows with the square of its distance from its centroid. So none begins among points that have one
+    already, as flat patches, which are many and equal but for rounding. Tokens are of the codebook as it comes in.
 
     Args:
-      codebook, decay: see above; a new codebook is one of size 0.
-      points: this device's slice of the batch. fresh: points of the global batch, one for each code.
+      codebook: all zeros at first, when the tokens of all points are 0.
+      points: this device's slice of the batch. rng, index: of the drawing, and the images' numbers.
       axis_name: mapped axis that the batch is split over; tokens are the slice's, all else is the same on all devices.
     Source: the exponential averages of van den Oord et al. 2017, arXiv:1711.00937, appendix A.1, without a network;
-      restarts as of Dhariwal et al. 2020, arXiv:2005.00341, section 3.1, whose threshold counts points.
+      restarts as of Dhariwal et al. 2020, arXiv:2005.00341, section 3.1, with the distances of k-means++ (Arthur and
+      Vassilvitskii 2007).
     """
-    codes, even = len(fresh), num_rows(points, axis_name) * points.shape[1] / len(fresh)
-    dead = codebook["sizes"] < restart_below * even
-    centroids = jnp.where(dead[:, None], fresh, codebook["centroids"])
+    centroids, codes = codebook["centroids"], len(codebook["sizes"])
     tokens = tokenize(centroids, points)
     rows, labels = points.reshape(-1, points.shape[-1]), tokens.reshape(-1)
-    counts, sums = global_sum(
-        (
-            jax.ops.segment_sum(jnp.ones(len(rows)), labels, codes),
-            jax.ops.segment_sum(rows, labels, codes),
-        ),
-        axis_name,
-    )
-    old, new = jnp.where(dead, 0.0, decay) * codebook["sizes"], jnp.where(dead, 1.0, 1.0 - decay)
+    counts = global_sum(jax.ops.segment_sum(jnp.ones(len(rows)), labels, codes), axis_name)
+    sums = global_sum(jax.ops.segment_sum(rows, labels, codes), axis_name)
+    old, new = decay * codebook["sizes"], jnp.where(codebook["sizes"] > 0, 1.0 - decay, 1.0)
     sizes = old + new * counts
     moved = (old[:, None] * centroids + new[:, None] * sums) / jnp.where(sizes > 0, sizes, 1.0)[:, None]
-    return tokens, counts, {"centroids": jnp.where(sizes[:, None] > 0, moved, centroids), "sizes": sizes}
+    dead = sizes < restart_below * jnp.sum(counts) / codes
+    distances = jnp.sum((points - centroids[tokens]) ** 2, axis=-1)
+    fresh = draw_points(rng, index, points, distances, codes, axis_name)[jnp.cumsum(dead) - 1]  # the first ones drawn
+    moved = jnp.where(dead[:, None], fresh, jnp.where(sizes[:, None] > 0, moved, centroids))
+    return tokens, counts, {"centroids": moved, "sizes": jnp.where(dead, 0.0, sizes)}
 
 
 def draw_points(
     rng: Key[Array, ""],
     index: Int[Array, "batch"],
     points: Float[Array, "batch patches pixels"],
+    weights: Float[Array, "batch patches"],
     count: int,
     axis_name: str | None,
 ) -> Float[Array, "count pixels"]:
-    """`count` different ones of the global batch's points, at random; the same on any number of devices."""
-    scores = _tiles.uniform(rng, index, points.shape[1:2]).reshape(-1)
+    """`count` different ones of the global batch's points, one after the other, of those left each with a probability
+    proportional to its weight, >= 0; the same on any number of devices.
+
+    Source: Efraimidis and Spirakis 2006, Weighted random sampling with a reservoir.
+    """
+    scores = (jnp.log(_tiles.uniform(rng, index, points.shape[1:2])) / weights).reshape(-1)
     everywhere = scores if axis_name is None else lax.all_gather(scores, axis_name, tiled=True, to="invarying")
     mine = lax.top_k(everywhere, count)[1] - first_row(scores, axis_name)
     here = (mine >= 0) & (mine < len(scores))
@@ -202,5 +208,5 @@ def draw_points(
     return global_sum(jnp.where(here[:, None], rows, 0.0), axis_name)
 
 
-def global_sum(x: Any, axis_name: str | None) -> Any:
+def global_sum(x: Float[Array, "..."], axis_name: str | None) -> Float[Array, "..."]:
     return x if axis_name is None else lax.psum(x, axis_name)
