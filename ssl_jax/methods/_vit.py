@@ -32,8 +32,8 @@ def draw_xavier(rng: Key[Array, ""], params: Any, *, split_qkv: bool) -> Any:
 def shrink_branches(params: Any) -> Any:
     """A ViT's params with the last kernel of each branch of block l = 1, 2, ... divided by sqrt(2 l): BEiT's start.
 
-    So the sum of the branches grows with their number more slowly. Source: Bao et al. 2021, arXiv:2106.08254, section
-    2.5 ("initialization").
+    So the sum of the branches grows more slowly with their number. Source: Bao et al. 2021, arXiv:2106.08254, section
+    2.5.
     """
     blocks = {}
     for name in [name for name in params if name.startswith("blocks_")]:
