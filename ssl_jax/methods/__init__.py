@@ -35,7 +35,9 @@ than the data set, a temperature of 0) it refuses when it is made, with a ValueE
 """
 
 from ssl_jax.methods._common import Run
+from ssl_jax.methods.aim import AIM
 from ssl_jax.methods.barlow_twins import BarlowTwins
+from ssl_jax.methods.beit_kmeans import BEiTKMeans
 from ssl_jax.methods.bigan import BiGAN
 from ssl_jax.methods.byol import BYOL
 from ssl_jax.methods.cmc import CMC
@@ -92,7 +94,9 @@ from ssl_jax.methods.w_mse import WMSE
 __all__ = ["METHODS", "Run"]
 
 METHODS = {
+    "aim": AIM,
     "barlow_twins": BarlowTwins,
+    "beit_kmeans": BEiTKMeans,
     "bigan": BiGAN,
     "byol": BYOL,
     "cmc": CMC,

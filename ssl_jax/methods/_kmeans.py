@@ -52,17 +52,11 @@ def kmeans(
     block_size = min(block_size, len(points))
     blocks, weights = (_blocks(x, block_size) for x in (points, valid.astype(jnp.float32)))
 
-    def assign(centroids, block):
-        likeness = jnp.matmul(block, centroids.T, precision="highest")
-        if not spherical:
-            likeness -= jnp.sum(centroids * centroids, axis=1) / 2.0  # (|block|^2 - |block - centroid|^2) / 2
-        return jnp.argmax(likeness, axis=1)
-
     def move(_, centroids):
         def add(totals, block):
             points, weight = block
             weighted = jnp.concatenate([points * weight[:, None], weight[:, None]], axis=1)
-            return totals + jax.ops.segment_sum(weighted, assign(centroids, points), k), None
+            return totals + jax.ops.segment_sum(weighted, _assign(centroids, points, spherical), k), None
 
         totals, _ = lax.scan(add, jnp.zeros((k, points.shape[1] + 1)), (blocks, weights))
         sums, sizes = totals[:, :-1], totals[:, -1:]
@@ -70,8 +64,30 @@ def kmeans(
 
     init = points[_draw(rng, valid, k)] if init is None else prepare(init)
     centroids = lax.fori_loop(0, iterations, move, init)
-    assignments = lax.map(functools.partial(assign, centroids), blocks).reshape(-1)[: len(points)]
+    assignments = nearest(points, centroids, spherical=spherical, block_size=block_size)
     return centroids, jnp.where(valid, assignments, -1)
+
+
+def nearest(
+    points: Float[Array, "points dim"],
+    centroids: Float[Array, "k dim"],
+    *,
+    spherical: bool = False,
+    block_size: int = 4096,
+) -> Int[Array, "points"]:
+    """For each point the index of the nearest centroid, or if spherical of that with the largest scalar product.
+
+    The first of several that are equally near. block_size: as `kmeans` takes it.
+    """
+    blocks = _blocks(points, min(block_size, len(points)))
+    return lax.map(lambda block: _assign(centroids, block, spherical), blocks).reshape(-1)[: len(points)]
+
+
+def _assign(centroids, block, spherical):
+    likeness = jnp.matmul(block, centroids.T, precision="highest")
+    if not spherical:
+        likeness -= jnp.sum(centroids * centroids, axis=1) / 2.0  # (|block|^2 - |block - centroid|^2) / 2
+    return jnp.argmax(likeness, axis=1)
 
 
 def _blocks(x, block_size):

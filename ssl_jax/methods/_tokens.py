@@ -14,21 +14,22 @@ from ssl_jax.models.patches import patchify, unpatchify
 from ssl_jax.models.vit import ViT
 
 
-def check_patches(method: Any) -> None:
-    """Raises: ValueError for a backbone without patches."""
+def check_vit(method: Any, *, class_token: bool = True) -> None:
+    """Raises: ValueError for a backbone without patch tokens, or without a class token; with class_token=False, for one
+    that has a class token."""
     backbone = method.backbone
     if not isinstance(backbone, ViT):
         raise ValueError(
             f"this method masks patches, which a {type(backbone).__name__} has not; "
             "use a vision transformer, as model.name=vit_small_patch16_224"
         )
-
-
-def check_vit(method: Any) -> None:
-    """Raises: ValueError for a backbone without a class token and patch tokens."""
-    check_patches(method)
-    backbone = method.backbone
-    if not backbone.class_token or backbone.pool == "mean":
+    if not class_token:
+        if backbone.class_token or backbone.pool == "mean":
+            raise ValueError(
+                "this method takes the patches after the last LayerNorm, and no class token; use "
+                f'model.class_token=False and model.pool="norm_mean", got {backbone.class_token}, {backbone.pool!r}'
+            )
+    elif not backbone.class_token or backbone.pool == "mean":
         raise ValueError(
             "this method takes the class token and the patches after the last LayerNorm; leave model.class_token=True "
             f'and model.pool="cls", got {backbone.class_token}, {backbone.pool!r}'
@@ -66,6 +67,14 @@ def encode_masked(
         backbone, params["backbone"], [images], masks=[mask], mask_token=token, axis_name=axis_name, rng=rng
     )
     return patches
+
+
+def moments(
+    patches: Float[Array, "batch patches pixels"],
+) -> tuple[Float[Array, "batch patches 1"], Float[Array, "batch patches 1"]]:
+    """(mean, deviation) of each patch's pixels, by which `losses.masked_pixels` normalizes them."""
+    variance = jnp.var(patches, axis=-1, keepdims=True, ddof=1)
+    return jnp.mean(patches, axis=-1, keepdims=True), jnp.sqrt(variance + 1e-6)
 
 
 def pictures(

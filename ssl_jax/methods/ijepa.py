@@ -60,7 +60,7 @@ class Predictor(nn.Module):
             of_targets = of_targets.reshape(batch * blocks, room, *of_targets.shape[3:])
             return jnp.concatenate([jnp.repeat(of_context, blocks, axis=0), of_targets], axis=1)
 
-        x, seen = join(x, y), join(context.valid, targets.valid)[:, None, None]
+        x, seen = join(x, y), join(context.valid, targets.valid)[:, None]
         for i in range(self.depth):
             block = Block(self.heads, 4 * self.dim, layer_scale=0.0, drop_path=0.0, dtype=dtype, name=f"blocks_{i}")
             x = block(x, train, axis_name, seen)
@@ -112,15 +112,9 @@ class IJEPA:
     chance_level: ClassVar[None] = None
 
     def __post_init__(self):
-        _tokens.check_patches(self)
+        _tokens.check_vit(self, class_token=False)
         _common.check_positive(self, "targets", "min_context", "predictor_dim", "predictor_depth", "beta")
         _common.check_share(self, "decay")
-        if self.backbone.class_token or self.backbone.pool != "norm_mean":
-            raise ValueError(
-                "ijepa trains the patches after the last LayerNorm, and keeps their mean; use "
-                'model.class_token=False and model.pool="norm_mean", '
-                f"got {self.backbone.class_token}, {self.backbone.pool!r}"
-            )
         if self.predictor_dim % self.backbone.heads or self.predictor_dim % 4:
             raise ValueError(
                 f"predictor_dim={self.predictor_dim} must be a multiple of 4 and of model.heads={self.backbone.heads}"
@@ -192,7 +186,7 @@ class IJEPA:
             rng=rng,
             tokens=True,
             keep=context.index,
-            valid=context.valid,
+            attend=context.valid[:, None],
         )
         predictor = self.predictor(self.grid(images))
         variables = {"params": params["predictor"]}

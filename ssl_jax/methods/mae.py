@@ -134,9 +134,8 @@ class MAE:
         (images,), (mask,) = batch["views"], batch["masks"]
         prediction, _ = self.predict(params, images, mask, rng, None)
         if self.normalize:
-            target = patchify(images, self.backbone.patch_size)
-            mean = jnp.mean(target, axis=-1, keepdims=True)
-            prediction = prediction * jnp.sqrt(jnp.var(target, axis=-1, keepdims=True, ddof=1) + 1e-6) + mean
+            mean, deviation = _tokens.moments(patchify(images, self.backbone.patch_size))
+            prediction = prediction * deviation + mean
         return _tokens.pictures(images, mask, self.backbone.patch_size, prediction)
 
     update = _common.keep_state

@@ -83,7 +83,7 @@ class ViT(nn.Module):
         mask: Bool[Array, "batch patches"] | None = None,
         mask_token: Float[Array, " dim"] | None = None,
         keep: Int[Array, "batch kept"] | None = None,
-        valid: Bool[Array, "batch kept"] | None = None,
+        attend: Bool[Array, "#batch #queries #keys"] | None = None,
         tokens: bool = False,
         last_blocks: int = 0,
     ) -> Float[Array, "batch *tokens dim"]:
@@ -92,12 +92,12 @@ class ViT(nn.Module):
 
         mask, mask_token: patches whose embedding is replaced by the token, before positions are added (BERT's trick).
         keep: indices of the only patches that enter the blocks, in this order (MAE).
-        valid: False for those of `keep` that are there to fill it up: no other token sees them (I-JEPA).
+        attend: which tokens see which, in every block: True where the query may attend to the key, of the tokens that
+          enter the blocks, the class token first if there is one; broadcast to [batch, tokens, tokens]. By default all
+          see all. A query that may attend to nothing gets the mean of all values.
 
         Raises: ValueError for an image that patches do not fill, or options that do not go together.
         """
-        if valid is not None and (keep is None or not tokens):
-            raise ValueError("valid says which patches of keep are no padding, and takes tokens=True: a mean has all")
         if keep is not None and self.positions == "relative":
             raise ValueError('patches that are left out need a position of their own; use model.positions="sincos"')
         dtype = jnp.dtype(self.dtype)
@@ -114,9 +114,6 @@ class ViT(nn.Module):
             cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.dim), jnp.float32)
             first = jnp.broadcast_to((cls_token + cls_position).astype(dtype), (len(x), 1, self.dim))
             x = jnp.concatenate([first, x], axis=1)
-        seen = None
-        if valid is not None:
-            seen = jnp.pad(valid, ((0, 0), (self.num_prefix, 0)), constant_values=True)[:, None, None]
         bias = None
         if self.positions == "relative":
             if grid != self.learned_grid:
@@ -131,7 +128,7 @@ class ViT(nn.Module):
                 drop_path=self.drop_path * i / max(self.depth - 1, 1),
                 dtype=dtype,
                 name=f"blocks_{i}",
-            )(x, train, axis_name, seen, bias)
+            )(x, train, axis_name, attend, bias)
             outputs.append(x)
         if last_blocks:
             return jnp.stack(outputs[-last_blocks:], axis=1).astype(jnp.float32)
@@ -152,8 +149,8 @@ class ViT(nn.Module):
 
     def position_embedding(
         self, grid: tuple[int, int]
-    ) -> tuple[Float[Array, "1 1 dim"], Float[Array, "1 patches dim"]]:
-        """(of the class token, of the patches row by row)"""
+    ) -> tuple[Float[Array, "1 _ dim"], Float[Array, "1 patches dim"]]:
+        """(of the class token, if there is one; of the patches row by row)"""
         if self.positions == "sincos":
             return jnp.zeros((1, 1, self.dim)), sincos_positions(grid, self.dim)
         if self.positions == "relative":
@@ -209,8 +206,7 @@ class RelativePositions(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim].
 
-    seen: bool, broadcast to [batch, heads, tokens, tokens]: whether a token (third axis) sees one (last); None: all.
-    bias: of these shapes, added to attention's logits.
+    attend: as `ViT` has it. bias: added to attention's logits, broadcast to [batch, heads, tokens, tokens].
     """
 
     heads: int
@@ -220,9 +216,9 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, train, axis_name, seen=None, bias=None):
+    def __call__(self, x, train, axis_name, attend=None, bias=None):
         y = layer_norm(self.dtype, "norm1")(x)
-        y = Attention(self.heads, self.dtype, name="attn")(y, seen, bias)
+        y = Attention(self.heads, self.dtype, name="attn")(y, attend, bias)
         x = x + self.drop(self.scale(y, "ls1"), train, axis_name)
         y = layer_norm(self.dtype, "norm2")(x)
         y = FeedForward(self.mlp_width, self.dtype, name="mlp")(y)
@@ -256,11 +252,12 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, seen, bias):
+    def __call__(self, x, attend, bias):
         batch, tokens, dim = x.shape
         qkv = dense(3 * dim, self.dtype, "qkv")(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
+        mask = None if attend is None else attend[:, None]  # the same for all heads
         # Its softmax is in float32.
-        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias, seen)
+        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias, mask)
         return dense(dim, self.dtype, "proj")(x.reshape(batch, tokens, dim))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from ssl_jax.methods._kmeans import kmeans
+from ssl_jax.methods._kmeans import kmeans, nearest
 
 RNG = jax.random.key(0)
 
@@ -131,3 +131,12 @@ def test_bfloat16_is_computed_in_float32():
 def test_refusals(points, k, options, message):
     with pytest.raises(ValueError, match=message):
         kmeans(RNG, jnp.ones(points), k, iterations=1, **options)
+
+
+@pytest.mark.parametrize("block_size", [7, 4096])
+def test_nearest_is_the_least_distance_and_the_first_of_equals(block_size):
+    x = draw(points=50)
+    centroids = np.concatenate([x[:4], x[:4]])
+    expected = np.argmin(np.sum((x[:, None] - centroids[:4]) ** 2, axis=-1), axis=1)
+    found = nearest(jnp.asarray(x), jnp.asarray(centroids), block_size=block_size)
+    np.testing.assert_array_equal(found, expected)

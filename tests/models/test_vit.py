@@ -70,29 +70,45 @@ def test_drop_path_is_off_outside_training():
     np.testing.assert_array_equal(*h)
 
 
-@pytest.mark.parametrize("class_token", [True, False])
-def test_patches_that_are_not_valid_change_nothing(class_token):
-    module = small(positions="sincos", class_token=class_token, pool="norm_mean")
-    x, prefix = IMAGES[:4], int(class_token)
-    variables = jax.jit(module.init)(jax.random.key(0), x)
-    # Images 0 and 1 keep 3 of 8 patches, the others 5.
-    keep = jnp.array([[6, 1, 4, 0, 7]] * 4)
-    valid = jnp.arange(5) < jnp.array([3, 3, 5, 5])[:, None]
-
-    apply = jax.jit(functools.partial(module.apply, variables, x, tokens=True))
-    padded, short, full = (
-        np.asarray(apply(**o)) for o in ({"keep": keep, "valid": valid}, {"keep": keep[:, :3]}, {"keep": keep})
-    )
-    np.testing.assert_allclose(padded[:2, : prefix + 3], short[:2], atol=1e-5)
-    np.testing.assert_allclose(padded[2:], full[2:], atol=1e-5)
-    assert np.abs(padded[:2, : prefix + 3] - full[:2, : prefix + 3]).max() > 1e-3
+def _tokens_of(variables, images, attend=None):
+    return small(class_token=False, pool="norm_mean").apply(variables, images, tokens=True, attend=attend)
 
 
-def test_valid_without_keep_or_of_a_mean_is_refused():
-    module, valid = small(), jnp.ones((64, 8), bool)
-    for options in ({"tokens": True}, {"keep": jnp.zeros((64, 8), int)}):
-        with pytest.raises(ValueError, match="takes tokens=True"):
-            jax.eval_shape(lambda: module.init(jax.random.key(0), IMAGES, valid=valid, **options))  # noqa: B023
+@pytest.fixture(scope="module")
+def without_class_token():
+    return jax.jit(small(class_token=False, pool="norm_mean").init)(jax.random.key(0), IMAGES[:2])
+
+
+def test_attend_decides_which_patches_a_token_depends_on(without_class_token):
+    # Patches 0 and 1 see each other, each later one itself and those before: 8 patches, in two blocks.
+    attend = np.tril(np.ones((8, 8), bool))
+    attend[:2, :2] = True
+    tokens = jax.jit(_tokens_of)
+    before = tokens(without_class_token, IMAGES[:2], jnp.asarray(attend)[None])
+    for patch in (0, 1, 3, 7):
+        row, column = divmod(patch, 2)
+        images = IMAGES[:2].at[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].add(1.0)
+        after = tokens(without_class_token, images, jnp.asarray(attend)[None])
+        changed = np.any(np.abs(after - before) > 1e-5, axis=(0, 2))
+        np.testing.assert_array_equal(changed, attend[:, patch])
+
+
+def test_attend_is_broadcast_and_by_default_all_see_all(without_class_token):
+    tokens = jax.jit(_tokens_of)
+    expected = tokens(without_class_token, IMAGES[:2])
+    for shape in ((1, 1, 1), (2, 1, 8), (1, 8, 8)):
+        found = tokens(without_class_token, IMAGES[:2], jnp.ones(shape, bool))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_keys_that_nothing_attends_to_are_as_if_left_out(without_class_token):
+    # Different ones of each image: the patches that are kept come out as if they alone had entered the blocks.
+    keep = jnp.array([[0, 2, 3, 6], [1, 4, 5, 7]])
+    valid = jnp.any(keep[:, :, None] == jnp.arange(8), axis=1)[:, None]  # [batch, 1, keys]
+    module = small(class_token=False, pool="norm_mean")
+    alone = jax.jit(lambda v, x: module.apply(v, x, tokens=True, keep=keep))(without_class_token, IMAGES[:2])
+    among_all = jax.jit(_tokens_of)(without_class_token, IMAGES[:2], valid)
+    np.testing.assert_allclose(jnp.take_along_axis(among_all, keep[..., None], axis=1), alone, atol=1e-5)
 
 
 def test_relative_index_has_a_row_for_each_offset_and_three_for_the_class_token():
