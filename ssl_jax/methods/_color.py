@@ -48,7 +48,9 @@ def subsampled_size(size: tuple[int, int]) -> tuple[int, int]:
     return -(-size[0] // STRIDE), -(-size[1] // STRIDE)
 
 
-def enlarge(colors: Colors, size: tuple[int, int]) -> Colors:
+def enlarge(
+    colors: Float[Array, "batch rows columns 2"], size: tuple[int, int]
+) -> Float[Array, "batch height width 2"]:
     """Back to images of this size, linearly between the positions that `subsample` took."""
     rows, columns = (
         np.maximum(1.0 - np.abs(np.minimum(np.arange(new) / STRIDE, old - 1)[:, None] - np.arange(old)), 0.0)
@@ -168,7 +170,7 @@ def predict(
 
 
 def pictures(
-    images: Float[Array, "batch height width 3"], colors: Colors, backbone: Any
+    images: Float[Array, "batch height width 3"], colors: Float[Array, "batch rows columns 2"], backbone: Any
 ) -> dict[str, Float[Array, "batch height width 3"]]:
     """For the report: the images, their lightness, and that in the `colors` predicted where `subsample` looks."""
     mean, std = backbone.mean, backbone.std

@@ -33,7 +33,8 @@ def test_loss_weighs_rare_colors_and_leaves_out_gray_images():
     targets = np.asarray(_color.encode(jnp.asarray(colors)), np.float64)
     p = targets[:3].mean(axis=(0, 1, 2))
     occurs = p > 0
-    w = np.where(occurs, 1 / (0.7 * p + 0.3 * occurs / occurs.sum()), 0)
+    w = np.zeros(313)
+    w[occurs] = 1 / (0.7 * p[occurs] + 0.3 / occurs.sum())
     w /= np.sum(p * w)
     of_position = w[targets.argmax(axis=-1)]
     of_position[3] = 0
@@ -57,11 +58,9 @@ def test_images_without_color_teach_nothing():
 
 
 def test_pictures_show_the_image_gray_and_colored_anew(monkeypatch):
-    method, rgb, x, params, state = setup()
+    method, _, _, params, state = setup()
     # Colors that are alike everywhere, predicted with certainty, are those of the image.
-    lab = jnp.concatenate(
-        [jnp.full((4, 16, 16, 1), 60.0), jnp.broadcast_to(jnp.array([20.0, 30.0]), (4, 16, 16, 2))], -1
-    )
+    lab = jnp.broadcast_to(jnp.array([60.0, 20.0, 30.0]), (4, 16, 16, 3))
     x = normalized_of_lab(lab, MEAN, STD)
     certain = 1e3 * _color.encode(_color.subsample(lab)[..., 1:])
     monkeypatch.setattr(_color, "predict", lambda *arguments: certain)
@@ -92,5 +91,5 @@ def test_refusals(options, message):
 
 
 def test_a_backbone_that_sees_colors_is_refused():
-    with pytest.raises(ValueError, match="a ResNet sees the colors; use a model.name such as lightness_resnet50"):
+    with pytest.raises(ValueError, match=r"a ResNet sees the colors; use a model\.name such as lightness_resnet50"):
         METHODS["colorization"](models.create("resnet8"), RUN)

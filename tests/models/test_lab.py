@@ -45,5 +45,5 @@ def test_normalization_is_undone_and_done_again():
 
 
 def test_images_without_three_channels_are_refused():
-    with pytest.raises(ValueError, match="images of 1 channels, .* read color images with data.channels=3"):
+    with pytest.raises(ValueError, match=r"images of 1 channels, .* read color images with data\.channels=3"):
         lab_of_normalized(jnp.zeros((1, 4, 4, 1)), MEAN, STD)
