@@ -14,6 +14,7 @@ RGB_OF_XYZ = np.linalg.inv(RGB_TO_XYZ / RGB_TO_XYZ.sum(axis=1, keepdims=True)).a
 
 
 def lab_of_rgb(rgb: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
+    """L, a and b of sRGB in 0..1."""
     linear = jnp.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     xyz = jnp.matmul(linear, XYZ_OF_RGB.T, precision="highest")
     f = jnp.where(xyz > (6 / 29) ** 3, jnp.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
