@@ -4,6 +4,10 @@ Trains `tiny` on four fifths of Debian's stamps. On the others, of images with c
 mean of the prediction is from the truth, beside gray and the mean color of the training images, at all positions and
 at those with a color; and the cross entropy, rare colors weighing more as in training (for colorization), beside that
 of the best prediction that is the same everywhere.
+
+After 300 steps, on 112 images: colorization 33.1 where there is a color (gray 37.2) and 18.4 everywhere (gray 17.5),
+cross entropy 4.59 (4.82); split_brain, which weighs all colors alike, 34.5, 16.7 and 3.08 (3.36). The mean color is
+32.7 and 20.8 away.
 """
 
 import argparse
