@@ -58,8 +58,8 @@ def tiny_local(**changes: Any) -> dict[str, Any]:
 def tiny_stamps(model: str, **model_options: Any) -> ConfigDict:
     """`tiny` in color: 802 clip arts and cut-out photos, of which Debian's tuxpaint-stamps-default has a folder.
 
-    They are in 17 sub-folders, of which letters and animals are the largest; a fifth has no color. Their background is
-    white.
+    They are in 17 sub-folders, of which letters and animals are the largest; three tenths have no color. Their
+    background is white.
     """
     config = tiny()
     config.batch_size = 128
