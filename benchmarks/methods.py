@@ -6,7 +6,7 @@ untrained network (the best of its variants) and the raw pixels.
 
 Writes docs/results.md, from the numbers that it keeps in docs/results.json with the hash of their config: only what a
 changed config has made stale is measured again, and what was stopped goes on. Several of it may run at once, for some
-of the methods each.
+of the methods each. Methods whose `tiny` config is of other images, as those of color, are left out.
 """
 
 import argparse
@@ -33,22 +33,24 @@ from ssl_jax.methods import METHODS
 ROOT = Path(__file__).parents[1]
 RECORD, RESULTS = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
 CORE = ("simclr", "moco_v2", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "dino", "nnclr", "supcon")
+DATA = "fashion_mnist"
 DRAWS = tuple(range(5))  # of the 10 labels per class
 KNN, LINEAR, FINETUNE = "knn/k20_t0.07/top1", "linear/10_per_class/top1", "finetune/10_per_class/top1"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=",".join(METHODS), help="names, with commas; all by default")
+    compared, _ = on_data()
+    parser.add_argument("--methods", default=",".join(compared), help="names, with commas; all by default")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", default="0,1,2", help="of the core methods; of the others the first is taken")
     parser.add_argument("--frozen-only", action="store_true", help="leave fine-tuning for another time")
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "methods")
     arguments = parser.parse_args()
     names = arguments.methods.split(",")
-    unknown = set(names) - set(METHODS)
+    unknown = set(names) - set(compared)
     if unknown:
-        parser.error(f"no methods {sorted(unknown)}; there are {', '.join(METHODS)}")
+        parser.error(f"no methods {sorted(unknown)} on {DATA}; there are {', '.join(compared)}")
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     measure("pixels", evaluated(configured("simclr", 0, arguments.steps)), pixel_scores)
     for seed in map(int, arguments.seeds.split(",")):
@@ -73,6 +75,14 @@ def configured(name, seed, steps):
     config = configs.load_file(f"{ROOT / 'configs' / name}.py:tiny")
     config.update(settings(seed, steps))
     return config
+
+
+def on_data():
+    """(methods whose `tiny` config is of `DATA`, the others)"""
+    groups = {True: [], False: []}
+    for name in METHODS:
+        groups[configured(name, 0, 1).data.name == DATA].append(name)
+    return groups[True], groups[False]
 
 
 def evaluated(config):
@@ -209,8 +219,9 @@ def table(known, steps):
         "|---|---|---|---|---|---|---|---|",
         f"| raw pixels | | {known['pixels'][KNN]:.1f} | {known['pixels'][LINEAR]:.1f} | | | | |",
     ]
-    bases = {name: untrained_key(configured(name, 0, steps)) for name in METHODS}
-    for name in (name for name in METHODS if f"{name}-0" in known and bases[name] in known):
+    compared, others = on_data()
+    bases = {name: untrained_key(configured(name, 0, steps)) for name in compared}
+    for name in (name for name in compared if f"{name}-0" in known and bases[name] in known):
         found = [known[key] for key in known if re.fullmatch(rf"{name}-\d+", key)]
         base = known[bases[name]]
         means = {protocol: np.mean([one[protocol] for one in found]) for protocol in (KNN, LINEAR)}
@@ -228,9 +239,11 @@ def table(known, steps):
             ", ".join(sorted({alarm for one in found for alarm in one["alarms"]})),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    missing = [name for name in METHODS if f"{name}-0" not in known or bases[name] not in known]
+    missing = [name for name in compared if f"{name}-0" not in known or bases[name] not in known]
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
+    if others:
+        lines += ["", f"On other images, and so not here: {', '.join(others)}."]
     lines += [
         "",
         f"Made by `python benchmarks/methods.py --steps {steps}` with JAX {jax.__version__}; "

@@ -21,7 +21,7 @@ def cifar_r18() -> ConfigDict:
     config = recipes.cifar_r18()
     config.batch_size = 128
     config.epochs = 240
-    config.model.update(name="split_resnet18", width=1.0, parts="lab", mean=config.data.mean, std=config.data.std)
+    config.model.update(name="split_resnet18", width=1.0, parts="lab", **recipes.data_normalization(config))
     config.method = dict(name="cmc", dim=128, temperature=0.1, negatives=4096, softmax=False, momentum=0.5)
     config.augment.view = dict(size=(32, 32), crop_area=(0.2, 1.0), flip=0.5)
     config.optimizer = dict(name="sgd", lr=0.03, weight_decay=5e-4, warmup_steps=0, final_lr=0.0)
@@ -31,7 +31,7 @@ def cifar_r18() -> ConfigDict:
 def imagenet_r50() -> ConfigDict:
     """64 to 66 linear; the authors' learning rate is a tenth from epochs 120, 160 and 200 on, not a cosine."""
     config = recipes.imagenet("split_resnet50", batch_size=256, epochs=240, width=1.0, parts="lab")
-    config.model.update(mean=recipes.IMAGENET_MEAN, std=recipes.IMAGENET_STD)
+    config.model.update(recipes.data_normalization(config))
     config.method = dict(name="cmc", dim=128, temperature=0.07, negatives=16_384, softmax=False, momentum=0.5)
     config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5)
     config.optimizer = dict(

@@ -27,6 +27,7 @@ from ssl_jax.data.decode import UndecodableImage, decode_image
 __all__ = ["ArraySource", "Source", "Subset", "UndecodableImage", "load", "load_pair"]
 
 CHANNELS = (1, 3)
+DEBIAN_FOLDERS = {"/usr/share/tuxpaint/stamps": "tuxpaint-stamps-default"}  # of images: the package that has them
 PREPARE = """
 import sys, tensorflow_datasets as tfds
 name, data_dir = sys.argv[1:]
@@ -263,6 +264,11 @@ def _check_channels(channels: int) -> None:
 def _folder(path: str | None) -> Path:
     if not path:
         raise ValueError("a folder of images needs its path")
+    if path in DEBIAN_FOLDERS and not Path(path).exists():
+        raise FileNotFoundError(
+            f"there is no folder {path!r}; on Debian, as root: apt install {DEBIAN_FOLDERS[path]}, or give a folder of "
+            "your own, --config.data.path=MY_IMAGES"
+        )
     return Path(path).expanduser()
 
 

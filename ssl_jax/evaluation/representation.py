@@ -34,6 +34,11 @@ def collapse(metrics: Mapping[str, float], chance_level: float | None) -> dict[s
             f"The loss is at {chance_level:.4g}, that of equal embeddings: nothing is learnt. Lower "
             "config.optimizer.lr, or lengthen config.optimizer.warmup_steps."
         )
+    if metrics.get("colored_share", 1.0) == 0.0:
+        found["colored_share"] = (
+            "No image has a color, and colors are what is to be predicted: train on color images, with "
+            "config.data.channels=3."
+        )
     return found
 
 

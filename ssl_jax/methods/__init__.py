@@ -41,6 +41,7 @@ from ssl_jax.methods.beit_kmeans import BEiTKMeans
 from ssl_jax.methods.bigan import BiGAN
 from ssl_jax.methods.byol import BYOL
 from ssl_jax.methods.cmc import CMC
+from ssl_jax.methods.colorization import Colorization
 from ssl_jax.methods.counting import Counting
 from ssl_jax.methods.cpc import CPC
 from ssl_jax.methods.data2vec import Data2Vec
@@ -81,6 +82,7 @@ from ssl_jax.methods.simclr import SimCLR
 from ssl_jax.methods.simmim import SimMIM
 from ssl_jax.methods.simsiam import SimSiam
 from ssl_jax.methods.smog import SMoG
+from ssl_jax.methods.split_brain import SplitBrain
 from ssl_jax.methods.supcon import SupCon
 from ssl_jax.methods.supervised import Supervised
 from ssl_jax.methods.swav import SwAV
@@ -100,6 +102,7 @@ METHODS = {
     "bigan": BiGAN,
     "byol": BYOL,
     "cmc": CMC,
+    "colorization": Colorization,
     "counting": Counting,
     "cpc": CPC,
     "data2vec": Data2Vec,
@@ -140,6 +143,7 @@ METHODS = {
     "simmim": SimMIM,
     "simsiam": SimSiam,
     "smog": SMoG,
+    "split_brain": SplitBrain,
     "supcon": SupCon,
     "supervised": Supervised,
     "swav": SwAV,

@@ -9,11 +9,12 @@ from typing import Any
 import flax.linen as nn
 
 from ssl_jax.models.dcgan import Discriminator
+from ssl_jax.models.lightness import LightnessResNet
 from ssl_jax.models.resnet import ResNet
 from ssl_jax.models.split import SplitResNet
 from ssl_jax.models.vit import ViT
 
-# timm's names, but for resnet8, split ones and the discriminator.
+# timm's names, but for resnet8, those of lightness, split ones and the discriminator.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     # For images of 28 to 32 pixels on a CPU: 77,000 weights.
     "resnet8": functools.partial(ResNet, stages=(1, 1, 1), base_width=16, stem="strided"),
@@ -21,6 +22,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet34": functools.partial(ResNet, stages=(3, 4, 6, 3)),
     "resnet50": functools.partial(ResNet, stages=(3, 4, 6, 3), bottleneck=True),
     "resnet101": functools.partial(ResNet, stages=(3, 4, 23, 3), bottleneck=True),
+    "lightness_resnet8": functools.partial(LightnessResNet, stages=(1, 1, 1), base_width=16, stem="strided"),
+    "lightness_resnet18": functools.partial(LightnessResNet, stages=(2, 2, 2, 2)),
+    "lightness_resnet50": functools.partial(LightnessResNet, stages=(3, 4, 6, 3), bottleneck=True),
     "split_resnet8": functools.partial(SplitResNet, stages=(1, 1, 1), base_width=16, stem="strided"),
     "split_resnet18": functools.partial(SplitResNet, stages=(2, 2, 2, 2)),
     "split_resnet50": functools.partial(SplitResNet, stages=(3, 4, 6, 3), bottleneck=True),

@@ -157,6 +157,13 @@ def test_folder(tmp_path):
     assert load("folder", path=str(tmp_path), channels=1)[0].shape == (4, 6, 1)
 
 
+def test_debians_folder_that_is_not_there_names_its_package(tmp_path, monkeypatch):
+    path = str(tmp_path / "stamps")
+    monkeypatch.setattr(sources, "DEBIAN_FOLDERS", {path: "tuxpaint-stamps-default"})
+    with pytest.raises(FileNotFoundError, match="apt install tuxpaint-stamps-default, or give a folder of your own"):
+        load("folder", path=path)
+
+
 def test_folder_without_classes_has_no_labels(tmp_path):
     write(tmp_path, "a.png", "b.png")
     source = load("folder", path=str(tmp_path))

@@ -103,6 +103,8 @@ HEALTHY = {"loss": 3.0, "embedding_std": 0.12, "rankme": 40.0, "embedding_dim": 
         ({"loss": -0.97}, -1.0, []),  # SimSiam near its optimum
         ({"embedding_std": 0.03}, 5.0, ["embedding_std"]),  # a quarter of 1/8 is 0.031
         ({"rankme": 6.0}, 5.0, ["rankme"]),
+        ({"colored_share": 0.5}, None, []),
+        ({"colored_share": 0.0}, None, ["colored_share"]),  # colorization of Fashion-MNIST
         ({"embedding_std": 0.0, "rankme": 1.0, "loss": 5.0}, 5.0, ["embedding_std", "rankme", "loss"]),
     ],
 )

@@ -32,9 +32,15 @@ def load(name, scale="tiny"):
 
 
 @functools.cache
-def images():
-    source = sources.load("fashion_mnist", split="train", channels=1)
-    return sources.Subset(source, np.arange(8192))
+def images(channels):
+    """Fashion-MNIST; with three channels each image in a color of its own, for methods that look at colors."""
+    source = sources.load("fashion_mnist", split="train", channels=channels)
+    gray = sources.Subset(source, np.arange(8192))
+    if channels == 1:
+        return gray
+    tints = np.random.default_rng(0).uniform(0.2, 1.0, (len(gray), 1, 1, 3))
+    pixels = np.stack([gray[i] for i in range(len(gray))])
+    return sources.ArraySource((pixels * tints).astype(np.uint8), gray.labels)
 
 
 class Training:
@@ -82,7 +88,7 @@ class Training:
     def go_on(self, state, steps):
         """(the state after these steps, their losses)"""
         batches = pipeline.train_batches(
-            images(),
+            images(self.config.data.channels),
             seed=0,
             batch_size=self.run.batch_size,
             image_size=self.config.data.image_size,

@@ -1,0 +1,30 @@
+"""Split-brain autoencoder: Zhang, Isola & Efros 2017, arXiv:1611.09842."""
+
+from ml_collections import ConfigDict
+
+from ssl_jax import recipes
+
+
+def tiny() -> ConfigDict:
+    """On images in color: see recipes.tiny_stamps."""
+    config = recipes.tiny_stamps("split_resnet8", width=1.5, parts="lab")
+    config.method = dict(name="split_brain", uniform_share=1.0, temperature=0.38, decoder_width=64)
+    return config
+
+
+def imagenet_r50() -> ConfigDict:
+    """35.4 linear with an AlexNet; its training is not given, so this is colorization's of the same authors."""
+    config = recipes.imagenet("split_resnet50", batch_size=40, epochs=0, width=1.0, parts="lab")
+    config.steps = 500_000
+    config.model.update(recipes.data_normalization(config))
+    config.method = dict(name="split_brain", uniform_share=1.0, temperature=0.38, decoder_width=256)
+    config.augment.view = dict(size=(176, 176), crop_area=(0.47, 0.47), crop_aspect=(1.0, 1.0), flip=0.5)
+    config.optimizer = dict(name="adam", lr=3e-5, b2=0.99, weight_decay=1e-3, warmup_steps=0, final_lr=3e-6)
+    return config
+
+
+SCALES = {"tiny": tiny, "imagenet_r50": imagenet_r50}
+
+
+def get_config(scale: str = "tiny") -> ConfigDict:
+    return recipes.pick("split_brain", scale, SCALES)
