@@ -6,7 +6,8 @@ untrained network (the best of its variants) and the raw pixels.
 
 Writes docs/results.md, from the numbers that it keeps in docs/results.json with the hash of their config: only what a
 changed config has made stale is measured again, and what was stopped goes on. Several of it may run at once, for some
-of the methods each. Methods whose `tiny` config is of other images, as those of color, are left out.
+of the methods each. Methods that need color, as colorization, are trained on the images of their config, and measured
+on Fashion-MNIST like all others.
 """
 
 import argparse
@@ -40,17 +41,16 @@ KNN, LINEAR, FINETUNE = "knn/k20_t0.07/top1", "linear/10_per_class/top1", "finet
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    compared, _ = on_data()
-    parser.add_argument("--methods", default=",".join(compared), help="names, with commas; all by default")
+    parser.add_argument("--methods", default=",".join(METHODS), help="names, with commas; all by default")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", default="0,1,2", help="of the core methods; of the others the first is taken")
     parser.add_argument("--frozen-only", action="store_true", help="leave fine-tuning for another time")
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "methods")
     arguments = parser.parse_args()
     names = arguments.methods.split(",")
-    unknown = set(names) - set(compared)
+    unknown = set(names) - set(METHODS)
     if unknown:
-        parser.error(f"no methods {sorted(unknown)} on {DATA}; there are {', '.join(compared)}")
+        parser.error(f"no methods {sorted(unknown)}; there are {', '.join(METHODS)}")
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     measure("pixels", evaluated(configured("simclr", 0, arguments.steps)), pixel_scores)
     for seed in map(int, arguments.seeds.split(",")):
@@ -77,17 +77,9 @@ def configured(name, seed, steps):
     return config
 
 
-def on_data():
-    """(methods whose `tiny` config is of `DATA`, the others)"""
-    groups = {True: [], False: []}
-    for name in METHODS:
-        groups[configured(name, 0, 1).data.name == DATA].append(name)
-    return groups[True], groups[False]
-
-
 def evaluated(config):
-    """What is evaluated on: all images of the training split, whichever of them it was trained on."""
-    return {key: config.data[key] for key in ("name", "channels", "image_size", "mean", "std")}
+    """What is evaluated on: all images of Fashion-MNIST, whichever were trained on."""
+    return {"name": DATA, "image_size": (28, 28)} | {key: config.data[key] for key in ("channels", "mean", "std")}
 
 
 def with_data(data):
@@ -156,7 +148,7 @@ def untrained_finetuned(given):
     """The score of the best variant of a network that only these labels train."""
     config = configs.base_config()
     config.update(given)
-    batches = images(config.data.name, config.data.channels, tuple(config.data.image_size))[0]
+    batches = images(config.data.channels)[0]
     variants = evaluate.random_backbones(config, batches)
     found = [tuned_score(name, variants[name], config) for name in variants if not name.startswith("calibrated")]
     return max(found, key=lambda score: score[FINETUNE])
@@ -169,15 +161,14 @@ def tuned_score(name, backbone, config):
 
 
 @functools.cache
-def images(name, channels, size):
-    """The (training, test) batches of a data set."""
-    config = with_data(dict(name=name, channels=channels, image_size=size))
+def images(channels):
+    """The (training, test) batches."""
+    config = with_data(dict(name=DATA, channels=channels, image_size=(28, 28)))
     return [evaluate.read_batches(source, config) for source in source_pair(config)]
 
 
 def scores(features, config):
-    data = config.data
-    splits = images(data.name, data.channels, tuple(data.image_size))
+    splits = images(config.data.channels)
     (h, y), (test_h, test_y) = (extract(features, batches(), evaluate.BATCH) for batches in splits)
     num_classes = int(y.max()) + 1
     predicted = knn.weighted_knn(h, y, test_h, num_classes=num_classes, k=(20,), temperature=0.07)[20]
@@ -189,7 +180,7 @@ def untrained(given):
     """The scores of the best variant of a network as it was initialized."""
     config = configs.base_config()
     config.update(given)
-    batches = images(config.data.name, config.data.channels, tuple(config.data.image_size))[0]
+    batches = images(config.data.channels)[0]
     found = [scores(backbone.features, config) for backbone in evaluate.random_backbones(config, batches).values()]
     return {protocol: max(one[protocol] for one in found) for protocol in (KNN, LINEAR)}
 
@@ -219,9 +210,8 @@ def table(known, steps):
         "|---|---|---|---|---|---|---|---|",
         f"| raw pixels | | {known['pixels'][KNN]:.1f} | {known['pixels'][LINEAR]:.1f} | | | | |",
     ]
-    compared, others = on_data()
-    bases = {name: untrained_key(configured(name, 0, steps)) for name in compared}
-    for name in (name for name in compared if f"{name}-0" in known and bases[name] in known):
+    bases = {name: untrained_key(configured(name, 0, steps)) for name in METHODS}
+    for name in (name for name in METHODS if f"{name}-0" in known and bases[name] in known):
         found = [known[key] for key in known if re.fullmatch(rf"{name}-\d+", key)]
         base = known[bases[name]]
         means = {protocol: np.mean([one[protocol] for one in found]) for protocol in (KNN, LINEAR)}
@@ -239,11 +229,14 @@ def table(known, steps):
             ", ".join(sorted({alarm for one in found for alarm in one["alarms"]})),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    missing = [name for name in compared if f"{name}-0" not in known or bases[name] not in known]
+    missing = [name for name in METHODS if f"{name}-0" not in known or bases[name] not in known]
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
-    if others:
-        lines += ["", f"On other images, and so not here: {', '.join(others)}."]
+    elsewhere = [name for name in METHODS if configured(name, 0, steps).data.name != DATA]
+    lines += [
+        "",
+        f"Trained on color images, those of their configs, and measured on Fashion-MNIST: {', '.join(elsewhere)}.",
+    ]
     lines += [
         "",
         f"Made by `python benchmarks/methods.py --steps {steps}` with JAX {jax.__version__}; "
