@@ -8,7 +8,7 @@ from ssl_jax import recipes
 def tiny() -> ConfigDict:
     """Gray images have no colors: their blurred part and the rest are the halves'."""
     config = recipes.tiny()
-    config.data.split = recipes.QUARTER  # in the first epoch the banks are still random
+    config.data.split = recipes.TENTH  # in the first epoch the banks are still random
     config.model = dict(name="split_resnet8", width=1.5, parts="bands")
     # Noise-contrastive estimation learns slower in so few steps than the cross entropy.
     config.method = dict(name="cmc", dim=64, temperature=0.1, negatives=1024, softmax=True, momentum=0.5)

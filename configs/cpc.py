@@ -7,14 +7,14 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
-    config.batch_size = 64  # of 25 patches of 12 pixels, every 4
+    config.batch_size = 128  # of 9 patches of 14 pixels, every 7
     config.model.batch_norm = "layer"
     config.method = dict(
         name="cpc",
-        grid=5,
-        patch=12,
+        grid=3,
+        patch=14,
         flip=0.0,
-        offsets=(1, 3),
+        offsets=(1, 2),
         directions=1,
         target_dim=64,
         width=64,

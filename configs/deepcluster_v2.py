@@ -12,6 +12,7 @@ def tiny() -> ConfigDict:
         name="deepcluster_v2", projector=(256, 64), prototypes=(64, 64), local_views=2, cluster_every=0.5
     )
     config.augment = {"global": recipes.tiny_view(), "local": recipes.tiny_local()}
+    config.optimizer.lr = 1e-3
     return config
 
 

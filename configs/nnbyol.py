@@ -9,6 +9,7 @@ def tiny() -> ConfigDict:
     config = recipes.tiny()
     config.method = dict(name="nnbyol", projector=(256, 64), predictor=(256, 64), decay=0.99, queue_size=4096)
     config.augment = dict(view1=recipes.tiny_view(), view2=recipes.tiny_view())
+    config.optimizer.lr = 8e-3
     return config
 
 

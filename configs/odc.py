@@ -9,9 +9,10 @@ def tiny() -> ConfigDict:
     config = recipes.tiny()
     config.data.split = recipes.QUARTER
     config.method = dict(
-        name="odc", projector=(256, 64), clusters=50, momentum=0.5, min_size=10, move_every=10, first_epochs=1.0
+        name="odc", projector=(256, 64), clusters=30, momentum=0.5, min_size=10, move_every=10, first_epochs=1.0
     )
     config.augment.view = recipes.tiny_view()
+    config.optimizer.lr = 2e-3
     return config
 
 

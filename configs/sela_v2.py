@@ -7,6 +7,7 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
+    config.data.split = recipes.TENTH  # labeled 20 times
     config.method = dict(
         name="sela_v2",
         projector=(256, 64),

@@ -30,8 +30,9 @@ def tiny() -> ConfigDict:
     return config
 
 
-# Of Fashion-MNIST, 15,000 images: what remembers or clusters the images of an epoch has several of them in a short run.
-QUARTER = "train[:25%]"
+# Of Fashion-MNIST, 15,000 and 6,000 images: what clusters the images of an epoch, or remembers each of them, has several
+# epochs in a short run.
+QUARTER, TENTH = "train[:25%]", "train[:10%]"
 
 
 def tiny_vit() -> ConfigDict:
