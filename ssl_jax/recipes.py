@@ -30,7 +30,7 @@ def tiny() -> ConfigDict:
     return config
 
 
-# Of Fashion-MNIST, 15,000 and 6,000 images: what clusters the images of an epoch, or remembers each of them, has several
+# Of Fashion-MNIST, 15,000 and 6,000 images: what clusters the images of an epoch or remembers each of them has several
 # epochs in a short run.
 QUARTER, TENTH = "train[:25%]", "train[:10%]"
 

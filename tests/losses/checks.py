@@ -26,7 +26,7 @@ def equals_reference(loss, reference, *arrays, argnums=None, rtol=1e-5, gradient
     """
     argnums = tuple(range(len(arrays))) if argnums is None else argnums
     arrays = [np.asarray(a) for a in arrays]
-    value, gradients = jax.value_and_grad(loss, argnums=argnums)(*map(jnp.asarray, arrays))
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=argnums))(*map(jnp.asarray, arrays))
     assert value.shape == () and value.dtype == jnp.float32
     wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
     np.testing.assert_allclose(value, reference(*wide), rtol=rtol)
@@ -84,9 +84,10 @@ def finite_everywhere(loss, *arrays, scales=(1e-30, 1e-8, 1.0, 1e4, 1e18)):
     """
     argnums = tuple(range(len(arrays)))
     arrays = [np.asarray(a, np.float32) for a in arrays]
+    value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=argnums))
 
     def check(case, *arrays):
-        value, gradients = jax.value_and_grad(loss, argnums=argnums)(*arrays)
+        value, gradients = value_and_grad(*arrays)
         assert value.dtype == jnp.float32, case
         assert np.isfinite(value), (case, value)
         for gradient in gradients:
