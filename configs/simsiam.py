@@ -7,7 +7,7 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
-    config.method = dict(name="simsiam", projector=(256, 256), predictor=(64, 256))
+    config.method = dict(name="simsiam", projector=(256, 256, 256), predictor=(64, 256))
     config.augment.view = recipes.tiny_view()
     # SGD as in the paper: Adam makes it prone to collapse.
     config.optimizer = dict(name="sgd", lr=0.3, weight_decay=5e-4, warmup_steps=30, final_lr=0.0)

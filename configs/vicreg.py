@@ -7,7 +7,7 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
-    config.method = dict(name="vicreg", projector=(256, 256), invariance=25.0, variance=25.0, covariance=1.0)
+    config.method = dict(name="vicreg", projector=(256, 256, 256), invariance=25.0, variance=25.0, covariance=1.0)
     config.augment = dict(view1=recipes.tiny_view(), view2=recipes.tiny_view())
     return config
 
