@@ -123,7 +123,7 @@ def peer(name, steps, workdir):
     for step in range(steps):
         rate = step / model.warmup if step < model.warmup else cosine(step - model.warmup, steps - model.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = model.lr * rate
+            group["lr"] = model.lr * (1.0 if group.get("constant") else rate)
         if position + BATCH > len(train):
             order, position = torch.randperm(len(train)), 0
         batch = train[order[position : position + BATCH]]
@@ -295,7 +295,9 @@ def make_models():
         lr, warmup = 0.3, 30
 
         def optimizer(self):
-            return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
+            predictor = {"params": self.predictor.parameters(), "constant": True}  # as in the paper
+            rest = {"params": [*self.backbone.parameters(), *self.head.parameters()]}
+            return torch.optim.SGD([rest, predictor], lr=self.lr, momentum=0.9, weight_decay=5e-4)
 
         def build(self):
             self.head = heads.SimSiamProjectionHead(64, 256, 256)
