@@ -68,8 +68,7 @@ def table(workdir, names, steps):
         "# Beside lightly 1.6",
         "",
         f"The same small ResNet, heads, augmentations, optimizer, data and {steps} steps of {BATCH} images on both "
-        "sides: Fashion-MNIST, weighted kNN (k 20, temperature 0.07), test accuracy in percent. Both were trained on one "
-        "CPU core.",
+        "sides: Fashion-MNIST, weighted kNN (k 20, temperature 0.07), test accuracy in percent. Both had one CPU core.",
         "",
         "| method | kNN: ours | lightly | difference | images/s: ours | lightly | ratio |",
         "|---|---|---|---|---|---|---|",
@@ -81,8 +80,7 @@ def table(workdir, names, steps):
         lines.append(f"| {name} | {cells} | {speeds[0]:.0f} | {speeds[1]:.0f} | {speeds[0] / speeds[1]:.2f} |")
     lines += [
         "",
-        "One seed; the order of the images differs. In lightly's images/s is torchvision's augmentation, which works image "
-        "by image.",
+        "One seed; the order of the images differs. In lightly's images/s is torchvision's augmentation, image by image.",
         "",
         "Made by `benchmarks/against_lightly.py`.",
         "",
