@@ -80,7 +80,7 @@ def table(workdir, names, steps):
         lines.append(f"| {name} | {cells} | {speeds[0]:.0f} | {speeds[1]:.0f} | {speeds[0] / speeds[1]:.2f} |")
     lines += [
         "",
-        "One seed; the order of the images differs. In lightly's images/s is torchvision's augmentation, image by image.",
+        "One seed, images in another order. In lightly's images/s is torchvision's augmentation, image by image.",
         "",
         "Made by `benchmarks/against_lightly.py`.",
         "",
