@@ -31,14 +31,13 @@ class TrainState(flax.struct.PyTreeNode):
 def create_state(method: Any, tx: optax.GradientTransformation, images: Any, seed: int) -> TrainState:
     """The state before the first step. `images`: [batch, height, width, channels] of the shape of a view."""
     rng_init, rng = jax.random.split(jax.random.key(seed))
-    # Compiled: one after the other, the operations of a large network's initialization take minutes.
-    params, model_state = jax.jit(method.init)(rng_init, images)
+    params, model_state = method.init(rng_init, images)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
         params=params,
         model_state=model_state,
-        opt_state=jax.jit(tx.init)(params),
+        opt_state=tx.init(params),
         rng=rng,
         skipped=jnp.zeros_like(zero),
         skipped_in_a_row=jnp.zeros_like(zero),

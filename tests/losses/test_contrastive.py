@@ -41,7 +41,7 @@ def draw(n=6, dim=4, scale=3.0, seed=0):
 def test_nt_xent_value_and_gradient_equal_the_papers_formula(temperature, chunk_size):
     z1, z2 = draw()
     loss = functools.partial(losses.nt_xent, temperature=temperature, chunk_size=chunk_size)
-    value, (g1, g2) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(z1, z2)
+    value, (g1, g2) = jax.value_and_grad(loss, argnums=(0, 1))(z1, z2)
     np.testing.assert_allclose(value, reference_nt_xent(z1, z2, temperature), rtol=1e-5)
     # 1e-4: float32 cosines of 1 +- 6e-8, divided by the temperature and by it again in the gradient.
     expected = finite_differences(lambda z: reference_nt_xent(z, z2, temperature), z1)
@@ -67,11 +67,11 @@ def test_nt_xent_of_orthogonal_pairs():
 def test_nt_xent_over_devices_is_that_of_the_whole_batch(devices, chunk_size):
     z1, z2 = draw(n=16, dim=5)
     loss = functools.partial(losses.nt_xent, temperature=0.2, chunk_size=chunk_size)
-    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(z1, z2)
+    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(z1, z2)
 
     def on_device(z1, z2):
         mean = lambda z1, z2: lax.pmean(loss(z1, z2, axis_name="i"), "i")  # noqa: E731
-        return jax.jit(jax.value_and_grad(mean, argnums=(0, 1)))(z1, z2)
+        return jax.value_and_grad(mean, argnums=(0, 1))(z1, z2)
 
     mesh = Mesh(np.array(jax.devices()[:devices]), ("i",))
     split = PartitionSpec("i")
@@ -92,7 +92,7 @@ def test_nt_xent_does_not_depend_on_the_scale(scale, dtype):
     else:
         expected, tolerance = reference_nt_xent(*draw(scale=1.0), 0.5), 1e-5 if dtype == jnp.float32 else 2e-2
     z1, z2 = (jnp.asarray(z * scale, dtype) for z in draw(scale=1.0))
-    value, gradient = jax.jit(jax.value_and_grad(functools.partial(losses.nt_xent, temperature=0.5)))(z1, z2)
+    value, gradient = jax.value_and_grad(functools.partial(losses.nt_xent, temperature=0.5))(z1, z2)
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, expected, rtol=tolerance)
     assert np.all(np.isfinite(gradient.astype(jnp.float32)))
@@ -102,7 +102,7 @@ def test_nt_xent_of_duplicated_images_and_zero_rows_is_finite():
     z1, z2 = draw()
     z1[1], z2[1] = z1[0], z2[0]
     z1[2] = 0.0
-    value, gradient = jax.jit(jax.value_and_grad(losses.nt_xent))(jnp.asarray(z1), jnp.asarray(z2))
+    value, gradient = jax.value_and_grad(losses.nt_xent)(jnp.asarray(z1), jnp.asarray(z2))
     assert np.isfinite(value) and np.all(np.isfinite(gradient))
 
 
@@ -145,7 +145,7 @@ def log_sum_exp(scores):
     ],
 )
 def test_equals_lightly(name, loss):
-    value, gradient = jax.jit(jax.value_and_grad(loss))(*(jnp.asarray(LIGHTLY[z], jnp.float32) for z in ("z1", "z2")))
+    value, gradient = jax.value_and_grad(loss)(*(jnp.asarray(LIGHTLY[z], jnp.float32) for z in ("z1", "z2")))
     np.testing.assert_allclose(value, LIGHTLY[f"{name}/value"], rtol=1e-5)
     np.testing.assert_allclose(gradient, LIGHTLY[f"{name}/gradient"], rtol=1e-4, atol=1e-6)
 
@@ -242,7 +242,7 @@ def test_supcon_without_common_labels_is_nt_xent(labels):
 
 
 def test_supcon_of_a_batch_without_positives_is_zero():
-    value, gradient = jax.jit(jax.value_and_grad(losses.supcon))(jnp.asarray(draw_views(views=1)), jnp.arange(8))
+    value, gradient = jax.value_and_grad(losses.supcon)(jnp.asarray(draw_views(views=1)), jnp.arange(8))
     assert value == 0.0 and np.all(gradient == 0.0)
 
 

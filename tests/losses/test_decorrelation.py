@@ -96,7 +96,7 @@ def test_is_finite(name):
 )
 def test_equals_lightly(name, arrays, arguments):
     arrays = [jnp.asarray(REFERENCE[a], jnp.float32) for a in arrays]
-    value, gradient = jax.jit(jax.value_and_grad(jitted(getattr(losses, name), **arguments)))(*arrays)
+    value, gradient = jax.value_and_grad(jitted(getattr(losses, name), **arguments))(*arrays)
     np.testing.assert_allclose(value, REFERENCE[f"{name}/value"], rtol=1e-5)
     np.testing.assert_allclose(gradient, REFERENCE[f"{name}/gradient"], rtol=1e-4, atol=1e-5)
 
@@ -270,7 +270,7 @@ def test_vicregl_local_is_the_codes_formula(matches):
 
 
 def test_vicregl_local_matches_carry_no_gradient():
-    gradient = jax.jit(jax.grad(losses.vicregl_local, argnums=(2, 3)))(*map(jnp.asarray, draw_maps()))
+    gradient = jax.grad(losses.vicregl_local, argnums=(2, 3))(*map(jnp.asarray, draw_maps()))
     assert not any(np.any(g) for g in gradient)
 
 
@@ -346,5 +346,5 @@ def test_w_mse_is_finite_where_dimensions_depend_on_each_other():
     # Every dimension twice, and no more images than half of them, so that rounding makes the covariance indefinite.
     z, _ = checks.draw(batch=64, dim=64)
     z = jnp.asarray(np.concatenate([z, z], axis=1))
-    value, gradient = jax.jit(jax.value_and_grad(jitted(losses.w_mse)))(z, z + 0.1)
+    value, gradient = jax.value_and_grad(jitted(losses.w_mse))(z, z + 0.1)
     assert np.isfinite(value) and np.all(np.isfinite(gradient))

@@ -32,7 +32,7 @@ def entropy(p):
 
 def has_gradient(loss, argnums, *arrays):
     """Whether the gradient for each array is not all zeros."""
-    return [bool(np.any(g != 0)) for g in jax.jit(jax.grad(loss, argnums=argnums))(*map(jnp.asarray, arrays))]
+    return [bool(np.any(g != 0)) for g in jax.grad(loss, argnums=argnums)(*map(jnp.asarray, arrays))]
 
 
 # negative_cosine
@@ -128,7 +128,7 @@ def test_dino_is_least_where_the_student_is_the_teacher():
     teacher = jnp.tile(jnp.asarray(draw(1, 3, 5)), (2, 1, 1))
     student = jnp.tile(teacher[:1] * 0.5, (4, 1, 1))  # 0.5 = student_temperature / teacher_temperature
     loss = functools.partial(losses.dino, student_temperature=0.1, teacher_temperature=0.2)
-    value, gradient = jax.jit(jax.value_and_grad(loss))(student, teacher, jnp.zeros(5))
+    value, gradient = jax.value_and_grad(loss)(student, teacher, jnp.zeros(5))
     expected = np.mean([entropy(p) for p in centered_targets(np.asarray(teacher), 0.0, 0.2)[0]])
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
@@ -218,7 +218,7 @@ def test_ibot_by_chance_counts_an_image_without_masked_patches_as_zero():
 
 def test_ibot_of_nothing_masked_is_zero():
     student, teacher, center, mask = map(jnp.asarray, ibot_arrays())
-    value, gradient = jax.jit(jax.value_and_grad(losses.ibot))(student, teacher, center, jnp.zeros_like(mask))
+    value, gradient = jax.value_and_grad(losses.ibot)(student, teacher, center, jnp.zeros_like(mask))
     assert value == 0 and not np.any(gradient)
 
 
@@ -395,7 +395,7 @@ def test_msn_is_finite(loss):
 def test_msn_of_prototypes_never_used_is_finite():
     # cos / 1e-3: the unused prototypes' probability, exp(-1000), is 0 in float32.
     x = jnp.eye(8)[:4]
-    value, gradient = jax.jit(jax.value_and_grad(functools.partial(losses.msn, temperature=1e-3)))(x, x, jnp.eye(8))
+    value, gradient = jax.value_and_grad(functools.partial(losses.msn, temperature=1e-3))(x, x, jnp.eye(8))
     assert np.isfinite(value) and np.all(np.isfinite(gradient))
     assert value > np.log(8 / 4) - 1e-6  # half of the prototypes take all
 
@@ -451,7 +451,7 @@ def reference(name):
 @pytest.mark.parametrize("name", CASES)
 def test_loss_is_lightlys(name):
     loss, arrays = CASES[name]
-    value, gradient = jax.jit(jax.value_and_grad(loss))(*map(reference, arrays))
+    value, gradient = jax.value_and_grad(loss)(*map(reference, arrays))
     np.testing.assert_allclose(value, reference(f"{name}/value"), rtol=1e-5)
     np.testing.assert_allclose(gradient, reference(f"{name}/gradient"), rtol=1e-4, atol=1e-6)
 

@@ -20,7 +20,7 @@ def setup():
     backbone = models.create("vit_tiny_patch16_224", **VIT, class_token=False, pool="norm_mean")
     method = METHODS["aim"](backbone, RUN, head_depth=2)
     x = 3.0 + jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
-    return method, {"views": (x,), "index": jnp.arange(4)}, *jax.jit(method.init)(jax.random.key(1), x[:1])
+    return method, {"views": (x,), "index": jnp.arange(4)}, *method.init(jax.random.key(1), x[:1])
 
 
 def predict(params, x, rng):
@@ -77,9 +77,7 @@ def test_loss_is_that_of_the_next_patches_after_the_prefix():
 
 def test_every_parameter_is_trained():
     method, batch, params, state = setup()
-    gradient = jax.jit(jax.grad(lambda params: jax.jit(method.loss)(params, state, batch, jax.random.key(3))[0]))(
-        params
-    )
+    gradient = jax.jit(jax.grad(lambda params: method.loss(params, state, batch, jax.random.key(3))[0]))(params)
     norms = {jax.tree_util.keystr(path): np.abs(g).max() for path, g in jax.tree_util.tree_leaves_with_path(gradient)}
     assert min(norms.values()) > 0, min(norms, key=norms.get)
 
@@ -88,14 +86,12 @@ def test_features_see_all_patches():
     method, batch, params, state = setup()
     (x,) = batch["views"]
     tokens = method.backbone.apply({"params": params["backbone"]}, x, tokens=True, attend=jnp.ones((1, 1, 1), bool))
-    np.testing.assert_allclose(
-        jax.jit(method.features)(params, state, x), jnp.mean(tokens, axis=1), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(method.features(params, state, x), jnp.mean(tokens, axis=1), rtol=1e-4, atol=1e-5)
 
 
 def test_the_picture_keeps_the_prefix_and_undoes_the_normalization():
     method, batch, params, state = setup()
-    made = jax.jit(method.pictures)(params, state, batch, jax.random.key(3))
+    made = method.pictures(params, state, batch, jax.random.key(3))
     *_, predicted = predict(params, batch["views"][0], jax.random.key(3))
     image, prefix, drawn = (np.asarray(patchify(made[name], 4)) for name in ("image", "prefix", "next patches"))
     predicted = np.asarray(predicted)

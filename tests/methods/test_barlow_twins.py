@@ -20,7 +20,7 @@ def make(**options):
 
 def start(method):
     x1, x2 = jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1))
-    return *jax.jit(method.init)(jax.random.key(1), x1[:1]), (x1, x2)
+    return *method.init(jax.random.key(1), x1[:1]), (x1, x2)
 
 
 def projection(method, params, state, x):
@@ -36,7 +36,7 @@ def test_loss_is_that_of_the_correlation_of_views_that_passed_by_themselves():
     z1, z2 = (projection(method, params, state, x) for x in views)
     c = np.corrcoef(z1, z2, rowvar=False)[:6, 6:]
     on, off = np.sum((1 - np.diag(c)) ** 2), np.sum(c**2) - np.sum(np.diag(c) ** 2)
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, {"views": views}, jax.random.key(2))
+    loss, (_, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
     np.testing.assert_allclose(loss, 0.5 * (on + 0.3 * off), rtol=1e-3)  # BatchNorm's eps of 1e-5
     np.testing.assert_allclose(metrics["embeddings"], np.stack([z1, z2]), rtol=1e-4, atol=1e-6)
 

@@ -27,7 +27,7 @@ def setup(**options):
     method = METHODS["beit_kmeans"](vit(), RUN, **{"codes": 8, "tokenizer_steps": 3, **options})
     x = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
     batch = {"views": (x,), "masks": (jnp.asarray(MASK),), "index": jnp.arange(4)}
-    return method, batch, *jax.jit(method.init)(jax.random.key(1), x[:1])
+    return method, batch, *method.init(jax.random.key(1), x[:1])
 
 
 def empty(codes, pixels):
@@ -189,7 +189,7 @@ def test_the_pictures_show_tokens_as_their_centroids():
     (x,) = batch["views"]
     centroids = patchify(x, 4)[0, :8]  # so that these patches of the first image are their own centroids
     state = {**state, "codebook": {"centroids": centroids, "sizes": jnp.ones(8)}}
-    made = jax.jit(method.pictures)(params, state, batch, jax.random.key(2))
+    made = method.pictures(params, state, batch, jax.random.key(2))
     assert list(made) == ["image", "tokens", "seen", "reconstruction"]
     tokens, seen, drawn = (np.asarray(patchify(made[name], 4)) for name in ("tokens", "seen", "reconstruction"))
     np.testing.assert_allclose(tokens[0, :8], centroids, rtol=1e-6)

@@ -16,19 +16,18 @@ def setup():
         models.create("resnet8", width=0.5), RUN, latent=5, generator_width=4, discriminator_width=4, hidden=8
     )
     x = jax.random.uniform(jax.random.key(0), (8, 16, 16, 1), minval=-1.0)
-    return method, {"views": (x,), "index": jnp.arange(8)}, *jax.jit(method.init)(jax.random.key(1), x[:1])
+    return method, {"views": (x,), "index": jnp.arange(8)}, *method.init(jax.random.key(1), x[:1])
 
 
 def test_each_player_is_moved_by_its_own_loss_alone():
     method, batch, params, state = setup()
 
     def term(name, params):
-        return jax.jit(method.loss)(params, state, batch, jax.random.key(2))[1][1][name]
+        return method.loss(params, state, batch, jax.random.key(2))[1][1][name]
 
-    both = jax.jit(jax.grad(lambda params: jax.jit(method.loss)(params, state, batch, jax.random.key(2))[0]))(params)
+    both = jax.grad(lambda params: method.loss(params, state, batch, jax.random.key(2))[0])(params)
     losses = {
-        name: jax.jit(jax.grad(functools.partial(term, f"{name}_loss")))(params)
-        for name in ("discriminator", "generator")
+        name: jax.grad(functools.partial(term, f"{name}_loss"))(params) for name in ("discriminator", "generator")
     }
     for player, own in {
         "discriminator": "discriminator",
@@ -48,7 +47,7 @@ def test_the_generators_loss_is_the_discriminators_with_labels_exchanged():
         "kernel": jnp.zeros_like(params["discriminator"]["logit"]["kernel"]),
         "bias": jnp.array([1.3]),
     }
-    _, (_, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(2))
+    _, (_, metrics) = method.loss(params, state, batch, jax.random.key(2))
     real, fake = np.log(1 + np.exp(-1.3)), np.log(1 + np.exp(1.3))
     np.testing.assert_allclose(metrics["discriminator_loss"], real + fake, rtol=1e-5)
     np.testing.assert_allclose(metrics["generator_loss"], fake + real, rtol=1e-5)
@@ -57,11 +56,11 @@ def test_the_generators_loss_is_the_discriminators_with_labels_exchanged():
 
 def test_pictures_go_through_encoder_and_generator():
     method, batch, params, state = setup()
-    pictures = jax.jit(method.pictures)(params, state, batch, jax.random.key(0))
+    pictures = method.pictures(params, state, batch, jax.random.key(0))
     assert {name: made.shape for name, made in pictures.items()} == dict.fromkeys(
         ("image", "reconstruction", "made"), (8, 16, 16, 1)
     )
     other = {**batch, "views": (-batch["views"][0],)}
-    again = jax.jit(method.pictures)(params, state, other, jax.random.key(0))
+    again = method.pictures(params, state, other, jax.random.key(0))
     np.testing.assert_array_equal(again["made"], pictures["made"])
     assert np.any(again["reconstruction"] != pictures["reconstruction"])

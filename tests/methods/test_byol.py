@@ -18,8 +18,8 @@ def make(**options):
 
 def start(method):
     """With a teacher that is not the online network."""
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
-    other, _ = jax.jit(method.init)(jax.random.key(2), VIEWS[0])
+    params, state = method.init(jax.random.key(1), VIEWS[0])
+    other, _ = method.init(jax.random.key(2), VIEWS[0])
     state["teacher"]["params"] = {name: other[name] for name in method.teacher_networks}
     return params, state
 
@@ -38,7 +38,7 @@ def test_each_view_predicts_the_teachers_projection_of_the_other():
     teacher = state["teacher"]
     p1, p2 = (through(method.networks, params, state["batch_stats"], x) for x in VIEWS)
     t1, t2 = (through(method.teacher_networks, teacher["params"], teacher["batch_stats"], x) for x in VIEWS)
-    loss, (new_state, _) = jax.jit(method.loss)(params, state, {"views": VIEWS}, jax.random.key(3))
+    loss, (new_state, _) = method.loss(params, state, {"views": VIEWS}, jax.random.key(3))
     expected = np.mean(np.sum((p1 - t2) ** 2, axis=1)) + np.mean(np.sum((p2 - t1) ** 2, axis=1))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), teacher, new_state["teacher"])
@@ -47,7 +47,7 @@ def test_each_view_predicts_the_teachers_projection_of_the_other():
 
 def test_the_teacher_starts_as_a_copy_and_gets_no_gradient():
     method = make()
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
+    params, state = method.init(jax.random.key(1), VIEWS[0])
     jax.tree.map(
         np.testing.assert_array_equal,
         state["teacher"]["params"],
@@ -56,9 +56,9 @@ def test_the_teacher_starts_as_a_copy_and_gets_no_gradient():
 
     def of_teacher(weights):
         teacher = {**state["teacher"], "params": weights}
-        return jax.jit(method.loss)(params, {**state, "teacher": teacher}, {"views": VIEWS}, jax.random.key(3))[0]
+        return method.loss(params, {**state, "teacher": teacher}, {"views": VIEWS}, jax.random.key(3))[0]
 
-    gradient = jax.jit(jax.grad(of_teacher))(state["teacher"]["params"])
+    gradient = jax.grad(of_teacher)(state["teacher"]["params"])
     assert not any(bool(jnp.any(g)) for g in jax.tree.leaves(gradient))
 
 
@@ -77,7 +77,7 @@ def test_teacher_decay_goes_to_one(step, decay):
 
 def test_heads_are_the_authors():
     """A linear layer with bias, BatchNorm, ReLU, and one without either: of the projector and of the predictor."""
-    params, _ = jax.jit(make().init)(jax.random.key(1), VIEWS[0])
+    params, _ = make().init(jax.random.key(1), VIEWS[0])
     for name, widths in (("projector", (24, 6)), ("predictor", (12, 6))):
         shapes = jax.tree.map(jnp.shape, params[name])
         assert set(shapes) == {"Dense_0", "BatchNorm_0", "Dense_1"}

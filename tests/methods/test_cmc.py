@@ -19,7 +19,7 @@ def make(**options):
 
 def start(method):
     view = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
-    params, state = jax.jit(method.init)(jax.random.key(1), view[:1])
+    params, state = method.init(jax.random.key(1), view[:1])
     return params, state, {"views": (view,), "index": jnp.asarray(INDEX)}
 
 
@@ -38,7 +38,7 @@ def test_each_half_is_found_in_the_bank_of_the_other():
     method = make()
     params, state, batch = start(method)
     rng = jax.random.key(2)
-    loss, (new_state, metrics) = jax.jit(method.loss)(params, state, batch, rng)
+    loss, (new_state, metrics) = method.loss(params, state, batch, rng)
 
     variables = {"params": params["backbone"], "batch_stats": state["batch_stats"]["backbone"]}
     h, _ = method.backbone.apply(variables, batch["views"][0], train=True, mutable=["batch_stats"])
@@ -61,7 +61,7 @@ def test_each_half_is_found_in_the_bank_of_the_other():
     for half, bank, new_bank in zip(z, banks, new_state["banks"], strict=True):
         np.testing.assert_allclose(new_bank[INDEX], unit(0.5 * bank[INDEX] + 0.5 * half), atol=1e-5)
 
-    _, (later, _) = jax.jit(method.loss)(params, new_state, batch, jax.random.key(3))
+    _, (later, _) = method.loss(params, new_state, batch, jax.random.key(3))
     assert later["log_z"] == new_state["log_z"]
 
 

@@ -17,7 +17,7 @@ def setup(**options):
     rgb = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
     rgb = rgb.at[3].set(rgb[3, ..., :1])  # the last has no color
     x = (rgb - np.array(MEAN)) / np.array(STD)
-    return method, rgb, x, *jax.jit(method.init)(jax.random.key(1), x[:1])
+    return method, rgb, x, *method.init(jax.random.key(1), x[:1])
 
 
 def log_softmax(x):
@@ -26,7 +26,7 @@ def log_softmax(x):
 
 def test_loss_weighs_rare_colors_and_leaves_out_gray_images():
     method, rgb, x, params, state = setup(uniform_share=0.3)
-    loss, (new_state, metrics) = jax.jit(method.loss)(params, state, {"views": (x,)}, jax.random.key(2))
+    loss, (new_state, metrics) = method.loss(params, state, {"views": (x,)}, jax.random.key(2))
     logits = np.asarray(method.predict(params, state, x, jax.random.key(2), None)[0], np.float64)
     assert logits.shape == (4, 4, 4, 313)
     colors = np.asarray(lab_of_rgb(rgb))[:, ::4, ::4, 1:]
@@ -49,7 +49,7 @@ def test_loss_weighs_rare_colors_and_leaves_out_gray_images():
 def test_images_without_color_teach_nothing():
     method, _, x, params, state = setup()
     gray = jnp.broadcast_to(x[3:], x.shape)
-    (loss, (new_state, metrics)), gradient = jax.jit(jax.value_and_grad(method.loss, has_aux=True))(
+    (loss, (new_state, metrics)), gradient = jax.value_and_grad(method.loss, has_aux=True)(
         params, state, {"views": (gray,)}, jax.random.key(2)
     )
     assert loss == 0.0 and metrics["colored_share"] == 0.0
@@ -64,7 +64,7 @@ def test_pictures_show_the_image_gray_and_colored_anew(monkeypatch):
     x = normalized_of_lab(lab, MEAN, STD)
     certain = 1e3 * _color.encode(_color.subsample(lab)[..., 1:])
     monkeypatch.setattr(_color, "predict", lambda *arguments: certain)
-    made = jax.jit(method.pictures)(params, state, {"views": (x,)}, jax.random.key(0))
+    made = method.pictures(params, state, {"views": (x,)}, jax.random.key(0))
     assert list(made) == ["image", "gray", "colorized"]
     np.testing.assert_allclose(made["colorized"], x, atol=2e-3)
     shown = np.asarray(made["gray"]) * STD + MEAN

@@ -26,9 +26,9 @@ def test_quarters_are_the_four_row_by_row():
 def test_loss_compares_the_image_with_its_quarters_and_with_its_neighbor():
     method = make()
     x = jax.random.normal(jax.random.key(0), (6, 16, 16, 1))
-    params, state = jax.jit(method.init)(jax.random.key(1), x[:1])
+    params, state = method.init(jax.random.key(1), x[:1])
     rng = jax.random.key(2)
-    loss, _ = jax.jit(method.loss)(params, state, {"views": (x,), "index": jnp.arange(6)}, rng)
+    loss, _ = method.loss(params, state, {"views": (x,), "index": jnp.arange(6)}, rng)
     whole = method.shrink(jax.random.split(rng)[0], jnp.arange(6), x)
     rows = jnp.concatenate([whole[:, None], _quarters(x)], axis=1).reshape(30, 8, 8, 1)
     for name, module in method.networks.items():

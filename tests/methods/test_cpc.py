@@ -21,8 +21,8 @@ def batch(channels=1):
 
 def test_loss_finds_each_patch_below_among_all_patches_of_the_batch():
     method = make(directions=1, scale=0.5)
-    params, state = jax.jit(method.init)(jax.random.key(1), batch()["views"][0][:1])
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, batch(), jax.random.key(2))
+    params, state = method.init(jax.random.key(1), batch()["views"][0][:1])
+    loss, (_, metrics) = method.loss(params, state, batch(), jax.random.key(2))
     z = np.zeros((3, 4, 4, 16), np.float32)
     for row in range(4):
         for column in range(4):  # patches of 4 pixels in 16: every 4
@@ -45,7 +45,7 @@ def test_loss_finds_each_patch_below_among_all_patches_of_the_batch():
 def predictions_and_grid(directions):
     module = Predictor(offsets=(1,), directions=directions, target_dim=5, width=6, depth=3, scale=1.0)
     z = jax.random.normal(jax.random.key(0), (1, 5, 5, 7))
-    variables = jax.jit(module.init)(jax.random.key(1), z)
+    variables = module.init(jax.random.key(1), z)
     return lambda z: module.apply(variables, z), z
 
 
@@ -70,7 +70,7 @@ def test_targets_are_turned_as_the_contexts_are():
 
 def test_no_patch_tells_the_backbone_about_another():
     method = make()
-    params, state = jax.jit(method.init)(jax.random.key(1), batch()["views"][0][:1])
+    params, state = method.init(jax.random.key(1), batch()["views"][0][:1])
     patches = _tiles.as_images(_tiles.overlapping(batch()["views"][0], grid=4, side=4))
 
     def embed(x):
@@ -115,9 +115,9 @@ def test_patches_are_cropped_mirrored_and_stripped_of_channels_each_by_itself():
 
 def test_chance_level_is_the_loss_of_equal_embeddings():
     method = make(scale=0.1)
-    params, state = jax.jit(method.init)(jax.random.key(1), batch()["views"][0][:1])
+    params, state = method.init(jax.random.key(1), batch()["views"][0][:1])
     params["predictor"] = jax.tree.map(jnp.zeros_like, params["predictor"])
-    loss, _ = jax.jit(method.loss)(params, state, batch(), jax.random.key(2))
+    loss, _ = method.loss(params, state, batch(), jax.random.key(2))
     np.testing.assert_allclose(loss, method.chance_level, rtol=1e-6)
 
 

@@ -14,8 +14,8 @@ def setup(**options):
     backbone = models.create("vit_tiny_patch16_224", dim=16, depth=3, heads=2, patch_size=4, image_size=16)
     method = METHODS["data2vec"](backbone, RUN, **{"target_blocks": 2, **options})
     x = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
-    params, state = jax.jit(method.init)(jax.random.key(1), x[:1])
-    other, _ = jax.jit(method.init)(jax.random.key(7), x[:1])
+    params, state = method.init(jax.random.key(1), x[:1])
+    other, _ = method.init(jax.random.key(7), x[:1])
     state["teacher"]["params"]["backbone"] = other["backbone"]  # unlike the student
     return method, {"views": (x,), "masks": (jnp.asarray(MASK),)}, params, state
 
@@ -33,7 +33,7 @@ def test_targets_are_the_normalized_mean_of_the_teachers_last_blocks():
 
 def test_loss_counts_hidden_patches_and_its_gradient_stops_at_the_teacher():
     method, batch, params, state = setup()
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(2))
+    loss, (_, metrics) = method.loss(params, state, batch, jax.random.key(2))
     target = np.asarray(method.targets(state["teacher"], batch["views"][0]))
     tokens = method.backbone.apply(
         {"params": params["backbone"]},
@@ -47,7 +47,7 @@ def test_loss_counts_hidden_patches_and_its_gradient_stops_at_the_teacher():
     np.testing.assert_allclose(loss, np.mean(np.where(d < 2, d * d / 4, d - 1)), rtol=1e-4)
     assert 0.1 < metrics["target_variance"] < 2
     of_teacher = jax.grad(
-        lambda teacher: jax.jit(method.loss)(params, {**state, "teacher": teacher}, batch, jax.random.key(2))[0]
+        lambda teacher: method.loss(params, {**state, "teacher": teacher}, batch, jax.random.key(2))[0]
     )
     assert not any(np.any(g) for g in jax.tree.leaves(of_teacher(state["teacher"])))
 

@@ -15,18 +15,18 @@ RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=60)
 def setup():
     method = METHODS["dcgan"](Discriminator(image_size=16, base_width=4), RUN, latent=5, generator_width=4)
     x = jax.random.uniform(jax.random.key(0), (8, 16, 16, 1), minval=-1.0)
-    return method, {"views": (x,), "index": jnp.arange(8)}, *jax.jit(method.init)(jax.random.key(1), x[:1])
+    return method, {"views": (x,), "index": jnp.arange(8)}, *method.init(jax.random.key(1), x[:1])
 
 
 def test_each_player_is_moved_by_its_own_loss_alone():
     method, batch, params, state = setup()
 
     def term(name, params):
-        return jax.jit(method.loss)(params, state, batch, jax.random.key(2))[1][1][name]
+        return method.loss(params, state, batch, jax.random.key(2))[1][1][name]
 
-    both = jax.jit(jax.grad(lambda params: jax.jit(method.loss)(params, state, batch, jax.random.key(2))[0]))(params)
-    of_discriminator = jax.jit(jax.grad(functools.partial(term, "discriminator_loss")))(params)
-    of_generator = jax.jit(jax.grad(functools.partial(term, "generator_loss")))(params)
+    both = jax.grad(lambda params: method.loss(params, state, batch, jax.random.key(2))[0])(params)
+    of_discriminator = jax.grad(functools.partial(term, "discriminator_loss"))(params)
+    of_generator = jax.grad(functools.partial(term, "generator_loss"))(params)
     for name in ("backbone", "head"):
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7), both[name], of_discriminator[name]
@@ -47,7 +47,7 @@ def test_both_players_stay_alive():
 
     @jax.jit
     def step(params, state, opt, rng):
-        grads, (state, metrics) = jax.jit(jax.grad(method.loss, has_aux=True))(params, state, batch, rng)
+        grads, (state, metrics) = jax.grad(method.loss, has_aux=True)(params, state, batch, rng)
         updates, opt = tx.update(grads, opt, params)
         return jax.tree.map(jnp.add, params, updates), state, opt, metrics
 
@@ -55,14 +55,14 @@ def test_both_players_stay_alive():
     for i in range(60):
         params, state, opt, metrics = step(params, state, opt, jax.random.key(i))
     assert 0.05 < metrics["discriminator_loss"] < 2.0 and 0.05 < metrics["generator_loss"] < 8.0
-    made = jax.jit(method.pictures)(params, state, batch, jax.random.key(0))["made"]
+    made = method.pictures(params, state, batch, jax.random.key(0))["made"]
     assert made.shape == (8, 16, 16, 1) and np.abs(made).max() <= 1.0 and np.std(made, axis=0).max() > 1e-3
 
 
 def test_features_are_every_layers_pooled_to_4x4():
     model = Discriminator(image_size=28, base_width=3)
     x = jax.random.normal(jax.random.key(0), (2, 28, 28, 1))
-    variables = jax.jit(model.init)(jax.random.key(1), x)
+    variables = model.init(jax.random.key(1), x)
     h = model.apply(variables, x)
     assert h.shape == (2, model.dim) == (2, 16 * (3 + 6))
     assert model.apply(variables, x, pool=False).shape == (2, 7, 7, 6)

@@ -26,8 +26,8 @@ def projections(method, params, state):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_loss_leaves_the_positive_out_of_the_candidates(weighted):
     method = make(temperature=0.3, weighted=weighted, sigma=0.4)
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, {"views": VIEWS}, jax.random.key(2))
+    params, state = method.init(jax.random.key(1), VIEWS[0])
+    loss, (_, metrics) = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
     z = projections(method, params, state)
     similarity = z @ z.T
     alike = np.array([similarity[i, i + 6] for i in range(6)])
@@ -41,7 +41,7 @@ def test_loss_leaves_the_positive_out_of_the_candidates(weighted):
 
 
 def test_projector_is_simclrs():
-    params, state = jax.jit(make().init)(jax.random.key(0), VIEWS[0])
+    params, state = make().init(jax.random.key(0), VIEWS[0])
     simclr = METHODS["simclr"](make().backbone, make().run, projector=(16, 8))
     expected = jax.eval_shape(simclr.init, jax.random.key(0), VIEWS[0])
     assert jax.tree.map(jnp.shape, (params, state)) == jax.tree.map(jnp.shape, expected)

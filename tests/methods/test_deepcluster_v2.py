@@ -29,7 +29,7 @@ def draw(step):
 def course(steps, **options):
     """[(state before, loss, metrics, state after loss, state after update)] of steps without an optimizer."""
     method = make(**options)
-    params, state = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, state = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     loss, update = jax.jit(method.loss), jax.jit(method.update)
     history = []
     for step in range(steps):
@@ -80,7 +80,7 @@ def test_loss_classifies_every_crop_as_its_images_cluster():
     state, value, metrics, _, after = course(4)[3]
     jax.tree.map(np.testing.assert_array_equal, after["prototypes"], state["prototypes"])  # until the next epoch
     method = make()
-    params, _ = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     batch = draw(3)
 
     def apply(name, x):
@@ -103,14 +103,14 @@ def test_an_image_that_was_not_seen_before_the_clustering_takes_the_nearest_clus
     for head in range(3):
         nearest = np.argmax(metrics["embeddings"][head % 2] @ state["prototypes"][head].T, axis=1)
         flat["assignments"] = flat["assignments"].at[head, BATCH : 2 * BATCH].set(nearest)
-    params, _ = jax.jit(make().init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
-    expected, _ = jax.jit(make().loss)(params, flat, draw(1), jax.random.key(1))
+    params, _ = make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    expected, _ = make().loss(params, flat, draw(1), jax.random.key(1))
     assert value > 0.1
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 def test_prototypes_are_no_parameters():
-    params, state = jax.jit(make().init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, state = make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     assert set(params) == {"backbone", "projector"}
     assert [rows.shape for rows in state["prototypes"]] == [(4, 8), (3, 8), (2, 8)]
 

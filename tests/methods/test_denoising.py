@@ -32,10 +32,10 @@ def test_noises_do_what_they_say():
 def test_the_target_is_the_clean_image():
     method = make(noise="gaussian", level=1.0)
     x = jax.random.normal(jax.random.key(0), (4, 14, 14, 1))
-    params, state = jax.jit(method.init)(jax.random.key(1), x[:1])
+    params, state = method.init(jax.random.key(1), x[:1])
     batch, rng = {"views": (x,), "index": INDEX[:4]}, jax.random.key(2)
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, batch, rng)
-    pictures = jax.jit(method.pictures)(params, state, batch, rng)
+    loss, (_, metrics) = method.loss(params, state, batch, rng)
+    pictures = method.pictures(params, state, batch, rng)
     np.testing.assert_allclose(loss, np.mean((pictures["reconstruction"] - x) ** 2), rtol=1e-4)
     np.testing.assert_allclose(metrics["mean_loss"], np.mean(x**2), rtol=1e-5)
     assert np.mean((pictures["corrupted"] - x) ** 2) > 0.7

@@ -18,8 +18,8 @@ def make(model=(), **options):
 
 def first(method):
     """Params, and a state whose teacher is another network."""
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
-    other, _ = jax.jit(method.init)(jax.random.key(5), VIEWS[0])
+    params, state = method.init(jax.random.key(1), VIEWS[0])
+    other, _ = method.init(jax.random.key(5), VIEWS[0])
     return params, {**state, "teacher": {**state["teacher"], "params": other}}
 
 
@@ -43,7 +43,7 @@ def apply(method, params, batch_stats, x):
 def test_loss_is_of_images_and_of_positions_each_with_its_own_queue():
     method = make()
     params, state = first(method)
-    loss, (new_state, metrics) = jax.jit(method.loss)(params, state, {"views": VIEWS}, jax.random.key(2))
+    loss, (new_state, metrics) = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
     q, q_features, q_dense = apply(method, params, state["batch_stats"], VIEWS[0])
     k, k_features, k_dense = apply(method, state["teacher"]["params"], state["teacher"]["batch_stats"], VIEWS[1])
     queue, dense_queue = (np.asarray(state[name]["rows"], np.float64) for name in ("queue", "dense_queue"))
@@ -75,7 +75,7 @@ def test_shuffling_changes_which_keys_share_their_batch_statistics():
     def keys(**options):
         method = make(**options)
         params, state = first(method)
-        return jax.jit(method.loss)(params, state, batch, jax.random.key(2))[1][1]["embeddings"][1]
+        return method.loss(params, state, batch, jax.random.key(2))[1][1]["embeddings"][1]
 
     grouped = {"batch_norm": "grouped", "batch_norm_groups": 4}.items()
     assert np.max(np.abs(keys(model=grouped) - keys(model=grouped, shuffle=False))) > 1e-3
@@ -83,7 +83,7 @@ def test_shuffling_changes_which_keys_share_their_batch_statistics():
 
 
 def test_two_projectors_of_one_shape_and_two_queues():
-    params, state = jax.jit(make().init)(jax.random.key(0), VIEWS[0])
+    params, state = make().init(jax.random.key(0), VIEWS[0])
     expected = {
         "Dense_0": {"kernel": (16, 12), "bias": (12,)},
         "Dense_1": {"kernel": (12, 6), "bias": (6,)},
@@ -102,7 +102,7 @@ def test_no_gradient_reaches_the_teacher():
 
     def loss(teacher):
         moved = {**state, "teacher": {**state["teacher"], "params": teacher}}
-        return jax.jit(method.loss)(params, moved, {"views": VIEWS}, jax.random.key(2))[0]
+        return method.loss(params, moved, {"views": VIEWS}, jax.random.key(2))[0]
 
     for leaf in jax.tree.leaves(jax.grad(loss)(state["teacher"]["params"])):
         np.testing.assert_array_equal(leaf, 0.0)
@@ -110,7 +110,7 @@ def test_no_gradient_reaches_the_teacher():
 
 def test_the_teacher_moves_with_a_constant_decay():
     method = make(decay=0.9)
-    params, state = jax.jit(method.init)(jax.random.key(0), VIEWS[0])
+    params, state = method.init(jax.random.key(0), VIEWS[0])
     for step in (1, 100):
         moved = method.update(jax.tree.map(lambda p: p + 1.0, params), state, step)["teacher"]["params"]
         change = jax.tree.map(lambda new, old: new - old, moved, state["teacher"]["params"])

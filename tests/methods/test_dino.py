@@ -28,8 +28,8 @@ def draw_views(local_views=2):
 
 def after_some_steps(method):
     """(params, state) with a teacher of its own, a center, and a step within the temperature's warm-up."""
-    params, state = jax.jit(method.init)(jax.random.key(1), draw_views()[0][:1])
-    other, _ = jax.jit(method.init)(jax.random.key(2), draw_views()[0][:1])
+    params, state = method.init(jax.random.key(1), draw_views()[0][:1])
+    other, _ = method.init(jax.random.key(2), draw_views()[0][:1])
     state["teacher"]["params"] = other
     state["center"] = 0.1 * jax.random.normal(jax.random.key(3), state["center"].shape)
     return params, {**state, "step": jnp.asarray(10, jnp.int32)}
@@ -54,7 +54,7 @@ def test_loss_is_the_papers_over_all_pairs_of_different_views(local_views):
     )
     views = draw_views(local_views)
     params, state = after_some_steps(method)
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, {"views": views}, jax.random.key(4))
+    loss, (_, metrics) = method.loss(params, state, {"views": views}, jax.random.key(4))
     student = [np.asarray(scores_of(method, params, x), np.float64) for x in views]
     teacher = [np.asarray(scores_of(method, state["teacher"]["params"], x), np.float64) for x in views[:2]]
     temperature = 0.03 + (0.07 - 0.03) * 10 / 40  # step 10 of 4 epochs of 10
@@ -74,7 +74,7 @@ def test_loss_is_the_papers_over_all_pairs_of_different_views(local_views):
 def test_center_moves_a_tenth_towards_the_teachers_mean_score_of_the_large_crops():
     method, views = make(), draw_views()
     params, state = after_some_steps(method)
-    _, (new, _) = jax.jit(method.loss)(params, state, {"views": views}, jax.random.key(4))
+    _, (new, _) = method.loss(params, state, {"views": views}, jax.random.key(4))
     mean = jnp.mean(jnp.stack([scores_of(method, state["teacher"]["params"], x) for x in views[:2]]), axis=(0, 1))
     np.testing.assert_allclose(new["center"], 0.9 * state["center"] + 0.1 * mean, rtol=1e-4, atol=1e-6)
 
@@ -110,21 +110,21 @@ def test_prototypes_stay_for_the_first_epoch():
 
 def test_head_is_the_authors():
     method = make(norm_last_layer=False)
-    params, _ = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     shapes = jax.tree.map(jnp.shape, params["head"])
     assert shapes == {
         "mlp": {"Dense_0": {"kernel": (16, 8), "bias": (8,)}, "Dense_1": {"kernel": (8, 4), "bias": (4,)}},
         "last": {"kernel": (4, 12), "gain": (12,)},
     }
-    params, _ = jax.jit(make().init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     assert "gain" not in params["head"]["last"]
 
 
 def test_batch_norm_of_the_head_spans_all_crops_and_the_teachers_is_its_own():
     method = make(models.create("resnet8", width=0.25), head_norm=True)
     views = draw_views()
-    params, state = jax.jit(method.init)(jax.random.key(1), views[0][:1])
-    _, (new, _) = jax.jit(method.loss)(params, state, {"views": views}, jax.random.key(4))
+    params, state = method.init(jax.random.key(1), views[0][:1])
+    _, (new, _) = method.loss(params, state, {"views": views}, jax.random.key(4))
 
     def mean_before_norm(crops):
         backbone = {"params": params["backbone"], "batch_stats": state["batch_stats"]["backbone"]}
@@ -145,7 +145,7 @@ def test_features_are_the_teachers():
     params, state = after_some_steps(method)
     x = draw_views()[0]
     expected = method.backbone.apply({"params": state["teacher"]["params"]["backbone"]}, x)
-    np.testing.assert_array_equal(jax.jit(method.features)(params, state, x), expected)
+    np.testing.assert_array_equal(method.features(params, state, x), expected)
 
 
 def test_views_are_two_large_crops_and_as_many_small_ones_as_asked_for():

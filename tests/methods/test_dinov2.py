@@ -28,8 +28,8 @@ def draw_batch():
 
 
 def after_some_steps(method):
-    params, state = jax.jit(method.init)(jax.random.key(1), draw_batch()["views"][0][:1])
-    other, _ = jax.jit(method.init)(jax.random.key(2), draw_batch()["views"][0][:1])
+    params, state = method.init(jax.random.key(1), draw_batch()["views"][0][:1])
+    other, _ = method.init(jax.random.key(2), draw_batch()["views"][0][:1])
     state["teacher"]["params"] = {name: other[name] for name in state["teacher"]["params"]}
     params["mask_token"] = jax.random.normal(jax.random.key(3), params["mask_token"].shape)
     keys = {"class": jax.random.key(4), "patch": jax.random.key(5)}
@@ -72,7 +72,7 @@ def test_loss_is_of_classes_of_masked_patches_and_of_the_spread(centering, heads
     method = make(centering=centering, **heads)
     batch = draw_batch()
     params, state = after_some_steps(method)
-    loss, (new, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(6))
+    loss, (new, metrics) = method.loss(params, state, batch, jax.random.key(6))
     patch_head = "patch_head" if heads else "head"
     masks, teacher = np.stack(batch["masks"]), state["teacher"]["params"]
     (x1, x2, x3), token = batch["views"], params["mask_token"]
@@ -111,7 +111,7 @@ def test_loss_is_of_classes_of_masked_patches_and_of_the_spread(centering, heads
 def test_koleo_in_groups_is_that_of_each():
     method = make(koleo_images=3)
     params, state = after_some_steps(method)
-    _, (_, metrics) = jax.jit(method.loss)(params, state, draw_batch(), jax.random.key(6))
+    _, (_, metrics) = method.loss(params, state, draw_batch(), jax.random.key(6))
     h = np.asarray(metrics["embeddings"], np.float64)
     expected = sum(np.mean([koleo(view[:3]), koleo(view[3:])]) for view in h)
     np.testing.assert_allclose(metrics["koleo"], expected, rtol=1e-3)
@@ -121,7 +121,7 @@ def test_a_batch_without_any_mask_gives_finite_gradients():
     method = make(centering="sinkhorn")
     params, state = after_some_steps(method)
     batch = {**draw_batch(), "masks": (jnp.zeros((6, 16), bool),) * 2}
-    (_, (_, metrics)), gradients = jax.jit(jax.value_and_grad(method.loss, has_aux=True))(
+    (_, (_, metrics)), gradients = jax.value_and_grad(method.loss, has_aux=True)(
         params, state, batch, jax.random.key(6)
     )
     assert metrics["patch_loss"] == 0
@@ -132,7 +132,7 @@ def test_heads_are_tied_or_not_with_trainable_gains_and_frozen_prototypes():
     tied, untied = make(freeze_epochs=2), make(freeze_epochs=2, **UNTIED)
     assert tied.frozen_steps == {"head/last": 20}
     assert untied.frozen_steps == {"head/last": 20, "patch_head/last": 20}
-    params, state = jax.jit(untied.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, state = untied.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     assert jax.tree.map(jnp.shape, params["head"]["last"]) == {"kernel": (4, 12), "gain": (12,)}
     assert jax.tree.map(jnp.shape, params["patch_head"]["last"]) == {"kernel": (6, 10), "gain": (10,)}
     assert set(state["teacher"]["params"]) == {"backbone", "head", "patch_head"}

@@ -16,8 +16,8 @@ def make(**options):
 def test_loss_is_of_all_patches_passed_as_one_batch():
     method = make(eps=0.5, invariance=20.0)
     views = tuple(jax.random.normal(jax.random.key(0), (3, 8, 16, 16, 1)))
-    params, state = jax.jit(method.init)(jax.random.key(1), views[0])
-    loss, (new_state, metrics) = jax.jit(method.loss)(params, state, {"views": views}, jax.random.key(2))
+    params, state = method.init(jax.random.key(1), views[0])
+    loss, (new_state, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
     x = jnp.concatenate(views)
     for name, module in method.networks.items():
         variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
@@ -37,7 +37,7 @@ def test_loss_is_of_all_patches_passed_as_one_batch():
 def test_views_and_head():
     method = make(num_patches=5)
     assert method.views == ("patch",) * 5
-    params, _ = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     shapes = jax.tree.map(jnp.shape, params["projector"])
     assert [shapes[f"Dense_{i}"]["bias"] for i in range(3)] == [(16,), (16,), (4,)]
     assert "BatchNorm_1" in shapes and "BatchNorm_2" not in shapes

@@ -35,7 +35,7 @@ def cosine(a, b):
 def test_each_view_predicts_the_constant_mean_of_the_others():
     method = make(num_views=3)
     views = some_views(3)
-    params, state = jax.jit(method.init)(jax.random.key(1), views[0][:1])
+    params, state = method.init(jax.random.key(1), views[0][:1])
     z1, z2, z3 = (through(method, params, state, x)[0] for x in views)
     targets = [(z2 + z3) / 2, (z1 + z3) / 2, (z1 + z2) / 2]
 
@@ -44,11 +44,11 @@ def test_each_view_predicts_the_constant_mean_of_the_others():
         return -sum(cosine(p, t) for p, t in zip(predictions, targets, strict=True)) / 3
 
     def loss(params):
-        value, (_, metrics) = jax.jit(method.loss)(params, state, {"views": views}, jax.random.key(2))
+        value, (_, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
         return value, metrics["embeddings"]
 
-    (value, embeddings), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    expected_value, expected_gradient = jax.jit(jax.value_and_grad(expected))(params)
+    (value, embeddings), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    expected_value, expected_gradient = jax.value_and_grad(expected)(params)
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient, expected_gradient)
     np.testing.assert_allclose(embeddings, jnp.stack([z1, z2, z3]), rtol=1e-5)
@@ -58,8 +58,8 @@ def test_with_two_views_it_is_simsiam():
     views = some_views(2)
     values = []
     for method in (make(num_views=2), make("simsiam")):
-        params, state = jax.jit(method.init)(jax.random.key(1), views[0][:1])
-        values.append(jax.jit(method.loss)(params, state, {"views": views}, jax.random.key(2))[0])
+        params, state = method.init(jax.random.key(1), views[0][:1])
+        values.append(method.loss(params, state, {"views": views}, jax.random.key(2))[0])
         assert method.constant_lr == ("predictor",)
     np.testing.assert_allclose(*values, rtol=1e-5)
 

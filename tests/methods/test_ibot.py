@@ -28,8 +28,8 @@ def draw_batch():
 
 
 def after_some_steps(method):
-    params, state = jax.jit(method.init)(jax.random.key(1), draw_batch()["views"][0][:1])
-    other, _ = jax.jit(method.init)(jax.random.key(2), draw_batch()["views"][0][:1])
+    params, state = method.init(jax.random.key(1), draw_batch()["views"][0][:1])
+    other, _ = method.init(jax.random.key(2), draw_batch()["views"][0][:1])
     state["teacher"]["params"] = {name: other[name] for name in state["teacher"]["params"]}
     params["mask_token"] = jax.random.normal(jax.random.key(3), params["mask_token"].shape)
     for name, seed in (("center", 4), ("patch_center", 5)):
@@ -61,7 +61,7 @@ def test_loss_is_dinos_of_masked_large_crops_plus_that_of_the_masked_patches():
     )
     batch = draw_batch()
     params, state = after_some_steps(method)
-    loss, (new, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(6))
+    loss, (new, metrics) = method.loss(params, state, batch, jax.random.key(6))
     (x1, x2, x3, x4), masks = batch["views"], batch["masks"]
     token = params["mask_token"]
     masked = [scores_of(method, params, x, m, token) for x, m in zip((x1, x2), masks, strict=True)]
@@ -90,7 +90,7 @@ def test_loss_is_dinos_of_masked_large_crops_plus_that_of_the_masked_patches():
 def test_mask_token_is_the_students_alone_and_learns():
     method = make()
     params, state = after_some_steps(method)
-    gradient = jax.jit(jax.grad(lambda p: jax.jit(method.loss)(p, state, draw_batch(), jax.random.key(6))[0]))(params)
+    gradient = jax.grad(lambda p: method.loss(p, state, draw_batch(), jax.random.key(6))[0])(params)
     assert params["mask_token"].shape == (16,) and jnp.all(gradient["mask_token"] != 0)
     assert "mask_token" not in state["teacher"]["params"]
     new = method.update(params, state, 1)

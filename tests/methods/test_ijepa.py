@@ -135,7 +135,7 @@ def test_loss_is_of_the_targets_and_its_gradient_stops_at_the_teacher():
     rng = jax.random.key(2)
 
     def loss(params, teacher):
-        return jax.jit(method.loss)(params, {**state, "teacher": teacher}, batch, rng)
+        return method.loss(params, {**state, "teacher": teacher}, batch, rng)
 
     (value, (_, metrics)), (of_params, of_teacher) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(
         params, state["teacher"]
@@ -153,9 +153,7 @@ def test_loss_is_of_the_targets_and_its_gradient_stops_at_the_teacher():
     np.testing.assert_allclose(value, np.mean(np.where(d < 1, d * d / 2, d - 0.5)), rtol=1e-4)
     np.testing.assert_allclose(metrics["target_variance"], target.var(axis=(0, 1)).mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["context_patches"], context.valid.sum(axis=1).mean(), rtol=1e-6)
-    np.testing.assert_allclose(
-        metrics["embeddings"][0], jax.jit(method.features)(params, state, *batch["views"]), atol=1e-5
-    )
+    np.testing.assert_allclose(metrics["embeddings"][0], method.features(params, state, *batch["views"]), atol=1e-5)
     assert not any(np.any(g) for g in jax.tree.leaves(of_teacher))
     # Attention's keys have a bias that changes nothing.
     assert all(np.any(g) for g in jax.tree.leaves(of_params))
@@ -182,7 +180,7 @@ def test_branches_begin_small():
 
 def test_pictures_show_the_context_and_the_targets():
     method, batch, params, state = setup()
-    pictures = jax.jit(method.pictures)(params, state, batch, jax.random.key(2))
+    pictures = method.pictures(params, state, batch, jax.random.key(2))
     context, targets = method.draw_blocks(jax.random.split(jax.random.key(2))[0], INDEX, (6, 6))
     for name, mask in (("context", as_masks(context, 36)), ("targets", as_masks(targets, 36).any(axis=1))):
         shown = np.any(np.asarray(patchify(pictures[name], 4)) != 0, axis=-1)

@@ -13,7 +13,7 @@ RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 def setup(**options):
     method = METHODS["inpainting"](models.create("resnet8", width=0.5), RUN, decoder_width=4, **options)
     x = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
-    return method, x, *jax.jit(method.init)(jax.random.key(1), x[:1])
+    return method, x, *method.init(jax.random.key(1), x[:1])
 
 
 def test_regions_are_connected_shapes_of_the_same_share():
@@ -30,7 +30,7 @@ def test_regions_are_connected_shapes_of_the_same_share():
 def test_what_is_removed_is_not_seen_and_is_all_that_counts():
     method, x, params, state = setup()
     batch, rng = {"views": (x,), "index": jnp.arange(4)}, jax.random.key(2)
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, batch, rng)
+    loss, (_, metrics) = method.loss(params, state, batch, rng)
     mask = np.asarray(method.regions(rng, batch["index"], (16, 16)))
     prediction, *_ = method.predict(params, state, x, jnp.asarray(mask), rng, None)
     np.testing.assert_allclose(loss, np.mean((np.asarray(prediction) - np.asarray(x))[mask] ** 2), rtol=1e-4)
@@ -44,7 +44,7 @@ def test_what_is_removed_is_not_seen_and_is_all_that_counts():
 def test_each_position_is_drawn_from_all_of_its_channel_alone():
     layer = ChannelwiseDense()
     x = jax.random.normal(jax.random.key(0), (1, 2, 3, 4))
-    variables = jax.jit(layer.init)(jax.random.key(1), x)
+    variables = layer.init(jax.random.key(1), x)
     changed = layer.apply(variables, x.at[0, 1, 2, 3].add(1.0)) - layer.apply(variables, x)
     assert np.all(changed[..., 3] != 0) and np.all(changed[..., :3] == 0)
 

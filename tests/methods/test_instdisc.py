@@ -21,7 +21,7 @@ def batch(seed=0):
 
 
 def start(method):
-    params, state = jax.jit(method.init)(jax.random.key(1), batch()["views"][0][:1])
+    params, state = method.init(jax.random.key(1), batch()["views"][0][:1])
     return params, state
 
 
@@ -40,7 +40,7 @@ def log_softmax(x):
 def test_without_negatives_it_is_cross_entropy_with_all_images():
     method = make()
     params, state = start(method)
-    loss, (new_state, metrics) = jax.jit(method.loss)(params, state, batch(), jax.random.key(2))
+    loss, (new_state, metrics) = method.loss(params, state, batch(), jax.random.key(2))
     z, bank = embeddings(method, params, state), np.asarray(state["bank"], np.float64)
     index = np.asarray(batch()["index"])
     expected = -np.mean(log_softmax(z @ bank.T / 0.1)[np.arange(6), index])
@@ -84,7 +84,7 @@ def test_noise_contrastive_estimation_with_a_constant_of_the_first_batch():
         noise = count / NUM_IMAGES
         p_own, p_negatives = own / np.exp(log_z), negatives / np.exp(log_z)
         expected = -np.mean(np.log(p_own / (p_own + noise)) + np.sum(np.log(noise / (p_negatives + noise)), axis=1))
-        loss, (state, _) = jax.jit(method.loss)(params, state, batch(), rng)
+        loss, (state, _) = method.loss(params, state, batch(), rng)
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
         np.testing.assert_allclose(state["log_z"], log_z, rtol=1e-6)  # the second batch does not change it
 
@@ -94,7 +94,7 @@ def test_softmax_is_cross_entropy_among_the_own_row_and_the_negatives():
     params, state = start(method)
     rng = jax.random.key(2)
     own, negatives = own_and_negatives(method, params, state, rng, 30)
-    loss, (new_state, _) = jax.jit(method.loss)(params, state, batch(), rng)
+    loss, (new_state, _) = method.loss(params, state, batch(), rng)
     scores = np.concatenate([own[:, None], negatives], axis=1) / 0.1
     np.testing.assert_allclose(loss, -np.mean(log_softmax(scores)[:, 0]), rtol=1e-5)
     assert np.isneginf(new_state["log_z"])  # which it has no use for
@@ -116,10 +116,10 @@ def test_an_images_negatives_depend_on_its_index_alone():
 def test_proximal_adds_the_squared_distance_to_the_own_row():
     plain, pulled = make(), make(proximal=0.7)
     params, state = start(plain)
-    loss, (_, metrics) = jax.jit(plain.loss)(params, state, batch(), jax.random.key(2))
+    loss, (_, metrics) = plain.loss(params, state, batch(), jax.random.key(2))
     z, rows = metrics["embeddings"]
     expected = loss + 0.7 * np.mean(np.sum((np.asarray(z) - np.asarray(rows)) ** 2, axis=1))
-    np.testing.assert_allclose(jax.jit(pulled.loss)(params, state, batch(), jax.random.key(2))[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(pulled.loss(params, state, batch(), jax.random.key(2))[0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"negatives": 0}, {"negatives": 9, "softmax": True}, {"negatives": 9}])

@@ -16,8 +16,8 @@ def make(**options):
 def run_loss(method, rng):
     images = jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1))
     small = jax.random.normal(jax.random.key(1), (1, 8, 8, 8, 1))
-    params, state = jax.jit(method.init)(jax.random.key(2), images[0])
-    return jax.jit(method.loss)(params, state, {"views": (*images, *small)}, rng)
+    params, state = method.init(jax.random.key(2), images[0])
+    return method.loss(params, state, {"views": (*images, *small)}, rng)
 
 
 def epps_pulley(u):
@@ -55,8 +55,8 @@ def test_gradient_flows_through_the_mean_of_the_global_views():
     views = tuple(
         jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1)) * jnp.array([1.0, 2.0]).reshape(2, 1, 1, 1, 1)
     )
-    params, state = jax.jit(method.init)(jax.random.key(2), views[0])
-    grads = jax.jit(jax.grad(lambda p: jax.jit(method.loss)(p, state, {"views": views}, jax.random.key(3))[0]))(params)
+    params, state = method.init(jax.random.key(2), views[0])
+    grads = jax.grad(lambda p: method.loss(p, state, {"views": views}, jax.random.key(3))[0])(params)
     last = grads["projector"]["Dense_2"]
     np.testing.assert_allclose(last["bias"], np.zeros(4), atol=1e-6)
     assert np.abs(last["kernel"]).max() > 1e-3
@@ -65,7 +65,7 @@ def test_gradient_flows_through_the_mean_of_the_global_views():
 def test_views_and_head():
     method = make(num_global=2, num_local=3)
     assert method.views == ("global", "global", "local", "local", "local")
-    params, _ = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     shapes = jax.tree.map(jnp.shape, params["projector"])
     assert shapes["Dense_0"] == {"kernel": (16, 16), "bias": (16,)}
     assert shapes["Dense_2"] == {"kernel": (16, 4), "bias": (4,)}

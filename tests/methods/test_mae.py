@@ -25,7 +25,7 @@ def draw():
 
 def test_hidden_pixels_are_not_seen():
     method, x = make(), draw()
-    params, _ = jax.jit(method.init)(jax.random.key(1), x[:1])
+    params, _ = method.init(jax.random.key(1), x[:1])
     hidden = unpatchify(jnp.broadcast_to(jnp.asarray(MASK)[..., None], (4, 16, 16)), (16, 16), 4)
     predict = lambda x: method.predict(params, x, jnp.asarray(MASK), None, None)[0]  # noqa: E731
     other = jnp.where(hidden, 100.0, x)
@@ -36,9 +36,9 @@ def test_hidden_pixels_are_not_seen():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_loss_is_that_of_the_hidden_patches(normalize):
     method, x = make(normalize=normalize), draw()
-    params, state = jax.jit(method.init)(jax.random.key(1), x[:1])
+    params, state = method.init(jax.random.key(1), x[:1])
     batch = {"views": (x,), "masks": (jnp.asarray(MASK),)}
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(2))
+    loss, (_, metrics) = method.loss(params, state, batch, jax.random.key(2))
     prediction, _ = method.predict(params, x, jnp.asarray(MASK), None, None)
     patches = patchify(x, 4)
     expected = losses.masked_pixels(prediction, patches, jnp.asarray(MASK), normalize=normalize)
@@ -52,7 +52,7 @@ def test_the_decoder_puts_each_seen_token_in_its_place():
     decoder = Decoder(dim=4, depth=0, heads=1, pixels=4, grid=(2, 3))
     mask = jnp.array([[True, False, True, False, False, True]])
     tokens = jax.random.normal(jax.random.key(0), (1, 4, 8))
-    params = jax.jit(decoder.init)(jax.random.key(1), tokens, mask)["params"]
+    params = decoder.init(jax.random.key(1), tokens, mask)["params"]
 
     def out(tokens):
         return decoder.apply({"params": params}, tokens, mask)
@@ -64,10 +64,8 @@ def test_the_decoder_puts_each_seen_token_in_its_place():
 
 def test_the_picture_keeps_what_was_seen_and_undoes_the_normalization():
     method, x = make(), 5.0 + 2.0 * draw()
-    params, state = jax.jit(method.init)(jax.random.key(1), x[:1])
-    pictures = jax.jit(method.pictures)(
-        params, state, {"views": (x,), "masks": (jnp.asarray(MASK),)}, jax.random.key(2)
-    )
+    params, state = method.init(jax.random.key(1), x[:1])
+    pictures = method.pictures(params, state, {"views": (x,), "masks": (jnp.asarray(MASK),)}, jax.random.key(2))
     drawn, seen = (np.asarray(patchify(pictures[name], 4)) for name in ("reconstruction", "seen"))
     np.testing.assert_allclose(drawn[~MASK], np.asarray(patchify(x, 4))[~MASK], rtol=1e-6)
     assert np.all(seen[MASK] == 0.0)

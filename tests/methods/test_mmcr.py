@@ -31,9 +31,9 @@ def nuclear_norm(z):
 
 def test_loss_is_the_nuclear_norm_of_the_centroids_and_of_the_views():
     method = make(weight=0.5)
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
+    params, state = method.init(jax.random.key(1), VIEWS[0])
     assert set(state) == {"batch_stats"}
-    loss, (new_state, _) = jax.jit(method.loss)(params, state, {"views": VIEWS}, jax.random.key(2))
+    loss, (new_state, _) = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
     z = projections(method, params, state["batch_stats"])
     within = np.mean([nuclear_norm(z[:, b]) for b in range(8)])
     np.testing.assert_allclose(loss, 0.5 * within - nuclear_norm(z.mean(0)), rtol=1e-5)
@@ -42,7 +42,7 @@ def test_loss_is_the_nuclear_norm_of_the_centroids_and_of_the_views():
 
 def test_momentum_encoder_has_half_of_the_centroids_and_follows():
     method = make(momentum=True, decay=0.75)
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
+    params, state = method.init(jax.random.key(1), VIEWS[0])
     jax.tree.map(np.testing.assert_array_equal, state["teacher"]["params"], params)
     other = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(3), p.shape), params)
     loss, (new_state, _) = method.loss(other, state, {"views": VIEWS}, jax.random.key(2))
@@ -58,7 +58,7 @@ def test_momentum_encoder_has_half_of_the_centroids_and_follows():
 def test_views_of_two_augmentations_take_turns_and_the_head_has_no_biases():
     method = make()
     assert method.views == ("view1", "view2", "view1")
-    params, _ = jax.jit(method.init)(jax.random.key(0), VIEWS[0])
+    params, _ = method.init(jax.random.key(0), VIEWS[0])
     shapes = jax.tree.map(jnp.shape, params["projector"])
     assert shapes == {
         "Dense_0": {"kernel": (16, 16)},

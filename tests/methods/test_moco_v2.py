@@ -17,8 +17,8 @@ def make(batch_norm="sync", **options):
 
 def start(method):
     """With a teacher that is not the online network."""
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
-    other, _ = jax.jit(method.init)(jax.random.key(2), VIEWS[0])
+    params, state = method.init(jax.random.key(1), VIEWS[0])
+    other, _ = method.init(jax.random.key(2), VIEWS[0])
     state["teacher"]["params"] = {name: other[name] for name in method.networks}
     return params, state
 
@@ -50,7 +50,7 @@ def test_each_query_finds_its_key_among_the_queues(symmetric):
     expected = contrast(q1, k2, queue)
     if symmetric:
         expected = (expected + contrast(q2, k1, queue)) / 2
-    loss, (new_state, _) = jax.jit(method.loss)(params, state, {"views": VIEWS}, jax.random.key(3))
+    loss, (new_state, _) = method.loss(params, state, {"views": VIEWS}, jax.random.key(3))
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     # The keys of the second view have overwritten the oldest, after they were compared with the queue.
     np.testing.assert_allclose(new_state["queue"]["rows"], np.concatenate([k2, queue[8:]]), rtol=1e-3, atol=1e-5)
@@ -61,7 +61,7 @@ def test_shuffling_changes_the_groups_of_batch_norm_and_nothing_else():
     def keys(batch_norm, shuffle):
         method = make(batch_norm, shuffle=shuffle)
         params, state = start(method)
-        return jax.jit(method.loss)(params, state, {"views": VIEWS}, jax.random.key(3))[1][0]["queue"]["rows"][:8]
+        return method.loss(params, state, {"views": VIEWS}, jax.random.key(3))[1][0]["queue"]["rows"][:8]
 
     np.testing.assert_allclose(keys("sync", True), keys("sync", False), atol=1e-5)
     assert np.abs(keys("grouped", True) - keys("grouped", False)).max() > 1e-2
@@ -76,7 +76,7 @@ def test_the_teacher_follows_at_a_constant_decay():
 
 
 def test_the_head_has_biases_and_no_batch_norm():
-    params, state = jax.jit(make().init)(jax.random.key(1), VIEWS[0])
+    params, state = make().init(jax.random.key(1), VIEWS[0])
     assert jax.tree.map(jnp.shape, params["projector"]) == {
         "Dense_0": {"kernel": (16, 12), "bias": (12,)},
         "Dense_1": {"kernel": (12, 6), "bias": (6,)},

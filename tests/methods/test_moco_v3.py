@@ -35,11 +35,11 @@ def apply(networks, params, batch_stats, x):
 @pytest.mark.parametrize("make", [resnet, vit])
 def test_loss_is_two_temperatures_times_the_cross_entropy_of_both_directions(make):
     method = make(temperature=0.3)
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
+    params, state = method.init(jax.random.key(1), VIEWS[0])
     # A teacher unlike the online network, so that it shows which of them made the keys.
     teacher = jax.tree.map(lambda p: 1.5 * p + 0.1, state["teacher"]["params"])
     state = {**state, "teacher": {**state["teacher"], "params": teacher}}
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, {"views": VIEWS}, jax.random.key(2))
+    loss, (_, metrics) = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
     q = [apply(method.networks, params, state["batch_stats"], x) for x in VIEWS]
     k = [apply(method.teacher_networks, teacher, state["teacher"]["batch_stats"], x) for x in VIEWS]
     expected = 0.0
@@ -52,11 +52,11 @@ def test_loss_is_two_temperatures_times_the_cross_entropy_of_both_directions(mak
 
 def test_no_gradient_reaches_the_teacher():
     method = resnet()
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
+    params, state = method.init(jax.random.key(1), VIEWS[0])
 
     def loss(teacher):
         moved = {**state, "teacher": {**state["teacher"], "params": teacher}}
-        return jax.jit(method.loss)(params, moved, {"views": VIEWS}, jax.random.key(2))[0]
+        return method.loss(params, moved, {"views": VIEWS}, jax.random.key(2))[0]
 
     for leaf in jax.tree.leaves(jax.grad(loss)(state["teacher"]["params"])):
         np.testing.assert_array_equal(leaf, 0.0)
@@ -64,7 +64,7 @@ def test_no_gradient_reaches_the_teacher():
 
 def test_heads_are_the_authors():
     def layers(method, head):
-        params, _ = jax.jit(method.init)(jax.random.key(0), VIEWS[0])
+        params, _ = method.init(jax.random.key(0), VIEWS[0])
         return jax.tree.map(jnp.shape, params[head])
 
     norm = {"scale": (16,), "bias": (16,)}
@@ -81,10 +81,10 @@ def test_heads_are_the_authors():
         "BatchNorm_1": norm,
         "Dense_2": {"kernel": (16, 8)},
     }
-    stats = {name: jax.jit(make().init)(jax.random.key(0), VIEWS[0])[1]["batch_stats"] for name, make in HEADS.items()}
+    stats = {name: make().init(jax.random.key(0), VIEWS[0])[1]["batch_stats"] for name, make in HEADS.items()}
     assert [len(stats[name]["projector"]) for name in HEADS] == [2, 3]  # a BatchNorm after every layer
     assert [len(stats[name]["predictor"]) for name in HEADS] == [1, 2]  # the ResNet's predictor ends without
-    assert "predictor" not in jax.jit(resnet().init)(jax.random.key(0), VIEWS[0])[1]["teacher"]["params"]
+    assert "predictor" not in resnet().init(jax.random.key(0), VIEWS[0])[1]["teacher"]["params"]
 
 
 HEADS = {"resnet": resnet, "vit": vit}
@@ -93,7 +93,7 @@ HEADS = {"resnet": resnet, "vit": vit}
 @pytest.mark.parametrize("step, decay", [(0, 0.9), (50, 0.95), (100, 1.0)])
 def test_decay_goes_by_half_a_cosine_to_1(step, decay):
     method = resnet(decay=0.9)
-    params, state = jax.jit(method.init)(jax.random.key(0), VIEWS[0])
+    params, state = method.init(jax.random.key(0), VIEWS[0])
     moved = method.update(jax.tree.map(lambda p: p + 1.0, params), state, step)["teacher"]["params"]
     change = jax.tree.map(lambda new, old: new - old, moved, state["teacher"]["params"])
     for leaf in jax.tree.leaves(change):
@@ -102,12 +102,12 @@ def test_decay_goes_by_half_a_cosine_to_1(step, decay):
 
 def test_the_patch_projection_of_a_vit_never_moves():
     method = vit()
-    params, state = jax.jit(method.init)(jax.random.key(0), VIEWS[0])
+    params, state = method.init(jax.random.key(0), VIEWS[0])
     tx, _ = optim.create(
         "adamw", lr=0.1, warmup_steps=0, steps=RUN.steps, weight_decay=0.1, frozen_steps=method.frozen_steps
     )
     opt_state = tx.init(params)
-    grad = jax.jit(jax.grad(lambda p: jax.jit(method.loss)(p, state, {"views": VIEWS}, jax.random.key(1))[0]))
+    grad = jax.jit(jax.grad(lambda p: method.loss(p, state, {"views": VIEWS}, jax.random.key(1))[0]))
     moved = params
     for _ in range(2):
         updates, opt_state = tx.update(grad(moved), opt_state, moved)
@@ -120,7 +120,7 @@ def test_the_patch_projection_of_a_vit_never_moves():
 
 
 def test_a_vits_kernels_are_xaviers():
-    params = jax.jit(vit().init)(jax.random.key(0), VIEWS[0])[0]["backbone"]
+    params = vit().init(jax.random.key(0), VIEWS[0])[0]["backbone"]
     block = params["blocks_0"]
     fans = [  # kernel, fan-in + fan-out
         (params["patch_embed"]["proj"]["kernel"], 8 * 8 + 24),

@@ -27,8 +27,8 @@ def draw_batch():
 
 
 def after_some_steps(method):
-    params, state = jax.jit(method.init)(jax.random.key(1), draw_batch()["views"][0][:1])
-    other, _ = jax.jit(method.init)(jax.random.key(2), draw_batch()["views"][0][:1])
+    params, state = method.init(jax.random.key(1), draw_batch()["views"][0][:1])
+    other, _ = method.init(jax.random.key(2), draw_batch()["views"][0][:1])
     state["teacher"]["params"] = {name: other[name] for name in state["teacher"]["params"]}
     return params, state
 
@@ -49,7 +49,7 @@ def softmax(x):
 def test_loss_is_the_authors_with_the_anchors_patches_left_out(power):
     method, batch = make(power=power, me_max=0.7), draw_batch()
     params, state = after_some_steps(method)
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(6))
+    loss, (_, metrics) = method.loss(params, state, batch, jax.random.key(6))
     target, anchor, focal1, focal2 = batch["views"]
     keep = jnp.stack([jnp.flatnonzero(~row) for row in batch["masks"][0]])
     assert keep.shape == (6, 12)
@@ -89,7 +89,7 @@ def test_teachers_decay_is_linear_and_stretched():
 def test_prototypes_learn_are_not_decayed_and_are_the_students():
     method = make()
     params, state = after_some_steps(method)
-    gradient = jax.jit(jax.grad(lambda p: jax.jit(method.loss)(p, state, draw_batch(), jax.random.key(6))[0]))(params)
+    gradient = jax.grad(lambda p: method.loss(p, state, draw_batch(), jax.random.key(6))[0])(params)
     assert jnp.all(gradient["prototypes"] != 0)
     tx, _ = optim.create("adamw", lr=0.1, weight_decay=0.4, warmup_steps=0, steps=10)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
@@ -107,7 +107,7 @@ def test_chance_level_is_that_of_uniform_assignments(power):
 
 
 def test_projector_is_the_authors():
-    params, _ = jax.jit(make().init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     shapes = jax.tree.map(jnp.shape, params["projector"])
     assert shapes["Dense_2"] == {"kernel": (8, 4), "bias": (4,)}
     assert shapes["BatchNorm_1"] == {"scale": (8,), "bias": (8,)} and "BatchNorm_2" not in shapes

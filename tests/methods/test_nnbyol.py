@@ -17,8 +17,8 @@ def make(**options):
 def start(method):
     """With a teacher that is not the online network."""
     x1, x2 = jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1))
-    params, state = jax.jit(method.init)(jax.random.key(1), x1[:1])
-    other, _ = jax.jit(method.init)(jax.random.key(2), x1[:1])
+    params, state = method.init(jax.random.key(1), x1[:1])
+    other, _ = method.init(jax.random.key(2), x1[:1])
     state["teacher"]["params"] = {name: other[name] for name in method.teacher_networks}
     return params, state, (x1, x2)
 
@@ -43,7 +43,7 @@ def test_each_view_predicts_the_past_projection_nearest_to_the_others():
     t1, t2 = (unit(through(method.teacher_networks, teacher["params"], teacher["batch_stats"], x)) for x in views)
     near1, near2 = ([queue[np.argmax([row @ t for row in queue])] for t in target] for target in (t1, t2))
     expected = np.mean(2 - 2 * np.sum(p1 * near2, axis=1)) + np.mean(2 - 2 * np.sum(p2 * near1, axis=1))
-    loss, (new_state, metrics) = jax.jit(method.loss)(params, state, {"views": views}, jax.random.key(3))
+    loss, (new_state, metrics) = method.loss(params, state, {"views": views}, jax.random.key(3))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert metrics["embeddings"].shape == (2, 8, 6)
     # The teacher's projections of the first view have overwritten the oldest, after they were compared.

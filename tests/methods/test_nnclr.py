@@ -32,8 +32,8 @@ def apply(method, params, state, x):
 
 def test_loss_is_of_predictions_with_the_neighbors_of_the_other_views_projections():
     method = make()
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, {"views": VIEWS}, jax.random.key(2))
+    params, state = method.init(jax.random.key(1), VIEWS[0])
+    loss, (_, metrics) = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
     (z1, p1), (z2, p2) = (apply(method, params, state, x) for x in VIEWS)
     queue = np.asarray(state["queue"]["rows"], np.float64)
     expected = []
@@ -48,19 +48,19 @@ def test_loss_is_of_predictions_with_the_neighbors_of_the_other_views_projection
 
 def test_projections_of_the_first_view_join_the_queue_after_the_loss():
     method = make()
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
-    first, (state1, _) = jax.jit(method.loss)(params, state, {"views": VIEWS}, jax.random.key(2))
+    params, state = method.init(jax.random.key(1), VIEWS[0])
+    first, (state1, _) = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
     z1, _ = apply(method, params, state, VIEWS[0])
     np.testing.assert_allclose(state1["queue"]["rows"][:8], z1, atol=1e-5)
     np.testing.assert_array_equal(state1["queue"]["rows"][8:], state["queue"]["rows"][8:])
     assert state1["queue"]["pointer"] == 8
     # Now each projection of the first view is its own neighbor, which the first loss did not know.
-    second, _ = jax.jit(method.loss)(params, state1, {"views": VIEWS}, jax.random.key(2))
+    second, _ = method.loss(params, state1, {"views": VIEWS}, jax.random.key(2))
     assert abs(second - first) > 1e-3
 
 
 def test_heads_are_the_papers():
-    params, state = jax.jit(make().init)(jax.random.key(0), VIEWS[0])
+    params, state = make().init(jax.random.key(0), VIEWS[0])
 
     def layer(features, width):
         return {"kernel": (features, width), "bias": (width,)}
@@ -86,8 +86,8 @@ def test_heads_are_the_papers():
 
 def test_the_gradient_is_that_of_constant_neighbors():
     method = make()
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
-    grads = jax.jit(jax.grad(lambda p: jax.jit(method.loss)(p, state, {"views": VIEWS}, jax.random.key(2))[0]))(params)
+    params, state = method.init(jax.random.key(1), VIEWS[0])
+    grads = jax.grad(lambda p: method.loss(p, state, {"views": VIEWS}, jax.random.key(2))[0])(params)
     neighbors = []
     for x in VIEWS:
         z, _ = apply(method, params, state, x)
@@ -103,7 +103,7 @@ def test_the_gradient_is_that_of_constant_neighbors():
             total -= jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits))) / 2
         return total
 
-    expected = jax.jit(jax.grad(constant))(params)
+    expected = jax.grad(constant)(params)
     scale = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(expected))
     assert scale > 1e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale), grads, expected)

@@ -29,7 +29,7 @@ def draw(step):
 def course(steps):
     """[(state before, loss, metrics, state after loss, state after update)] of steps without an optimizer."""
     method = make()
-    params, state = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, state = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     loss, update = jax.jit(method.loss), jax.jit(method.update)
     history = []
     for step in range(steps):
@@ -112,7 +112,7 @@ def test_small_clusters_are_merged_and_get_half_of_the_largest():
 
 
 def test_heads_and_chance_level():
-    params, _ = jax.jit(make().init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     assert jax.tree.map(jnp.shape, params["classifier"]) == {"Dense_0": {"kernel": (8, 4), "bias": (4,)}}
     np.testing.assert_allclose(make().chance_level, math.log(4))
 

@@ -28,7 +28,7 @@ def draw(step):
 
 @functools.cache
 def start():
-    return jax.jit(make().init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    return make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
 
 
 @functools.cache
@@ -155,7 +155,7 @@ def test_negatives_are_different_clusters_and_not_the_batches():
 
 def test_the_teacher_follows_at_a_constant_decay():
     _, state = start()
-    other, _ = jax.jit(make().init)(jax.random.key(9), jnp.zeros((1, 16, 16, 1)))
+    other, _ = make().init(jax.random.key(9), jnp.zeros((1, 16, 16, 1)))
     moved = make().update(other, state, 1)["teacher"]["params"]
     expected = jax.tree.map(lambda t, p: 0.75 * t + 0.25 * p, state["teacher"]["params"], other)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), moved, expected)

@@ -18,7 +18,7 @@ def make(**options):
 
 def start(method):
     images, patches = jax.random.normal(jax.random.key(0), (2, 4, 16, 16, 1))
-    params, state = jax.jit(method.init)(jax.random.key(1), images[:1])
+    params, state = method.init(jax.random.key(1), images[:1])
     return params, state, {"views": (images, patches), "index": jnp.asarray(INDEX)}
 
 
@@ -45,7 +45,7 @@ def test_image_and_shuffled_tiles_are_both_found_in_the_bank(weight):
     method = make(image_weight=weight)
     params, state, batch = start(method)
     rng = jax.random.key(2)
-    loss, (new_state, metrics) = jax.jit(method.loss)(params, state, batch, rng)
+    loss, (new_state, metrics) = method.loss(params, state, batch, rng)
 
     h, updated = trained(method.backbone, params["backbone"], state["batch_stats"]["backbone"], batch["views"][0])
     z_image = unit(linear(h, params["projector"]["Dense_0"]))
@@ -87,7 +87,7 @@ def test_rotated_copy_has_a_head_of_its_own_like_the_images():
     method = make(pretext="rotation")
     params, state, batch = start(method)
     assert jax.tree.map(jnp.shape, params["transformed_projector"]) == jax.tree.map(jnp.shape, params["projector"])
-    _, (_, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(2))
+    _, (_, metrics) = method.loss(params, state, batch, jax.random.key(2))
     turned = method.transform(jax.random.split(jax.random.key(2), 4)[0], batch["index"], batch["views"][1])
     h, _ = trained(method.backbone, params["backbone"], state["batch_stats"]["backbone"], turned)
     expected = unit(linear(h, params["transformed_projector"]["Dense_0"]))
@@ -110,10 +110,10 @@ def test_both_losses_have_one_constant_of_the_first_batch():
     method = make(negatives=30, image_weight=1.0)
     other = make(negatives=30, image_weight=0.0)
     params, state, batch = start(method)
-    _, (first, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(2))
+    _, (first, metrics) = method.loss(params, state, batch, jax.random.key(2))
     assert np.isfinite(first["log_z"])
     # Once it is known, it stays, for the tiles too: the same step from there has the same losses.
-    loss, (second, again) = jax.jit(other.loss)(params, {**state, "log_z": first["log_z"]}, batch, jax.random.key(2))
+    loss, (second, again) = other.loss(params, {**state, "log_z": first["log_z"]}, batch, jax.random.key(2))
     np.testing.assert_allclose(loss, metrics["loss_transformed"], rtol=1e-6)
     np.testing.assert_allclose(again["loss_image"], metrics["loss_image"], rtol=1e-6)
     assert second["log_z"] == first["log_z"]
@@ -137,4 +137,4 @@ def test_tiles_that_do_not_fit_their_cells_are_refused():
     method = make(tile=9)
     params, state, batch = start(method)
     with pytest.raises(ValueError, match="no room for tiles of 9 pixels 0 apart; use views of 18 pixels"):
-        jax.jit(method.loss)(params, state, batch, jax.random.key(2))
+        method.loss(params, state, batch, jax.random.key(2))

@@ -17,7 +17,7 @@ def make(model=(), **options):
 
 def first(method):
     """Params, and a state whose teacher is unlike them."""
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
+    params, state = method.init(jax.random.key(1), VIEWS[0])
     teacher = jax.tree.map(lambda p: 1.5 * p + 0.1, state["teacher"]["params"])
     return params, {**state, "teacher": {**state["teacher"], "params": teacher}}
 
@@ -38,7 +38,7 @@ def test_loss_is_the_cross_entropy_of_likenesses_to_the_queue():
     method = make()
     params, state = first(method)
     strong, weak = VIEWS
-    loss, (new_state, metrics) = jax.jit(method.loss)(params, state, {"views": VIEWS}, jax.random.key(2))
+    loss, (new_state, metrics) = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
     q = apply(method, params, state["batch_stats"], strong)
     k = apply(method, state["teacher"]["params"], state["teacher"]["batch_stats"], weak)
     queue = np.asarray(state["queue"]["rows"], np.float64)
@@ -56,7 +56,7 @@ def test_shuffling_changes_which_keys_share_their_batch_statistics():
     def keys(**options):
         method = make(**options)
         params, state = first(method)
-        return jax.jit(method.loss)(params, state, batch, jax.random.key(2))[1][1]["embeddings"][1]
+        return method.loss(params, state, batch, jax.random.key(2))[1][1]["embeddings"][1]
 
     grouped = {"batch_norm": "grouped", "batch_norm_groups": 4}.items()
     assert np.max(np.abs(keys(model=grouped) - keys(model=grouped, shuffle=False))) > 1e-3
@@ -64,7 +64,7 @@ def test_shuffling_changes_which_keys_share_their_batch_statistics():
 
 
 def test_projector_is_the_authors_without_batch_norm():
-    params, state = jax.jit(make().init)(jax.random.key(0), VIEWS[0])
+    params, state = make().init(jax.random.key(0), VIEWS[0])
     expected = {
         "Dense_0": {"kernel": (16, 12), "bias": (12,)},
         "Dense_1": {"kernel": (12, 6), "bias": (6,)},
@@ -76,7 +76,7 @@ def test_projector_is_the_authors_without_batch_norm():
 @pytest.mark.parametrize("step, decay", [(0, 0.9), (50, 0.94), (100, 0.98)])
 def test_decay_goes_by_half_a_cosine_to_its_final_value(step, decay):
     method = make(decay=0.9, final_decay=0.98)
-    params, state = jax.jit(method.init)(jax.random.key(0), VIEWS[0])
+    params, state = method.init(jax.random.key(0), VIEWS[0])
     moved = method.update(jax.tree.map(lambda p: p + 1.0, params), state, step)["teacher"]["params"]
     change = jax.tree.map(lambda new, old: new - old, moved, state["teacher"]["params"])
     for leaf in jax.tree.leaves(change):
@@ -89,7 +89,7 @@ def test_no_gradient_reaches_the_teacher():
 
     def loss(teacher):
         moved = {**state, "teacher": {**state["teacher"], "params": teacher}}
-        return jax.jit(method.loss)(params, moved, {"views": VIEWS}, jax.random.key(2))[0]
+        return method.loss(params, moved, {"views": VIEWS}, jax.random.key(2))[0]
 
     for leaf in jax.tree.leaves(jax.grad(loss)(state["teacher"]["params"])):
         np.testing.assert_array_equal(leaf, 0.0)

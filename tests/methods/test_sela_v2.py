@@ -32,7 +32,7 @@ def codes(z, prototypes):
 def test_labels_of_the_memory_are_what_all_crops_are_classified_as():
     method = make()
     loss, update = jax.jit(method.loss), jax.jit(method.update)
-    params, state = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, state = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     assert [rows.shape for rows in params["prototypes"]] == [(4, 8), (2, 8), (3, 8)]
 
     value, (state, metrics) = loss(params, state, draw(0), jax.random.key(1))
@@ -56,7 +56,7 @@ def test_labels_of_the_memory_are_what_all_crops_are_classified_as():
     # Without small crops, the classification by hand.
     plain = make(local_views=0)
     batch = {**draw(1), "views": draw(1)["views"][:2]}
-    value, (_, metrics) = jax.jit(plain.loss)(params, {**state, "labels": stored}, batch, jax.random.key(1))
+    value, (_, metrics) = plain.loss(params, {**state, "labels": stored}, batch, jax.random.key(1))
     terms = []
     for head, prototypes in enumerate(params["prototypes"]):
         log_p = jax.nn.log_softmax(metrics["embeddings"] @ prototypes.T / 0.1)

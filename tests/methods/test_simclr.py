@@ -30,8 +30,8 @@ def _projection(method, params, state, x):
 def test_loss_is_nt_xent_of_the_projections_of_both_views_in_one_batch():
     method = make(temperature=0.3)
     x1, x2 = jax.random.normal(jax.random.key(0), (2, 6, 16, 16, 1))
-    params, state = jax.jit(method.init)(jax.random.key(1), x1[:1])
-    loss, (new_state, metrics) = jax.jit(method.loss)(params, state, {"views": (x1, x2)}, jax.random.key(2))
+    params, state = method.init(jax.random.key(1), x1[:1])
+    loss, (new_state, metrics) = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
     z = _projection(method, params, state, jnp.concatenate([x1, x2]))
     np.testing.assert_allclose(loss, losses.nt_xent(z[:6], z[6:], temperature=0.3), rtol=1e-5)
     np.testing.assert_allclose(metrics["embeddings"], jnp.stack([z[:6], z[6:]]), rtol=1e-4, atol=1e-5)
@@ -41,7 +41,7 @@ def test_loss_is_nt_xent_of_the_projections_of_both_views_in_one_batch():
 
 def test_projector_is_the_authors():
     method = make()
-    params, _ = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     layers = params["projector"]
     shapes = jax.tree.map(jnp.shape, layers)
     assert shapes["Dense_0"] == {"kernel": (64, 32)} and shapes["Dense_1"] == {"kernel": (32, 16)}
@@ -56,8 +56,8 @@ def test_chance_level_is_the_loss_of_equal_embeddings():
 def test_features_are_the_backbones_before_the_projector():
     method = make()
     x = jax.random.normal(jax.random.key(0), (3, 16, 16, 1))
-    params, state = jax.jit(method.init)(jax.random.key(1), x)
-    h = jax.jit(method.features)(params, state, x)
+    params, state = method.init(jax.random.key(1), x)
+    h = method.features(params, state, x)
     assert h.shape == (3, method.backbone.dim)
     variables = {"params": params["backbone"], "batch_stats": state["batch_stats"]["backbone"]}
     np.testing.assert_array_equal(h, method.backbone.apply(variables, x))

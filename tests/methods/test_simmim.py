@@ -14,7 +14,7 @@ def setup():
     backbone = models.create("vit_tiny_patch16_224", dim=16, depth=1, heads=2, patch_size=4, image_size=16)
     method = METHODS["simmim"](backbone, RUN)
     x = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
-    return method, x, *jax.jit(method.init)(jax.random.key(1), x[:1])
+    return method, x, *method.init(jax.random.key(1), x[:1])
 
 
 def test_hidden_pixels_are_not_seen():
@@ -28,7 +28,7 @@ def test_hidden_pixels_are_not_seen():
 def test_loss_is_the_absolute_error_of_the_hidden_pixels():
     method, x, params, state = setup()
     batch = {"views": (x,), "masks": (jnp.asarray(MASK),)}
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(2))
+    loss, (_, metrics) = method.loss(params, state, batch, jax.random.key(2))
     prediction, _ = method.predict(params, x, jnp.asarray(MASK), None, None)
     patches = patchify(x, 4)
     np.testing.assert_allclose(loss, np.mean(np.abs(prediction - patches)[MASK]), rtol=1e-5)

@@ -15,7 +15,7 @@ def make(projector=(24, 24, 16), predictor=(6, 16)):
 
 def start(method):
     x1, x2 = jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1))
-    return *jax.jit(method.init)(jax.random.key(1), x1[:1]), {"views": (x1, x2)}
+    return *method.init(jax.random.key(1), x1[:1]), {"views": (x1, x2)}
 
 
 def through(method, params, state, x):
@@ -43,11 +43,11 @@ def test_loss_and_gradient_are_those_of_constant_targets():
         return -(cosine(p1, t2) + cosine(p2, t1)) / 2
 
     def loss(params):
-        value, (_, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(2))
+        value, (_, metrics) = method.loss(params, state, batch, jax.random.key(2))
         return value, metrics["embeddings"]
 
-    (value, embeddings), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    expected_value, expected_gradient = jax.jit(jax.value_and_grad(expected))(params)
+    (value, embeddings), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    expected_value, expected_gradient = jax.value_and_grad(expected)(params)
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient, expected_gradient)
     np.testing.assert_allclose(embeddings, jnp.stack([t1, t2]), rtol=1e-5)
@@ -71,7 +71,7 @@ def test_heads_are_the_authors():
 def test_the_projections_end_in_batch_norm():
     method = make()
     params, state, batch = start(method)
-    _, (_, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(2))
+    _, (_, metrics) = method.loss(params, state, batch, jax.random.key(2))
     np.testing.assert_allclose(jnp.mean(metrics["embeddings"], axis=1), 0.0, atol=1e-5)
     np.testing.assert_allclose(jnp.var(metrics["embeddings"], axis=1), 1.0, atol=0.05)  # eps against small variances
 

@@ -22,8 +22,8 @@ def make(**options):
 def start():
     """With a teacher that is not the online network."""
     method = make()
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
-    other, _ = jax.jit(method.init)(jax.random.key(2), VIEWS[0])
+    params, state = method.init(jax.random.key(1), VIEWS[0])
+    other, _ = method.init(jax.random.key(2), VIEWS[0])
     state["teacher"]["params"] = {name: other[name] for name in method.encoder}
     return params, state
 
@@ -76,9 +76,7 @@ def test_the_gradient_also_flows_through_the_groups():
         # A predictor without weights stops what comes through the predictions.
         blind = {**params, "predictor": jax.tree.map(jnp.zeros_like, params["predictor"])}
         blind["predictor"]["Dense_1"]["bias"] = jnp.arange(6.0)
-        grads = jax.jit(jax.grad(lambda p: jax.jit(method.loss)(p, state, {"views": VIEWS}, jax.random.key(3))[0]))(
-            blind
-        )
+        grads = jax.grad(lambda p: method.loss(p, state, {"views": VIEWS}, jax.random.key(3))[0])(blind)
         return max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads["projector"]))
 
     assert gradient(1.0) == 0.0

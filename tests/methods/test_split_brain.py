@@ -17,12 +17,12 @@ def setup():
     method = METHODS["split_brain"](backbone, RUN, decoder_width=4)
     rgb = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
     x = (rgb - np.array(MEAN)) / np.array(STD)
-    return method, rgb, x, *jax.jit(method.init)(jax.random.key(1), x[:1])
+    return method, rgb, x, *method.init(jax.random.key(1), x[:1])
 
 
 def test_loss_is_the_cross_entropy_of_lightness_plus_that_of_color():
     method, rgb, x, params, state = setup()
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, {"views": (x,)}, jax.random.key(2))
+    loss, (_, metrics) = method.loss(params, state, {"views": (x,)}, jax.random.key(2))
     logits, h, _ = method.predict(params, state, x, jax.random.key(2), None)
     assert logits["color"].shape == (4, 4, 4, 313) and logits["lightness"].shape == (4, 4, 4, 100)
     assert h.shape == (4, method.backbone.dim)
@@ -39,24 +39,24 @@ def test_each_half_learns_from_its_own_task():
     method, _, x, params, state = setup()
 
     def part(params, name):
-        return jax.jit(method.loss)(params, state, {"views": (x,)}, jax.random.key(2))[1][1][name]
+        return method.loss(params, state, {"views": (x,)}, jax.random.key(2))[1][1][name]
 
     def moved(gradient):
         return {half: any(np.any(leaf) for leaf in jax.tree.leaves(gradient[half])) for half in ("first", "second")}
 
     for name, first in (("loss_color", True), ("loss_lightness", False)):
-        gradient = jax.jit(jax.grad(part))(params, name)
+        gradient = jax.grad(part)(params, name)
         assert moved(gradient["backbone"]) == {"first": first, "second": not first}
 
 
 def test_the_halves_see_lightness_and_color_alone():
     method, _, x, params, state = setup()
     half = method.backbone.dim // 2
-    features = jax.jit(method.features)(params, state, x)
+    features = method.features(params, state, x)
     gray = jnp.broadcast_to(jnp.mean(x * np.array(STD) + np.array(MEAN), axis=-1, keepdims=True), x.shape)
     gray = (gray - np.array(MEAN)) / np.array(STD)
     darker = (0.5 * (gray * np.array(STD) + np.array(MEAN)) - np.array(MEAN)) / np.array(STD)
-    of_gray, of_darker = (jax.jit(method.features)(params, state, images) for images in (gray, darker))
+    of_gray, of_darker = (method.features(params, state, images) for images in (gray, darker))
     np.testing.assert_allclose(of_gray[:, half:], of_darker[:, half:], atol=1e-4)  # neither has a color
     assert np.max(np.abs(of_gray[:, :half] - of_darker[:, :half])) > 1e-3
     assert np.max(np.abs(of_gray[:, half:] - features[:, half:])) > 1e-3
@@ -64,7 +64,7 @@ def test_the_halves_see_lightness_and_color_alone():
 
 def test_pictures_color_what_is_gray():
     method, _, x, params, state = setup()
-    made = jax.jit(method.pictures)(params, state, {"views": (x,)}, jax.random.key(0))
+    made = method.pictures(params, state, {"views": (x,)}, jax.random.key(0))
     assert list(made) == ["image", "gray", "colorized"] and made["colorized"].shape == x.shape
 
 

@@ -17,9 +17,9 @@ def make(num_classes=10, **options):
 
 def test_loss_is_over_the_views_of_all_images_of_the_class():
     method = make(temperature=0.3, base_temperature=0.2)
-    params, state = jax.jit(method.init)(jax.random.key(1), VIEWS[0])
+    params, state = method.init(jax.random.key(1), VIEWS[0])
     batch = {"views": VIEWS, "label": jnp.asarray(LABELS)}
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(2))
+    loss, (_, metrics) = method.loss(params, state, batch, jax.random.key(2))
     z = jnp.concatenate(VIEWS)  # row i and row i + 6 show image i
     for name, module in method.networks.items():
         variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
@@ -37,7 +37,7 @@ def test_loss_is_over_the_views_of_all_images_of_the_class():
 
 
 def test_projector_is_the_authors_without_batch_norm():
-    params, _ = jax.jit(make().init)(jax.random.key(0), VIEWS[0])
+    params, _ = make().init(jax.random.key(0), VIEWS[0])
     assert jax.tree.map(jnp.shape, params["projector"]) == {
         "Dense_0": {"kernel": (16, 12), "bias": (12,)},
         "Dense_1": {"kernel": (12, 8), "bias": (8,)},

@@ -16,15 +16,15 @@ def make(run=RUN, **options):
 
 
 def loss_of(method, x, labels):
-    params, state = jax.jit(method.init)(jax.random.key(1), x[:1])
+    params, state = method.init(jax.random.key(1), x[:1])
     batch = {"views": (x,), "label": jnp.asarray(labels), "index": jnp.arange(len(x))}
-    return jax.jit(method.loss)(params, state, batch, jax.random.key(2))[0]
+    return method.loss(params, state, batch, jax.random.key(2))[0]
 
 
 def test_unlabeled_images_have_no_part_in_the_loss():
     x = jax.random.normal(jax.random.key(0), (6, 12, 12, 1))
     labels = np.array([0, 1, 2, -1, -1, 1])
-    params, state = jax.jit(make().init)(jax.random.key(1), x[:1])
+    params, state = make().init(jax.random.key(1), x[:1])
     logits = x
     for name, module in make().networks.items():
         variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
@@ -57,10 +57,10 @@ def test_an_image_is_mixed_with_its_neighbor_by_its_share(options):
 def test_what_is_mixed_with_an_unlabeled_image_has_no_part_in_the_loss():
     x = jax.random.normal(jax.random.key(0), (6, 12, 12, 1))
     method = make(mixup=0.8)
-    params, state = jax.jit(method.init)(jax.random.key(1), x[:1])
+    params, state = method.init(jax.random.key(1), x[:1])
     params["classifier"] = jax.tree.map(jnp.zeros_like, params["classifier"])  # log 3 for each image that counts
     batch = {"views": (x,), "label": jnp.array([0, 1, 2, -1, -1, -1]), "index": jnp.arange(6)}
-    loss = jax.jit(method.loss)(params, state, batch, jax.random.key(2))[0]
+    loss = method.loss(params, state, batch, jax.random.key(2))[0]
     np.testing.assert_allclose(loss, np.log(3), rtol=1e-5)
 
 

@@ -44,8 +44,8 @@ def projections(method, params, state, views):
 def test_loss_is_swav_of_the_cosines_with_the_prototypes():
     method = make(temperature=0.2, epsilon=0.1, iterations=4)
     views = draw()
-    params, state = jax.jit(method.init)(jax.random.key(1), views[0][:1])
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, {"views": views}, jax.random.key(2))
+    params, state = method.init(jax.random.key(1), views[0][:1])
+    loss, (_, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
     z = projections(method, params, state, views)
     scores = jnp.einsum("vbd,kd->vbk", z, params["prototypes"])
     expected = losses.swav(scores[:2], scores[2:], temperature=0.2, epsilon=0.1, iterations=4)
@@ -54,7 +54,7 @@ def test_loss_is_swav_of_the_cosines_with_the_prototypes():
 
 
 def test_networks_are_the_authors():
-    params, _ = jax.jit(make().init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     layers = jax.tree.map(jnp.shape, params["projector"])
     assert layers["Dense_0"] == {"kernel": (16, 16), "bias": (16,)}
     assert layers["Dense_1"] == {"kernel": (16, 8), "bias": (8,)} and "BatchNorm_1" not in layers
@@ -95,9 +95,9 @@ def test_prototypes_stay_for_the_first_steps_and_stay_unit_vectors():
 def test_queue_begins_when_told_counts_when_full_and_holds_past_batches():
     method = make(local_views=0, queue_size=2 * BATCH, queue_start=1)
     views = draw(local_views=0)
-    params, state = jax.jit(method.init)(jax.random.key(1), views[0][:1])
+    params, state = method.init(jax.random.key(1), views[0][:1])
     plain = make(local_views=0)
-    expected, _ = jax.jit(plain.loss)(params, state, {"views": views}, jax.random.key(2))
+    expected, _ = plain.loss(params, state, {"views": views}, jax.random.key(2))
     compiled = jax.jit(method.loss)
     for number in range(1, 5):
         loss, (new, metrics) = compiled(params, state, {"views": views}, jax.random.key(2))

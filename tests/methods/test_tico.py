@@ -17,8 +17,8 @@ def make(**options):
 def start(method):
     """With a teacher that is not the online network, and some past."""
     x1, x2 = jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1))
-    params, state = jax.jit(method.init)(jax.random.key(1), x1[:1])
-    state["teacher"]["params"] = jax.jit(method.init)(jax.random.key(2), x1[:1])[0]
+    params, state = method.init(jax.random.key(1), x1[:1])
+    state["teacher"]["params"] = method.init(jax.random.key(2), x1[:1])[0]
     state["covariance"] = jnp.diag(jnp.arange(6.0)) / 15
     return params, state, (x1, x2)
 
@@ -42,7 +42,7 @@ def test_one_direction_is_the_papers_loss_and_keeps_the_second_moment():
     z = np.asarray(projection(method, params, state["batch_stats"], x1), np.float64)
     t = np.asarray(projection(method, state["teacher"]["params"], state["teacher"]["batch_stats"], x2), np.float64)
     expected, c = one_direction(z, t, np.asarray(state["covariance"]), beta=0.7, rho=3.0)
-    loss, (new_state, metrics) = jax.jit(method.loss)(params, state, {"views": (x1, x2)}, jax.random.key(2))
+    loss, (new_state, metrics) = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(new_state["covariance"], c, rtol=1e-4, atol=1e-6)
     assert metrics["embeddings"].shape == (2, 8, 6)
@@ -56,14 +56,14 @@ def test_symmetric_goes_on_from_the_second_moment_of_the_first_direction():
     t1, t2 = (np.asarray(projection(method, teacher["params"], teacher["batch_stats"], x)) for x in (x1, x2))
     first, c = one_direction(z1, t2, np.asarray(state["covariance"]))
     second, c = one_direction(z2, t1, c)
-    loss, (new_state, _) = jax.jit(method.loss)(params, state, {"views": (x1, x2)}, jax.random.key(2))
+    loss, (new_state, _) = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
     np.testing.assert_allclose(loss, (first + second) / 2, rtol=1e-5)
     np.testing.assert_allclose(new_state["covariance"], c, rtol=1e-4, atol=1e-6)
 
 
 def test_starts_as_its_teacher_with_no_past():
     method = make()
-    params, state = jax.jit(method.init)(jax.random.key(1), jnp.zeros((1, 16, 16, 1)))
+    params, state = method.init(jax.random.key(1), jnp.zeros((1, 16, 16, 1)))
     jax.tree.map(np.testing.assert_array_equal, state["teacher"]["params"], params)
     np.testing.assert_array_equal(state["covariance"], np.zeros((6, 6)))
 

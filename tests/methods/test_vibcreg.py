@@ -16,7 +16,7 @@ def make(**options):
 
 def start(method):
     x1, x2 = jax.random.normal(jax.random.key(0), (2, 32, 16, 16, 1))
-    return *jax.jit(method.init)(jax.random.key(1), x1[:1]), (x1, x2)
+    return *method.init(jax.random.key(1), x1[:1]), (x1, x2)
 
 
 def projection(method, params, state, x):
@@ -40,7 +40,7 @@ def test_loss_is_its_three_terms_of_whitened_views():
     invariance = np.mean((z1 - z2) ** 2)
     hinges = [np.mean(np.maximum(0, 1 - np.sqrt(np.var(x, axis=0, ddof=1) + 1e-4))) for x in z]
     expected = 2 * invariance + 3 * sum(hinges) + 5 * (off_diagonal(z1) + off_diagonal(z2))
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, {"views": views}, jax.random.key(2))
+    loss, (_, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
     np.testing.assert_allclose(loss, expected, rtol=1e-3)
     np.testing.assert_allclose(metrics["embeddings"], np.stack(z), rtol=1e-3, atol=1e-4)
 
@@ -48,7 +48,7 @@ def test_loss_is_its_three_terms_of_whitened_views():
 def test_each_views_projection_is_white_within_its_groups():
     method = make(projector=(24, 6), norm_groups=3)
     params, state, views = start(method)
-    _, (new_state, metrics) = jax.jit(method.loss)(params, state, {"views": views}, jax.random.key(2))
+    _, (new_state, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
     for z in metrics["embeddings"]:
         covariance = np.cov(z, rowvar=False, bias=True)
         for first in (0, 2, 4):

@@ -16,7 +16,7 @@ def make(**options):
 
 def start(method):
     x1, x2 = jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1))
-    return *jax.jit(method.init)(jax.random.key(1), x1[:1]), (x1, x2)
+    return *method.init(jax.random.key(1), x1[:1]), (x1, x2)
 
 
 def projection(method, params, state, x):
@@ -39,7 +39,7 @@ def test_loss_is_its_three_terms_of_views_that_passed_by_themselves():
     hinges = [np.mean(np.maximum(0, 1 - np.sqrt(np.var(x, axis=0, ddof=1) + 1e-4))) for x in z]
     assert min(hinges) > 0.01  # else the term would not be tested
     expected = 2 * invariance + 3 * np.mean(hinges) + 5 * (off_diagonal(z1) + off_diagonal(z2)) / 6
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, {"views": views}, jax.random.key(2))
+    loss, (_, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     np.testing.assert_allclose(metrics["embeddings"], np.stack(z), rtol=1e-4, atol=1e-6)
 

@@ -52,8 +52,8 @@ def test_positions_are_those_of_the_pixels_that_a_view_shows(flip):
 def test_loss_is_that_of_pooled_features_and_of_maps_over_pairs_with_a_global_view():
     method = make(num_local=1, alpha=0.6)
     batch = a_batch()
-    params, state = jax.jit(method.init)(jax.random.key(3), batch["views"][0])
-    loss, (new_state, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(4))
+    params, state = method.init(jax.random.key(3), batch["views"][0])
+    loss, (new_state, metrics) = method.loss(params, state, batch, jax.random.key(4))
 
     def apply(name, x, **options):
         variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
@@ -80,10 +80,10 @@ def test_mirroring_matters():
     method = make()
     batch = a_batch()
     batch = {name: value[:2] for name, value in batch.items()}
-    params, state = jax.jit(method.init)(jax.random.key(3), batch["views"][0])
-    _, (_, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(4))
+    params, state = method.init(jax.random.key(3), batch["views"][0])
+    _, (_, metrics) = method.loss(params, state, batch, jax.random.key(4))
     mirrored = (batch["boxes"][0].at[:, 4].set(1.0 - batch["boxes"][0][:, 4]), batch["boxes"][1])
-    _, (_, other) = jax.jit(method.loss)(params, state, {**batch, "boxes": mirrored}, jax.random.key(4))
+    _, (_, other) = method.loss(params, state, {**batch, "boxes": mirrored}, jax.random.key(4))
     np.testing.assert_array_equal(metrics["global_loss"], other["global_loss"])
     assert abs(float(metrics["local_loss"] - other["local_loss"])) > 1e-3
 
@@ -91,7 +91,7 @@ def test_mirroring_matters():
 def test_views_and_heads():
     method = make(num_local=3)
     assert method.views == ("global1", "global2", "local1", "local2", "local1")
-    params, _ = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     shapes = jax.tree.map(jnp.shape, params)
     for name, widths in (("projector", (16, 16, 8)), ("local_projector", (12, 12, 6))):
         assert shapes[name]["Dense_0"] == {"kernel": (16, widths[0]), "bias": widths[:1]}

@@ -41,9 +41,9 @@ def test_loss_whitens_random_sub_batches_the_same_of_every_view():
 def test_each_view_passes_the_backbone_alone_and_the_projector_with_the_others():
     method = make()
     x1, x2 = jax.random.normal(jax.random.key(0), (2, 12, 16, 16, 1))
-    params, state = jax.jit(method.init)(jax.random.key(1), x1[:1])
+    params, state = method.init(jax.random.key(1), x1[:1])
     rng = jax.random.key(2)
-    loss, (new_state, metrics) = jax.jit(method.loss)(params, state, {"views": (x1, x2)}, rng)
+    loss, (new_state, metrics) = method.loss(params, state, {"views": (x1, x2)}, rng)
 
     def apply(name, x):
         variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
@@ -57,7 +57,7 @@ def test_each_view_passes_the_backbone_alone_and_the_projector_with_the_others()
 
 
 def test_head_is_the_authors():
-    params, _ = jax.jit(make().init)(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     shapes = jax.tree.map(jnp.shape, params["projector"])
     assert shapes == {
         "Dense_0": {"kernel": (16, 16), "bias": (16,)},
