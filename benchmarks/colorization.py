@@ -18,14 +18,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import methods
 import numpy as np
 
-from ssl_jax import build, losses, step
 from ssl_jax import config as configs
-from ssl_jax.checkpoint import Checkpoints
+from ssl_jax import losses
 from ssl_jax.data import folder, pipeline
 from ssl_jax.data.augment import normalize
-from ssl_jax.methods import Run, _color
+from ssl_jax.methods import _color
 from ssl_jax.models.lab import lab_of_normalized
 
 ROOT = Path(__file__).parents[1]
@@ -47,9 +47,7 @@ def main():
         overrides = [f"--config.{key}={value}" for key, value in changes.items()]
         command = ["-m", "ssl_jax.train", f"--config={file}", f"--workdir={workdir}", *overrides]
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
-        config.data.path = str(images)
-        config.steps = arguments.steps
-        print(name, json.dumps(measure(config, workdir), indent=1))
+        print(name, json.dumps(measure(workdir), indent=1))
 
 
 def divide(source, target):
@@ -61,13 +59,8 @@ def divide(source, target):
                 (target / name / file).symlink_to(source / file)
 
 
-def measure(config, workdir):
-    train, test = build.source_pair(config)
-    run = Run(config.batch_size, config.steps, len(train) // config.batch_size, len(train), len(train.class_names))
-    method = build.method(config, run)
-    tx, _ = build.optimizer(config, run.steps, method)
-    example = jnp.zeros((1, *config.data.image_size, config.data.channels))
-    state = Checkpoints(workdir / "checkpoints").restore(step.create_state(method, tx, example, config.seed))
+def measure(workdir):
+    config, method, state, train, test = methods.restore(workdir)
     images, known = (read(source, config) for source in (test, train))
     logits = jax.jit(method.color_logits)(state.params, state.model_state, images)
     truth, of_training = (colors(x, method.backbone) for x in (images, known))

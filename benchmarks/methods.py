@@ -22,14 +22,16 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ssl_jax import build, evaluate, finetune, load_backbone, run, step
 from ssl_jax import config as configs
-from ssl_jax import evaluate, finetune, load_backbone, run
 from ssl_jax.build import source_pair
+from ssl_jax.checkpoint import Checkpoints
 from ssl_jax.evaluation import knn, linear
 from ssl_jax.evaluation.features import extract
-from ssl_jax.methods import METHODS
+from ssl_jax.methods import METHODS, Run
 
 ROOT = Path(__file__).parents[1]
 RECORD, RESULTS = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
@@ -133,6 +135,19 @@ def pretrain(config, root):
     return workdir
 
 
+def restore(workdir):
+    """(config, method, state, training images, test images) of a finished run."""
+    config = run.read_config(workdir)
+    train, test = source_pair(config)
+    size = config.batch_size
+    method = build.method(config, Run(size, config.steps, len(train) // size, len(train), len(train.class_names)))
+    tx, _ = build.optimizer(config, config.steps, method)
+    views = build.augmentations(config, method.views)
+    example = jnp.zeros((1, *views[0].size, config.data.channels))
+    state = Checkpoints(workdir / "checkpoints").restore(step.create_state(method, tx, example, config.seed))
+    return config, method, state, train, test
+
+
 def pretrained(config, root):
     """The scores of a run's frozen features, and the alarms that it raised."""
     workdir = pretrain(config, root)
@@ -146,10 +161,7 @@ def finetuned(config, root):
 
 def untrained_finetuned(given):
     """The score of the best variant of a network that only these labels train."""
-    config = configs.base_config()
-    config.update(given)
-    batches = images(config.data.channels)[0]
-    variants = evaluate.random_backbones(config, batches)
+    config, variants = untrained_variants(given)
     found = [tuned_score(name, variants[name], config) for name in variants if not name.startswith("calibrated")]
     return max(found, key=lambda score: score[FINETUNE])
 
@@ -178,11 +190,16 @@ def scores(features, config):
 
 def untrained(given):
     """The scores of the best variant of a network as it was initialized."""
+    config, variants = untrained_variants(given)
+    found = [scores(backbone.features, config) for backbone in variants.values()]
+    return {protocol: max(one[protocol] for one in found) for protocol in (KNN, LINEAR)}
+
+
+def untrained_variants(given):
+    """(config, the backbones of evaluate.random_backbones)"""
     config = configs.base_config()
     config.update(given)
-    batches = images(config.data.channels)[0]
-    found = [scores(backbone.features, config) for backbone in evaluate.random_backbones(config, batches).values()]
-    return {protocol: max(one[protocol] for one in found) for protocol in (KNN, LINEAR)}
+    return config, evaluate.random_backbones(config, images(config.data.channels)[0])
 
 
 def pixel_scores(data):

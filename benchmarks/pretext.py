@@ -9,15 +9,12 @@ import argparse
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import methods
 import numpy as np
 
-from ssl_jax import build, run, step
-from ssl_jax.checkpoint import Checkpoints
+from ssl_jax import build
 from ssl_jax.data import pipeline
 from ssl_jax.data.augment import make_augment
-from ssl_jax.methods import Run
 
 RESULTS = methods.ROOT / "docs" / "pretext.md"
 # Method -> its accuracy by chance.
@@ -59,16 +56,9 @@ def main():
 
 def held_out(workdir, batches):
     """(the method, its metrics' means over batches of test images)"""
-    config = run.read_config(workdir)
-    train, test = build.source_pair(config)
-    size = config.batch_size
-    facts = Run(size, config.steps, len(train) // size, len(train), len(train.class_names))
-    method = build.method(config, facts)
+    config, method, state, _, test = methods.restore(workdir)
     views = build.augmentations(config, method.views)
     augment = make_augment(views, mean=config.data.mean, std=config.data.std, masks=build.masks(config, method))
-    tx, _ = build.optimizer(config, facts.steps, method)
-    example = jnp.zeros((1, *views[0].size, config.data.channels))
-    state = Checkpoints(workdir / "checkpoints").restore(step.create_state(method, tx, example, config.seed))
 
     @jax.jit
     def metrics(rng, batch):
@@ -77,7 +67,11 @@ def held_out(workdir, batches):
         return {name: value for name, value in found.items() if value.ndim == 0}
 
     made = pipeline.train_batches(
-        test, seed=0, batch_size=size, image_size=config.data.image_size, crops=[view.crop for view in views]
+        test,
+        seed=0,
+        batch_size=config.batch_size,
+        image_size=config.data.image_size,
+        crops=[view.crop for view in views],
     )
     values = [metrics(jax.random.key(number), next(made)) for number in range(batches)]
     return method, {name: float(np.mean([value[name] for value in values])) for name in values[0]}

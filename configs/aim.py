@@ -4,15 +4,12 @@ from ml_collections import ConfigDict
 
 from ssl_jax import recipes
 
-# No class token, fixed positions.
-VIT = dict(class_token=False, pool="norm_mean", positions="sincos")
-
 
 def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
     config.batch_size = 128
     # 49 patches of 4 pixels, as MAE's.
-    config.model.update(patch_size=4, **VIT)
+    config.model.update(patch_size=4, **recipes.PATCHES_ALONE)
     config.method = dict(name="aim", head_depth=2)
     config.augment.view = recipes.tiny_view(crop_area=(0.4, 1.0), brightness=0.0, contrast=0.0)
     config.optimizer.update(b2=0.95, clip_norm=1.0)
@@ -22,7 +19,7 @@ def tiny() -> ConfigDict:
 def cifar_vits4() -> ConfigDict:
     """No paper's: ViT, batch and epochs as of solo-learn's MAE on CIFAR-10; AIM's optimizer, scaled to the batch."""
     config = recipes.cifar_r18()
-    config.model = dict(name="vit_small_patch16_224", patch_size=4, image_size=32, **VIT)
+    config.model = dict(name="vit_small_patch16_224", patch_size=4, image_size=32, **recipes.PATCHES_ALONE)
     config.method = dict(name="aim", head_depth=12)
     config.augment.view = dict(size=(32, 32), crop_area=(0.4, 1.0), flip=0.5, interpolation="bicubic")
     config.optimizer = _adamw(recipes.lr_for(config, 1e-3 / 16), recipes.CIFAR_WARMUP)
@@ -32,7 +29,14 @@ def cifar_vits4() -> ConfigDict:
 def imagenet_600m() -> ConfigDict:
     """AIM-0.6B, 79.4 by an attentive probe, of two billion images of the web; here of ImageNet, for 125,000 steps."""
     config = recipes.imagenet(
-        "vit_large_patch16_224", batch_size=4096, epochs=0, dim=1536, depth=24, heads=12, patch_size=14, **VIT
+        "vit_large_patch16_224",
+        batch_size=4096,
+        epochs=0,
+        dim=1536,
+        depth=24,
+        heads=12,
+        patch_size=14,
+        **recipes.PATCHES_ALONE,
     )
     config.steps = 125_000
     config.method = dict(name="aim", head_depth=12)

@@ -6,14 +6,12 @@ from ml_collections import ConfigDict
 
 from ssl_jax import recipes
 
-MODEL = dict(positions="sincos", class_token=False, pool="norm_mean")
-
 
 def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
     config.batch_size = 128
     # 49 patches of 4 pixels: targets of 6 to 12, contexts of a half on average.
-    config.model.update(patch_size=4, **MODEL)
+    config.model.update(patch_size=4, **recipes.PATCHES_ALONE)
     config.method = dict(name="ijepa", predictor_dim=48, predictor_depth=2, decay=0.99)
     config.augment.view = recipes.tiny_view(crop_area=(0.3, 1.0), flip=0.0, jitter=0.0)
     config.optimizer.update(lr=1e-3, weight_decay=0.04, final_weight_decay=0.4)
@@ -23,7 +21,7 @@ def tiny() -> ConfigDict:
 def cifar_vits4() -> ConfigDict:
     """64 patches of 4 pixels; the settings are ImageNet's, for a batch of 256. No accuracy is published."""
     config = recipes.cifar_r18()
-    config.model = dict(name="vit_small_patch16_224", patch_size=4, image_size=32, **MODEL)
+    config.model = dict(name="vit_small_patch16_224", patch_size=4, image_size=32, **recipes.PATCHES_ALONE)
     config.method = dict(name="ijepa", predictor_depth=6)
     config.augment.view = dict(size=(32, 32), crop_area=(0.3, 1.0), flip=0.0)
     config.optimizer = _optimizer(config, recipes.CIFAR_WARMUP)
@@ -44,7 +42,7 @@ def _optimizer(config: ConfigDict, warmup_steps: int) -> dict[str, Any]:
 
 
 def _imagenet(model: str, epochs: int, predictor_depth: int, **options: Any) -> ConfigDict:
-    config = recipes.imagenet(model, batch_size=2048, epochs=epochs, **MODEL, **options)
+    config = recipes.imagenet(model, batch_size=2048, epochs=epochs, **recipes.PATCHES_ALONE, **options)
     config.method = dict(name="ijepa", predictor_depth=predictor_depth)
     config.augment.view = dict(size=(224, 224), crop_area=(0.3, 1.0), flip=0.0)
     config.optimizer = _optimizer(config, recipes.imagenet_steps(40, 2048))

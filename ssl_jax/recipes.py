@@ -45,6 +45,10 @@ def tiny_vit() -> ConfigDict:
     return config
 
 
+# What a ViT is whose patches alone are trained.
+PATCHES_ALONE = dict(class_token=False, pool="norm_mean", positions="sincos")
+
+
 def tiny_view(**changes: Any) -> dict[str, Any]:
     """No hue, saturation or grayscale: the images are gray. No blur: at 28 pixels it removes what is to be learnt."""
     view = dict(size=(28, 28), crop_area=(0.2, 1.0), flip=0.5, brightness=0.6, contrast=0.6, jitter=0.8)

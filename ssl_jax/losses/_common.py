@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax, nn
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Num, Shaped
 
 
 def normalize(z: Float[Array, "*batch dim"], eps: float = 1e-12) -> Float[Array, "*batch dim"]:
@@ -39,6 +39,11 @@ def num_rows(x: Shaped[Array, "batch ..."], axis_name: str | None) -> int:
 def global_mean(x: Float[Array, "..."], axis_name: str | None) -> Float[Array, "..."]:
     """The mean over devices of what each has computed of its own rows: the global batch's where that is a mean."""
     return x if axis_name is None else lax.pmean(x, axis_name)
+
+
+def global_sum(x: Num[Array, "..."], axis_name: str | None) -> Num[Array, "..."]:
+    """The sum over devices of what each has computed of its own rows."""
+    return x if axis_name is None else lax.psum(x, axis_name)
 
 
 def mean_where(
@@ -83,7 +88,7 @@ def global_logsumexp(x: Float[Array, "batch ..."], axis_name: str | None) -> Flo
     largest = lax.stop_gradient(jnp.max(x, axis=0))
     largest = largest if axis_name is None else lax.pmax(largest, axis_name)
     total = jnp.sum(jnp.exp(x - largest), axis=0)
-    return largest + jnp.log(total if axis_name is None else lax.psum(total, axis_name))
+    return largest + jnp.log(global_sum(total, axis_name))
 
 
 def log_softmax(scores: Float[Array, "*batch classes"], temperature: float = 1.0) -> Float[Array, "*batch classes"]:

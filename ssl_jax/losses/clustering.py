@@ -64,7 +64,7 @@ def sinkhorn(
         log_r = log_share - _common.global_logsumexp(log_kernel + log_c + log_weight, axis_name)
         new_log_c = -nn.logsumexp(log_kernel + log_r, axis=1, keepdims=True)
         change = jnp.sum(jnp.abs(jnp.expm1(log_c - new_log_c)), where=counts)
-        return i + 1, new_log_c, log_r, change if axis_name is None else lax.psum(change, axis_name)
+        return i + 1, new_log_c, log_r, _common.global_sum(change, axis_name)
 
     def unfinished(carry):
         return (carry[0] < iterations) & (carry[3] >= tolerance)

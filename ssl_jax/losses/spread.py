@@ -92,10 +92,10 @@ def _nuclear_norm(z: Float[Array, "rows dim"], axis_name: str | None = None) -> 
     """
     if _common.num_rows(z, axis_name) < z.shape[1]:
         z, axis_name = _common.all_rows(z, axis_name).T, None
-    total = lambda x: x if axis_name is None else lax.psum(x, axis_name)  # noqa: E731
-    gram = total(jnp.matmul(z.T, z, precision="highest"))
+    gram = _common.global_sum(jnp.matmul(z.T, z, precision="highest"), axis_name)
     _, eigenvectors = jnp.linalg.eigh(lax.stop_gradient(gram))
-    squares = total(jnp.sum(jnp.matmul(z, eigenvectors, precision="highest") ** 2, axis=0))
+    lengths = jnp.sum(jnp.matmul(z, eigenvectors, precision="highest") ** 2, axis=0)
+    squares = _common.global_sum(lengths, axis_name)
     return jnp.sum(jnp.sqrt(jnp.maximum(squares, 1e-12)))
 
 

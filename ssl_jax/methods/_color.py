@@ -170,11 +170,14 @@ def predict(
 
 
 def pictures(
-    images: Float[Array, "batch height width 3"], colors: Float[Array, "batch rows columns 2"], backbone: Any
+    method: Any, params: Any, state: Any, batch: Any, rng: Any
 ) -> dict[str, Float[Array, "batch height width 3"]]:
-    """For the report: the images, their lightness, and that in the `colors` predicted where `subsample` looks."""
-    mean, std = backbone.mean, backbone.std
+    """The images, their lightness, and that in the colors that are predicted from it; written
+    `pictures = _color.pictures` in a class with color_logits and temperature."""
+    (images,) = batch["views"]
+    mean, std = method.backbone.mean, method.backbone.std
     lightness = lab_of_normalized(images, mean, std)[..., :1]
+    colors = annealed_mean(method.color_logits(params, state, images), method.temperature)
     full = enlarge(colors, images.shape[1:3])
 
     def show(colors):

@@ -69,6 +69,32 @@ def train_apply(
     return output, updated.get("batch_stats", {})
 
 
+def init_map(
+    backbone: nn.Module, rng: Key[Array, ""], images: Any
+) -> tuple[Variables, Variables, Float[Array, "batch height width dim"]]:
+    """A backbone by the name "backbone" -> (params, batch_stats, its feature map of the images), for what is built on
+    the map."""
+    params, batch_stats = init({"backbone": backbone}, rng, images)
+    variables = {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}
+    return params, batch_stats, backbone.apply(variables, images, pool=False)
+
+
+def forward_map(
+    backbone: nn.Module,
+    params: Variables,
+    batch_stats: Variables,
+    images: Any,
+    *,
+    axis_name: str | None,
+    rng: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, "batch height width dim"], Variables]:
+    """The backbone in training mode -> (its feature map, batch_stats with its new ones)."""
+    features, new = train_apply(
+        backbone, params["backbone"], batch_stats["backbone"], images, axis_name=axis_name, rng=rng, pool=False
+    )
+    return features, {**batch_stats, "backbone": new}
+
+
 def forward(
     networks: Networks,
     params: Variables,

@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses
@@ -100,8 +99,7 @@ def remember(
         _queue.update_bank(bank, index, new, axis_name, momentum=0.0)
         for bank, new in zip(memory["rows"], z, strict=True)
     ]
-    everywhere = index if axis_name is None else lax.all_gather(index, axis_name, tiled=True, to="invarying")
-    return {"rows": jnp.stack(rows), "seen": memory["seen"].at[everywhere].set(True)}
+    return {"rows": jnp.stack(rows), "seen": memory["seen"].at[_queue.gather(index, axis_name)].set(True)}
 
 
 def classification(

@@ -30,7 +30,7 @@ def push(queue: Queue, rows: Float[Array, "batch dim"], axis_name: str | None) -
     if size % count:
         nearest_size = max(1, round(size / count)) * count
         raise ValueError(f"a queue of {size} rows is not filled evenly by batches of {count}; use {nearest_size}")
-    new_rows = _gather(_common.normalize(rows), axis_name)
+    new_rows = gather(_common.normalize(rows), axis_name)
     return {
         "rows": lax.dynamic_update_slice_in_dim(queue["rows"], new_rows, queue["pointer"], axis=0),
         "pointer": (queue["pointer"] + count) % size,
@@ -61,14 +61,14 @@ def update_bank(
     The new row is normalized first. Where an image is several times in the batch, its first row counts.
     Source: Wu et al. 2018, arXiv:1805.01978, section 3.2; momentum 0.5 in the authors' code.
     """
-    index, rows = _gather(index, axis_name), _gather(_common.normalize(rows), axis_name)
+    index, rows = gather(index, axis_name), gather(_common.normalize(rows), axis_name)
     moved = _common.normalize(momentum * bank[index] + (1.0 - momentum) * rows)
     # Of equal indices JAX leaves open which one is written. The same row for all of them leaves nothing open.
     first = jnp.full(len(bank), len(index)).at[index].min(jnp.arange(len(index)))
     return bank.at[index].set(moved[first[index]])
 
 
-def _gather(x: Shaped[Array, "batch ..."], axis_name: str | None) -> Shaped[Array, "global_batch ..."]:
+def gather(x: Shaped[Array, "batch ..."], axis_name: str | None) -> Shaped[Array, "global_batch ..."]:
     """The rows of all devices, known to be the same on each, as a state must be."""
     x = lax.stop_gradient(x)
     return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True, to="invarying")

@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses
-from ssl_jax.losses._common import first_row
-from ssl_jax.methods import _common, _kmeans, _tiles, _tokens, _vit
+from ssl_jax.losses._common import first_row, global_sum
+from ssl_jax.methods import _common, _kmeans, _queue, _tiles, _tokens, _vit
 from ssl_jax.models.patches import patchify, unpatchify
 
 # {"centroids": [codes, pixels], "sizes": [codes], points that each has of a batch, averaged as the centroids are}
@@ -201,12 +201,8 @@ def draw_points(
     Source: Efraimidis and Spirakis 2006, Weighted random sampling with a reservoir.
     """
     scores = (jnp.log(_tiles.uniform(rng, index, points.shape[1:2])) / weights).reshape(-1)
-    everywhere = scores if axis_name is None else lax.all_gather(scores, axis_name, tiled=True, to="invarying")
+    everywhere = _queue.gather(scores, axis_name)
     mine = lax.top_k(everywhere, count)[1] - first_row(scores, axis_name)
     here = (mine >= 0) & (mine < len(scores))
     rows = points.reshape(len(scores), -1)[jnp.clip(mine, 0, len(scores) - 1)]
     return global_sum(jnp.where(here[:, None], rows, 0.0), axis_name)
-
-
-def global_sum(x: Float[Array, "..."], axis_name: str | None) -> Float[Array, "..."]:
-    return x if axis_name is None else lax.psum(x, axis_name)

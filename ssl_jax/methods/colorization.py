@@ -53,10 +53,7 @@ class Colorization:
 
     def init(self, rng, images):
         rng_backbone, rng_decoder = jax.random.split(rng)
-        params, batch_stats = _common.init({"backbone": self.backbone}, rng_backbone, images)
-        features = self.backbone.apply(
-            {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}, images, pool=False
-        )
+        params, batch_stats, features = _common.init_map(self.backbone, rng_backbone, images)
         drawn = _common.init(self.decoders(images), rng_decoder, features)
         return params | drawn[0], {"batch_stats": batch_stats | drawn[1], "prior": _color.first_prior()}
 
@@ -77,16 +74,9 @@ class Colorization:
 
     def predict(self, params, state, images, rng, axis_name):
         """(logits [batch, rows, columns, bins], pooled features, new batch_stats)"""
-        features, stats = _common.train_apply(
-            self.backbone,
-            params["backbone"],
-            state["batch_stats"]["backbone"],
-            images,
-            axis_name=axis_name,
-            rng=rng,
-            pool=False,
+        features, batch_stats = _common.forward_map(
+            self.backbone, params, state["batch_stats"], images, axis_name=axis_name, rng=rng
         )
-        batch_stats = {**state["batch_stats"], "backbone": stats}
         outputs, batch_stats = _common.forward(
             self.decoders(images), params, batch_stats, features, axis_name=axis_name
         )
@@ -96,11 +86,7 @@ class Colorization:
         """[batch, rows, columns, bins], in evaluation mode."""
         return _color.predict(self, params, state, images, "color")
 
-    def pictures(self, params, state, batch, rng):
-        (images,) = batch["views"]
-        logits = self.color_logits(params, state, images)
-        return _color.pictures(images, _color.annealed_mean(logits, self.temperature), self.backbone)
-
+    pictures = _color.pictures
     update = _common.keep_state
     backbone_variables = _common.online_backbone
     features = _common.features

@@ -72,10 +72,7 @@ class Inpainting:
 
     def init(self, rng, images):
         rng_backbone, rng_decoder = jax.random.split(rng)
-        params, batch_stats = _common.init({"backbone": self.backbone}, rng_backbone, images)
-        features = self.backbone.apply(
-            {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}, images, pool=False
-        )
+        params, batch_stats, features = _common.init_map(self.backbone, rng_backbone, images)
         drawn = _common.init(self.decoder(images), rng_decoder, features)
         return params | drawn[0], {"batch_stats": batch_stats | drawn[1]}
 
@@ -89,18 +86,11 @@ class Inpainting:
 
     def predict(self, params, state, images, mask, rng, axis_name):
         """(images drawn, pooled features of what is left, new batch_stats)"""
-        features, stats = _common.train_apply(
-            self.backbone,
-            params["backbone"],
-            state["batch_stats"]["backbone"],
-            jnp.where(mask[..., None], 0.0, images),
-            axis_name=axis_name,
-            rng=rng,
-            pool=False,
+        left = jnp.where(mask[..., None], 0.0, images)
+        features, batch_stats = _common.forward_map(
+            self.backbone, params, state["batch_stats"], left, axis_name=axis_name, rng=rng
         )
-        outputs, batch_stats = _common.forward(
-            self.decoder(images), params, {**state["batch_stats"], "backbone": stats}, features, axis_name=axis_name
-        )
+        outputs, batch_stats = _common.forward(self.decoder(images), params, batch_stats, features, axis_name=axis_name)
         return outputs["decoder"], jnp.mean(features, axis=(1, 2)), batch_stats
 
     def regions(

@@ -99,7 +99,7 @@ class ODC:
             logits[None], labels, weights=weights, temperature=1.0, axis_name=axis_name
         )
         memory = _queue.update_bank(state["features"], index, z, axis_name, momentum=1.0 - self.momentum)
-        everywhere = index if axis_name is None else lax.all_gather(index, axis_name, tiled=True, to="invarying")
+        everywhere = _queue.gather(index, axis_name)
         relabeled = jnp.where(clustered, nearest(memory[everywhere], centroids), -1)
         state = {
             **state,

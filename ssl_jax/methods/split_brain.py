@@ -55,10 +55,7 @@ class SplitBrain:
 
     def init(self, rng, images):
         rng_backbone, *rngs = jax.random.split(rng, 3)
-        params, batch_stats = _common.init({"backbone": self.backbone}, rng_backbone, images)
-        features = self.backbone.apply(
-            {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}, images, pool=False
-        )
+        params, batch_stats, features = _common.init_map(self.backbone, rng_backbone, images)
         halves = jnp.split(features, 2, axis=-1)
         for (name, decoder), rng_decoder, half in zip(self.decoders(images).items(), rngs, halves, strict=True):
             drawn = _common.init({name: decoder}, rng_decoder, half)
@@ -93,16 +90,10 @@ class SplitBrain:
 
     def predict(self, params, state, images, rng, axis_name):
         """({"color", "lightness"}: logits [batch, rows, columns, bins], pooled features, new batch_stats)"""
-        features, stats = _common.train_apply(
-            self.backbone,
-            params["backbone"],
-            state["batch_stats"]["backbone"],
-            images,
-            axis_name=axis_name,
-            rng=rng,
-            pool=False,
+        features, batch_stats = _common.forward_map(
+            self.backbone, params, state["batch_stats"], images, axis_name=axis_name, rng=rng
         )
-        logits, batch_stats = {}, {**state["batch_stats"], "backbone": stats}
+        logits = {}
         for (name, decoder), half in zip(self.decoders(images).items(), jnp.split(features, 2, axis=-1), strict=True):
             outputs, batch_stats = _common.forward({name: decoder}, params, batch_stats, half, axis_name=axis_name)
             logits |= outputs
@@ -112,12 +103,7 @@ class SplitBrain:
         """[batch, rows, columns, bins], in evaluation mode."""
         return _color.predict(self, params, state, images, "color", slice(self.backbone.dim // 2))
 
-    def pictures(self, params, state, batch, rng):
-        """What the half that sees lightness makes of it."""
-        (images,) = batch["views"]
-        logits = self.color_logits(params, state, images)
-        return _color.pictures(images, _color.annealed_mean(logits, self.temperature), self.backbone)
-
+    pictures = _color.pictures
     update = _common.keep_state
     backbone_variables = _common.online_backbone
     features = _common.features
