@@ -77,10 +77,10 @@ def second_moment(
 
 
 def cross_entropy(
-    targets: Float[Array, "*batch classes"], logits: Float[Array, "*batch classes"]
+    targets: Float[Array, "*batch classes"], scores: Float[Array, "*batch classes"], temperature: float = 1.0
 ) -> Float[Array, "*batch"]:
-    """-sum_k targets_k log softmax(logits)_k, in float32."""
-    return -jnp.sum(targets * nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+    """-sum_k targets_k log softmax(scores / temperature)_k, in float32."""
+    return -jnp.sum(targets * log_softmax(scores, temperature), axis=-1)
 
 
 def global_logsumexp(x: Float[Array, "batch ..."], axis_name: str | None) -> Float[Array, "..."]:
@@ -91,12 +91,25 @@ def global_logsumexp(x: Float[Array, "batch ..."], axis_name: str | None) -> Flo
     return largest + jnp.log(global_sum(total, axis_name))
 
 
-def log_softmax(scores: Float[Array, "*batch classes"], temperature: float = 1.0) -> Float[Array, "*batch classes"]:
+def log_softmax(
+    scores: Float[Array, "*batch classes"], temperature: float | Float[Array, ""] = 1.0
+) -> Float[Array, "*batch classes"]:
     """log softmax(scores / temperature) in float32."""
-    scores = scores.astype(jnp.float32)
+    return nn.log_softmax(_below_zero(scores) / temperature)
+
+
+def softmax(
+    scores: Float[Array, "*batch classes"], temperature: float | Float[Array, ""] = 1.0
+) -> Float[Array, "*batch classes"]:
+    """softmax(scores / temperature) in float32."""
+    return nn.softmax(_below_zero(scores) / temperature)
+
+
+def _below_zero(scores):
     # The maximum is subtracted before the division. Else a compiler fuses division and subtraction, the maximum is
     # rounded differently from what it is subtracted from, and exp of what is left overflows (seen from 1e9 on).
-    return nn.log_softmax((scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))) / temperature)
+    scores = scores.astype(jnp.float32)
+    return scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
 
 
 def cross_view_entropy(

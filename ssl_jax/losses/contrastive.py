@@ -285,8 +285,8 @@ def ressl(
     _common.check_rows(query=query, key=key)
     _check_queue(queue, key)
     query, key, queue = (_common.normalize(x) for x in (query, key, queue))
-    targets = nn.softmax(_matmul(key, queue.T) / target_temperature)
-    return jnp.mean(_common.cross_entropy(targets, _matmul(query, queue.T) / temperature))
+    targets = _common.softmax(_matmul(key, queue.T), target_temperature)
+    return jnp.mean(_common.cross_entropy(targets, _matmul(query, queue.T), temperature))
 
 
 def nce(

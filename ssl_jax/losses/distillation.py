@@ -54,7 +54,7 @@ def dino(
     Raises: ValueError if the shapes do not agree, or student and teacher have the same single view.
     Source: Caron et al. 2021, arXiv:2104.14294, eq. 3 and algorithm 1.
     """
-    targets = _centered_targets(teacher, center, teacher_temperature)
+    targets = centered(teacher, center, teacher_temperature)
     return cross_view(student, targets, temperature=student_temperature, axis_name=axis_name)
 
 
@@ -117,7 +117,7 @@ def ibot(
     Source: Zhou et al. 2021, arXiv:2111.07832, L_MIM of section 3.1. Divided by the image's number of masked patches,
       as in the authors' code.
     """
-    targets = _centered_targets(teacher, center, teacher_temperature)
+    targets = centered(teacher, center, teacher_temperature)
     return masked_patches(student, targets, mask, temperature=student_temperature, axis_name=axis_name)
 
 
@@ -150,14 +150,22 @@ def masked_patches(
             f"got {student.shape}, {targets.shape}, {mask.shape}"
         )
     targets = lax.stop_gradient(targets.astype(jnp.float32))
-    patches = jnp.where(mask, _common.cross_entropy(targets, student.astype(jnp.float32) / temperature), 0.0)
+    patches = jnp.where(mask, _common.cross_entropy(targets, student, temperature), 0.0)
     return jnp.mean(jnp.sum(patches, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1))
 
 
-def _centered_targets(teacher, center, temperature):
+def centered(
+    teacher: Float[Array, "*batch classes"],
+    center: Float[Array, "classes"],
+    temperature: float | Float[Array, ""],
+) -> Float[Array, "*batch classes"]:
+    """softmax((teacher - center) / temperature): the targets of `dino` and `ibot`, in float32.
+
+    Raises: ValueError if center is not [classes].
+    """
     if center.shape != teacher.shape[-1:]:
         raise ValueError(f"center must be [classes] as the teacher's logits are, got {center.shape}, {teacher.shape}")
-    return nn.softmax((teacher.astype(jnp.float32) - center.astype(jnp.float32)) / temperature)
+    return _common.softmax(teacher.astype(jnp.float32) - center.astype(jnp.float32), temperature)
 
 
 def koleo(z: Float[Array, "batch dim"], *, axis_name: str | None = None) -> Float[Array, ""]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax, nn
+from jax import lax
 from jaxtyping import Array, Float
 
 from ssl_jax import optim
@@ -97,11 +97,6 @@ def move_center(
         total, count = lax.psum((total, count), axis_name)
     mean = jnp.where(count > 0, total / jnp.maximum(count, 1.0), center)
     return decay * center + (1.0 - decay) * lax.stop_gradient(mean)
-
-
-def centered(scores: Any, center: Any, temperature: Any) -> Any:
-    """The teacher's probabilities."""
-    return nn.softmax((scores - center) / temperature)
 
 
 def entropy(probabilities: Float[Array, "*batch classes"]) -> Float[Array, ""]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax, nn
 from jaxtyping import Array, Bool, Float, Int
 
+from ssl_jax.losses._common import log_softmax
 from ssl_jax.methods._kmeans import _blocks
 
 
@@ -100,4 +101,4 @@ def label(
 
 def _log_kernel(points, prototypes, temperature, strength):
     scores = jnp.matmul(points, prototypes.T, precision="highest")
-    return strength * nn.log_softmax(scores / temperature)
+    return strength * log_softmax(scores, temperature)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ssl_jax import losses, optim
+from ssl_jax.losses.distillation import centered
 from ssl_jax.methods import _common, _dino
 from ssl_jax.models.heads import DINOHead
 
@@ -103,7 +104,7 @@ class DINO:
             teacher_temperature=temperature,
             axis_name=axis_name,
         )
-        entropy = _dino.entropy(_dino.centered(scores, center, temperature))
+        entropy = _dino.entropy(centered(scores, center, temperature))
         center = _dino.move_center(center, scores, self.center_decay, axis_name)
         state = {"batch_stats": batch_stats, "teacher": teacher, "center": center, "step": state["step"]}
         return loss, (state, {"loss": loss, "embeddings": h[:2], "teacher_entropy": entropy})

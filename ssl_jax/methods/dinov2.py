@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax import losses, optim
+from ssl_jax.losses.distillation import centered
 from ssl_jax.methods import _common, _dino, _tokens
 from ssl_jax.models.heads import DINOHead
 
@@ -145,7 +146,7 @@ class DINOv2:
             return codes.reshape(scores.shape)
         center = state["centers"][name]
         state["centers"][name] = _dino.move_center(center, scores, self.center_decay, axis_name, counts)
-        return _dino.centered(scores, center, temperature)
+        return centered(scores, center, temperature)
 
     def _koleo(self, h, axis_name):
         if not self.koleo_images:

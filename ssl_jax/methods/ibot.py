@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ssl_jax import losses, optim
+from ssl_jax.losses.distillation import centered
 from ssl_jax.methods import _common, _dino, _tokens
 from ssl_jax.models.heads import DINOHead
 
@@ -113,7 +114,7 @@ class IBOT:
             "loss": loss,
             "class_loss": class_loss,
             "patch_loss": patch_loss,
-            "teacher_entropy": _dino.entropy(_dino.centered(teacher, center, temperature)),
+            "teacher_entropy": _dino.entropy(centered(teacher, center, temperature)),
             "embeddings": h[: len(_dino.GLOBAL)],
         }
         state = {

@@ -111,11 +111,13 @@ def test_dino_over_devices_is_that_of_the_whole_batch():
     )
 
 
-def test_dino_is_finite():
+@pytest.mark.parametrize("batch", [3, 7])
+@pytest.mark.parametrize("center", [0.0, 1e17])
+def test_dino_is_finite(batch, center):
     def loss(student, teacher):  # the batch first, as the checks change rows
-        return losses.dino(student.swapaxes(0, 1), teacher.swapaxes(0, 1), jnp.zeros(5))
+        return losses.dino(student.swapaxes(0, 1), teacher.swapaxes(0, 1), center * jnp.asarray(draw(5, seed=2)))
 
-    checks.finite_everywhere(loss, draw(3, 4, 5), draw(3, 2, 5, seed=1))
+    checks.finite_everywhere(loss, draw(batch, 4, 5), draw(batch, 2, 5, seed=1))
 
 
 def test_dino_of_a_student_that_tells_nothing_apart_is_the_chance_level():
