@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import optax
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from ssl_jax import config as configs
 from ssl_jax import models, optim
@@ -15,6 +16,39 @@ from ssl_jax.data import sources
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.data.masks import Mask
 from ssl_jax.methods import METHODS, Run
+
+# What of optim.create is not the config's to choose.
+OPTIMIZER_FACTS = ("steps", "depth", "frozen_steps", "constant_lr")
+
+
+def defaults(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """What the config's sections take, and its value where the config has none: {"method": {"temperature": ...}}.
+
+    A value that is None by default is a placeholder of the number that it may be.
+    """
+    found = {}
+    for section, table in (("method", METHODS), ("model", models.MODELS), ("optimizer", optim.OPTIMIZERS)):
+        if config.get(section, {}).get("name") in table:
+            found[section] = _parameters(table[config[section].name])
+    if "model" in found:
+        del found["model"]["dtype"]  # config.compute_dtype
+    if "optimizer" in found:
+        found["optimizer"] |= {k: v for k, v in _parameters(optim.create).items() if k not in OPTIMIZER_FACTS}
+    return (
+        found | {"mask": _parameters(Mask)} | {f"augment.{name}": _parameters(Augmentation) for name in config.augment}
+    )
+
+
+def _parameters(made: Callable[..., Any]) -> dict[str, Any]:
+    """Those that have a number, a string or some of them as default."""
+    found = {}
+    for name, parameter in inspect.signature(made).parameters.items():
+        value, kinds = parameter.default, str(parameter.annotation)
+        if value is None and kinds in ("int | None", "float | None"):
+            found[name] = placeholder(int if kinds == "int | None" else float)
+        elif isinstance(value, (bool, int, float, str, tuple)):
+            found[name] = value
+    return found
 
 
 def source(config: ConfigDict) -> sources.Source:
@@ -110,5 +144,7 @@ def optimizer(
         constant_lr=getattr(method, "constant_lr", ()),
     )
     taken = [*inspect.signature(optim.create).parameters, *inspect.signature(optim.OPTIMIZERS[name]).parameters]
-    configs.check_names(options, [key for key in taken if key not in ("name", "options", *facts)], "config.optimizer")
+    configs.check_names(
+        options, [key for key in taken if key not in ("name", "options", *OPTIMIZER_FACTS)], "config.optimizer"
+    )
     return configs.call(optim.create, options, "config.optimizer", name, **facts)

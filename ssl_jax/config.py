@@ -8,7 +8,6 @@ work, with a sentence that names the key, its value and the remedy.
 import contextlib
 import difflib
 import inspect
-import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,13 +58,17 @@ def base_config() -> ConfigDict:
     )
 
 
-def read_flags(argv: Sequence[str], *, program: str, config: bool = False, **strings: str) -> Any:
+Defaults = Callable[[ConfigDict], Mapping[str, Mapping[str, Any]]]
+
+
+def read_flags(argv: Sequence[str], *, program: str, defaults: Defaults | None = None, **strings: str) -> Any:
     """The command line as an object with an attribute for each flag.
 
     Args:
       argv: the arguments after the program's name.
       program: its name and purpose, for --help.
-      config: whether it takes --config FILE[:SCALE] and --config.KEY=VALUE.
+      defaults: for a program that takes --config FILE[:SCALE] and --config.KEY=VALUE: config -> what its sections take,
+        {"method": {"temperature": 0.1, ...}, ...}. Of these, keys may be given that the file does not have.
       strings: name -> help of its other flags, all strings, "" where not given.
     Raises: ConfigError for what cannot be parsed.
     """
@@ -73,43 +76,59 @@ def read_flags(argv: Sequence[str], *, program: str, config: bool = False, **str
     flags.DEFINE_bool("help", False, "show this", flag_values=values, short_name="h")
     for name, text in strings.items():
         flags.DEFINE_string(name, "", text, flag_values=values)
-    args = [program.split()[0], *argv]
-    if config:
-        config_flags.DEFINE_config_file("config", None, "FILE.py[:SCALE]", flag_values=values, sys_argv=args)
+    args, config = [*argv], None
+    if defaults is not None:
+        config, args = _take_config(args)
+        if config is None:
+            flags.DEFINE_string("config", None, "FILE.py[:SCALE]; its values by --config.KEY=VALUE", flag_values=values)
+        else:
+            _add_overridden(config, args, defaults)
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[program, *args])
     try:
-        if config:
-            _check_overrides(argv)
-        rest = values(args)
-    except (flags.Error, TypeError) as error:
+        rest = values([program.split()[0], *args])
+    except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(_cause(error)) from error
     if values["help"].value:
         print(f"{program}\n{values.module_help('ssl_jax.config')}")
         sys.exit(0)
     if rest[1:]:
         raise ConfigError(f"unexpected argument {rest[1]!r}; every argument is a flag, --NAME=VALUE")
-    if config and values["config"].value is None:
+    if defaults is not None and config is None:
         raise ConfigError("--config is missing; for example --config configs/simclr.py:tiny")
     return values
 
 
-def _check_overrides(argv: Sequence[str]) -> None:
-    """Raises: ConfigError for a --config file that is not there, or a --config.KEY that it does not have."""
-    config = None
-    for flag, following in itertools.pairwise([*argv, ""]):
+def _take_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
+    """(the config that --config names, the other arguments)"""
+    config, rest, following = None, [], iter(argv)
+    for flag in following:
         name, equals, value = flag.partition("=")
-        if name.lstrip("-") == "config":
-            config = load_file(value if equals else following)
-        elif name.startswith(("--config.", "-config.")) and config is not None:
-            section, path = config, name.lstrip("-").split(".")
-            for depth, key in enumerate(path[1:], start=1):
-                where = ".".join(path[:depth])
-                _require(isinstance(section, ConfigDict), f"{where} is no section; it has the value {section!r}")
-                check_names([key], list(section), where)
-                section = section[key]
+        if name in ("--config", "-config"):
+            config = load_file(value if equals else next(following, ""))
+        else:
+            rest.append(flag)
+    return config, rest
+
+
+def _add_overridden(config: ConfigDict, argv: Sequence[str], defaults: Defaults) -> None:
+    """Gives the config those keys of `defaults` that --config.KEY=VALUE names. Raises: ConfigError for unknown keys."""
+    for flag in argv:
+        if not flag.startswith(("--config.", "-config.")):
+            continue
+        section, path = config, flag.partition("=")[0].lstrip("-").split(".")[1:]
+        for depth, key in enumerate(path):
+            where = ".".join(path[:depth])
+            _require(isinstance(section, ConfigDict), f"config.{where} is no section; it has the value {section!r}")
+            known = defaults(config).get(where, {}) if key not in section else {}
+            check_names([key], [*section, *known], f"config.{where}".rstrip("."))
+            if key in known:
+                with section.unlocked():
+                    section[key] = known[key]
+            section = section[key]
 
 
 def load_file(file_and_scale: str) -> ConfigDict:
-    """The config of "FILE.py" or "FILE.py:SCALE". Raises: ConfigError where there is no such file."""
+    """The config of "FILE.py" or "FILE.py:SCALE". Raises: ConfigError where there is no such file or scale."""
     path = Path(file_and_scale.split(":")[0])
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.5)
@@ -117,7 +136,10 @@ def load_file(file_and_scale: str) -> ConfigDict:
         raise ConfigError(f"no config file {str(path)!r} (looked from {Path.cwd()}){remedy}")
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=[])
-    values(["", f"--config={file_and_scale}"])
+    try:
+        values(["", f"--config={file_and_scale}"])
+    except flags.Error as error:
+        raise ConfigError(_cause(error)) from error
     return values.config
 
 

@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
         flags = configs.read_flags(
             sys.argv[1:] if argv is None else argv,
             program="ssl_jax.train: self-supervised pre-training",
-            config=True,
+            defaults=build.defaults,
             workdir="where the run's files go; a second start with the same one goes on (required)",
         )
         if not flags.workdir:

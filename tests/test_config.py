@@ -3,20 +3,42 @@ from pathlib import Path
 
 import pytest
 
+from ssl_jax import build
 from ssl_jax import config as configs
+from ssl_jax.methods import Run
 
 ROOT = Path(__file__).parents[1]
 SIMCLR = str(ROOT / "configs" / "simclr.py")
 
 
 def read(*argv):
-    flags = configs.read_flags(argv, program="test", config=True, workdir="of the run")
+    flags = configs.read_flags(argv, program="test", defaults=build.defaults, workdir="of the run")
     return flags.config
 
 
 def test_scale_and_overrides_are_read():
     config = read(f"--config={SIMCLR}:cifar_r18", "--config.optimizer.lr=0.5", "--config.data.image_size=(64,48)")
     assert (config.model.name, config.optimizer.lr, config.data.image_size) == ("resnet18", 0.5, (64, 48))
+
+
+@pytest.mark.parametrize(
+    "flag, expected",
+    [
+        ("method.center_decay=0.8", 0.8),
+        ("model.base_width=8", 8),
+        ("augment.local.crop_aspect=(0.5,2.0)", (0.5, 2.0)),
+        ("optimizer.b2=0.95", 0.95),
+        ("optimizer.clip_norm=1.0", 1.0),
+    ],
+)
+def test_what_a_config_leaves_to_its_default_can_be_set(flag, expected):
+    file, key = str(ROOT / "configs" / "dino.py:tiny"), flag.split("=")[0]
+    assert key not in configs.flatten(configs.load_file(file))
+    config = read(f"--config={file}", f"--config.{flag}")
+    assert configs.flatten(config)[key] == expected
+    method = build.method(config, Run(batch_size=256, steps=10, steps_per_epoch=5, num_images=1280))
+    build.augmentations(config, method.views)
+    build.optimizer(config, 10, method)
 
 
 def test_learning_rate_follows_the_batch_size():
@@ -36,6 +58,11 @@ def test_learning_rate_follows_the_batch_size():
             "config has no key 'evalute_every'; did you mean 'evaluate_every'",
         ),
         ([f"--config={SIMCLR}", "--config.model.nme=x"], "config.model has no key 'nme'; did you mean 'name'"),
+        (
+            [f"--config={SIMCLR}", "--config.method.temprature=1.0"],
+            "config.method has no key 'temprature'; did you mean 'temperature'",
+        ),
+        ([f"--config={SIMCLR}", "--config.optimizer.steps=3"], "config.optimizer has no key 'steps'"),
         ([f"--config={SIMCLR}", "--config.seed.x=1"], "config.seed is no section; it has the value 0"),
         ([f"--config={SIMCLR}", "--config.batch_size=abc"], "batch_size=abc"),
         ([f"--config={SIMCLR}", "--config.batch_size=0.5"], "batch_size=0.5"),
