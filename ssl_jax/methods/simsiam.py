@@ -8,7 +8,7 @@ from jax import lax
 
 from ssl_jax import losses
 from ssl_jax.methods import _common
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class SimSiam:
     def networks(self) -> dict[str, nn.Module]:
         return {
             "backbone": self.backbone,
-            "projector": MLP(self.projector, output_norm="plain"),
-            "predictor": MLP(self.predictor, output_bias=True),
+            "projector": MLP(self.projector, output_norm="plain", kernel_init=torch_init),
+            "predictor": MLP(self.predictor, output_bias=True, kernel_init=torch_init),
         }
 
     def init(self, rng, images):

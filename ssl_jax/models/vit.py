@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssl_jax.models._options import DTYPES, check_choice
 from ssl_jax.models.conv import Conv
+from ssl_jax.models.heads import torch_init
 
 POOLS = ("cls", "mean", "norm_mean")
 POSITIONS = ("learned", "sincos", "relative")
@@ -179,8 +180,7 @@ class PatchEmbed(nn.Module):
             (self.patch_size, self.patch_size),
             strides=(self.patch_size, self.patch_size),
             padding="VALID",
-            # torch's own for a convolution, which timm leaves as it is: uniform in +-1 / sqrt(fan-in)
-            kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+            kernel_init=torch_init,  # which timm leaves as it is
             dtype=self.dtype,
             name="proj",
         )(images)
