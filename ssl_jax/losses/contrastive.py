@@ -36,15 +36,16 @@ def nt_xent(
       temperature: > 0. 0.1 for ImageNet at batch 4096, 0.5 for CIFAR-10 in the paper.
       axis_name: mapped axis that the batch is split over; None if z1, z2 are the whole batch.
       chunk_size: None builds the [2 batch, 2 global batch] similarities at once; else they are computed for
-        this many keys at a time, forward and again backward: the same numbers in less memory.
+        this many keys at a time, forward and again backward: the same numbers in less memory. Then the devices' keys
+        are not gathered, either, but go around from device to device.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if z1 and z2 are not [batch, dim] of one shape, or chunk_size < 1.
     Source: Chen et al. 2020, arXiv:2002.05709, eq. 1 and algorithm 1. The authors' code adds the two
       directions, each averaged over the batch: twice this.
     """
-    anchors, keys, own, _ = _both_views(z1, z2, axis_name)
-    others = _logsumexp(anchors / temperature, keys, own[:, None], chunk_size)
+    anchors, own, _ = _both_views(z1, z2, axis_name)
+    others = _logsumexp(anchors / temperature, anchors, own[:, None], chunk_size, axis_name)
     return jnp.mean(others - _cosine_of_views(anchors) / temperature)
 
 
@@ -136,13 +137,13 @@ def supcon(
         )
     _, views, dim = features.shape
     anchors = _common.normalize(features).reshape(-1, dim)
-    keys = _common.all_rows(anchors, axis_name)
     own = _common.first_row(anchors, axis_name) + jnp.arange(len(anchors))
-    others = _logsumexp(anchors / temperature, keys, own[:, None], chunk_size)
+    others = _logsumexp(anchors / temperature, anchors, own[:, None], chunk_size, axis_name)
     # Positives are summed as vectors, class by class, which needs no matrix of all pairs. A class is known by where
     # its labels begin in the sorted labels; that of an unlabeled image by a label that no other image has.
     labels = _common.all_rows(jnp.where(labels < 0, -1 - own[::views] // views, labels), axis_name)
     group = jnp.repeat(jnp.searchsorted(jnp.sort(labels), labels), views)
+    keys = _common.all_rows(anchors, axis_name)
     members = jax.ops.segment_sum(jnp.ones(len(keys), jnp.float32), group, len(keys))[group[own]]
     sums = jax.ops.segment_sum(keys, group, len(keys))[group[own]]
     positives = members - 1.0
@@ -352,11 +353,11 @@ def _check_queue(queue, key):
 
 
 def _both_views(z1, z2, axis_name):
-    """Normalized rows of z1, then of z2; those of all devices; there, where each row is and where its other view."""
+    """Normalized rows of z1, then of z2; among those of all devices, where each row is and where its other view."""
     _common.check_rows(z1=z1, z2=z2)
     anchors = _common.normalize(jnp.concatenate([z1, z2]))
     own = _common.first_row(anchors, axis_name) + jnp.arange(len(anchors))
-    return anchors, _common.all_rows(anchors, axis_name), own, jnp.roll(own, len(z1))
+    return anchors, own, jnp.roll(own, len(z1))
 
 
 def _cosine_of_views(anchors):
@@ -365,17 +366,17 @@ def _cosine_of_views(anchors):
 
 
 def _decoupled(z1, z2, weight, temperature, axis_name, chunk_size):
-    anchors, keys, own, positive = _both_views(z1, z2, axis_name)
-    if len(keys) < 4:
+    anchors, own, positive = _both_views(z1, z2, axis_name)
+    if _common.num_rows(anchors, axis_name) < 4:
         raise ValueError(f"an image needs others to differ from: give two at least, got {z1.shape}")
-    others = _logsumexp(anchors / temperature, keys, jnp.stack([own, positive], axis=1), chunk_size)
+    others = _logsumexp(anchors / temperature, anchors, jnp.stack([own, positive], axis=1), chunk_size, axis_name)
     return jnp.mean(others - weight * _cosine_of_views(anchors) / temperature)
 
 
 def _among_batch(query, key, axis_name, chunk_size, others=None):
     """The mean of -query_i . key_i + log sum_c exp(query_i . key_c) over the keys, and others, of all devices."""
     keys = key if others is None else jnp.concatenate([key, others.astype(jnp.float32)])
-    candidates = _logsumexp(query, _common.all_rows(keys, axis_name), None, chunk_size)
+    candidates = _logsumexp(query, keys, None, chunk_size, axis_name)
     return jnp.mean(candidates - jnp.sum(query * key, axis=-1))
 
 
@@ -384,59 +385,91 @@ def _logsumexp(
     keys: Float[Array, "keys dim"],
     excluded: Int[Array, "rows count"] | None,
     chunk_size: int | None,
+    axis_name: str | None = None,
 ) -> Float[Array, "rows"]:
-    """log sum_k exp(anchors[i] . keys[k]) for each row i, over the keys that excluded[i] does not name."""
+    """log sum_k exp(anchors[i] . keys[k]) for each row i, over the keys of all devices that excluded[i] does not name.
+
+    chunk_size: None for all keys at once. axis_name: None for keys that are the same on every device.
+    """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     excluded = jnp.zeros((len(anchors), 0), int) if excluded is None else excluded
     if chunk_size is None:
+        keys = _common.all_rows(keys, axis_name)
         return nn.logsumexp(_logits(anchors, keys, excluded, 0, len(keys)), axis=-1)
-    return _streamed_logsumexp(anchors, _common.vary_like(keys, anchors), excluded, chunk_size)
+    return _streamed_logsumexp(anchors, _common.vary_like(keys, anchors), excluded, chunk_size, axis_name)
 
 
-def _logits(anchors, keys, excluded, start, num_keys):
-    """anchors . keys, where `keys` are those from `start` on of `num_keys`; excluded keys and padding masked."""
+def _logits(anchors, keys, excluded, start, end):
+    """anchors . keys, where `keys` are those from `start` on; excluded keys, and those from `end` on, masked."""
     index = start + jnp.arange(len(keys))
-    candidate = jnp.all(index != excluded[:, :, None], axis=1) & (index < num_keys)
+    candidate = jnp.all(index != excluded[:, :, None], axis=1) & (index < end)
     return jnp.where(candidate, _matmul(anchors, keys.T), MASKED)
 
 
-def _chunks(keys, chunk_size):
-    """Keys, zero-padded, as [chunks, chunk_size, dim], and the index of each chunk's first key."""
+def _chunks(keys, chunk_size, start):
+    """Keys, zero-padded, as [chunks, chunk_size, dim], and the index of each chunk's first key, from `start` on."""
     count = -(-len(keys) // chunk_size)
     padded = jnp.pad(keys, ((0, count * chunk_size - len(keys)), (0, 0)))
-    return padded.reshape(count, chunk_size, -1), chunk_size * jnp.arange(count)
+    return padded.reshape(count, chunk_size, -1), start + chunk_size * jnp.arange(count)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _streamed_logsumexp(anchors, keys, excluded, chunk_size):
-    return _streamed_forward(anchors, keys, excluded, chunk_size)[0]
+def _around(step, carry, travelers, axis_name):
+    """step(carry, travelers, owner) -> (carry, travelers), once for the travelers of each device, which go from device
+    to device until they are home; `owner` is where they come from."""
+    if axis_name is None:
+        return step(carry, travelers, 0)
+    count, here = lax.axis_size(axis_name), lax.axis_index(axis_name)
+    onward = [(device, (device + 1) % count) for device in range(count)]
+
+    def visit(i, both):
+        carry, travelers = step(*both, (here - i) % count)
+        return carry, jax.tree.map(lambda x: lax.ppermute(x, axis_name, onward), travelers)
+
+    return lax.fori_loop(0, count, visit, (carry, travelers))
 
 
-def _streamed_forward(anchors, keys, excluded, chunk_size):
-    def step(carry, chunk):
-        largest, total = carry
-        logits = _logits(anchors, chunk[0], excluded, chunk[1], len(keys))
-        new_largest = jnp.maximum(largest, jnp.max(logits, axis=-1))
-        total = total * jnp.exp(largest - new_largest) + jnp.sum(_exp_below(logits, new_largest), axis=-1)
-        return (new_largest, total), None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _streamed_logsumexp(anchors, keys, excluded, chunk_size, axis_name):
+    return _streamed_forward(anchors, keys, excluded, chunk_size, axis_name)[0]
 
-    zero = 0.0 * anchors[:, 0]  # varies over the devices as the anchors do, which the scan's carry must
-    (largest, total), _ = lax.scan(step, (zero + MASKED, zero), _chunks(keys, chunk_size))
+
+def _streamed_forward(anchors, keys, excluded, chunk_size, axis_name):
+    def see(sums, keys, owner):
+        start, end = owner * len(keys), (owner + 1) * len(keys)
+
+        def step(sums, chunk):
+            largest, total = sums
+            logits = _logits(anchors, chunk[0], excluded, chunk[1], end)
+            new_largest = jnp.maximum(largest, jnp.max(logits, axis=-1))
+            total = total * jnp.exp(largest - new_largest) + jnp.sum(_exp_below(logits, new_largest), axis=-1)
+            return (new_largest, total), None
+
+        return lax.scan(step, sums, _chunks(keys, chunk_size, start))[0], keys
+
+    zero = 0.0 * anchors[:, 0]  # varies over the devices as the anchors do, which a loop's carry must
+    (largest, total), _ = _around(see, (zero + MASKED, zero), keys, axis_name)
     result = largest + jnp.log(total)
     return result, (anchors, keys, excluded, result)
 
 
-def _streamed_backward(chunk_size, residuals, cotangent):
+def _streamed_backward(chunk_size, axis_name, residuals, cotangent):
     anchors, keys, excluded, result = residuals
 
-    def step(anchor_gradient, chunk):
-        logits = _logits(anchors, chunk[0], excluded, chunk[1], len(keys))
-        weights = _exp_below(logits, result) * cotangent[:, None]
-        return anchor_gradient + _matmul(weights, chunk[0]), _matmul(weights.T, anchors)
+    def see(anchor_gradient, travelers, owner):
+        keys, key_gradient = travelers
+        start, end = owner * len(keys), (owner + 1) * len(keys)
 
-    anchor_gradient, key_gradients = lax.scan(step, 0.0 * anchors, _chunks(keys, chunk_size))
-    return anchor_gradient, key_gradients.reshape(-1, keys.shape[-1])[: len(keys)], None
+        def step(anchor_gradient, chunk):
+            logits = _logits(anchors, chunk[0], excluded, chunk[1], end)
+            weights = _exp_below(logits, result) * cotangent[:, None]
+            return anchor_gradient + _matmul(weights, chunk[0]), _matmul(weights.T, anchors)
+
+        anchor_gradient, new = lax.scan(step, anchor_gradient, _chunks(keys, chunk_size, start))
+        return anchor_gradient, (keys, key_gradient + new.reshape(-1, keys.shape[-1])[: len(keys)])
+
+    anchor_gradient, (_, key_gradient) = _around(see, 0.0 * anchors, (keys, 0.0 * keys), axis_name)
+    return anchor_gradient, key_gradient, None
 
 
 def _exp_below(logits, bound):

@@ -115,6 +115,19 @@ def test_nt_xent_streamed_holds_no_matrix_of_all_pairs():
     assert gradient.lower(z1, z2).compile().memory_analysis().temp_size_in_bytes < pairs / 4
 
 
+@pytest.mark.parametrize("chunk_size, gathers", [(None, True), (8, False)])
+def test_nt_xent_streamed_sends_keys_around_instead_of_gathering_them(chunk_size, gathers):
+    def on_device(z1, z2):
+        loss = functools.partial(losses.nt_xent, chunk_size=chunk_size, axis_name="i")
+        return jax.grad(lambda z1: lax.pmean(loss(z1, z2), "i"))(z1)
+
+    split = PartitionSpec("i")
+    mapped = jax.shard_map(on_device, mesh=Mesh(np.array(jax.devices()), ("i",)), in_specs=split, out_specs=split)
+    program = jax.jit(mapped).lower(*draw(n=64, dim=8)).compile().as_text()
+    assert ("all-gather" in program) == gathers
+    assert ("collective-permute" in program) != gathers
+
+
 @pytest.mark.parametrize("shapes", [((4, 3), (5, 3)), ((4,), (4,)), ((4, 3), (4, 2))])
 @pytest.mark.usefixtures("unchecked")
 def test_nt_xent_refuses_other_shapes(shapes):
@@ -459,9 +472,9 @@ def test_relational_and_nce_are_finite_at_extreme_scales():
 
 def test_streamed_is_finite_where_its_logits_are_rounded_otherwise_than_forward():
     anchors = 1e18 * QUEUE[:3]
-    result, residuals = contrastive._streamed_forward(anchors, anchors, jnp.zeros((3, 0), int), 2)
+    result, residuals = contrastive._streamed_forward(anchors, anchors, jnp.zeros((3, 0), int), 2, None)
     for rounded in (result * (1 - 1e-6), result * (1 + 1e-6)):
-        gradients = contrastive._streamed_backward(2, (*residuals[:3], rounded), jnp.ones(3))[:2]
+        gradients = contrastive._streamed_backward(2, None, (*residuals[:3], rounded), jnp.ones(3))[:2]
         assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
