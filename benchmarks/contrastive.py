@@ -48,7 +48,9 @@ def main():
         begun = time.perf_counter()
         value = float(compiled(*views(BATCH))[0])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"batch {BATCH:,}: {value:.6f} in {time.perf_counter() - begun:.0f} s; peak of the process {peak:.2f} GiB")
+        print(
+            f"batch {BATCH:,}: {value:.6f} in {time.perf_counter() - begun:.0f} s; peak of the process {peak:.2f} GiB"
+        )
 
 
 def views(batch):

@@ -3,6 +3,7 @@
 Modules are named as torchvision's, a "." before a number being a "_", so that weights.py needs no table of names.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -27,6 +28,7 @@ class ResNet(nn.Module):
       CIFAR) or "strided" (3x3 of stride 2: small images on a CPU).
     zero_init_residual: the last BatchNorm scale of each block starts at 0, and so the block as the identity.
     batch_norm, batch_norm_groups: see norm.BatchNorm. dtype: of the computation, "float32" or "bfloat16".
+    remat: each block's activations are computed again in the backward pass instead of kept.
 
     Raises: ValueError for an option that it does not know.
     """
@@ -39,6 +41,7 @@ class ResNet(nn.Module):
     zero_init_residual: bool = False
     batch_norm: str = "sync"
     batch_norm_groups: int = 1
+    remat: bool = False
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -73,9 +76,10 @@ class ResNet(nn.Module):
         if max_pool:
             # Its annotation has strings alone; it takes what lax.reduce_window takes.
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+        block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # all but x
         for stage, blocks in enumerate(self.stages):
             for i in range(blocks):
-                x = Block(
+                x = block(
                     width=self.stage_width(stage),
                     stride=2 if stage > 0 and i == 0 else 1,
                     bottleneck=self.bottleneck,
@@ -93,7 +97,7 @@ class Block(nn.Module):
     stride: int
     bottleneck: bool
     zero_init_residual: bool
-    norm: dict[str, Any]
+    norm: Mapping[str, Any]
 
     @nn.compact
     def __call__(self, x, train, axis_name):

@@ -38,6 +38,10 @@ class ViT(nn.Module):
     layer_scale: above 0, each branch is multiplied by a vector that begins there (arXiv:2103.17239).
     drop_path: probability of leaving out the last block's branches for an image, in training; it grows linearly from 0
       at the first. Above 0, training takes a key: apply(..., rngs={"dropout": key}).
+    remat: each block's activations are computed again in the backward pass instead of kept.
+    microbatch: above 0, in training the blocks take so many images at a time, forward and again backward, so that no
+      more images' activations are in memory: gradient accumulation, with the same result for every loss, as it is only
+      the blocks that do not see the whole batch.
     dtype: of the computation, "float32" or "bfloat16".
 
     Raises: ValueError for an option or an image size that it cannot have.
@@ -54,6 +58,8 @@ class ViT(nn.Module):
     class_token: bool = True
     layer_scale: float = 0.0
     drop_path: float = 0.0
+    remat: bool = False
+    microbatch: int = 0
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -66,6 +72,8 @@ class ViT(nn.Module):
             raise ValueError(f"dim={self.dim} must be a multiple of 4 and of heads={self.heads}")
         if self.pool == "cls" and not self.class_token:
             raise ValueError('pool="cls" needs class_token; without it use pool="norm_mean"')
+        if self.microbatch < 0:
+            raise ValueError(f"microbatch must be at least 0 (all images at once), got {self.microbatch}")
         self.learned_grid  # noqa: B018  refuses an impossible image_size
         super().__post_init__()
 
@@ -120,19 +128,16 @@ class ViT(nn.Module):
             if grid != self.learned_grid:
                 raise ValueError(f"relative positions are of {self.learned_grid} patches, got an image of {grid}")
             bias = RelativePositions(self.heads, grid, self.class_token, name="rel_pos_bias")()
-        outputs = []
-        for i in range(self.depth):
-            x = Block(
-                self.heads,
-                round(self.mlp_ratio * self.dim),
-                layer_scale=self.layer_scale,
-                drop_path=self.drop_path * i / max(self.depth - 1, 1),
-                dtype=dtype,
-                name=f"blocks_{i}",
-            )(x, train, axis_name, attend, bias)
-            outputs.append(x)
+        keys = None
+        if train and self.drop_path > 0.0:
+            # One for each row of the global batch, so that the number of devices changes nothing.
+            first = 0 if axis_name is None else lax.axis_index(axis_name) * len(x)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), first + jnp.arange(len(x)))
+        run = self.run_in_turn if train and self.microbatch else self.run_blocks
+        outputs = run(x, keys, attend, bias, max(last_blocks, 1))
+        x = outputs[-1]
         if last_blocks:
-            return jnp.stack(outputs[-last_blocks:], axis=1).astype(jnp.float32)
+            return jnp.stack(outputs, axis=1).astype(jnp.float32)
         if self.pool == "mean":
             if tokens:
                 raise ValueError('a model of pool="mean" has no LayerNorm for single tokens; use pool="norm_mean"')
@@ -142,6 +147,40 @@ class ViT(nn.Module):
             return layer_norm(jnp.float32, "norm")(x[:, 0])
         x = layer_norm(jnp.float32, "norm")(x)
         return x if tokens else jnp.mean(x[:, self.num_prefix :], axis=1)
+
+    def run_blocks(self, x, keys, attend, bias, count):
+        """What the last `count` blocks give."""
+        block = nn.remat(Block) if self.remat else Block
+        outputs = []
+        for i in range(self.depth):
+            x = block(
+                self.heads,
+                round(self.mlp_ratio * self.dim),
+                layer_scale=self.layer_scale,
+                drop_path=self.drop_path * i / max(self.depth - 1, 1),
+                dtype=x.dtype,
+                name=f"blocks_{i}",
+            )(x, None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i), attend, bias)
+            outputs.append(x)
+        return tuple(outputs[-count:])
+
+    def run_in_turn(self, x, keys, attend, bias, count):
+        """`run_blocks` on `microbatch` images after the other."""
+        batch, size = len(x), self.microbatch
+        if batch % size:
+            raise ValueError(f"{batch} images a device do not divide into microbatches of {size}; use a divisor of it")
+        shared = attend is None or len(attend) == 1  # by all images
+
+        def step(self, _, chunk):
+            x, keys, own = chunk
+            return None, self.run_blocks(x, keys, attend if shared else own, bias, count)
+
+        chunks = jax.tree.map(
+            lambda a: a.reshape(batch // size, size, *a.shape[1:]), (x, keys, None if shared else attend)
+        )
+        scan = nn.scan(nn.remat(step, prevent_cse=False), variable_broadcast="params", split_rngs={"params": False})
+        _, outputs = scan(self, None, chunks)
+        return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), outputs)
 
     @property
     def num_prefix(self) -> int:
@@ -206,6 +245,7 @@ class RelativePositions(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim].
 
+    keys: [batch] random keys, in training with drop_path; else None.
     attend: as `ViT` has it. bias: added to attention's logits, broadcast to [batch, heads, tokens, tokens].
     """
 
@@ -216,24 +256,22 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, train, axis_name, attend=None, bias=None):
+    def __call__(self, x, keys=None, attend=None, bias=None):
+        first, second = (None, None) if keys is None else jax.vmap(jax.random.split, out_axes=1)(keys)
         y = layer_norm(self.dtype, "norm1")(x)
         y = Attention(self.heads, self.dtype, name="attn")(y, attend, bias)
-        x = x + self.drop(self.scale(y, "ls1"), train, axis_name)
+        x = x + self.drop(self.scale(y, "ls1"), first)
         y = layer_norm(self.dtype, "norm2")(x)
         y = FeedForward(self.mlp_width, self.dtype, name="mlp")(y)
-        return x + self.drop(self.scale(y, "ls2"), train, axis_name)
+        return x + self.drop(self.scale(y, "ls2"), second)
 
     def scale(self, y, name):
         return y if self.layer_scale == 0.0 else LayerScale(self.layer_scale, name=name)(y)
 
-    def drop(self, y, train, axis_name):
+    def drop(self, y, keys):
         """Stochastic depth (arXiv:1603.09382): each image's `y` 0 with probability drop_path, else scaled up for it."""
-        if not train or self.drop_path == 0.0:
+        if keys is None or self.drop_path == 0.0:
             return y
-        # A key for each row of the global batch, so that the number of devices changes nothing.
-        first = 0 if axis_name is None else lax.axis_index(axis_name) * len(y)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), first + jnp.arange(len(y)))
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.drop_path))(keys)
         return jnp.where(keep[:, None, None], y / (1.0 - self.drop_path), 0.0).astype(y.dtype)
 

@@ -57,3 +57,23 @@ def test_stems_keep_their_share_of_the_resolution(stem, side):
     images = jnp.zeros((1, 32, 32, 1))
     state = jax.eval_shape(functools.partial(module.init, capture_intermediates=True), jax.random.key(0), images)
     assert state["intermediates"]["layer1_0"]["__call__"][0].shape[1:3] == (side, side)
+
+
+def test_recomputed_blocks_are_the_same():
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(8, 16, 16, 3)), jnp.float32)
+    plain = models.create("resnet8")
+    variables = jax.jit(plain.init)(jax.random.key(0), images)
+
+    def step(module):
+        def loss(params):
+            given = {**variables, "params": params}
+            h, changed = module.apply(given, images, train=True, mutable=["batch_stats"])
+            return jnp.sum(h**2), changed
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+    jax.tree.map(
+        lambda got, expected: np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4),
+        step(models.create("resnet8", remat=True)),
+        step(plain),
+    )

@@ -146,3 +146,72 @@ def test_relative_positions_of_left_out_patches_and_of_another_size_are_refused(
         jax.eval_shape(lambda: module.init(jax.random.key(0), IMAGES, keep=jnp.zeros((64, 2), int)))
     with pytest.raises(ValueError, match=r"relative positions are of \(4, 2\) patches, got an image of \(3, 2\)"):
         jax.eval_shape(lambda: module.init(jax.random.key(0), IMAGES[:, :6]))
+
+
+@pytest.mark.parametrize("options", [dict(remat=True), dict(microbatch=16), dict(remat=True, microbatch=32)])
+@pytest.mark.parametrize("attend", [None, "shared", "own"])
+def test_recomputed_and_in_turn_the_blocks_are_the_same(options, attend):
+    images = IMAGES[:, :4]  # four patches and the class token
+    if attend:
+        shape = (1 if attend == "shared" else len(images), 5, 5)
+        attend = jnp.asarray(np.random.default_rng(1).random(shape) < 0.7)
+
+    def value_and_gradient(module):
+        def loss(variables):
+            h = module.apply(variables, images, train=True, attend=attend, rngs={"dropout": jax.random.key(1)})
+            return jnp.mean(h**3)
+
+        return jax.jit(jax.value_and_grad(loss))(variables)
+
+    variables = jax.jit(small(drop_path=0.5).init)(jax.random.key(0), images)
+    assert jax.tree.structure(variables) == jax.tree.structure(
+        jax.eval_shape(small(drop_path=0.5, **options).init, jax.random.key(0), images)
+    )
+    value, gradient = value_and_gradient(small(drop_path=0.5))
+    got_value, got_gradient = value_and_gradient(small(drop_path=0.5, **options))
+    np.testing.assert_allclose(got_value, value, rtol=1e-5)
+    jax.tree.map(lambda got, expected: np.testing.assert_allclose(got, expected, atol=1e-5), got_gradient, gradient)
+
+
+def test_microbatches_hold_the_activations_of_few_images():
+    def temporaries(**options):
+        module = small(dim=48, heads=3, depth=6, **options)
+        variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
+        gradient = jax.jit(jax.grad(lambda variables: jnp.sum(module.apply(variables, IMAGES, train=True))))
+        return gradient.lower(variables).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(microbatch=8) < temporaries() / 3
+
+
+def test_microbatches_that_do_not_divide_the_images_are_refused():
+    module = small(microbatch=24)
+    variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
+    with pytest.raises(ValueError, match="64 images a device do not divide into microbatches of 24"):
+        jax.eval_shape(lambda variables: module.apply(variables, IMAGES, train=True), variables)
+    with pytest.raises(ValueError, match="microbatch must be at least 0"):
+        small(microbatch=-1)
+
+
+def test_microbatches_are_the_same_on_any_number_of_devices():
+    variables = jax.jit(small().init)(jax.random.key(0), IMAGES)
+    module = small(microbatch=4)
+
+    def gradient(variables, images, axis_name=None):
+        def loss(variables):
+            value = jnp.mean(module.apply(variables, images, train=True, axis_name=axis_name) ** 3)
+            return value if axis_name is None else jax.lax.pmean(value, axis_name)
+
+        return jax.grad(loss)(variables)
+
+    mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
+    split = jax.shard_map(
+        lambda variables, images: gradient(variables, images, "data"),
+        mesh=mesh,
+        in_specs=(P(), P("data")),
+        out_specs=P(),
+    )
+    jax.tree.map(
+        lambda got, expected: np.testing.assert_allclose(got, expected, atol=1e-5),
+        jax.jit(split)(variables, IMAGES),
+        jax.jit(gradient)(variables, IMAGES),
+    )
