@@ -181,6 +181,7 @@ def test_features_of_a_single_view_are_seen_relative_to_their_mean():
     assert set(found) == set(step.HEALTH_OF_ONE)
     centered = h[0] - h[0].mean(axis=0)
     np.testing.assert_allclose(found["rankme"], spectrum.rankme(centered), rtol=1e-4)
+    np.testing.assert_allclose(found["nesum"], spectrum.nesum(h[0]), rtol=1e-4)
     assert found["rankme"] > 3.5 and found["embedding_std"] > 0.45  # not centered 1.5 and 0.05
 
 

@@ -14,7 +14,7 @@ def nearest_neighbor_entropy(h: Float[Array, "images dim"]) -> Float[Array, ""]:
     What of the entropy estimate of Kozachenko and Leonenko depends on the features, and minus `losses.koleo`. Its
     constants and its factor dim are left out: they hold where the nearest neighbor is near, which in many dimensions
     it is not. Higher is more evenly spread; lower, too, the more rows there are, so compare equal numbers of them.
-    At most log sqrt(2) = 0.35 for more than dim + 1 rows; log(1e-8) for a row with a duplicate. Needs two rows.
+    log sqrt(2) = 0.35 for orthogonal rows, log 2 for two opposite ones, log(1e-8) for duplicates. Needs two rows.
 
     Source: Kozachenko and Leonenko 1987; on the sphere Sablayrolles et al. 2018, arXiv:1806.03198, section 3.
     """
@@ -28,7 +28,7 @@ def two_nn(h: Float[Array, "images dim"]) -> Float[Array, ""]:
     the maximum of the likelihood if the density is constant as far as r2. Rows with a duplicate do not count. Too small
     for dimensions above about 20, unless there are exponentially many rows.
 
-    Needs three rows; NaN if all have a duplicate.
+    Needs three rows; NaN if all have a duplicate, infinite if the two are equally near everywhere, as on a grid.
     Source: Facco et al. 2017, arXiv:1803.06992, eq. 5; all rows are taken, none is left out as an outlier.
     """
     h = center(h, None)

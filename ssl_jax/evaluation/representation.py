@@ -72,8 +72,8 @@ def feature_deviation(h: Float[Array, "images dim"]) -> Float[Array, ""]:
 def self_cluster(h: Float[Array, "images dim"]) -> Float[Array, ""]:
     """Excess of the mean squared cosine between images over that of random directions, 1 / dim, scaled to be at most 1.
 
-    1 if all rows are on one line through the origin, 0 on average for random directions; below 0, by less than
-    1 / (dim - 1), for directions more even than those. Needs two rows and two dimensions.
+    1 if all rows are on one line through the origin, 0 on average for random directions; below 0 for directions more
+    even than those, -1 / (max(images, dim) - 1) at the least. Needs two rows and two dimensions.
 
     Source: Tsitsulin et al. 2023, arXiv:2305.16562, section 3: over all pairs (i, j), the sum of squared cosines is
       compared with its expectation n + n (n - 1) / dim.

@@ -130,7 +130,7 @@ def lidar(views: Float[Array, "images views dim"], *, delta: float = 1e-4, eps: 
         raise ValueError(f"views must be of two images and two views of each at least, got {views.shape}")
     views = views.astype(jnp.float32)
     means = jnp.mean(views, axis=1)
-    between = center(means, None) / jnp.sqrt(images - 1.0)
+    between = center(means, None)  # B's root but for its factor, which normalizing the eigenvalues takes out
     within = (views - means[:, None]).reshape(-1, dim) / jnp.sqrt(images * (num_views - 1.0))
     # The triangle's square is W. W itself would lose in float32 what lies below 1e-7 of its largest eigenvalue, delta
     # too, and then have no root.
