@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
-from ssl_jax.evaluation import representation
+from ssl_jax.evaluation import alarms
 from ssl_jax.metrics import MetricsWriter
 from ssl_jax.step import is_logged
 
@@ -218,7 +218,7 @@ class Progress:
             )
 
     def _warn_of_collapse(self, step: int, scalars: Mapping[str, float]) -> None:
-        for name, sentence in representation.collapse(scalars, self._chance_level).items():
+        for name, sentence in alarms.collapse(scalars, self._chance_level).items():
             if name not in self._alarms:
                 self._alarms.add(name)
                 logging.warning("step %d, %s: %s", step, name, sentence)

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ssl_jax.evaluation import representation
+from ssl_jax.evaluation.spectrum import spectral
 
 # The health metrics are taken of at most this many images: their cost grows with the square.
 HEALTH_IMAGES = 1024
@@ -107,22 +108,24 @@ def is_logged(step: Any, log_every: int) -> Any:
     return (step == 1) | (step % log_every == 0)
 
 
-HEALTH_OF_ONE = ("embedding_std", "rankme", "uniformity", "embedding_dim", "rank_limit")  # of a single view
+SPECTRAL = ("rankme", "stable_rank", "nesum", "alpha_req", "alpha_req_r2")  # all from the same two SVDs
+HEALTH_OF_ONE = ("embedding_std", "uniformity", "embedding_dim", "rank_limit", *SPECTRAL)  # of a single view
 HEALTH = (*HEALTH_OF_ONE, "alignment")
 
 
 def health(embeddings: Float[Array, "views batch dim"], axis_name: str) -> dict[str, Float[Array, ""]]:
-    """How the embeddings of the global batch (its first `HEALTH_IMAGES` rows) spread: see evaluation/representation.py.
+    """How the embeddings of the global batch (its first `HEALTH_IMAGES` rows) spread: see docs/metrics.md.
 
-    "embedding_std", "rankme" and "uniformity" of the first view, "alignment" between the first two, if there are;
-    and what the former are to be seen against: "embedding_dim", and the most that "rankme" can be, "rank_limit".
+    "embedding_std", "uniformity" and those of `SPECTRAL` of the first view, "alignment" between the first two, if there
+    are; and what the former are to be seen against: "embedding_dim", and the most that a rank can be, "rank_limit".
+    "alpha_req" is NaN where a batch or an embedding is too small for it.
     Of a single view they are features that no loss of cosines keeps around the origin, so their mean is taken off.
     """
     views = lax.all_gather(lax.stop_gradient(embeddings), axis_name, axis=1, tiled=True)[:, :HEALTH_IMAGES]
     z1 = views[0] if len(views) > 1 else views[0] - jnp.mean(views[0], axis=0)
-    values = {
+    of_spectrum = spectral(z1)
+    values = {name: of_spectrum[name] for name in SPECTRAL} | {
         "embedding_std": representation.embedding_std(z1),
-        "rankme": representation.rankme(z1),
         "uniformity": representation.uniformity(z1),
         "embedding_dim": jnp.float32(z1.shape[-1]),
         "rank_limit": jnp.float32(min(z1.shape)),

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from ssl_jax import losses, models, optim, parallel, step
 from ssl_jax.data.augment import Augmentation, make_augment
-from ssl_jax.evaluation import representation
+from ssl_jax.evaluation import spectrum
 from ssl_jax.methods import Run
 from ssl_jax.methods.simclr import SimCLR
 
@@ -180,7 +180,8 @@ def test_features_of_a_single_view_are_seen_relative_to_their_mean():
     found = jax.jit(mapped)(h)
     assert set(found) == set(step.HEALTH_OF_ONE)
     centered = h[0] - h[0].mean(axis=0)
-    np.testing.assert_allclose(found["rankme"], representation.rankme(centered), rtol=1e-4)
+    np.testing.assert_allclose(found["rankme"], spectrum.rankme(centered), rtol=1e-4)
+    np.testing.assert_allclose(found["nesum"], spectrum.nesum(h[0]), rtol=1e-4)
     assert found["rankme"] > 3.5 and found["embedding_std"] > 0.45  # not centered 1.5 and 0.05
 
 

@@ -1,45 +1,53 @@
-"""How embeddings fill their space: collapse and spread, without labels. Pure functions, usable inside jit."""
+"""How features fill their space, without labels. Pure functions; all but `summary` usable inside jit."""
 
-import math
-from collections.abc import Mapping
-
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import logsumexp
 from jaxtyping import Array, Float
 
+from ssl_jax.evaluation._checks import check_finite
+from ssl_jax.evaluation.neighbors import nearest_neighbor_entropy, two_nn
+from ssl_jax.evaluation.spectrum import spectral
 from ssl_jax.losses._common import normalize
 
-# Shares of the possible at which a look is asked for; a collapse is far below, a healthy run far above.
-LEAST_SPREAD, LEAST_RANK = 0.25, 0.1
-# Of the chance level, where it is more than 1: a loss this near to it has not left it, or has come back.
-CHANCE_MARGIN = 0.002
+# `summary` compares no more images than this with each other: its time and memory grow with the square.
+COMPARED = 4096
 
 
-def collapse(metrics: Mapping[str, float], chance_level: float | None) -> dict[str, str]:
-    """What the logged metrics of a step say of a collapse: {metric: a sentence}, {} for a healthy run.
+def summary(h: Float[np.ndarray, "images dim"]) -> dict[str, float]:
+    """The metrics of one set of features by name: all of this file's that need no second view, `spectrum.spectral`'s,
+    `nearest_neighbor_entropy` and `two_nn`.
 
-    Not for the first steps, in which every network is near chance.
+    Pairs of images are compared of at most `COMPARED`, at equal distances in their order, so that a set ordered by
+    class is not cut. A metric that these features are too few or too alike for is left out. See docs/metrics.md.
+
+    Raises: ValueError for fewer than three images, or features that are not finite.
     """
-    found = {}
-    if metrics.get("embedding_std", math.inf) < LEAST_SPREAD / math.sqrt(metrics.get("embedding_dim", math.inf)):
-        found["embedding_std"] = (
-            "The embeddings have collapsed to nearly one point: lower config.optimizer.lr or strengthen the "
-            "augmentations."
-        )
-    if metrics.get("rankme", math.inf) < LEAST_RANK * metrics.get("rank_limit", 0.0):
-        found["rankme"] = "Few dimensions are in use: the embeddings have partly collapsed."
-    margin = CHANCE_MARGIN * max(1.0, abs(chance_level or 0.0))
-    if chance_level is not None and abs(metrics.get("loss", math.inf) - chance_level) < margin:
-        found["loss"] = (
-            f"The loss is at {chance_level:.4g}, that of equal embeddings: nothing is learnt. Lower "
-            "config.optimizer.lr, or lengthen config.optimizer.warmup_steps."
-        )
-    if metrics.get("colored_share", 1.0) == 0.0:
-        found["colored_share"] = (
-            "No image has a color, and colors are what is to be predicted: train on color images, with "
-            "config.data.channels=3."
-        )
-    return found
+    if len(h) < 3:
+        raise ValueError(f"the metrics compare each image with two others; got {len(h)} images")
+    check_finite("summary", h)
+    compared = h[np.linspace(0, len(h) - 1, min(len(h), COMPARED)).astype(int)]
+    values = _of_all(jnp.asarray(h)) | _of_pairs(jnp.asarray(compared))
+    return {name: float(value) for name, value in values.items() if jnp.isfinite(value)}
+
+
+@jax.jit
+def _of_all(h: Float[Array, "images dim"]) -> dict[str, Float[Array, ""]]:
+    return spectral(h) | {
+        "embedding_std": embedding_std(h),
+        "feature_deviation": feature_deviation(h),
+        "self_cluster": self_cluster(h),
+    }
+
+
+@jax.jit
+def _of_pairs(h: Float[Array, "images dim"]) -> dict[str, Float[Array, ""]]:
+    return {
+        "uniformity": uniformity(h),
+        "nearest_neighbor_entropy": nearest_neighbor_entropy(h),
+        "two_nn": two_nn(h),
+    }
 
 
 def embedding_std(z: Float[Array, "batch dim"]) -> Float[Array, ""]:
@@ -52,17 +60,29 @@ def embedding_std(z: Float[Array, "batch dim"]) -> Float[Array, ""]:
     return jnp.mean(jnp.std(normalize(z), axis=0, ddof=1))
 
 
-def rankme(z: Float[Array, "batch dim"], *, eps: float = 1e-7) -> Float[Array, ""]:
-    """Effective rank: the exponential of the entropy of the normalized singular values of z, not centered.
+def feature_deviation(h: Float[Array, "images dim"]) -> Float[Array, ""]:
+    """Standard deviation over the images of each dimension of h as it is, averaged over dimensions.
 
-    Between 1 (all rows on one line, or zero) and min(batch, dim). Compare it between equal shapes, the batch some
-    times the dimension.
-
-    Source: Garrido et al. 2022, arXiv:2210.02885, eq. 1-2.
+    0 if all images have the same features. In the features' own scale: to be followed over a training, not compared
+    between models. Unbiased, as `embedding_std`.
     """
-    singular = jnp.linalg.svd(z.astype(jnp.float32), compute_uv=False)
-    p = singular / jnp.maximum(jnp.sum(singular), jnp.finfo(jnp.float32).tiny) + eps
-    return jnp.exp(-jnp.sum(p * jnp.log(p)))
+    return jnp.mean(jnp.std(h.astype(jnp.float32), axis=0, ddof=1))
+
+
+def self_cluster(h: Float[Array, "images dim"]) -> Float[Array, ""]:
+    """Excess of the mean squared cosine between images over that of random directions, 1 / dim, scaled to be at most 1.
+
+    1 if all rows are on one line through the origin, 0 on average for random directions; below 0 for directions more
+    even than those, -1 / (max(images, dim) - 1) at the least. Needs two rows and two dimensions.
+
+    Source: Tsitsulin et al. 2023, arXiv:2305.16562, section 3: over all pairs (i, j), the sum of squared cosines is
+      compared with its expectation n + n (n - 1) / dim.
+    """
+    n, dim = h.shape
+    z = normalize(h)
+    # Of the smaller of the two Gram matrices, whose norms are equal.
+    gram = jnp.matmul(z.T, z, precision="highest") if dim <= n else jnp.matmul(z, z.T, precision="highest")
+    return (jnp.sum(gram**2) / n - 1.0 - (n - 1.0) / dim) / ((n - 1.0) * (1.0 - 1.0 / dim))
 
 
 def alignment(z1: Float[Array, "batch dim"], z2: Float[Array, "batch dim"], *, alpha: float = 2.0) -> Float[Array, ""]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ssl_jax.evaluation import representation
+from ssl_jax.evaluation import alarms
 from ssl_jax.report import charts
 from ssl_jax.report.read import Record
 
@@ -27,7 +27,7 @@ def panels(record: Record) -> list[Panel]:
     """One for each health metric that was logged."""
     series = {name: record.series(name)[1] for name in ("embedding_std", "rankme", "embedding_dim", "rank_limit")}
     last = {name: float(values[-1]) for name, values in series.items() if len(values)}
-    collapsed = representation.collapse(last, chance_level=None)
+    collapsed = alarms.collapse(last, chance_level=None)
     dim, rank_limit = last.get("embedding_dim"), last.get("rank_limit")
     made = [
         _panel(

@@ -3,7 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.evaluation.representation import alignment, collapse, embedding_std, rankme, uniformity
+from ssl_jax.evaluation import representation
+from ssl_jax.evaluation.neighbors import nearest_neighbor_entropy, two_nn
+from ssl_jax.evaluation.representation import (
+    alignment,
+    embedding_std,
+    feature_deviation,
+    self_cluster,
+    summary,
+    uniformity,
+)
+from ssl_jax.evaluation.spectrum import spectral
 
 
 def gaussian(images, dim, seed=0):
@@ -27,32 +37,28 @@ def test_embedding_std_of_collapse_is_zero():
     np.testing.assert_allclose(embedding_std(lengths * gaussian(1, 16)), 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1e-10, 0.3, 1e10])
-@pytest.mark.parametrize("dim, rank", [(32, 32), (32, 5), (32, 1)])
-def test_rankme_of_equal_singular_values_is_their_number(dim, rank, scale):
-    z = scale * jnp.eye(dim)[:rank]
-    np.testing.assert_allclose(rankme(jnp.concatenate([z, z, -z])), rank, rtol=1e-4)
+def test_feature_deviation_of_known_columns():
+    """Unbiased variances 4/3, 12 and 0, in the features' own scale, their mean aside."""
+    h = jnp.array([[1.0, 3, 0], [-1, -3, 0], [1, 3, 0], [-1, -3, 0]]) + 7.0
+    np.testing.assert_allclose(feature_deviation(h), (np.sqrt(4 / 3) + np.sqrt(12)) / 3, rtol=1e-5)
+    np.testing.assert_allclose(feature_deviation(jnp.ones((5, 3))), 0, atol=1e-7)
 
 
-def test_rankme_of_known_singular_values():
-    """3/4, 1/8, 1/8, after a rotation on both sides: entropy 3/4 log 4/3 + 1/4 log 8."""
-    left, _ = np.linalg.qr(gaussian(20, 3))
-    right, _ = np.linalg.qr(gaussian(7, 3, seed=1))
-    z = left @ np.diag([6.0, 1.0, 1.0]) @ right.T
-    expected = np.exp(0.75 * np.log(4 / 3) + 0.25 * np.log(8))
-    np.testing.assert_allclose(rankme(jnp.asarray(z, jnp.float32)), expected, rtol=1e-4)
+@pytest.mark.parametrize("scale", [1e-10, 1.0, 1e20])
+@pytest.mark.parametrize("images, dim", [(60, 8), (6, 40)])
+def test_self_cluster_by_its_definition(images, dim, scale):
+    h = np.random.default_rng(0).normal(size=(images, dim)) + 0.3
+    z = h / np.linalg.norm(h, axis=1, keepdims=True)
+    chance = images + images * (images - 1) / dim
+    expected = (np.sum((z @ z.T) ** 2) - chance) / (images**2 - chance)
+    np.testing.assert_allclose(jax.jit(self_cluster)(jnp.asarray(scale * h, jnp.float32)), expected, atol=1e-6)
 
 
-def test_rankme_is_not_centered_and_uses_singular_values():
-    """A common offset makes one large singular value. Of singular values 1 and 9 the eigenvalues would be 1 and 81."""
-    assert rankme(gaussian(500, 16)) > 15
-    assert rankme(gaussian(500, 16) + 100.0) < 1.8
-    expected = np.exp(-0.1 * np.log(0.1) - 0.9 * np.log(0.9))
-    np.testing.assert_allclose(rankme(jnp.diag(jnp.array([1.0, 9.0]))), expected, rtol=1e-4)
-
-
-def test_rankme_of_zeros_is_finite():
-    np.testing.assert_allclose(rankme(jnp.zeros((10, 4))), 1, atol=1e-4)
+def test_self_cluster_of_known_directions():
+    lengths = jnp.linspace(-3, 3, 30)[:, None]  # on both sides of the origin
+    np.testing.assert_allclose(self_cluster(lengths * jnp.ones((1, 8))), 1, rtol=1e-5)
+    np.testing.assert_allclose(self_cluster(gaussian(3000, 64)), 0, atol=1e-3)
+    np.testing.assert_allclose(self_cluster(jnp.eye(16)), -1 / 15, rtol=1e-5)  # more even than chance
 
 
 def test_alignment_at_known_angles():
@@ -83,30 +89,46 @@ def test_uniformity_of_random_directions():
 
 def test_computed_in_float32_inside_jit():
     z1, z2 = gaussian(64, 16), gaussian(64, 16, seed=1)
-    for metric, z in [(embedding_std, (z1,)), (rankme, (z1,)), (uniformity, (z1,)), (alignment, (z1, z2))]:
+    of_one = [(metric, (z1,)) for metric in (embedding_std, feature_deviation, self_cluster, uniformity)]
+    for metric, z in [*of_one, (alignment, (z1, z2))]:
         rounded = [a.astype(jnp.bfloat16) for a in z]
         value = jax.jit(metric)(*rounded)
         assert value.dtype == jnp.float32
-        np.testing.assert_allclose(value, metric(*(a.astype(jnp.float32) for a in rounded)), rtol=1e-5)
+        np.testing.assert_allclose(value, jax.jit(metric)(*(a.astype(jnp.float32) for a in rounded)), rtol=1e-6)
 
 
-HEALTHY = {"loss": 3.0, "embedding_std": 0.12, "rankme": 40.0, "embedding_dim": 64.0, "rank_limit": 64.0}
+def test_summary_has_each_metric_of_the_features():
+    h = gaussian(300, 20) + 0.2
+    expected = {
+        **jax.jit(spectral)(h),
+        "embedding_std": embedding_std(h),
+        "feature_deviation": feature_deviation(h),
+        "self_cluster": self_cluster(h),
+        "uniformity": uniformity(h),
+        "nearest_neighbor_entropy": jax.jit(nearest_neighbor_entropy)(h),
+        "two_nn": jax.jit(two_nn)(h),
+    }
+    found = summary(np.asarray(h))
+    assert found.keys() == expected.keys()
+    assert all(type(value) is float for value in found.values())
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "changes, chance_level, alarms",
-    [
-        ({}, 5.0, []),
-        ({}, None, []),
-        ({"loss": 5.001}, 5.0, ["loss"]),  # SimCLR at log(2B - 1)
-        ({"loss": 0.001}, 0.0, ["loss"]),  # BYOL's predictions all equal
-        ({"loss": -0.97}, -1.0, []),  # SimSiam near its optimum
-        ({"embedding_std": 0.03}, 5.0, ["embedding_std"]),  # a quarter of 1/8 is 0.031
-        ({"rankme": 6.0}, 5.0, ["rankme"]),
-        ({"colored_share": 0.5}, None, []),
-        ({"colored_share": 0.0}, None, ["colored_share"]),  # colorization of Fashion-MNIST
-        ({"embedding_std": 0.0, "rankme": 1.0, "loss": 5.0}, 5.0, ["embedding_std", "rankme", "loss"]),
-    ],
-)
-def test_collapse_names_what_shows_it(changes, chance_level, alarms):
-    assert list(collapse({**HEALTHY, **changes}, chance_level)) == alarms
+def test_summary_compares_images_of_all_parts_of_a_large_set(monkeypatch):
+    """Ordered by class, as folders are: two directions, half of the images each."""
+    monkeypatch.setattr(representation, "COMPARED", 100)
+    h = np.repeat(np.eye(8, dtype=np.float32)[:2], 500, axis=0)
+    # Of the pairs of 100 images 49 / 99 are in one direction, and the others sqrt(2) apart.
+    np.testing.assert_allclose(summary(h)["uniformity"], np.log((49 + 50 * np.exp(-4)) / 99), rtol=1e-4)
+
+
+def test_summary_leaves_out_what_is_not_defined():
+    assert not {"alpha_req", "alpha_req_r2", "two_nn"} & summary(np.ones((6, 4), np.float32)).keys()
+
+
+def test_summary_refuses_what_it_cannot_measure():
+    with pytest.raises(ValueError, match="got 2 images"):
+        summary(np.ones((2, 4), np.float32))
+    with pytest.raises(ValueError, match="1 of 5 rows"):
+        summary(np.array([[1.0, 2.0]] * 4 + [[np.inf, 0.0]], np.float32))

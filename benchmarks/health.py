@@ -1,0 +1,108 @@
+"""What the health metrics cost a training: python benchmarks/health.py [--config configs/simclr.py:tiny] [--rounds 10]
+
+Prints the seconds of a step without them (they are taken out of the program), of one that does not log, of one that
+does, the mean over the steps from one that is logged to the next, and the ratio of that to the first. And, as the
+difference may be less than the noise, the seconds of the health metrics by themselves, of as many random embeddings.
+All take turns, the steps on the same images, and each one's fastest time counts, so that other load on the machine
+falls on all of them.
+"""
+
+import argparse
+import contextlib
+import functools
+import time
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from ssl_jax import build, parallel, step
+from ssl_jax import config as configs
+from ssl_jax.data import pipeline
+from ssl_jax.data.augment import make_augment
+from ssl_jax.methods import Run
+
+ROOT = Path(__file__).parents[1]
+NEVER = 10**9
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=f"{ROOT / 'configs' / 'simclr.py'}:tiny")
+    parser.add_argument("--rounds", type=int, default=10, help="times that each kind of step is measured")
+    arguments = parser.parse_args()
+    config = configs.load_file(arguments.config)
+    without, unlogged, logged, alone = measure(config, arguments.rounds)
+    averaged = unlogged + (logged - unlogged) / config.log_every
+    print(f"{arguments.config}, batch of {config.batch_size}, {jax.devices()[0].platform}; seconds a step:")
+    print(f"  without health metrics        {without:.4f}")
+    print(f"  not logged                    {unlogged:.4f}")
+    print(f"  logged                        {logged:.4f}")
+    print(f"  with, one in {config.log_every:<4} logged        {averaged:.4f}")
+    print(f"with / without {averaged / without:.4f}")
+    share = alone / config.log_every / without
+    print(f"the metrics by themselves {alone:.4f} s: {share:.4%} of the time without, one in {config.log_every} logged")
+
+
+def measure(config, rounds):
+    """Seconds of a step without health metrics, of one that does not log, of one that does, and of the metrics."""
+    source, _ = build.source_pair(config)
+    facts = Run(config.batch_size, NEVER, len(source) // config.batch_size, len(source), len(source.class_names))
+    method = build.method(config, facts)
+    views = build.augmentations(config, method.views)
+    augment = make_augment(views, mean=config.data.mean, std=config.data.std, masks=build.masks(config, method))
+    tx, _ = build.optimizer(config, facts.steps, method)
+    mesh = parallel.make_mesh()
+    made = pipeline.train_batches(
+        source,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        image_size=config.data.image_size,
+        crops=[view.crop for view in views],
+        memory_bytes=config.data.memory_bytes,
+    )
+    batch = parallel.split_batch(next(made), mesh)
+    example = jnp.zeros((1, *views[0].size, config.data.channels))
+
+    def prepared(log_every, patches):
+        """A compiled step, and a state whose next step is not the first, which is always logged."""
+        one_step = functools.partial(
+            step.train_step, method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=log_every
+        )
+        mapped = parallel.map_step(one_step, mesh)
+        state = parallel.replicate(step.create_state(method, tx, example, config.seed), mesh)
+        with patches:  # while it is traced
+            return mapped, jax.block_until_ready(mapped(state, batch))[0]
+
+    none = mock.patch.multiple(step, HEALTH=(), HEALTH_OF_ONE=(), health=lambda embeddings, axis_name: {})
+    kinds = [
+        prepared(NEVER, none),
+        prepared(NEVER, contextlib.nullcontext()),
+        prepared(1, contextlib.nullcontext()),
+    ]
+    mapped, state = kinds[-1]
+    state, metrics = mapped(state, batch)  # the old state was donated
+    kinds[-1] = (mapped, state)
+    embeddings = jax.random.normal(jax.random.key(0), (1, 2, config.batch_size, int(metrics["embedding_dim"])))
+    alone = jax.jit(jax.vmap(functools.partial(step.health, axis_name="devices"), axis_name="devices"))
+    jax.block_until_ready(alone(embeddings))
+
+    seconds = [float("inf")] * 4
+    for _ in range(rounds):
+        for number, (mapped, state) in enumerate(kinds):
+            seconds[number], (state, _) = faster(seconds[number], mapped, state, batch)
+            kinds[number] = (mapped, state)
+        seconds[-1], _ = faster(seconds[-1], alone, embeddings)
+    return seconds
+
+
+def faster(seconds, function, *arguments):
+    """(the time that function(*arguments) takes, or `seconds` if that is less; its result)"""
+    begun = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments))
+    return min(seconds, time.perf_counter() - begun), result
+
+
+if __name__ == "__main__":
+    main()

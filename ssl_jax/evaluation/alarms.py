@@ -1,0 +1,36 @@
+"""What the metrics that are logged during training warn of."""
+
+import math
+from collections.abc import Mapping
+
+# Shares of the possible at which a look is asked for; a collapse is far below, a healthy run far above.
+LEAST_SPREAD, LEAST_RANK = 0.25, 0.1
+# Of the chance level, where it is more than 1: a loss this near to it has not left it, or has come back.
+CHANCE_MARGIN = 0.002
+
+
+def collapse(metrics: Mapping[str, float], chance_level: float | None) -> dict[str, str]:
+    """What the logged metrics of a step say of a collapse: {metric: a sentence}, {} for a healthy run.
+
+    Not for the first steps, in which every network is near chance.
+    """
+    found = {}
+    if metrics.get("embedding_std", math.inf) < LEAST_SPREAD / math.sqrt(metrics.get("embedding_dim", math.inf)):
+        found["embedding_std"] = (
+            "The embeddings have collapsed to nearly one point: lower config.optimizer.lr or strengthen the "
+            "augmentations."
+        )
+    if metrics.get("rankme", math.inf) < LEAST_RANK * metrics.get("rank_limit", 0.0):
+        found["rankme"] = "Few dimensions are in use: the embeddings have partly collapsed."
+    margin = CHANCE_MARGIN * max(1.0, abs(chance_level or 0.0))
+    if chance_level is not None and abs(metrics.get("loss", math.inf) - chance_level) < margin:
+        found["loss"] = (
+            f"The loss is at {chance_level:.4g}, that of equal embeddings: nothing is learnt. Lower "
+            "config.optimizer.lr, or lengthen config.optimizer.warmup_steps."
+        )
+    if metrics.get("colored_share", 1.0) == 0.0:
+        found["colored_share"] = (
+            "No image has a color, and colors are what is to be predicted: train on color images, with "
+            "config.data.channels=3."
+        )
+    return found
