@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
 from ssl_jax.evaluation import sweep
-from ssl_jax.evaluation._checks import check_labels, check_same_dim
+from ssl_jax.evaluation._checks import check_labeled, check_same_dim
 from ssl_jax.evaluation.labels import draw_labels
 
-LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 UNLABELED = -1
 
 
@@ -69,8 +69,8 @@ def attentive_probe(
     Source: El-Nouby et al. 2024, arXiv:2401.08541, section 5 and the authors' AttentionPoolingClassifier; a linear
       layer after cross-attention from a learned query, as in CAE (Chen et al. 2022, arXiv:2202.03026).
     """
-    check_labels("train", len(train_tokens), train_labels, num_classes)
-    check_labels("test", len(test_tokens), test_labels, num_classes)
+    check_labeled("train", train_tokens, train_labels, num_classes)
+    check_labeled("test", test_tokens, test_labels, num_classes)
     check_same_dim(train_tokens, test_tokens)
     dim = train_tokens.shape[-1]
     if not seeds or heads < 1 or dim % heads:

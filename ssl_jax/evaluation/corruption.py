@@ -16,30 +16,31 @@ from jaxtyping import Float, Integer, UInt8
 SEVERITIES = (1, 2, 3, 4, 5)
 
 Image = Float[np.ndarray, "height width channels"]  # in 0..1
+Corrupted = Float[np.ndarray, "height width *_"]  # not cut off at 0 and 1 yet; OpenCV drops a single channel
 
 
-def gaussian_noise(image: Image, strength: float, rng: np.random.Generator) -> Image:
+def gaussian_noise(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
     """strength: its standard deviation."""
     return image + strength * rng.standard_normal(image.shape, np.float32)
 
 
-def shot_noise(image: Image, strength: float, rng: np.random.Generator) -> Image:
+def shot_noise(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
     """strength: 1 / the number of photons that make white."""
     return rng.poisson(image / strength) * strength
 
 
-def impulse_noise(image: Image, strength: float, rng: np.random.Generator) -> Image:
+def impulse_noise(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
     """strength: the share of the numbers that become 0 or 1."""
     hit, white = rng.random(image.shape), rng.random(image.shape) < 0.5
     return np.where(hit < strength, white, image)
 
 
-def gaussian_blur(image: Image, strength: float, rng: np.random.Generator) -> Image:
+def gaussian_blur(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
     """strength: its standard deviation, as a share of the shorter side."""
     return cv2.GaussianBlur(image, (0, 0), strength * min(image.shape[:2]), borderType=cv2.BORDER_REFLECT_101)
 
 
-def motion_blur(image: Image, strength: float, rng: np.random.Generator) -> Image:
+def motion_blur(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
     """Along a line of any direction. strength: its length, as a share of the shorter side."""
     length, angle = strength * min(image.shape[:2]), rng.uniform(0, np.pi)
     reach = int(np.ceil(length / 2))
@@ -51,18 +52,18 @@ def motion_blur(image: Image, strength: float, rng: np.random.Generator) -> Imag
     return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101)
 
 
-def brightness(image: Image, strength: float, rng: np.random.Generator) -> Image:
+def brightness(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
     """strength: what is added, of white."""
     return image + strength
 
 
-def contrast(image: Image, strength: float, rng: np.random.Generator) -> Image:
+def contrast(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
     """strength: how much of the deviation from each channel's mean is lost."""
     mean = image.mean(axis=(0, 1))
     return mean + (1 - strength) * (image - mean)
 
 
-def pixelate(image: Image, strength: float, rng: np.random.Generator) -> Image:
+def pixelate(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
     """strength: the side of the squares, in pixels."""
     height, width = image.shape[:2]
     small = (max(round(width / strength), 1), max(round(height / strength), 1))
@@ -70,7 +71,7 @@ def pixelate(image: Image, strength: float, rng: np.random.Generator) -> Image:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def jpeg(image: Image, strength: float, rng: np.random.Generator) -> Image:
+def jpeg(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
     """strength: 100 - the quality."""
     pixels = to_uint8(image)
     _, data = cv2.imencode(
@@ -80,14 +81,14 @@ def jpeg(image: Image, strength: float, rng: np.random.Generator) -> Image:
     return cv2.imdecode(data, flag).astype(np.float32) / 255
 
 
-def rotation(image: Image, strength: float, rng: np.random.Generator) -> Image:
+def rotation(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
     """To either side, the image mirrored outwards. strength: degrees."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), strength * rng.choice([-1, 1]), 1.0)
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
-def occlusion(image: Image, strength: float, rng: np.random.Generator) -> Image:
+def occlusion(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
     """A gray square somewhere within the image. strength: its side, as a share of the shorter side."""
     height, width = image.shape[:2]
     side = round(strength * min(height, width))
@@ -98,11 +99,11 @@ def occlusion(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 # (function, its strengths at the five severities)
-CORRUPTIONS: dict[str, tuple[Callable[[Image, float, np.random.Generator], Image], tuple[float, ...]]] = {
+CORRUPTIONS: dict[str, tuple[Callable[[Image, float, np.random.Generator], Corrupted], tuple[float, ...]]] = {
     "gaussian_noise": (gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),
     "shot_noise": (shot_noise, (1 / 60, 1 / 25, 1 / 12, 1 / 5, 1 / 3)),
     "impulse_noise": (impulse_noise, (0.03, 0.06, 0.09, 0.17, 0.27)),
-    "gaussian_blur": (gaussian_blur, (0.01, 0.015, 0.02, 0.03, 0.04)),
+    "gaussian_blur": (gaussian_blur, (0.015, 0.02, 0.025, 0.035, 0.05)),
     "motion_blur": (motion_blur, (0.05, 0.1, 0.15, 0.2, 0.25)),
     "brightness": (brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),
     "contrast": (contrast, (0.6, 0.7, 0.8, 0.9, 0.95)),
@@ -181,8 +182,8 @@ def corrupt(
 ) -> UInt8[np.ndarray, "height width channels"]:
     """The image under a corruption of CORRUPTIONS.
 
-    Random numbers depend on the name and the index alone: a higher severity makes more of the same noise, and every
-    classifier is shown the same.
+    Random numbers depend on the name and the index alone: a higher severity has more of nearly the same
+    noise, and every classifier is shown the same.
 
     Args:
       image: gray (1 channel) or RGB.
@@ -193,7 +194,7 @@ def corrupt(
     strength = _strength(name, severity)
     rng = np.random.default_rng((zlib.crc32(name.encode()), index))
     corrupted = CORRUPTIONS[name][0](image.astype(np.float32) / 255, strength, rng)
-    return to_uint8(corrupted.reshape(image.shape))  # OpenCV drops a single channel
+    return to_uint8(corrupted.reshape(image.shape))
 
 
 def to_uint8(image: Image) -> UInt8[np.ndarray, "height width channels"]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from ssl_jax.evaluation import sweep
-from ssl_jax.evaluation._checks import check_same_dim
+from ssl_jax.evaluation._checks import check_finite, check_same_dim
 from ssl_jax.evaluation.labels import HELD_OUT
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -69,8 +69,9 @@ def linear_segmentation(
     """
     if not 2 <= num_classes <= IGNORE:
         raise ValueError(f"num_classes must be in 2..{IGNORE}, got {num_classes}; {IGNORE} itself means not counted")
-    _check_masks("train", len(train_maps), train_masks, num_classes)
-    _check_masks("test", len(test_maps), test_masks, num_classes)
+    for name, maps, masks in (("train", train_maps, train_masks), ("test", test_maps, test_masks)):
+        _check_masks(name, len(maps), masks, num_classes)
+        check_finite(name, maps)
     if len(train_maps) < 2:
         raise ValueError("one training image leaves none to choose the learning rate on; give at least 2")
     check_same_dim(train_maps, test_maps)

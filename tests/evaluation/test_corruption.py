@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -6,10 +8,10 @@ from ssl_jax.evaluation import corruption
 from ssl_jax.evaluation.corruption import CORRUPTIONS, corrupt, robustness
 
 RNG = np.random.default_rng(0)
-# Smooth, as images are: noise, blur and blocks all take away from it.
-WAVES = np.sin(np.arange(28)[:, None, None] / 4) * np.cos(np.arange(28)[None, :, None] / 3 + np.arange(3))
-COLOR = np.rint(127.5 + 100 * WAVES).astype(np.uint8)
-GRAY = COLOR[..., :1]
+# Waves with some texture, which noise, blur and blocks all take away from.
+WAVES = np.sin(np.arange(28)[:, None, None] / 4) * np.cos(np.arange(40)[None, :, None] / 3 + np.arange(3))
+WIDE = np.rint(127.5 + 80 * WAVES + RNG.uniform(-25, 25, WAVES.shape)).astype(np.uint8)
+COLOR, GRAY = WIDE[:, :28], WIDE[:, :28, :1]
 
 
 def distance(image, other):
@@ -17,14 +19,14 @@ def distance(image, other):
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-@pytest.mark.parametrize("image", [GRAY, COLOR, np.repeat(COLOR, 2, axis=1)], ids=["gray", "color", "wide"])
+@pytest.mark.parametrize("image", [GRAY, COLOR, WIDE], ids=["gray", "color", "wide"])
 def test_each_severity_takes_away_more(name, image):
     kept = image.copy()
     made = [corrupt(image, name, severity, 5) for severity in (1, 2, 3, 4, 5)]
     assert all(one.shape == image.shape and one.dtype == np.uint8 for one in made)
     distances = [distance(one, image) for one in made]
     assert distances[0] > 0
-    assert all(low < high for low, high in zip(distances, distances[1:], strict=False))
+    assert all(low < high for low, high in itertools.pairwise(distances))
     np.testing.assert_array_equal(image, kept)
 
 
@@ -75,7 +77,7 @@ def test_a_gaussian_blur_grows_with_the_image():
         rise = np.diff(corrupt(edge, "gaussian_blur", 5, 0)[side // 2, :, 0].astype(float)) / 255
         return np.sqrt(np.sum(rise * (np.arange(side - 1) - (side // 2 - 1)) ** 2))
 
-    np.testing.assert_allclose([width(64), width(128)], [0.04 * 64, 0.04 * 128], rtol=0.05)
+    np.testing.assert_allclose([width(64), width(128)], [0.05 * 64, 0.05 * 128], rtol=0.05)
 
 
 def test_rotation_goes_to_both_sides_about_the_middle():
