@@ -1,6 +1,6 @@
 """Attentive probes: what a classifier finds that may choose the patches which it looks at.
 
-Masked models leave what a class is told by in their patches, and hardly in the mean of these or in a class token.
+Nothing makes a masked model gather what an image shows in one token, or in its patches' mean, where a linear probe looks.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ def attentive_probe(
         images, and no paper's.
 
     Raises: ValueError for numbers out of range, a class with fewer labels than per_class, features that are not finite.
-    Source: El-Nouby et al. 2024, arXiv:2401.08541, section 5 and the authors' AttentionPoolingClassifier; a linear
+    Source: El-Nouby et al. 2024, arXiv:2401.08541, section 4 and the authors' AttentionPoolingClassifier; a linear
       layer after cross-attention from a learned query, as in CAE (Chen et al. 2022, arXiv:2202.03026).
     """
     check_labeled("train", train_tokens, train_labels, num_classes)

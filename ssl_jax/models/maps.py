@@ -5,6 +5,8 @@ Jitted, in evaluation mode; `module` is static.
 
 import functools
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,7 +21,7 @@ BLOCK_POOLS = ("cls", "mean", "cls_and_mean")
 
 @functools.partial(jax.jit, static_argnames="module")
 def patch_map(
-    module: nn.Module, variables: dict, images: Float[Array, "batch height width channels"]
+    module: nn.Module, variables: Mapping[str, Any], images: Float[Array, "batch height width channels"]
 ) -> Float[Array, "batch rows columns dim"]:
     """Features of each place: of a ViT its patches after the last LayerNorm, of a ResNet the last stage's map.
 
@@ -36,7 +38,7 @@ def patch_map(
 @functools.partial(jax.jit, static_argnames=("module", "blocks", "pool"))
 def block_features(
     module: nn.Module,
-    variables: dict,
+    variables: Mapping[str, Any],
     images: Float[Array, "batch height width channels"],
     *,
     blocks: int,
@@ -52,7 +54,7 @@ def block_features(
     Returns: [batch, blocks * dim], or with "cls_and_mean" [batch, (blocks + 1) * dim].
     Raises: ValueError for a module that is no ViT, has no such token or not so many blocks.
     Source: Caron et al. 2021, arXiv:2104.14294, appendix F.2 and the authors' eval_linear.py; Oquab et al. 2023,
-      arXiv:2304.07193, the authors' eval/linear.py; Assran et al. 2023, arXiv:2301.08243, appendix A.2.
+      arXiv:2304.07193, the authors' eval/linear.py; Assran et al. 2023, arXiv:2301.08243, appendix A.
     """
     check_choice("pool", pool, BLOCK_POOLS)
     vit = _check_vit(module, class_token=pool != "mean")
@@ -73,7 +75,7 @@ def block_features(
 
 @functools.partial(jax.jit, static_argnames="module")
 def class_attention(
-    module: nn.Module, variables: dict, images: Float[Array, "batch height width channels"]
+    module: nn.Module, variables: Mapping[str, Any], images: Float[Array, "batch height width channels"]
 ) -> Float[Array, "batch heads rows columns"]:
     """How much a ViT's class token attends to each patch in the last block: >= 0; what is missing to 1 is to itself.
 

@@ -31,12 +31,16 @@ def features(module, variables):
 
 
 def test_a_vits_map_has_each_patch_in_its_place():
-    module = vit(depth=0)  # without attention a patch's features are its pixels' alone
-    before = maps.patch_map(module, variables_of(module), IMAGES)
+    module = vit(depth=1)
+    variables = jax.tree.map(jnp.copy, variables_of(module))
+    for branch, last in (("attn", "proj"), ("mlp", "fc2")):  # blocks add nothing: a patch's features are its pixels'
+        layer = variables["params"]["blocks_0"][branch]
+        layer[last] = jax.tree.map(jnp.zeros_like, layer[last])
+    before = maps.patch_map(module, variables, IMAGES)
     assert before.shape == (3, 4, 2, 12)
     for row, column in ((0, 0), (2, 1), (3, 0)):
         changed = IMAGES.at[:, 2 * row, 2 * column + 1].add(1.0)
-        after = maps.patch_map(module, variables_of(module), changed)
+        after = maps.patch_map(module, variables, changed)
         differs = np.any(np.abs(after - before) > 1e-4, axis=(0, 3))
         assert np.argwhere(differs).tolist() == [[row, column]]
 
