@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Num
 
 from ssl_jax import models
 from ssl_jax.data.augment import normalize
+from ssl_jax.models import maps
 
 FILE = "backbone.safetensors"
 META = "ssl_jax"  # the entry of the header that holds what save_backbone was given
@@ -86,14 +87,63 @@ class Backbone:
           batch_size: images on the device at once; the last ones are filled up, so that it is compiled once.
         Raises: ValueError as `preprocess`, and for images that the model cannot take.
         """
-        h = np.empty((len(images), self.dim), np.float32)
+        return self._by_batches(self._apply, images, normalized, batch_size)
+
+    def patch_features(
+        self,
+        images: Num[np.ndarray | Array, "batch height width channels"],
+        normalized: bool = False,
+        batch_size: int = 256,
+    ) -> Float[np.ndarray, "batch rows columns dim"]:
+        """Features of each place, float32: `models.maps.patch_map`. Arguments as of `features`.
+
+        Raises: ValueError as `features`, and for a model that has none.
+        """
+        return self._by_batches(functools.partial(maps.patch_map, self.model), images, normalized, batch_size)
+
+    def block_features(
+        self,
+        images: Num[np.ndarray | Array, "batch height width channels"],
+        normalized: bool = False,
+        batch_size: int = 256,
+        *,
+        blocks: int = 4,
+        pool: str = "cls",
+    ) -> Float[np.ndarray, "batch dims"]:
+        """Features of a ViT's last blocks side by side, float32: `models.maps.block_features`, which has `blocks` and
+        `pool`. The other arguments as of `features`.
+
+        Raises: ValueError as `features`, for another model, and for blocks or tokens that it has not.
+        """
+        function = functools.partial(maps.block_features, self.model, blocks=blocks, pool=pool)
+        return self._by_batches(function, images, normalized, batch_size)
+
+    def class_attention(
+        self,
+        images: Num[np.ndarray | Array, "batch height width channels"],
+        normalized: bool = False,
+        batch_size: int = 256,
+    ) -> Float[np.ndarray, "batch heads rows columns"]:
+        """Where a ViT's class token looks in the last block: `models.maps.class_attention`. Arguments as of `features`.
+
+        Raises: ValueError as `features`, and for a model without a class token.
+        """
+        return self._by_batches(functools.partial(maps.class_attention, self.model), images, normalized, batch_size)
+
+    def _by_batches(
+        self, function: Callable[[Variables, Array], Array], images: Any, normalized: bool, batch_size: int
+    ) -> np.ndarray:
+        """`function` of the variables and the images, batch by batch."""
+        example = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+        shape = jax.eval_shape(function, self.variables, example).shape[1:]
+        h = np.empty((len(images), *shape), np.float32)
         for start in range(0, len(images), batch_size):
             x = images[start : start + batch_size]
             x = jnp.asarray(x, jnp.float32) if normalized else self.preprocess(x)
             rows = len(x)
             if start and rows < batch_size:
                 x = jnp.pad(x, ((0, batch_size - rows), (0, 0), (0, 0), (0, 0)))
-            h[start : start + rows] = self._apply(self.variables, x)[:rows]
+            h[start : start + rows] = function(self.variables, x)[:rows]
         return h
 
     @functools.cached_property

@@ -1,3 +1,4 @@
+import functools
 import json
 import re
 import struct
@@ -10,7 +11,8 @@ import pytest
 import safetensors.numpy
 
 from ssl_jax import load_backbone, models
-from ssl_jax.weights import save_backbone, torch_name
+from ssl_jax.models import maps
+from ssl_jax.weights import Backbone, save_backbone, torch_name
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(5, 12, 12, 3), dtype=np.uint8)
 OPTIONS = {"name": "resnet8", "width": 0.5, "zero_init_residual": False, "dtype": "float32"}
@@ -57,6 +59,30 @@ def test_loaded_features_are_those_that_were_saved(variables, saved):
         np.testing.assert_allclose(h, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(backbone.preprocess(IMAGES), normalized, atol=1e-5)
     assert backbone.features(IMAGES[:0]).shape == (0, 32)
+
+
+def test_dense_features_are_of_the_images_as_the_model_takes_them():
+    """Of normalized images, and the same in batches of any size."""
+    options = {"name": "vit_tiny_patch16_224", "dim": 12, "depth": 2, "patch_size": 4, "image_size": (12, 12)}
+    module = models.create(**options)
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
+    backbone = Backbone(module, variables, tuple(META["mean"]), tuple(META["std"]))
+    normalized = jnp.asarray((IMAGES / 255.0 - META["mean"]) / META["std"], jnp.float32)
+    for found, function, shape in (
+        (backbone.patch_features, maps.patch_map, (3, 3, 12)),
+        (backbone.class_attention, maps.class_attention, (3, 3, 3)),
+        (
+            functools.partial(backbone.block_features, blocks=2, pool="mean"),
+            functools.partial(maps.block_features, blocks=2, pool="mean"),
+            (24,),
+        ),
+    ):
+        expected = function(module, variables, normalized)
+        h = found(IMAGES, batch_size=2)
+        assert h.dtype == np.float32
+        np.testing.assert_allclose(h, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found(normalized, normalized=True), expected, rtol=1e-4, atol=1e-5)
+        assert found(IMAGES[:0]).shape == (0, *shape)
 
 
 def test_the_same_weights_make_the_same_bytes(variables, saved, tmp_path_factory):

@@ -3,9 +3,15 @@
 import numpy as np
 from jaxtyping import Float, Integer
 
+# Features of patches may be large: looked through by so many rows at a time, not all at once.
+ROWS = 1024
+
 
 def check_labeled(
-    name: str, features: Float[np.ndarray, "images dim"], labels: Integer[np.ndarray, "labels"], num_classes: int
+    name: str,
+    features: Float[np.ndarray, "images *places dim"],
+    labels: Integer[np.ndarray, "labels"],
+    num_classes: int,
 ) -> None:
     """Raises ValueError unless the features are finite and each image has one of the labels 0 .. num_classes - 1."""
     if len(features) != len(labels):
@@ -20,15 +26,19 @@ def check_labeled(
     check_finite(name, features)
 
 
-def check_finite(name: str, features: Float[np.ndarray, "images dim"]) -> None:
+def check_finite(name: str, features: Float[np.ndarray, "images *places dim"]) -> None:
     """Raises ValueError if a row of features has a NaN or infinity: those would win or lose every comparison."""
-    broken = int(np.sum(~np.isfinite(features).all(axis=1)))
+    chunks = (features[start : start + ROWS] for start in range(0, len(features), ROWS))
+    broken = sum(int(np.sum(~np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1))) for chunk in chunks)
     if broken:
-        raise ValueError(f"{name}: {broken} of {len(features)} rows of features are not finite; look at the backbone")
+        remedy = "look at the backbone" + (", or keep float32" if features.dtype == np.float16 else "")
+        raise ValueError(f"{name}: {broken} of {len(features)} rows of features are not finite; {remedy}")
 
 
-def check_same_dim(train_features: Float[np.ndarray, "train _"], test_features: Float[np.ndarray, "test _"]) -> None:
+def check_same_dim(
+    train_features: Float[np.ndarray, "train *places _"], test_features: Float[np.ndarray, "test *places _"]
+) -> None:
     """Raises ValueError if the two sets of features cannot be compared."""
-    train, test = train_features.shape[1], test_features.shape[1]
+    train, test = train_features.shape[-1], test_features.shape[-1]
     if train != test:
         raise ValueError(f"train and test features have {train} and {test} dimensions; take one backbone for both")

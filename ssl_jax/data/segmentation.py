@@ -1,0 +1,96 @@
+"""Images with masks: two folders, a mask having its image's name, but for the ending.
+
+    images/street/0001.jpg  masks/street/0001.png
+
+A mask is a gray PNG whose values are classes; 255 is for pixels that are not to count.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from ssl_jax.data.decode import EXTENSIONS, UndecodableImage, decode_image
+
+# How a PNG begins, and where it says how many bits its numbers have and what they are.
+PNG, BITS, KIND = b"\x89PNG\r\n\x1a\n", 24, 25
+GRAY, PALETTE = 0, 3
+NAMED = 3  # files in an error
+
+
+def load_masked(
+    images: Path, masks: Path, *, image_size: tuple[int, int], channels: int = 3
+) -> tuple[UInt8[np.ndarray, "images height width channels"], UInt8[np.ndarray, "images height width"]]:
+    """(images, masks), sorted by name, both resized to one size: masks by the nearest pixel.
+
+    The whole image is resized, whatever its aspect, so that no pixel of it is left out.
+
+    Args:
+      images, masks: folders, with those below them.
+      image_size: (height, width).
+      channels: 1 or 3.
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: no images, an image without a mask or a mask without an image, two of one name, a mask of another size
+        than its image's, or that is no gray PNG of 8 bits.
+      UndecodableImage: a broken file.
+    """
+    found, wanted = _by_stem(images, EXTENSIONS), _by_stem(masks, (".png",))
+    for these, those, kind, other in ((found, wanted, "image", "mask"), (wanted, found, "mask", "image")):
+        alone = sorted(these.keys() - those.keys())
+        if alone:
+            raise ValueError(
+                f"{len(alone)} of {len(these)} {kind}s have no {other} of the same name: {', '.join(alone[:NAMED])}"
+                f"{', ...' if len(alone) > NAMED else ''}; put it into {masks if other == 'mask' else images}"
+            )
+    size = image_size[::-1]  # OpenCV's order
+    read_images, read_masks = [], []
+    for stem, path in sorted(found.items()):
+        image = decode_image(path.read_bytes(), channels, str(path))
+        mask = decode_mask(wanted[stem].read_bytes(), str(wanted[stem]))
+        if image.shape[:2] != mask.shape:
+            raise ValueError(
+                f"{path} is {image.shape[0]}x{image.shape[1]} pixels, but its mask {mask.shape[0]}x{mask.shape[1]}; "
+                "make the mask of the image as it is now"
+            )
+        shrinks = mask.shape[0] > image_size[0] or mask.shape[1] > image_size[1]
+        resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        read_images.append(resized.reshape(*image_size, channels))
+        read_masks.append(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT))
+    return np.stack(read_images), np.stack(read_masks)
+
+
+def decode_mask(data: bytes, name: str) -> UInt8[np.ndarray, "height width"]:
+    """The values of a gray PNG. Raises: ValueError for another file, UndecodableImage for a broken one."""
+    if not data.startswith(PNG) or len(data) <= KIND:
+        raise UndecodableImage(name, "not a PNG")
+    if data[KIND] == PALETTE:
+        raise ValueError(
+            f"{name} is a PNG with a palette, which is read as its colors; write its indices as gray, once: "
+            'python -c "from PIL import Image; import numpy as np; '
+            "Image.fromarray(np.array(Image.open('IN.png'))).save('OUT.png')\""
+        )
+    if data[KIND] != GRAY or data[BITS] != 8:
+        what = "gray" if data[KIND] == GRAY else "not gray, or with alpha"
+        raise ValueError(f"{name} is {what}, of {data[BITS]} bits; a mask is gray, of 8 bits, its values the classes")
+    mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if mask is None:
+        raise UndecodableImage(name, "a broken or truncated PNG")
+    return mask
+
+
+def _by_stem(folder: Path, extensions: tuple[str, ...]) -> dict[str, Path]:
+    """{path below the folder without its ending: path}"""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r} (looked from {Path.cwd()})")
+    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in extensions and not p.name.startswith(".")]
+    if not paths:
+        raise ValueError(f"there are no files in {str(folder)!r} that end in {', '.join(extensions)}")
+    stems = {}
+    for path in paths:
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if stem in stems:
+            raise ValueError(f"{stems[stem]} and {path} have one name; keep one of them")
+        stems[stem] = path
+    return stems

@@ -1,0 +1,127 @@
+"""Attentive probes: what a classifier finds that may choose the patches which it looks at.
+
+Nothing makes a masked model gather what an image shows in one token, or in its patches' mean, where a linear probe looks.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer
+
+from ssl_jax.evaluation import sweep
+from ssl_jax.evaluation._checks import check_labeled, check_same_dim
+from ssl_jax.evaluation.labels import draw_labels
+
+LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+UNLABELED = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentiveProbe:
+    """What a probe found: an entry for each seed, or a single one if it was given all labels.
+
+    accuracies: on the test set, top-1 in percent.
+    learning_rates: as chosen.
+    predictions: classes of the test images, int32.
+    """
+
+    accuracies: tuple[float, ...]
+    learning_rates: tuple[float, ...]
+    predictions: Int[np.ndarray, "seeds test"]
+
+
+def attentive_probe(
+    train_tokens: Float[np.ndarray, "train tokens dim"],
+    train_labels: Integer[np.ndarray, "train"],
+    test_tokens: Float[np.ndarray, "test tokens dim"],
+    test_labels: Integer[np.ndarray, "test"],
+    *,
+    num_classes: int,
+    heads: int,
+    per_class: int | None,
+    seeds: Sequence[int] = (0, 1, 2),
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    steps: int = 500,
+    batch_size: int = 256,
+) -> AttentiveProbe:
+    """Test accuracy of a learned query that attends to frozen patch tokens, and a linear classifier of what it gets.
+
+    A head is standardized tokens -> keys and values (linear, without bias) -> one query's attention, of several heads
+    -> classes (linear). Tokens are standardized over the whole training set, which takes no labels (the paper: by
+    BatchNorm without scale and shift). Heads are trained at all learning rates side by side; that with the least cross
+    entropy on a fifth of the drawn labels is trained again on all that were drawn.
+
+    Args:
+      train_tokens, test_tokens: finite; float16 halves their memory. They stay on the host but for one batch.
+      train_labels, test_labels: in 0 .. num_classes - 1. Test labels serve to count the hits, for nothing else.
+      heads: of the attention, a divisor of dim; the paper has the backbone's own number.
+      per_class: as `linear.linear_probe` has it, which draws the same images.
+      seeds: one probe for each: of the draw, the initial weights and the order of the batches.
+      learning_rates, steps, batch_size: of AdamW, see `sweep.choose_and_fit`. The defaults are for some thousand small
+        images, and no paper's.
+
+    Raises: ValueError for numbers out of range, a class with fewer labels than per_class, features that are not finite.
+    Source: El-Nouby et al. 2024, arXiv:2401.08541, section 4 and the authors' AttentionPoolingClassifier; a linear
+      layer after cross-attention from a learned query, as in CAE (Chen et al. 2022, arXiv:2202.03026).
+    """
+    check_labeled("train", train_tokens, train_labels, num_classes)
+    check_labeled("test", test_tokens, test_labels, num_classes)
+    check_same_dim(train_tokens, test_tokens)
+    dim = train_tokens.shape[-1]
+    if not seeds or heads < 1 or dim % heads:
+        raise ValueError(f"a probe needs seeds, got {seeds}, and heads that divide dim={dim}, got {heads}")
+    fixed = sweep.standardization(train_tokens)
+    chosen, predictions = [], []
+    for seed in seeds[:1] if per_class is None else seeds:
+        index, held_out = draw_labels(train_labels, num_classes, per_class, seed)
+        params, rate = sweep.choose_and_fit(
+            _logits,
+            _first_params(jax.random.key(seed), heads, dim, num_classes),
+            fixed,
+            train_tokens,
+            train_labels,
+            index[~held_out],
+            index[held_out],
+            ignore=UNLABELED,
+            learning_rates=learning_rates,
+            steps=steps,
+            batch_size=min(batch_size, len(index)),
+            seed=seed,
+        )
+        batches = sweep.predict(_logits, params, fixed, test_tokens, (), batch_size=batch_size)
+        predictions.append(np.concatenate(list(batches)))
+        chosen.append(rate)
+    accuracies = 100.0 * np.mean(np.stack(predictions) == test_labels, axis=-1)
+    return AttentiveProbe(tuple(accuracies.tolist()), tuple(chosen), np.stack(predictions).astype(np.int32))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _first_params(rng: Array, heads: int, dim: int, num_classes: int) -> sweep.Params:
+    """As the authors begin: a query near 0, which attends to all tokens alike."""
+    query, key, value, classifier = jax.random.split(rng, 4)
+    shape, limit = (dim, heads, dim // heads), 1 / math.sqrt(dim)
+    return {
+        "query": 0.02 * jax.random.normal(query, shape[1:]),
+        "key": jax.random.uniform(key, shape, minval=-limit, maxval=limit),
+        "value": jax.random.uniform(value, shape, minval=-limit, maxval=limit),
+        "classifier": jax.random.uniform(classifier, (dim, num_classes), minval=-limit, maxval=limit),
+        "bias": jnp.zeros(num_classes),
+    }
+
+
+def _logits(
+    params: sweep.Params, fixed: sweep.Params, tokens: Float[Array, "batch tokens dim"], shape: sweep.Shape
+) -> Float[Array, "batch classes"]:
+    x = sweep.standardize(fixed, tokens)
+    einsum = functools.partial(jnp.einsum, precision="highest")  # TPUs would multiply in bfloat16
+    # The query is the same for all images: taken through the keys' matrix once, not each token's key made; and values
+    # are of the tokens' average, not averaged. The same numbers at 1 / (dim / heads) of the multiplications.
+    probe = einsum("dhk,hk->hd", params["key"], params["query"]) / math.sqrt(params["query"].shape[-1])
+    attention = jax.nn.softmax(einsum("hd,btd->bht", probe, x))
+    values = einsum("bhd,dhk->bhk", einsum("bht,btd->bhd", attention, x), params["value"])
+    return values.reshape(len(x), -1) @ params["classifier"] + params["bias"]

@@ -1,0 +1,90 @@
+"""Features made once: kept on disk under what they depend on."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """All that features depend on.
+
+    backbone: `checksum` of its variables.
+    architecture: what they are the variables of, as JSON has it: the name and options that models.create takes.
+    data, split, images: the data set's name, its split, and how many images it has. Files that were changed in place
+      are not noticed: delete the folder of the cache then.
+    preprocessing: whatever else was done, as JSON has it: size, channels, mean, std, which features ("patches"), dtype.
+    """
+
+    backbone: str
+    architecture: Mapping[str, Any]
+    data: str
+    split: str
+    images: int
+    preprocessing: Mapping[str, Any]
+
+
+def checksum(variables: Any) -> str:
+    """SHA-256 of all arrays of a tree, of their paths, dtypes and shapes: equal before and after exactly if nothing was
+    changed."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        array = np.asarray(leaf)
+        # Its length first: no two lists of arrays make one stream of bytes.
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()
+
+
+def cached(directory: str | os.PathLike, key: Key, make: Callable[[], Arrays]) -> Arrays:
+    """The arrays that `make` gave for this key, read from `directory`, or made now and written there.
+
+    A file is written whole or not at all, and has its arrays' checksum: one that is damaged is made again.
+
+    Args:
+      directory: made if it is not there.
+      make: () -> arrays by name, such as {"features", "labels"}, of any dtype that safetensors has (float16, int32).
+    Warns: RuntimeWarning for a damaged file.
+    """
+    text = json.dumps(dataclasses.asdict(key), sort_keys=True)
+    path = Path(directory) / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+    if path.exists():
+        try:
+            return _read(path)
+        except (safetensors.SafetensorError, ValueError) as error:
+            warnings.warn(f"{path} is damaged ({error}); its features are made again", RuntimeWarning, stacklevel=2)
+    arrays = {name: np.ascontiguousarray(array) for name, array in make().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own, as several programs may make the same features.
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    os.close(handle)
+    try:
+        safetensors.numpy.save_file(arrays, part, {"key": text, "checksum": checksum(arrays)})
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+    return arrays
+
+
+def _read(path: Path) -> Arrays:
+    """Raises: SafetensorError, ValueError for a file that is not as it was written."""
+    # The library compares the header's sizes with the file's before it gives out anything.
+    with safetensors.safe_open(path, framework="numpy") as file:
+        written = (file.metadata() or {}).get("checksum")
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    if checksum(arrays) != written:
+        raise ValueError("its arrays are not those that were written")
+    return arrays

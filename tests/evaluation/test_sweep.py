@@ -1,0 +1,123 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.evaluation import sweep
+
+RNG = np.random.default_rng(0)
+DIM, CLASSES = 3, 3
+CENTERS = np.array([[2, 0, 0], [0, 2, 0], [0, 0, 2]], np.float32)
+TARGETS = RNG.integers(0, CLASSES, 60).astype(np.int32)
+INPUTS = (CENTERS[TARGETS] + RNG.normal(size=(60, DIM))).astype(np.float16)
+FITTED, HELD_OUT = np.arange(48), np.arange(48, 60)
+START = {"kernel": jnp.zeros((DIM, CLASSES)), "bias": jnp.zeros(CLASSES)}
+OPTIONS = {"ignore": -1, "learning_rates": (1e-6, 0.1, 0.03), "steps": 20, "batch_size": 20, "seed": 0}
+
+
+def linear(params, fixed, inputs, shape):
+    return (inputs.astype(jnp.float32) * fixed["scale"]) @ params["kernel"] + params["bias"]
+
+
+FIXED = {"scale": jnp.ones(DIM)}
+
+
+def fit(inputs=INPUTS, targets=TARGETS, fitted=FITTED, held_out=HELD_OUT, **options):
+    return sweep.choose_and_fit(linear, START, FIXED, inputs, targets, fitted, held_out, **{**OPTIONS, **options})
+
+
+def test_heads_beside_each_other_are_those_alone():
+    options = {"ignore": -1, "steps": 20, "batch_size": 20, "seed": 0}
+    together = sweep._train(linear, START, FIXED, INPUTS, TARGETS, FITTED, (1e-3, 0.1), **options)
+    for i, rate in enumerate((1e-3, 0.1)):
+        alone = sweep._train(linear, START, FIXED, INPUTS, TARGETS, FITTED, (rate,), **options)
+        for name in START:
+            np.testing.assert_allclose(together[name][i], alone[name][0], rtol=1e-4, atol=1e-6)
+
+
+def test_adamw_by_hand():
+    """One step, of all the data at the whole rate: Adam's first is the gradient's sign."""
+    rows = FITTED[:47]  # the classes are not equally frequent among them
+    options = {"ignore": -1, "steps": 1, "batch_size": 47, "seed": 0}
+    residual = 1 / CLASSES - np.eye(CLASSES)[TARGETS[rows]]
+    kernel = -0.1 * np.sign(INPUTS[rows].astype(np.float64).T @ residual)
+    bias = -0.1 * np.sign(residual.sum(axis=0))
+    found = sweep._train(linear, START, FIXED, INPUTS, TARGETS, rows, (0.1,), **options)
+    np.testing.assert_allclose(found["kernel"][0], kernel, rtol=1e-3)
+    np.testing.assert_allclose(found["bias"][0], bias, rtol=1e-3)
+    start = {"kernel": jnp.full((DIM, CLASSES), 2.0), "bias": jnp.full(CLASSES, 2.0)}  # of the same probabilities
+    decayed = sweep._train(linear, start, FIXED, INPUTS, TARGETS, rows, (0.1,), **options)
+    np.testing.assert_allclose(decayed["kernel"][0], 2 + kernel - 0.1 * sweep.WEIGHT_DECAY * 2, rtol=1e-3)
+    np.testing.assert_allclose(decayed["bias"][0], 2 + bias, rtol=1e-3)  # no decay
+
+
+def test_held_out_labels_choose_the_rate_and_all_labels_are_fitted():
+    params, rate = fit()
+    assert rate == 0.1
+    options = {name: OPTIONS[name] for name in ("ignore", "steps", "batch_size", "seed")}
+    everything = sweep._train(linear, START, FIXED, INPUTS, TARGETS, np.arange(60), (0.1,), **options)
+    np.testing.assert_allclose(params["kernel"], everything["kernel"][0], rtol=1e-4, atol=1e-6)
+    # Labels held out that say the opposite: the rate that learns least is best.
+    opposite = np.where(np.arange(60) >= 48, (TARGETS + 1) % 3, TARGETS)
+    assert fit(targets=opposite)[1] == 1e-6
+
+
+def test_what_is_ignored_and_what_fills_a_batch_changes_nothing():
+    more = np.concatenate([INPUTS, 50 * INPUTS[:7]])
+    unlabeled = np.concatenate([TARGETS, np.full(7, -1, np.int32)])
+    rows = {"fitted": np.append(FITTED, np.arange(60, 64)), "held_out": np.append(HELD_OUT, np.arange(64, 67))}
+    expected, rate = fit(batch_size=100)  # all rows in each batch, 40 to 52 of it filled up
+    params, other_rate = fit(more, unlabeled, **rows, batch_size=100)
+    assert rate == other_rate
+    np.testing.assert_allclose(params["kernel"], expected["kernel"], rtol=1e-3, atol=1e-5)
+
+
+def test_every_row_is_seen_once_an_epoch():
+    """Of a batch of one a step moves by its own input: which rows were seen can be read from the weights."""
+    inputs, targets = np.eye(7, dtype=np.float32), np.zeros(7, np.int32)
+    start, fixed = {"kernel": jnp.zeros((7, 2))}, {"scale": jnp.ones(7)}
+
+    def head(params, fixed, inputs, shape):
+        return inputs @ params["kernel"]
+
+    for steps, seen in ((6, 6), (7, 7)):
+        heads = sweep._train(
+            head, start, fixed, inputs, targets, np.arange(7), (0.1,), ignore=-1, steps=steps, batch_size=1, seed=3
+        )
+        assert np.sum(np.abs(heads["kernel"][0, :, 0]) > 1e-3) == seen
+
+
+def test_standardization_over_any_number_of_chunks(monkeypatch):
+    maps = (5 + 100 * RNG.normal(size=(40, 2, 3, 4))).astype(np.float16)
+    maps[..., 1] = 7
+    expected = maps.reshape(-1, 4).astype(np.float64)
+    for chunk in (2**26, 500, 1):
+        monkeypatch.setattr(sweep, "CHUNK_BYTES", chunk)
+        fixed = sweep.standardization(maps)
+        np.testing.assert_allclose(fixed["mean"], expected.mean(axis=0), rtol=1e-5)
+        std = expected.std(axis=0)
+        np.testing.assert_allclose(fixed["scale"], np.divide(1, std, out=np.zeros(4), where=std > 0), rtol=1e-5)
+        assert fixed["scale"][1] == 0
+
+
+def test_predictions_come_for_every_row():
+    params = {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}
+    batches = list(sweep.predict(linear, params, FIXED, INPUTS, (), batch_size=25))
+    assert [len(batch) for batch in batches] == [25, 25, 10]
+    np.testing.assert_array_equal(np.concatenate(batches), INPUTS.argmax(axis=1))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"learning_rates": ()}, r"learning_rates must be above 0, one at least, got \(\)"),
+        ({"learning_rates": (0.1, 0.0)}, r"learning_rates must be above 0"),
+        ({"steps": 0}, "steps and batch_size must be at least 1, got 0 and 20"),
+        ({"batch_size": 0}, "steps and batch_size must be at least 1, got 20 and 0"),
+        ({"learning_rates": (1e38, 3e38), "steps": 3}, "diverged at each of the learning_rates"),
+    ],
+)
+def test_bad_numbers_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(**options)
+    assert jax.tree.all(jax.tree.map(lambda p: bool(jnp.all(p == 0)), START))  # no start is donated
