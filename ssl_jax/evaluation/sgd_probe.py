@@ -116,9 +116,7 @@ def sgd_probe(
     lr, weight_decay = grid[best]
     heads = train_heads(passes, train_labels, grid[best : best + 1], num_classes=num_classes, recipe=recipe, seed=seed)
     if not all(np.isfinite(leaf).all() for leaf in heads.params.values()):
-        raise ValueError(
-            f"the head of lr {lr}, weight decay {weight_decay} has diverged; lower recipe.lrs {recipe.lrs}"
-        )
+        raise ValueError(f"the head of lr {lr}, weight decay {weight_decay} has diverged; lower its lrs {recipe.lrs}")
     test = (jnp.asarray(test_features[rows]) for rows in _chunks(len(test_features)))
     predictions = np.concatenate([np.argmax(_logits(heads, x, recipe=recipe)[0], axis=1) for x in test])
     batch_size = min(recipe.batch_size, len(train_labels))

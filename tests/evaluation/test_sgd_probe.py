@@ -78,8 +78,8 @@ def test_equals_numpy(changes):
     made = recipe(**changes)
     passes = np.stack([TRAIN[0], clusters(150, seed=3)[0]])
     grid = [(made.lrs[0], 0.0), (made.lrs[0] / 10, 0.01)]
-    start = train_heads(passes, TRAIN[1], [(1e-30, 0.0)], num_classes=4, recipe=SHORT).params  # does not move
-    initial = start["kernel"][0], start["bias"][0]
+    unmoved = train_heads(passes, TRAIN[1], [(1e-30, 0.0)], num_classes=4, recipe=SHORT).params
+    initial = unmoved["kernel"][0], np.zeros(4)
     assert 0.005 < np.std(initial[0]) < 0.02
     found = train_heads(passes, TRAIN[1], grid, num_classes=4, recipe=made)
     assert int(found.step) == 12
@@ -87,7 +87,7 @@ def test_equals_numpy(changes):
         (kernel, bias), mean, variance = numpy_heads(passes, TRAIN[1], made, lr, weight_decay, initial)
         np.testing.assert_allclose(found.params["kernel"][i], kernel, rtol=2e-4, atol=2e-6)
         np.testing.assert_allclose(found.params["bias"][i], bias, rtol=2e-4, atol=2e-6)
-        assert np.abs(kernel - initial[0]).max() > 1e-3
+        assert np.abs(kernel - initial[0]).max() > 1e-4
     np.testing.assert_allclose(found.mean, mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.variance, variance, rtol=1e-4)
 
@@ -113,17 +113,17 @@ def test_batches_are_a_function_of_seed_and_epoch():
         assert np.any(order != other)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_separates_what_is_separable(name):
-    """Directions of the classes, of length 10: large enough for the smallest learning rates, where steps are few."""
+@pytest.mark.parametrize("name", ["simclr", "moco_v2", "simsiam", "dinov2", "msn", "mae"])
+def test_recipes_separate_what_is_separable(name):
+    """At the paper's learning rate, if not its batch size; in directions of length 10, as steps are few."""
     labels = np.arange(400, dtype=np.int32) % 4
     features = 10 * np.eye(6, dtype=np.float32)[labels] + np.float32(0.1)
-    made = dataclasses.replace(
-        RECIPES[name], batch_size=100, epochs=30, warmup_epochs=min(RECIPES[name].warmup_epochs, 3)
-    )
+    paper = RECIPES[name]
+    lrs = tuple(lr * paper.batch_size / 100 for lr in paper.lrs)
+    made = dataclasses.replace(paper, lrs=lrs, batch_size=100)
     probe = sgd_probe(features, labels, features[:100], labels[:100], num_classes=4, recipe=made)
     assert probe.accuracy == 100
-    assert (probe.batch_size, probe.steps) == (100, 120)
+    assert (probe.batch_size, probe.steps) == (100, 4 * paper.epochs)
     assert probe.lr in made.lrs
     np.testing.assert_allclose(probe.peak_lr, probe.lr * 100 / 256)
 
@@ -157,12 +157,12 @@ def test_test_labels_only_count_the_hits():
 
 
 def test_a_diverged_head_is_not_chosen():
-    made = recipe(lrs=(1e38, 1.0))
+    made = recipe(weight_decays=(1e30, 0.0))
     probe = sgd_probe(*TRAIN, *TEST, num_classes=4, recipe=made)
-    assert probe.lr == 1.0
-    assert np.isnan(probe.held_out[0, 0])
-    with pytest.raises(ValueError, match="has diverged; lower recipe.lrs"):
-        sgd_probe(*TRAIN, *TEST, num_classes=4, recipe=recipe(lrs=(1e38,)))
+    assert probe.weight_decay == 0.0
+    np.testing.assert_array_equal(np.isnan(probe.held_out), [[True, False]])
+    with pytest.raises(ValueError, match="has diverged; lower its lrs"):
+        sgd_probe(*TRAIN, *TEST, num_classes=4, recipe=recipe(weight_decays=(1e30,)))
 
 
 def test_scores_are_summed_over_chunks(monkeypatch):
