@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "parallel": set(),
     "checkpoint": set(),
     "metrics": set(),
-    "evaluation": {"losses"},
+    "evaluation": {"losses", "optim"},
     "methods": {"losses", "models", "optim"},
     "step": {"methods", "data", "evaluation"},
     "weights": {"models", "data"},

@@ -1,0 +1,92 @@
+"""How the papers train their linear probes: the numbers, each with its source."""
+
+import dataclasses
+
+OPTIMIZERS = ("sgd", "lars", "larc")
+SCALINGS = ("none", "batch_norm", "unit_layer_norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeRecipe:
+    """The settings of `sgd_probe`. Momentum is 0.9 throughout; initial weights are normal, of deviation 0.01.
+
+    lrs: > 0, of a batch of 256 images; in force is lr * batch_size / 256. Of several the best on held-out images.
+    batch_size, epochs: at least 1.
+    weight_decays: >= 0, added to the gradient; of several the best as well.
+    optimizer: "sgd"; "lars" (trust ratio 0.001 for the weights); "larc" (the same for the biases, too).
+    nesterov: of "sgd".
+    drops: shares of the epochs at which the learning rate becomes a tenth, () for half a cosine to 0.
+    warmup_epochs: of the cosine, from 0.
+    constant_within_epochs: the learning rate changes between epochs only, as torch's schedulers are mostly called.
+    scaling: what the classifier is given: "none", the features; "batch_norm", without scale and shift; or
+      "unit_layer_norm", LayerNorm with scale and shift that are trained, and then unit length.
+
+    Raises: ValueError for what is out of range.
+    """
+
+    lrs: tuple[float, ...]
+    batch_size: int
+    epochs: int
+    weight_decays: tuple[float, ...] = (0.0,)
+    optimizer: str = "sgd"
+    nesterov: bool = False
+    drops: tuple[float, ...] = ()
+    warmup_epochs: int = 0
+    constant_within_epochs: bool = False
+    scaling: str = "none"
+
+    def __post_init__(self):
+        if not self.lrs or min(self.lrs) <= 0 or not self.weight_decays or min(self.weight_decays) < 0:
+            raise ValueError(f"lrs must be above 0 and weight_decays at least 0, got {self.lrs}, {self.weight_decays}")
+        if self.batch_size < 1 or self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(
+                f"batch_size {self.batch_size} and epochs {self.epochs} must be at least 1, warmup_epochs "
+                f"{self.warmup_epochs} from 0 to epochs; with fewer epochs give fewer of warm-up"
+            )
+        if self.optimizer not in OPTIMIZERS or self.scaling not in SCALINGS:
+            raise ValueError(f"no optimizer {self.optimizer!r} or scaling {self.scaling!r}: {OPTIMIZERS}, {SCALINGS}")
+        if self.nesterov and self.optimizer != "sgd":
+            raise ValueError(f"nesterov is sgd's; {self.optimizer} has plain momentum")
+        if self.drops and (self.warmup_epochs or not all(0 < drop < 1 for drop in self.drops)):
+            raise ValueError(f"drops must be in (0, 1), and without warm-up; got {self.drops}, {self.warmup_epochs}")
+
+
+RECIPES = {
+    # arXiv:2002.05709, appendix B.6: no regularization, no warm-up; the cosine is of the authors' code.
+    "simclr": ProbeRecipe(lrs=(0.1,), batch_size=4096, epochs=90, nesterov=True),
+    # arXiv:1911.05722, section 4.1, and arXiv:2003.04297: suits the small features that MoCo's have been.
+    "moco_v1": ProbeRecipe(lrs=(30.0,), batch_size=256, epochs=100, drops=(0.6, 0.8)),
+    "moco_v2": ProbeRecipe(lrs=(30.0,), batch_size=256, epochs=100, drops=(0.6, 0.8)),
+    # arXiv:2104.02057, the authors' code: 0.1 for ResNet-50, 3 for ViT.
+    "moco_v3_resnet": ProbeRecipe(lrs=(0.1,), batch_size=1024, epochs=90, constant_within_epochs=True),
+    "moco_v3_vit": ProbeRecipe(lrs=(3.0,), batch_size=1024, epochs=90, constant_within_epochs=True),
+    # arXiv:2006.07733, appendix C.1; read as those of 256 images, as its code scales them.
+    "byol": ProbeRecipe(lrs=(0.4, 0.3, 0.2, 0.1, 0.05), batch_size=1024, epochs=80, nesterov=True),
+    # arXiv:2011.10566, appendix A.
+    "simsiam": ProbeRecipe(lrs=(0.1,), batch_size=4096, epochs=90, optimizer="larc", constant_within_epochs=True),
+    # arXiv:2103.03230, section 3.1 and the authors' code.
+    "barlow_twins": ProbeRecipe(
+        lrs=(0.3,), batch_size=256, epochs=100, weight_decays=(1e-6,), constant_within_epochs=True
+    ),
+    # arXiv:2105.04906, section 5.1 and the authors' code.
+    "vicreg": ProbeRecipe(lrs=(0.02,), batch_size=256, epochs=100, weight_decays=(1e-6,), constant_within_epochs=True),
+    # arXiv:2006.09882, appendix A and the authors' code.
+    "swav": ProbeRecipe(lrs=(0.3,), batch_size=256, epochs=100, weight_decays=(1e-6,), constant_within_epochs=True),
+    # arXiv:2104.14294, the authors' code: 8 devices of 128 images.
+    "dino": ProbeRecipe(lrs=(0.001,), batch_size=1024, epochs=100, constant_within_epochs=True),
+    # arXiv:2304.07193, appendix B.3 and the authors' code: 12,500 steps of 8 devices of 128 images.
+    "dinov2": ProbeRecipe(
+        lrs=(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1), batch_size=1024, epochs=10
+    ),
+    # arXiv:2204.07141, the authors' code: so large because what is classified has unit length. The batch size is that
+    # of one device, and of how many is not said; there the learning rate does not follow it.
+    "msn": ProbeRecipe(lrs=(6.4,), batch_size=256, epochs=100, nesterov=True, scaling="unit_layer_norm"),
+    # arXiv:2111.06377, table 10.
+    "mae": ProbeRecipe(
+        lrs=(0.1,), batch_size=16384, epochs=90, optimizer="lars", warmup_epochs=10, scaling="batch_norm"
+    ),
+    # Of no paper: wide enough for features of any length.
+    "sweep": ProbeRecipe(
+        lrs=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0), weight_decays=(0.0, 1e-6, 1e-4), batch_size=256, epochs=100
+    ),
+}
