@@ -9,6 +9,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from ssl_jax.report.images import class_name
+from ssl_jax.report.palette import STYLES
 
 # Fewer have no neighborhoods to lay out; more take minutes.
 FEWEST, MOST = 10, 2000
@@ -16,31 +17,8 @@ WIDTH, HEIGHT, MARGIN = 1000, 760, 30  # of the map, in its own units
 
 
 @dataclasses.dataclass(frozen=True)
-class Mark:
-    """A shape around the origin, some 14 units wide, as an SVG path."""
-
-    d: str
-    hollow: bool = False  # drawn as a line, not filled
-
-
-# One for each class that has a style of its own (the page has as many colors), so that color is not needed.
-MARKS = (
-    Mark("M-6 0A6 6 0 1 0 6 0A6 6 0 1 0-6 0Z"),  # disc
-    Mark("M-5.4-5.4H5.4V5.4H-5.4Z"),  # square
-    Mark("M0-7.4 6.8 5H-6.8Z"),  # triangle
-    Mark("M0-7.6 7.6 0 0 7.6-7.6 0Z"),  # diamond
-    Mark("M-7 0H7M0-7V7", hollow=True),  # plus
-    Mark("M-5.6 0A5.6 5.6 0 1 0 5.6 0A5.6 5.6 0 1 0-5.6 0Z", hollow=True),  # ring
-    Mark("M-5.4-5.4 5.4 5.4M-5.4 5.4 5.4-5.4", hollow=True),  # cross
-    Mark("M0 7 6.4-4.6H-6.4Z", hollow=True),  # open triangle, point down
-    Mark("M-5-5H5V5H-5Z", hollow=True),  # open square
-    Mark("M0-7V7M-6.1-3.5 6.1 3.5M-6.1 3.5 6.1-3.5", hollow=True),  # asterisk
-)
-
-
-@dataclasses.dataclass(frozen=True)
 class Group:
-    """The points of one class: `style` counts from 0, None is that of all other or unlabeled images."""
+    """The points of one class: `style` is an index into STYLES, None that of all other or unlabeled images."""
 
     name: str
     style: int | None
@@ -59,7 +37,7 @@ def layout(embeddings: Mapping[str, np.ndarray]) -> list[Group]:
     features, labels = embeddings["features"][:MOST], embeddings["labels"][:MOST]
     points = _fit(_tsne(features))
     classes, counts = np.unique(labels[labels >= 0], return_counts=True)
-    styled = np.sort(classes[np.argsort(-counts, kind="stable")][: len(MARKS)])
+    styled = np.sort(classes[np.argsort(-counts, kind="stable")][: len(STYLES)])
     groups = []
     rest = ~np.isin(labels, styled)
     if rest.any():
