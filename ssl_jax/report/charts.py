@@ -9,12 +9,14 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from ssl_jax.report.names import short
 from ssl_jax.report.palette import SUBJECT_STYLES, Style
 from ssl_jax.report.scores import Score
 from ssl_jax.report.svg import INKS, draw
 
 SIZE = (4.6, 2.7)  # inches of 72 units
 TICK_STEPS = [1, 2, 2.5, 5, 10]
+LONGEST_NAME = 44  # that fits the width
 MARKED = 12  # a line of at most so many points shows each
 
 
@@ -100,7 +102,7 @@ def dots(rows: Mapping[str, Mapping[str, Score]], styles: Mapping[str, Style] = 
                 above = 2 + (len(order) - order.index(compared)) / len(order)
                 axes.errorbar(score.mean, height, **bar, **_marker(styles[compared]), zorder=above)
             axes.annotate(
-                name,
+                short(name, LONGEST_NAME),
                 (0, height),
                 xycoords=axes.get_yaxis_transform(),
                 xytext=(0, 9),

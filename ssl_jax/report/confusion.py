@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ssl_jax.report.images import class_name
+from ssl_jax.report.names import short
 
 # More rows and columns could not be read at a phone's width.
 MOST_CLASSES, MOST_MISTAKES, LONGEST_NAME = 12, 5, 16
@@ -49,10 +50,7 @@ def confusion(predictions: Mapping[str, np.ndarray]) -> Confusion | None:
     shown = np.sort(np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")[:MOST_CLASSES])
     return Confusion(
         percents[np.ix_(shown, shown)],
-        [
-            name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-            for name in map(names.__getitem__, shown)
-        ],
+        [short(names[i], LONGEST_NAME) for i in shown],
         len(classes),
         [Mistake(names[i], names[j], float(percents[i, j])) for i, j in _most(percents * (wrong > 0))],
     )

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
-from ssl_jax.report import health, images, page, scatter, svg, templates
+from ssl_jax.report import health, images, names, page, scatter, svg, templates
 from ssl_jax.report.palette import LIGHT, STYLES
 from ssl_jax.report.read import Record
 
@@ -51,9 +51,9 @@ def _rows(record: Record) -> dict[str, list[Row]]:
     if record.pictures:
         found["drawn"] = [(title, list(made)) for title, made in record.pictures.items()]
     if len(record.embeddings.get("images", ())) >= 2:
-        shown, labels, names = (record.embeddings[name] for name in ("images", "labels", "class_names"))
+        shown, labels, class_names = (record.embeddings[name] for name in ("images", "labels", "class_names"))
         found["neighbors"] = [
-            (images.class_name(int(labels[query]), names), [shown[query], *(shown[i] for i in nearest)])
+            (images.class_name(int(labels[query]), class_names), [shown[query], *(shown[i] for i in nearest)])
             for query, nearest in images.neighbors(record.embeddings)
         ]
     return found
@@ -68,7 +68,7 @@ def _grid(rows: Sequence[Row]) -> Figure:
         cell.set_axis_off()
     for line, (title, made) in zip(axes, rows, strict=True):
         at = dict(transform=line[0].transAxes, ha="right", va="center", parse_math=False, color=LIGHT["ink"])
-        line[0].text(-0.08, 0.5, title[:24], fontsize=9, **at)
+        line[0].text(-0.08, 0.5, names.short(title, 24), fontsize=9, **at)
         for cell, image in zip(line, made, strict=False):
             shown = images.displayable(image)
             cell.imshow(shown.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")

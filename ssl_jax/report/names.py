@@ -33,3 +33,8 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def short(text: str, most: int) -> str:
+    """At most `most` characters of it."""
+    return text if len(text) <= most else text[: most - 1] + "…"
