@@ -16,6 +16,7 @@ def render(record: Record) -> str:
     """The page as HTML."""
     rows = scores.rows(record.evaluation)
     embeddings = record.embeddings
+    groups = scatter.layout(embeddings)
     return templates.render(
         "page.html.jinja",
         title=_title(record),
@@ -42,7 +43,10 @@ def render(record: Record) -> str:
         pictures=images.picture_rows(record.pictures),
         queries=images.neighbor_gallery(embeddings),
         agreement=images.agreement(embeddings),
-        map=scatter.layout(embeddings),
+        map=groups,
+        thumbnails=scatter.thumbnails(groups),
+        sheet=images.sheet(embeddings["images"][: scatter.MOST]) if groups else "",
+        sheet_columns=images.SHEET_COLUMNS,
         map_size=(scatter.WIDTH, scatter.HEIGHT),
         styles=STYLES,
         pixelated={

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from ssl_jax.report.images import class_name
+from ssl_jax.report.images import SHEET_COLUMNS, class_name
 from ssl_jax.report.palette import STYLES
 
 # Fewer have no neighborhoods to lay out; more take minutes.
@@ -23,6 +23,7 @@ class Group:
     name: str
     style: int | None
     points: list[tuple[int, int]]
+    images: list[int]  # rows of the embeddings, in the order of the points
     label: tuple[int, int]  # where the class's number is drawn
 
 
@@ -41,13 +42,15 @@ def layout(embeddings: Mapping[str, np.ndarray]) -> list[Group]:
     groups = []
     rest = ~np.isin(labels, styled)
     if rest.any():
-        groups.append(Group(_name_of_rest(labels[rest]), None, [_pair(point) for point in points[rest]], (0, 0)))
+        groups.append(
+            Group(_name_of_rest(labels[rest]), None, _pairs(points[rest]), np.flatnonzero(rest).tolist(), (0, 0))
+        )
     taken: list[Float[np.ndarray, "2"]] = []
     for style, label in enumerate(styled):
         mine = points[labels == label]
         taken.append(_label_position(mine, taken))
         name = class_name(int(label), embeddings["class_names"])
-        groups.append(Group(name, style, [_pair(point) for point in mine], _pair(taken[-1])))
+        groups.append(Group(name, style, _pairs(mine), np.flatnonzero(labels == label).tolist(), _pair(taken[-1])))
     return groups
 
 
@@ -90,6 +93,39 @@ def _label_position(
     order = np.argsort(-(squares < 50.0**2).sum(axis=1), kind="stable")
     free = [i for i in order if all(np.hypot(*(points[i] - other)) >= apart for other in taken)]
     return points[free[0] if free else order[0]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Thumbnail:
+    """What is shown while a point is pointed at: where the point lies, and where on images.sheet its image does.
+
+    left, top: percent of the map. column, row: on the sheet. away: to which side the image opens, so that it stays
+    on the map: "r" to the left of points at the right, "t" below those at the top, "rt", "".
+    """
+
+    left: float
+    top: float
+    column: int
+    row: int
+    away: str
+
+
+def thumbnails(groups: Sequence[Group]) -> list[Thumbnail]:
+    return [
+        Thumbnail(
+            round(100 * x / WIDTH, 1),
+            round(100 * y / HEIGHT, 1),
+            image % SHEET_COLUMNS,
+            image // SHEET_COLUMNS,
+            ("r" if x > WIDTH / 2 else "") + ("t" if y < HEIGHT / 2 else ""),
+        )
+        for group in groups
+        for (x, y), image in zip(group.points, group.images, strict=True)
+    ]
+
+
+def _pairs(points: Float[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
+    return [_pair(point) for point in points]
 
 
 def _pair(point: Float[np.ndarray, "2"]) -> tuple[int, int]:

@@ -61,9 +61,10 @@ def test_what_is_wrong_with_a_page_is_found(tmp_path):
     wrong = """<!doctype html><body><p style="width: 2000px">wide</p><div class="panel" style="width: 100px">
       <span style="position: absolute; left: 200px">beyond</span></div><script>console.error("oh")</script>
       <p style="position: absolute; top: 60px">one</p><p style="position: absolute; top: 61px">other</p>
-      <img src="file:///absent.png">"""
+      <img src="http://localhost:9/absent.png">"""
     (narrow, wide), console = browse(wrong, tmp_path)
     assert narrow["width"] == wide["width"] > 2000
     assert narrow["overlaps"] == [["one", "other"]]
     assert narrow["outside"] == ["beyond"]
+    assert narrow["fetched"] == ["http://localhost:9/absent.png"]
     assert any("oh" in line for line in console)

@@ -134,7 +134,9 @@ def test_nothing_is_fetched(workdir):
     ]
     assert links
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
-    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page.source))
+    assert all(
+        target.startswith(("#", "data:image/webp;base64,")) for target in re.findall(r"url\(([^)]*)\)", page.source)
+    )
     assert "@import" not in page.source
 
 
