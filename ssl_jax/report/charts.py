@@ -158,12 +158,13 @@ def matrix(percents: Float[np.ndarray, "classes classes"], names: Sequence[str])
     with draw((SIZE[0], SIZE[0] * (0.25 + 0.06 * count) if count < 12 else SIZE[0])) as drawing:
         axes = drawing.axes
         for (row, column), percent in np.ndenumerate(percents):
-            shade = 0.03 + 0.97 * percent / 100
+            shade = 0.03 + 0.47 * percent / 100  # at most half, so that the ink stands out, light or dark
             corner = (column - 0.46, row - 0.46)
             axes.add_patch(Rectangle(corner, 0.92, 0.92, linewidth=0, color=INKS["pretrained"], alpha=shade))
             if percent >= 0.5:
-                color = INKS["panel" if shade > 0.55 else "ink"]
-                axes.text(column, row, f"{percent:.0f}", fontsize=9, color=color, ha="center", va="center_baseline")
+                axes.text(
+                    column, row, f"{percent:.0f}", fontsize=9, color=INKS["ink"], ha="center", va="center_baseline"
+                )
         axes.grid(visible=False)
         axes.set_xlim(-0.5, count - 0.5)
         axes.set_ylim(count - 0.5, -0.5)
