@@ -259,9 +259,7 @@ def save_embeddings(
     )
 
 
-def save_predictions(
-    workdir: Path, class_names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray
-) -> None:
+def save_predictions(workdir: Path, class_names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray) -> None:
     """samples/predictions.npz: classes of the labeled test images, and which were predicted."""
     np.savez(
         workdir / "samples" / "predictions.npz",

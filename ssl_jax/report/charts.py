@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -98,7 +99,7 @@ def dots(rows: Mapping[str, Mapping[str, Score]], styles: Mapping[str, Style] = 
             means = [score.mean for score in scores.values()]
             axes.plot([min(means), max(means)], [height, height], color=INKS["rule"], linewidth=3, zorder=1)
             for compared, score in scores.items():
-                bar = dict(xerr=score.std or None, elinewidth=1.4, capsize=3, linestyle="")
+                bar: dict[str, Any] = dict(xerr=score.std or None, elinewidth=1.4, capsize=3, linestyle="")
                 above = 2 + (len(order) - order.index(compared)) / len(order)
                 axes.errorbar(score.mean, height, **bar, **_marker(styles[compared]), zorder=above)
             axes.annotate(
@@ -133,10 +134,10 @@ def label_efficiency(
     """
     with draw(SIZE) as drawing:
         axes = drawing.axes
-        for compared, points in reversed(lines.items()):
+        for compared, points in reversed(list(lines.items())):  # the first above the others
             counts = [count for count, _ in points]
             means, stds = [score.mean for _, score in points], [score.std for _, score in points]
-            bar = dict(yerr=stds if any(stds) else None, elinewidth=1.4, capsize=3, linewidth=1.8)
+            bar: dict[str, Any] = dict(yerr=stds if any(stds) else None, elinewidth=1.4, capsize=3, linewidth=1.8)
             axes.errorbar(counts, means, **bar, **_marker(styles[compared], 0.85))
         axes.set_xscale("log")
         ticks = _apart(sorted({count for points in lines.values() for count, _ in points}))
@@ -161,7 +162,7 @@ def matrix(percents: Float[np.ndarray, "classes classes"], names: Sequence[str])
             shade = 0.03 + 0.47 * percent / 100  # at most half, so that the ink stands out, light or dark
             corner = (column - 0.46, row - 0.46)
             axes.add_patch(Rectangle(corner, 0.92, 0.92, linewidth=0, color=INKS["pretrained"], alpha=shade))
-            if percent >= 0.5:
+            if percent > 0.5:
                 axes.text(
                     column, row, f"{percent:.0f}", fontsize=9, color=INKS["ink"], ha="center", va="center_baseline"
                 )
@@ -177,7 +178,7 @@ def matrix(percents: Float[np.ndarray, "classes classes"], names: Sequence[str])
     return drawing.inline
 
 
-def _marker(style: Style, scale: float = 1.0) -> dict[str, object]:
+def _marker(style: Style, scale: float = 1.0) -> dict[str, Any]:
     color = INKS[style.color]
     face = INKS["panel"] if style.mark.hollow else color
     size = scale * style.size
