@@ -2,7 +2,7 @@
 
 The pre-trained backbone beside random initialization and the raw pixels, all under the same protocols: its frozen
 features by kNN and linear probes, and, where asked for, the whole of it fine-tuned. Writes DIR/evaluation.json and,
-for the report, DIR/samples/embeddings.npz.
+for the report, DIR/samples/embeddings.npz and DIR/samples/predictions.npz.
 """
 
 import dataclasses
@@ -43,6 +43,7 @@ PROTOCOLS, BY_DEFAULT = ("knn", "linear", "finetune"), ("knn", "linear")  # fine
 
 Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 Features = Callable[[np.ndarray], np.ndarray]  # uint8 [BATCH, height, width, channels] -> [BATCH, dim]
+Keep = Callable[[np.ndarray, np.ndarray], None]  # is given labels and predictions, both [test]
 Scores = dict[str, dict[str, Any]]  # protocol -> {"mean": percent, "std": percent, ...}
 
 
@@ -64,6 +65,7 @@ def evaluate(workdir: Path, data: str, protocols: tuple[str, ...]) -> dict[str, 
     }
     h, labels = extract(backbone.features, batches["test"](), BATCH)
     save_embeddings(workdir, batches["test"], h, labels, train.class_names)
+    (workdir / "samples" / "predictions.npz").unlink(missing_ok=True)  # of an earlier evaluation, maybe of other data
     if not train.class_names:
         print(f"{train.name} has no labels, which {' and '.join(protocols)} measure against; the embeddings are saved")
     else:
@@ -71,13 +73,14 @@ def evaluate(workdir: Path, data: str, protocols: tuple[str, ...]) -> dict[str, 
             score_features, batches=batches, num_classes=len(train.class_names), protocols=protocols
         )
 
-        def score(name: str, backbone: Backbone, *, tuned: bool) -> Scores:
-            return frozen(name, backbone.features) | (
+        def score(name: str, backbone: Backbone, *, tuned: bool, keep: Keep | None = None) -> Scores:
+            return frozen(name, backbone.features, keep=keep) | (
                 score_finetuning(name, backbone, train, test, config) if tuned else {}
             )
 
         tuned = "finetune" in protocols
-        result["pretrained"] = score("pretrained", backbone, tuned=tuned)
+        keep = functools.partial(save_predictions, workdir, train.class_names)
+        result["pretrained"] = score("pretrained", backbone, tuned=tuned, keep=keep)
         result["pixels"] = frozen("pixels", pixels)
         result["random_variants"] = {
             # Training forgets the statistics that it began with.
@@ -151,8 +154,15 @@ def calibrate(backbone: Backbone, batches: Batches) -> Backbone:
 
 
 def score_features(
-    name: str, features: Features, *, batches: Mapping[str, Batches], num_classes: int, protocols: tuple[str, ...]
+    name: str,
+    features: Features,
+    *,
+    batches: Mapping[str, Batches],
+    num_classes: int,
+    protocols: tuple[str, ...],
+    keep: Keep | None = None,
 ) -> Scores:
+    """`keep` is called with the labels of the test images and what the linear probe with the most labels says."""
     begun = time.perf_counter()
     (train_h, train_y), (test_h, test_y) = (labeled(*extract(features, batches[s](), BATCH)) for s in ("train", "test"))
     scores: Scores = {}
@@ -179,6 +189,8 @@ def score_features(
                 "accuracies": list(probe.accuracies),
                 "strengths": list(probe.strengths),
             }
+            if per_class is None and keep is not None:
+                keep(test_y, probe.predictions[0])
     summary = "  ".join(f"{protocol} {score['mean']:.1f}" for protocol, score in scores.items())
     print(f"{name} ({train_h.shape[1]} dimensions, {time.perf_counter() - begun:.0f} s): {summary}", flush=True)
     return scores
@@ -243,6 +255,16 @@ def save_embeddings(
         images=np.concatenate(images)[:SAMPLES],
         features=h[:SAMPLES],
         labels=labels[:SAMPLES],
+        class_names=np.array(class_names, dtype=np.str_),
+    )
+
+
+def save_predictions(workdir: Path, class_names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray) -> None:
+    """samples/predictions.npz: classes of the labeled test images, and which were predicted."""
+    np.savez(
+        workdir / "samples" / "predictions.npz",
+        labels=labels.astype(np.int32),
+        predictions=predictions.astype(np.int32),
         class_names=np.array(class_names, dtype=np.str_),
     )
 

@@ -54,11 +54,17 @@ def test_every_protocol_beside_its_baselines(workdir, capsys, monkeypatch):
     assert (workdir / weights.FILE).read_bytes() == checksum
     saved = np.load(workdir / "samples" / "embeddings.npz")
     assert len(saved["images"]) == len(saved["features"]) == len(saved["labels"]) == 64
+    predicted = np.load(workdir / "samples" / "predictions.npz")
+    right = predicted["predictions"] == predicted["labels"]
+    assert 100 * right.mean() == pytest.approx(found["pretrained"]["linear/all/top1"]["mean"])
+    np.testing.assert_array_equal(predicted["labels"], saved["labels"])
+    assert predicted["class_names"].tolist() == found["data"]["classes"]
 
 
 def test_fine_tuning_only_where_asked_for(workdir):
     found = evaluate.evaluate(workdir, "", ("knn",))
     assert set(found["pretrained"]) == {"knn/k20_t0.07/top1", "knn/k200_t0.07/top1"}
+    assert not (workdir / "samples" / "predictions.npz").exists()  # those of the evaluation before are gone
 
 
 def test_unknown_protocols_are_refused(workdir):

@@ -1,76 +1,57 @@
-"""Line charts and dot plots as inline SVG, in the page's own fonts and colors, light or dark."""
+"""Line charts, dot plots and matrices as inline SVG, in the page's own fonts and colors, light or dark."""
 
-import hashlib
-import io
-import re
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context, ticker
-from matplotlib.figure import Figure
+from jaxtyping import Float, Int
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
-from ssl_jax.report.scores import SUBJECTS, Row
+from ssl_jax.report.names import short
+from ssl_jax.report.palette import SUBJECT_STYLES, Style
+from ssl_jax.report.scores import Score
+from ssl_jax.report.svg import INKS, draw
 
-# Written by matplotlib as these colors, then replaced by the page's CSS variables, which follow its color scheme.
-INK, MUTED, RULE, PAPER = "#000001", "#000002", "#000003", "#000004"
-SUBJECT_COLORS = {"pretrained": "#000005", "random": "#000006", "pixels": "#000007"}
-VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {c: s for s, c in SUBJECT_COLORS.items()}
-MARKERS = {"pretrained": "o", "random": "D", "pixels": "s"}  # told apart without color, too
-
+SIZE = (4.6, 2.7)  # inches of 72 units
 TICK_STEPS = [1, 2, 2.5, 5, 10]
+LONGEST_NAME = 44  # that fits the width
+MARKED = 12  # a line of at most so many points shows each
 
-STYLE: dict[Any, Any] = {  # matplotlib's rcParams
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "ssl_jax",  # the same figure, the same bytes
-    "font.size": 11,
-    "font.family": "sans-serif",
-    "text.color": INK,
-    "text.parse_math": False,  # a $ in a name is a $
-    "axes.edgecolor": RULE,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": RULE,
-    "grid.linewidth": 0.7,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "ytick.major.size": 0,
-    "lines.solid_capstyle": "round",
-}
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Values over steps; with `low` and `high` in a band. NaN leaves a gap."""
+
+    steps: Int[np.ndarray, " n"]
+    values: Float[np.ndarray, " n"]
+    low: Float[np.ndarray, " n"] | None = None
+    high: Float[np.ndarray, " n"] | None = None
 
 
 def curve(
-    steps: np.ndarray,
-    values: np.ndarray,
+    steps: Int[np.ndarray, " n"],
+    values: Float[np.ndarray, " n"],
     *,
     level: tuple[float, str] | None = None,
     percent: bool = False,
     from_zero: bool = False,
-    size: tuple[float, float] = (4.6, 2.7),
+    size: tuple[float, float] = SIZE,
 ) -> str:
     """`values` over `steps` as SVG; `level` is a (height, label) to compare with, drawn dashed. NaN leaves a gap.
 
     from_zero: the axis begins at 0, for values of which it is the share of the possible that counts.
     """
-    with rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        few = len(steps) <= 12
-        axes.plot(
-            steps, values, color=SUBJECT_COLORS["pretrained"], linewidth=1.8, marker="o" if few else "", markersize=4.5
-        )
+    with draw(size) as drawing:
+        axes = drawing.axes
+        marker = "o" if len(steps) <= MARKED else ""
+        axes.plot(steps, values, color=INKS["pretrained"], linewidth=1.8, marker=marker, markersize=4.5)
         if from_zero:
             axes.set_ylim(bottom=0)
         if level is not None and np.isfinite(level[0]):
-            axes.axhline(level[0], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.axhline(level[0], color=INKS["muted"], linewidth=1.2, linestyle=(0, (4, 3)))
             axes.annotate(
                 level[1],
                 (1.0, level[0]),
@@ -78,51 +59,56 @@ def curve(
                 xytext=(0, 4),
                 textcoords="offset points",
                 horizontalalignment="right",
-                color=MUTED,
+                color=INKS["muted"],
             )
             # Room for the label above the line.
             low, high = axes.get_ylim()
             axes.set_ylim(low, max(high, level[0] + 0.16 * (high - low)))
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=4, integer=True, steps=TICK_STEPS))
-        axes.xaxis.set_major_formatter(_count)
-        axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=4 if size[1] < 2.5 else 5, steps=TICK_STEPS))
-        if percent:
-            axes.yaxis.set_major_formatter(_percent)
-        axes.set_xlabel("step")
-        return _svg(figure)
+        _over_steps(axes, percent=percent, nbins=4 if size[1] < 2.5 else 5)
+    return drawing.inline
 
 
-def dots(rows: Sequence[Row]) -> str:
-    """The subjects' scores of each row on one scale, with their std over seeds, as SVG."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 0.6 * len(rows) + 0.4), layout="constrained")
-        axes = figure.add_subplot()
+def curves(lines: Sequence[tuple[Line, Style]], *, percent: bool = False) -> str:
+    """Several lines on one scale as SVG, each with its band and, some points apart, its marks."""
+    with draw(SIZE) as drawing:
+        axes = drawing.axes
+        for number, (line, style) in enumerate(lines):
+            if line.low is not None and line.high is not None:
+                axes.fill_between(line.steps, line.low, line.high, color=INKS[style.color], alpha=0.22, linewidth=0)
+            between = max(len(line.steps) // (MARKED // 2), 1)
+            # Shifted, so that marks of lines that coincide do not.
+            every = (number * between // len(lines), between)
+            axes.plot(line.steps, line.values, linewidth=1.8, markevery=every, **_marker(style, 0.75))
+        _over_steps(axes, percent=percent, nbins=5)
+    return drawing.inline
+
+
+def dots(rows: Mapping[str, Mapping[str, Score]], styles: Mapping[str, Style] = SUBJECT_STYLES) -> str:
+    """The scores of each row on one scale, with their std, as SVG.
+
+    Args:
+      rows: name -> what is compared -> its score.
+      styles: of what is compared, the most important first: it is drawn above the others.
+    """
+    with draw((SIZE[0], 0.6 * len(rows) + 0.4)) as drawing:
+        axes = drawing.axes
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
-        for height, row in enumerate(rows):
-            means = [score.mean for score in row.scores.values()]
-            axes.plot([min(means), max(means)], [height, height], color=RULE, linewidth=3, zorder=1)
-            for subject, score in row.scores.items():
-                axes.errorbar(
-                    score.mean,
-                    height,
-                    xerr=score.std or None,
-                    fmt=MARKERS[subject],
-                    color=SUBJECT_COLORS[subject],
-                    markerfacecolor=SUBJECT_COLORS[subject] if subject == "pretrained" else PAPER,
-                    markeredgewidth=1.8,
-                    markersize={"pretrained": 9, "random": 6.5, "pixels": 7}[subject],
-                    elinewidth=1.4,
-                    capsize=3,
-                    zorder=3 if subject == "pretrained" else 2,
-                )
+        order = list(styles)
+        for height, (name, scores) in enumerate(rows.items()):
+            means = [score.mean for score in scores.values()]
+            axes.plot([min(means), max(means)], [height, height], color=INKS["rule"], linewidth=3, zorder=1)
+            for compared, score in scores.items():
+                bar: dict[str, Any] = dict(xerr=score.std or None, elinewidth=1.4, capsize=3, linestyle="")
+                above = 2 + (len(order) - order.index(compared)) / len(order)
+                axes.errorbar(score.mean, height, **bar, **_marker(styles[compared]), zorder=above)
             axes.annotate(
-                row.name,
+                short(name, LONGEST_NAME),
                 (0, height),
                 xycoords=axes.get_yaxis_transform(),
                 xytext=(0, 9),
                 textcoords="offset points",
-                color=INK,
+                color=INKS["ink"],
                 in_layout=False,  # a long name takes no room from the dots
             )
         axes.set_ylim(len(rows) - 0.7, -0.6)
@@ -130,13 +116,91 @@ def dots(rows: Sequence[Row]) -> str:
         axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, steps=TICK_STEPS))
         axes.xaxis.set_major_formatter(_percent)
         axes.margins(x=0.06)
-        return _svg(figure)
+    return drawing.inline
 
 
-def legend() -> list[tuple[str, str, str]]:
-    """(subject, its marker, its name), for the key beside `dots`."""
-    shapes = {"o": "circle", "D": "diamond", "s": "square"}
-    return [(subject, shapes[MARKERS[subject]], name) for subject, name in SUBJECTS.items()]
+def label_efficiency(
+    lines: Mapping[str, Sequence[tuple[float, Score]]],
+    styles: Mapping[str, Style] = SUBJECT_STYLES,
+    *,
+    all_labels: float | None = None,
+) -> str:
+    """Scores over the number of labels per class, on a log axis, with their std, as SVG.
+
+    Args:
+      lines: what is compared -> (labels per class, score), fewest first.
+      styles: of what is compared, the most important first.
+      all_labels: a number of labels per class that is called "all".
+    """
+    with draw(SIZE) as drawing:
+        axes = drawing.axes
+        for compared, points in reversed(list(lines.items())):  # the first above the others
+            counts = [count for count, _ in points]
+            means, stds = [score.mean for _, score in points], [score.std for _, score in points]
+            bar: dict[str, Any] = dict(yerr=stds if any(stds) else None, elinewidth=1.4, capsize=3, linewidth=1.8)
+            axes.errorbar(counts, means, **bar, **_marker(styles[compared], 0.85))
+        axes.set_xscale("log")
+        ticks = _apart(sorted({count for points in lines.values() for count, _ in points}))
+        axes.set_xticks(ticks, ["all" if count == all_labels else f"{count:,.0f}" for count in ticks])
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=5, steps=TICK_STEPS))
+        axes.yaxis.set_major_formatter(_percent)
+        axes.margins(x=0.07)
+        axes.set_xlabel("labels per class")
+    return drawing.inline
+
+
+def matrix(percents: Float[np.ndarray, "classes classes"], names: Sequence[str]) -> str:
+    """Each class's images by the class that they were taken for, in percent, as SVG: the darker, the more.
+
+    The rows carry names and numbers, the columns the numbers.
+    """
+    count = len(names)
+    with draw((SIZE[0], SIZE[0] * (0.25 + 0.06 * count) if count < 12 else SIZE[0])) as drawing:
+        axes = drawing.axes
+        for (row, column), percent in np.ndenumerate(percents):
+            shade = 0.03 + 0.47 * percent / 100  # at most half, so that the ink stands out, light or dark
+            corner = (column - 0.46, row - 0.46)
+            axes.add_patch(Rectangle(corner, 0.92, 0.92, linewidth=0, color=INKS["pretrained"], alpha=shade))
+            if percent > 0.5:
+                axes.text(
+                    column, row, f"{percent:.0f}", fontsize=9, color=INKS["ink"], ha="center", va="center_baseline"
+                )
+        axes.grid(visible=False)
+        axes.set_xlim(-0.5, count - 0.5)
+        axes.set_ylim(count - 0.5, -0.5)
+        numbers = range(count)
+        axes.set_xticks(numbers, [f"{number + 1}" for number in numbers])
+        axes.set_yticks(numbers, [f"{name}  {number + 1}" for number, name in enumerate(names)])
+        axes.tick_params(axis="x", length=0)
+        axes.spines["bottom"].set_visible(False)
+        axes.set_xlabel("taken for")
+    return drawing.inline
+
+
+def _marker(style: Style, scale: float = 1.0) -> dict[str, Any]:
+    color = INKS[style.color]
+    face = INKS["panel"] if style.mark.hollow else color
+    size = scale * style.size
+    return dict(color=color, marker=style.marker, markersize=size, markerfacecolor=face, markeredgewidth=1.8)
+
+
+def _over_steps(axes: Axes, *, percent: bool, nbins: int) -> None:
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=4, integer=True, steps=TICK_STEPS))
+    axes.xaxis.set_major_formatter(_count)
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=nbins, steps=TICK_STEPS))
+    if percent:
+        axes.yaxis.set_major_formatter(_percent)
+    axes.set_xlabel("step")
+
+
+def _apart(counts: Sequence[float]) -> list[float]:
+    """Those of the sorted counts whose labels have room beside each other on a log axis; the last is always one."""
+    kept: list[float] = []
+    for count in reversed(counts):
+        if not kept or np.log(kept[-1] / count) > 0.13 * np.log(counts[-1] / counts[0]):
+            kept.append(count)
+    return kept[::-1]
 
 
 def _count(value: float, position: float) -> str:
@@ -145,21 +209,3 @@ def _count(value: float, position: float) -> str:
 
 def _percent(value: float, position: float) -> str:
     return f"{value:g}%"
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # The page sets the size.
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
-    # On one page with other figures an id must not repeat: those that are referred to are made this figure's own.
-    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
-    referred = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{m[1]}-{own}"' if m[1] in referred else "", svg)
-    svg = re.sub(r'(url\(|href=")#([^)"]+)', rf"\1#\2-{own}", svg)
-    for color, name in VARIABLES.items():
-        svg = svg.replace(color, f"var(--{name})")
-    return svg.strip()

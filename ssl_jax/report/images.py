@@ -2,7 +2,7 @@
 
 import base64
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -10,19 +10,43 @@ from jaxtyping import Float, Int, UInt8
 
 # Larger images are shrunk: a page of a hundred of them stays below some MB.
 LARGEST_SIDE = 96
+SHEET_SIDE, SHEET_COLUMNS = 32, 50  # of the thumbnails on one sheet
 NEIGHBORS, QUERIES = 8, 10
 
 
 def data_uri(image: UInt8[np.ndarray, "height width channels"]) -> str:
-    """A PNG; of other than 1 or 3 channels the mean is shown."""
-    if image.shape[2] not in (1, 3):
-        image = image.mean(axis=2, keepdims=True).round().astype(np.uint8)
+    """A PNG of the image as it is displayable."""
+    image = displayable(image)
     scale = LARGEST_SIDE / max(image.shape[:2])
     if scale < 1:
         height, width = (max(round(side * scale), 1) for side in image.shape[:2])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)
     stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
-    return "data:image/png;base64," + base64.b64encode(cv2.imencode(".png", stored)[1].tobytes()).decode()
+    return _uri("png", stored)
+
+
+def sheet(images: UInt8[np.ndarray, "n height width channels"]) -> str:
+    """A data URI of all images side by side, each as a square of SHEET_SIDE pixels, in rows of SHEET_COLUMNS.
+
+    WebP, which loses a little: two thousand stay below a megabyte, as PNG they take three.
+    """
+    rows = -(-len(images) // SHEET_COLUMNS)
+    made = np.zeros((rows, SHEET_SIDE, SHEET_COLUMNS, SHEET_SIDE, 3), np.uint8)
+    scale = SHEET_SIDE / max(images.shape[1:3])
+    height, width = (max(round(side * scale), 1) for side in images.shape[1:3])
+    top, left = (SHEET_SIDE - height) // 2, (SHEET_SIDE - width) // 2
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    for i, image in enumerate(images):
+        small = cv2.resize(displayable(image), (width, height), interpolation=interpolation).reshape(height, width, -1)
+        row, column = divmod(i, SHEET_COLUMNS)
+        made[row, top : top + height, column, left : left + width] = small[..., ::-1]  # as OpenCV wants them: BGR
+    pixels = made.reshape(rows * SHEET_SIDE, SHEET_COLUMNS * SHEET_SIDE, 3)
+    return _uri("webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, 80])
+
+
+def displayable(image: UInt8[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "height width shown"]:
+    """Of 1 or 3 channels; of others the mean is shown."""
+    return image if image.shape[2] in (1, 3) else image.mean(axis=2, keepdims=True).round().astype(np.uint8)
 
 
 def css_class(images: np.ndarray | None) -> str:
@@ -64,24 +88,32 @@ def neighbor_gallery(embeddings: Mapping[str, np.ndarray]) -> list[Query]:
     """
     if not embeddings or len(embeddings["images"]) < 2:
         return []
-    images, features = embeddings["images"], embeddings["features"]
-    labels, class_names = embeddings["labels"].tolist(), embeddings["class_names"]
+    images, labels, class_names = embeddings["images"], embeddings["labels"].tolist(), embeddings["class_names"]
+    return [
+        Query(
+            data_uri(images[query]),
+            class_name(labels[query], class_names),
+            [
+                Neighbor(
+                    data_uri(images[i]),
+                    class_name(labels[i], class_names),
+                    None if min(labels[i], labels[query]) < 0 else labels[i] == labels[query],
+                )
+                for i in nearest
+            ],
+        )
+        for query, nearest in neighbors(embeddings)
+    ]
+
+
+def neighbors(embeddings: Mapping[str, np.ndarray]) -> list[tuple[int, list[int]]]:
+    """(image, its most similar others, best first) of the images that the gallery shows."""
+    features = embeddings["features"]
     chosen = _queries(embeddings["labels"])
     similarity = cosine(features, features[chosen])
     similarity[chosen, np.arange(len(chosen))] = -np.inf  # not its own neighbor
-    gallery = []
-    for query, column in zip(chosen, similarity.T, strict=True):
-        nearest = np.argsort(-column, kind="stable")[: min(NEIGHBORS, len(images) - 1)]
-        neighbors = [
-            Neighbor(
-                data_uri(images[i]),
-                class_name(labels[i], class_names),
-                None if min(labels[i], labels[query]) < 0 else labels[i] == labels[query],
-            )
-            for i in nearest
-        ]
-        gallery.append(Query(data_uri(images[query]), class_name(labels[query], class_names), neighbors))
-    return gallery
+    nearest = np.argsort(-similarity, axis=0, kind="stable")[: min(NEIGHBORS, len(features) - 1)]
+    return list(zip(chosen.tolist(), nearest.T.tolist(), strict=True))
 
 
 def agreement(embeddings: Mapping[str, np.ndarray], block: int = 1024) -> float | None:
@@ -111,6 +143,13 @@ def class_name(label: int, class_names: np.ndarray) -> str:
     if label < 0:
         return ""
     return str(class_names[label]) if label < len(class_names) else f"class {label}"
+
+
+def _uri(kind: str, image: np.ndarray, options: Sequence[int] = ()) -> str:
+    """Of an image in OpenCV's order of channels."""
+    return (
+        f"data:image/{kind};base64," + base64.b64encode(cv2.imencode(f".{kind}", image, options)[1].tobytes()).decode()
+    )
 
 
 def _queries(labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "queries"]:

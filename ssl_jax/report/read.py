@@ -25,6 +25,8 @@ class Record:
       none, as of a method that draws nothing.
     embeddings: samples/embeddings.npz: "images" uint8 [n, height, width, channels], "features" float32 [n, dim],
       "labels" int32 [n] (-1 is unlabeled), "class_names"; {} where there is none.
+    predictions: samples/predictions.npz: "labels" and "predictions" int32 [n] of test images, both >= 0, "class_names";
+      {} where there is none.
     unreadable: file name -> reason, of the files that are there but damaged.
     """
 
@@ -36,6 +38,7 @@ class Record:
     views: Mapping[str, np.ndarray]
     pictures: Mapping[str, np.ndarray]
     embeddings: Mapping[str, np.ndarray]
+    predictions: Mapping[str, np.ndarray]
     unreadable: Mapping[str, str]
 
     @property
@@ -91,6 +94,7 @@ def read(workdir: Path) -> Record:
         views=attempt("samples/views.npz", _read_views, {}),
         pictures=attempt("samples/pictures.npz", _read_pictures, {}),
         embeddings=attempt("samples/embeddings.npz", _read_embeddings, {}),
+        predictions=attempt("samples/predictions.npz", _read_predictions, {}),
         unreadable=unreadable,
     )
 
@@ -133,6 +137,18 @@ def _read_embeddings(path: Path) -> dict[str, np.ndarray]:
     # Features of a diverged run: neither map nor neighbors are defined for them.
     finite = np.isfinite(arrays["features"]).all(axis=1)
     return arrays | {name: arrays[name][finite] for name in rows}
+
+
+def _read_predictions(path: Path) -> dict[str, np.ndarray]:
+    arrays = _read_arrays(path, {"labels": 1, "predictions": 1, "class_names": 1})
+    labels, predictions = arrays["labels"], arrays["predictions"]
+    if len(labels) != len(predictions) or len(labels) == 0:
+        raise ValueError(f"{len(labels)} labels and {len(predictions)} predictions; as many are needed, and some")
+    if not (np.issubdtype(labels.dtype, np.integer) and np.issubdtype(predictions.dtype, np.integer)):
+        raise ValueError(f"labels and predictions are whole numbers, not {labels.dtype} and {predictions.dtype}")
+    if min(labels.min(), predictions.min()) < 0:
+        raise ValueError("a label or prediction is negative")
+    return arrays
 
 
 def _read_arrays(path: Path, ndim: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from ssl_jax.report.images import class_name
+from ssl_jax.report.images import SHEET_COLUMNS, class_name
+from ssl_jax.report.palette import STYLES
 
 # Fewer have no neighborhoods to lay out; more take minutes.
 FEWEST, MOST = 10, 2000
@@ -16,35 +17,13 @@ WIDTH, HEIGHT, MARGIN = 1000, 760, 30  # of the map, in its own units
 
 
 @dataclasses.dataclass(frozen=True)
-class Mark:
-    """A shape around the origin, some 14 units wide, as an SVG path."""
-
-    d: str
-    hollow: bool = False  # drawn as a line, not filled
-
-
-# One for each class that has a style of its own (the page has as many colors), so that color is not needed.
-MARKS = (
-    Mark("M-6 0A6 6 0 1 0 6 0A6 6 0 1 0-6 0Z"),  # disc
-    Mark("M-5.4-5.4H5.4V5.4H-5.4Z"),  # square
-    Mark("M0-7.4 6.8 5H-6.8Z"),  # triangle
-    Mark("M0-7.6 7.6 0 0 7.6-7.6 0Z"),  # diamond
-    Mark("M-7 0H7M0-7V7", hollow=True),  # plus
-    Mark("M-5.6 0A5.6 5.6 0 1 0 5.6 0A5.6 5.6 0 1 0-5.6 0Z", hollow=True),  # ring
-    Mark("M-5.4-5.4 5.4 5.4M-5.4 5.4 5.4-5.4", hollow=True),  # cross
-    Mark("M0 7 6.4-4.6H-6.4Z", hollow=True),  # open triangle, point down
-    Mark("M-5-5H5V5H-5Z", hollow=True),  # open square
-    Mark("M0-7V7M-6.1-3.5 6.1 3.5M-6.1 3.5 6.1-3.5", hollow=True),  # asterisk
-)
-
-
-@dataclasses.dataclass(frozen=True)
 class Group:
-    """The points of one class: `style` counts from 0, None is that of all other or unlabeled images."""
+    """The points of one class: `style` is an index into STYLES, None that of all other or unlabeled images."""
 
     name: str
     style: int | None
     points: list[tuple[int, int]]
+    images: list[int]  # rows of the embeddings, in the order of the points
     label: tuple[int, int]  # where the class's number is drawn
 
 
@@ -59,17 +38,19 @@ def layout(embeddings: Mapping[str, np.ndarray]) -> list[Group]:
     features, labels = embeddings["features"][:MOST], embeddings["labels"][:MOST]
     points = _fit(_tsne(features))
     classes, counts = np.unique(labels[labels >= 0], return_counts=True)
-    styled = np.sort(classes[np.argsort(-counts, kind="stable")][: len(MARKS)])
+    styled = np.sort(classes[np.argsort(-counts, kind="stable")][: len(STYLES)])
     groups = []
     rest = ~np.isin(labels, styled)
     if rest.any():
-        groups.append(Group(_name_of_rest(labels[rest]), None, [_pair(point) for point in points[rest]], (0, 0)))
+        groups.append(
+            Group(_name_of_rest(labels[rest]), None, _pairs(points[rest]), np.flatnonzero(rest).tolist(), (0, 0))
+        )
     taken: list[Float[np.ndarray, "2"]] = []
     for style, label in enumerate(styled):
         mine = points[labels == label]
         taken.append(_label_position(mine, taken))
         name = class_name(int(label), embeddings["class_names"])
-        groups.append(Group(name, style, [_pair(point) for point in mine], _pair(taken[-1])))
+        groups.append(Group(name, style, _pairs(mine), np.flatnonzero(labels == label).tolist(), _pair(taken[-1])))
     return groups
 
 
@@ -112,6 +93,39 @@ def _label_position(
     order = np.argsort(-(squares < 50.0**2).sum(axis=1), kind="stable")
     free = [i for i in order if all(np.hypot(*(points[i] - other)) >= apart for other in taken)]
     return points[free[0] if free else order[0]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Thumbnail:
+    """What is shown while a point is pointed at: where the point lies, and where on images.sheet its image does.
+
+    left, top: percent of the map. column, row: on the sheet. away: to which side the image opens, so that it stays
+    on the map: "r" to the left of points at the right, "t" below those at the top, "rt", "".
+    """
+
+    left: float
+    top: float
+    column: int
+    row: int
+    away: str
+
+
+def thumbnails(groups: Sequence[Group]) -> list[Thumbnail]:
+    return [
+        Thumbnail(
+            round(100 * x / WIDTH, 1),
+            round(100 * y / HEIGHT, 1),
+            image % SHEET_COLUMNS,
+            image // SHEET_COLUMNS,
+            ("r" if x > WIDTH / 2 else "") + ("t" if y < HEIGHT / 2 else ""),
+        )
+        for group in groups
+        for (x, y), image in zip(group.points, group.images, strict=True)
+    ]
+
+
+def _pairs(points: Float[np.ndarray, "n 2"]) -> list[tuple[int, int]]:
+    return [_pair(point) for point in points]
 
 
 def _pair(point: Float[np.ndarray, "2"]) -> tuple[int, int]:

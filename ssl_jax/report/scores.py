@@ -2,12 +2,16 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 # Keys of evaluation.json -> what they are called in the report.
 SUBJECTS = {"pretrained": "Pre-trained", "random": "Random network", "pixels": "Raw pixels"}
 BASELINES = {"random": "the best random network", "pixels": "raw pixels"}
+# Protocols that are measured with several numbers of labels -> what they are called in the report.
+BY_LABELS = {"linear": "Linear probe", "finetune": "Fine-tuned"}
 VARIANTS = {
     "initial": "BatchNorm statistics as initialized",
     "calibrated": "BatchNorm statistics of training images",
@@ -58,17 +62,60 @@ class Gain:
 
 def rows(evaluation: Mapping[str, Any]) -> list[Row]:
     """One for each protocol that the pre-trained features were measured by, in their order."""
+    of = {subject: subject_scores(evaluation, subject) for subject in SUBJECTS}
     return [
-        Row(
-            *describe(protocol),
-            {
-                subject: _score(evaluation[subject][protocol])
-                for subject in SUBJECTS
-                if protocol in evaluation.get(subject, {})
-            },
-        )
-        for protocol in evaluation.get("pretrained", {})
+        Row(*describe(protocol), {subject: scores[protocol] for subject, scores in of.items() if protocol in scores})
+        for protocol in of["pretrained"]
     ]
+
+
+def subject_scores(evaluation: Mapping[str, Any], subject: str) -> dict[str, Score]:
+    """protocol -> score."""
+    return {protocol: _score(entry) for protocol, entry in evaluation.get(subject, {}).items()}
+
+
+def over_seeds(runs: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
+    """protocol -> the mean and the standard deviation of the runs' means; of a single run its own score."""
+    found: dict[str, list[Score]] = {}
+    for scores in runs:
+        for protocol, score in scores.items():
+            found.setdefault(protocol, []).append(score)
+    return {
+        protocol: scores[0]
+        if len(scores) == 1
+        else Score(float(np.mean(means := [score.mean for score in scores])), float(np.std(means, ddof=1)))
+        for protocol, scores in found.items()
+    }
+
+
+def all_labels(evaluation: Mapping[str, Any]) -> float | None:
+    """Labels per class, on average, of the whole training set; None where evaluation.json does not say."""
+    data = evaluation.get("data", {})
+    return data["train_images"] / len(data["classes"]) if data.get("train_images") and data.get("classes") else None
+
+
+def by_labels(scores: Mapping[str, Score], kind: str, all_labels: float | None) -> list[tuple[float, Score]]:
+    """(labels per class, score) of the protocols of a `kind` in BY_LABELS, fewest first.
+
+    all_labels: those of the whole training set; None leaves out the protocol that has them all.
+    """
+    points = []
+    for protocol, score in scores.items():
+        if match := re.fullmatch(rf"{kind}/(?:(\d+)_per_class|all)/top1", protocol):
+            count = float(match[1]) if match[1] else all_labels
+            points += [(count, score)] if count else []
+    return sorted(points, key=lambda point: point[0])
+
+
+def label_lines(evaluation: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[float, Score]]]]:
+    """kind -> subject -> points `by_labels`, of the kinds that were measured with two numbers of labels or more."""
+    every = all_labels(evaluation)
+    found = {}
+    for kind in BY_LABELS:
+        lines = {subject: by_labels(subject_scores(evaluation, subject), kind, every) for subject in SUBJECTS}
+        if len(lines["pretrained"]) >= 2:
+            found[kind] = {subject: points for subject, points in lines.items() if points}
+    return found
 
 
 def _score(entry: Mapping[str, Any]) -> Score:
@@ -104,6 +151,8 @@ def describe(protocol: str) -> tuple[str, str]:
         return "Linear, all labels", "a linear classifier that saw every label"
     if match := re.fullmatch(r"finetune/(\d+)_per_class/top1", protocol):
         return f"Fine-tuned, {match[1]} labels per class", f"the whole network trained on {match[1]} labels per class"
+    if protocol == "finetune/all/top1":
+        return "Fine-tuned, all labels", "the whole network trained on every label"
     return protocol, f"the protocol {protocol}"
 
 

@@ -90,6 +90,41 @@ def test_map_draws_the_most_frequent_classes_and_the_rest_as_others():
     assert [(group.name, group.style) for group in groups[1:]] == [(f"class {i}", i) for i in range(10)]
 
 
+@pytest.mark.parametrize("shape", [(28, 28, 1), (64, 32, 3), (16, 64, 5)])
+def test_thumbnail_of_a_point_is_its_image(shape):
+    rng = np.random.default_rng(0)
+    count = images.SHEET_COLUMNS + 10
+    levels = rng.integers(40, 256, count).astype(np.uint8)
+    shown = np.broadcast_to(levels[:, None, None, None], (count, *shape))
+    labels = rng.integers(-1, 2, count).astype(np.int32)
+    data = {"features": rng.normal(size=(count, 4)), "labels": labels, "class_names": np.array(["a", "b"])}
+    groups = scatter.layout(data)
+    data_uri = images.sheet(shown)
+    raw = np.frombuffer(base64.b64decode(data_uri.removeprefix("data:image/webp;base64,")), np.uint8)
+    sheet = cv2.imdecode(raw, cv2.IMREAD_COLOR)
+    side = images.SHEET_SIDE
+    assert sheet.shape == (2 * side, images.SHEET_COLUMNS * side, 3)
+    made = scatter.thumbnails(groups)
+    places = [(x, y, row) for group in groups for (x, y), row in zip(group.points, group.images, strict=True)]
+    assert sorted(row for *_, row in places) == list(range(count))
+    for group in groups:
+        assert set(labels[group.images]) == {-1 if group.style is None else group.style}
+    for thumbnail, (x, y, row) in zip(made, places, strict=True):
+        center = sheet[side * thumbnail.row + side // 2, side * thumbnail.column + side // 2]
+        assert np.abs(center.astype(int) - levels[row]).max() <= 6  # WebP loses a little
+        assert (thumbnail.left, thumbnail.top) == (round(x / 10, 1), round(y / 7.6, 1))
+        assert thumbnail.away == ("r" if x > 500 else "") + ("t" if y < 380 else "")
+
+
+def test_sheet_keeps_colors_and_the_aspect():
+    tall = np.zeros((1, 64, 16, 3), np.uint8)
+    tall[:] = (250, 100, 20)
+    raw = np.frombuffer(base64.b64decode(images.sheet(tall).split(",")[1]), np.uint8)
+    tile = cv2.imdecode(raw, cv2.IMREAD_COLOR)[:32, :32, ::-1].astype(int)
+    assert np.abs(tile[:, 14:18] - (250, 100, 20)).max() < 30  # WebP halves the resolution of color
+    assert tile[:, [0, 8, 23, 31]].max() < 30
+
+
 @pytest.mark.parametrize("count", [0, 2, 9])
 def test_too_few_images_have_no_map(count):
     data = {"features": np.zeros((count, 3), np.float32), "labels": np.zeros(count, np.int32), "class_names": []}

@@ -1,115 +1,13 @@
-import html
-import json
 import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from ssl_jax import report
+from tests.report.pages import ATTACK, Page, edit
 
 SECTIONS = ("worth", "training", "health", "views", "neighbors", "map", "details")
-# What a file name, a class or a config could hold, in each way that HTML could take it for its own.
-ATTACK = "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'><b>&amp;$x_"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def scores(knn, linear, std):
-    return {
-        "knn/k20_t0.07/top1": {"mean": knn, "std": 0.0},
-        "linear/10_per_class/top1": {"mean": linear, "std": std},
-    }
-
-
-@pytest.fixture
-def workdir(tmp_path):
-    """A finished run's files, of few and random images."""
-    made = tmp_path / "a run"
-    (made / "samples").mkdir(parents=True)
-    config = {
-        "seed": 0,
-        "batch_size": 4,
-        "steps": 30,
-        "data": {"name": "fashion_mnist", "path": "", "image_size": [28, 28], "channels": 1},
-        "model": {"name": "resnet8"},
-        "method": {"name": "simclr", "projector": [256, 64]},
-        "online_knn": {"bank": 30, "queries": 10, "k": 20},
-    }
-    facts = {
-        "devices": "1 x cpu (cpu)",
-        "num_images": 60,
-        "versions": {"jax": "0.10.2"},
-        "skipped": {"cat.jpg": "cut short"},
-    }
-    evaluation = {
-        "pretrained": scores(85.7, 75.1, 0.9),
-        "random": scores(79.3, 64.0, 1.2),
-        "pixels": scores(84.6, 71.4, 0.8),
-        "random_variants": {"initial": scores(70.0, 60.0, 1.0), "calibrated": scores(79.3, 64.0, 1.2)},
-    }
-    for name, value in (("config", config), ("run", facts), ("evaluation", evaluation)):
-        (made / f"{name}.json").write_text(json.dumps(value))
-    lines = [
-        {"step": step, "loss": 4.0 / step, "chance_level": 2.0, "images_per_second": 8.0, "data_wait": 0.01}
-        | {"embedding_std": 0.12, "rankme": 50.0, "embedding_dim": 64, "rank_limit": 64}
-        | {"alignment": 0.3, "uniformity": -3.5, "grad_norm": 1.0}
-        | ({"knn_top1": 80.0} if step == 30 else {})
-        for step in (10, 20, 30)
-    ]
-    (made / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (60, 28, 28, 1), dtype=np.uint8)
-    np.savez(made / "samples" / "views.npz", original=images[:8], views=images[:48].reshape(8, 6, 28, 28, 1)[:, :2])
-    np.savez(
-        made / "samples" / "embeddings.npz",
-        images=images,
-        features=rng.normal(size=(60, 5)).astype(np.float32),
-        labels=np.arange(60, dtype=np.int32) % 3,
-        class_names=np.array(["Coat", "Bag", "Sandal"]),
-    )
-    return made
-
-
-class Page(HTMLParser):
-    """A parsed page: its elements with their attributes, and its text, by section."""
-
-    VOID = ("meta", "img", "br", "link")
-
-    def __init__(self, workdir):
-        super().__init__()
-        self.elements, self.text, self.missing, self.section, self.open = [], "", {}, "header", []
-        self.source = report.write(workdir).read_text(encoding="utf-8")
-        self.feed(self.source)
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.elements.append((tag, attrs))
-        if tag == "section":
-            self.section = attrs["id"]
-        if attrs.get("class") == "missing":
-            self.missing.setdefault(self.section, "")
-        if tag not in self.VOID:
-            self.open.append((tag, attrs))
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()[0] == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data):
-        if self.open and self.open[-1][0] != "style":
-            self.text += data
-        if any(attrs.get("class") == "missing" for _, attrs in self.open):
-            self.missing[self.section] += data
-
-
-def edit(workdir, name, change):
-    value = json.loads((workdir / name).read_text())
-    change(value)
-    (workdir / name).write_text(json.dumps(value))
 
 
 def test_finished_run_has_every_section_and_lacks_nothing(workdir):
@@ -236,7 +134,9 @@ def test_nothing_is_fetched(workdir):
     ]
     assert links
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
-    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page.source))
+    assert all(
+        target.startswith(("#", "data:image/webp;base64,")) for target in re.findall(r"url\(([^)]*)\)", page.source)
+    )
     assert "@import" not in page.source
 
 
@@ -270,29 +170,3 @@ def test_colors_stand_out_from_the_page(workdir, scheme):
         for ground in ("paper", "panel"):
             darker, lighter = sorted(luminance(colors[c]) for c in (name, ground))
             assert (lighter + 0.05) / (darker + 0.05) >= least, (name, ground)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("kind", ["full", "long names", "empty"])
-def test_page_fits_narrow_and_wide_windows(workdir, tmp_path, kind):
-    if kind == "empty":
-        workdir = tmp_path / "empty"
-        workdir.mkdir()
-    if kind == "long names":
-        edit(workdir, "config.json", lambda config: config["data"].update(name="n" * 90))
-        edit(workdir, "run.json", lambda facts: facts.update(skipped={"n" * 300: "long " * 60}))
-        edit(workdir, "evaluation.json", lambda scores: scores["pretrained"].update({"n" * 90: {"mean": 1.0}}))
-        embeddings = dict(np.load(workdir / "samples" / "embeddings.npz"))
-        np.savez(workdir / "samples" / "embeddings.npz", **embeddings | {"class_names": np.array(["n" * 80] * 3)})
-    # In frames: a window of Chromium is never narrower than 500 pixels.
-    content = html.escape(report.write(workdir).read_text())
-    frames = [f'<iframe srcdoc="{content}" style="width: {width}px; border: 0"></iframe>' for width in (400, 1400)]
-    width = "frame => frame.contentDocument.documentElement.scrollWidth"
-    script = f"onload = () => document.title = [...document.querySelectorAll('iframe')].map({width})"
-    page = tmp_path / "frames.html"
-    page.write_text(f"<!doctype html><title></title>{''.join(frames)}<script>{script}</script>")
-    quiet = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    quiet += " --disable-component-update --disable-sync --hide-scrollbars"
-    chromium = [CHROMIUM, "--headless", *quiet.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    dom = subprocess.run([*chromium, page.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
-    assert re.search("<title>(.*?)</title>", dom)[1] == "400,1400"

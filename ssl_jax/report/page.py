@@ -1,0 +1,145 @@
+"""The page about one run."""
+
+import json
+import shlex
+from typing import Any
+
+import numpy as np
+
+from ssl_jax.report import charts, health, images, names, scatter, scores, templates
+from ssl_jax.report.confusion import confusion
+from ssl_jax.report.palette import STYLES, SUBJECT_STYLES
+from ssl_jax.report.read import Record
+
+
+def render(record: Record) -> str:
+    """The page as HTML."""
+    rows = scores.rows(record.evaluation)
+    embeddings = record.embeddings
+    groups = scatter.layout(embeddings)
+    return templates.render(
+        "page.html.jinja",
+        title=_title(record),
+        record=record,
+        workdir=shlex.quote(str(record.workdir)),
+        facts=_facts(record),
+        progress=_progress(record),
+        rows=rows,
+        lead=scores.lead(rows),
+        headline=scores.headline(rows),
+        subjects=scores.SUBJECTS,
+        subject_styles=SUBJECT_STYLES,
+        variants=scores.variants(record.evaluation),
+        charts=charts_of(record),
+        by_labels={
+            f"labels-{kind}": (scores.BY_LABELS[kind], {subject: scores.SUBJECTS[subject] for subject in lines})
+            for kind, lines in scores.label_lines(record.evaluation).items()
+        },
+        confusion=confusion(record.predictions),
+        loss=_loss(record),
+        knn=_knn(record),
+        health=health.panels(record),
+        views=images.view_gallery(record.views),
+        pictures=images.picture_rows(record.pictures),
+        queries=images.neighbor_gallery(embeddings),
+        agreement=images.agreement(embeddings),
+        map=groups,
+        thumbnails=scatter.thumbnails(groups),
+        sheet=images.sheet(embeddings["images"][: scatter.MOST]) if groups else "",
+        sheet_columns=images.SHEET_COLUMNS,
+        map_size=(scatter.WIDTH, scatter.HEIGHT),
+        styles=STYLES,
+        pixelated={
+            "views": images.css_class(record.views.get("original")),
+            "embeddings": images.css_class(embeddings.get("images")),
+            "pictures": images.css_class(next(iter(record.pictures.values()), None)),
+        },
+        config=json.dumps(record.config, indent=2) if record.config else "",
+        versions=record.facts.get("versions", {}),
+        skipped=record.facts.get("skipped", {}),
+    )
+
+
+def charts_of(record: Record) -> dict[str, str]:
+    """name -> inline SVG of each chart that the run has the numbers for, but the health panels."""
+    made = {}
+    steps, values = record.series("loss")
+    if np.isfinite(values).any():
+        chance = _chance(record)
+        level = None if chance is None else (chance, f"chance level {chance:.2f}")
+        made["loss"] = charts.curve(steps, values, level=level)
+    steps, values = record.series("knn_top1")
+    if np.isfinite(values).any():
+        made["knn"] = charts.curve(steps, values, percent=True)
+    if rows := scores.rows(record.evaluation):
+        made["scores"] = charts.dots({row.name: row.scores for row in rows})
+    for kind, lines in scores.label_lines(record.evaluation).items():
+        every = scores.all_labels(record.evaluation)
+        made[f"labels-{kind}"] = charts.label_efficiency(lines, all_labels=every)
+    if confused := confusion(record.predictions):
+        made["confusion"] = charts.matrix(confused.percents, confused.names)
+    return made
+
+
+def _title(record: Record) -> str:
+    method = names.method(record.config)
+    return f"{method} on {names.data(record.config)}" if method else f"A run in {record.workdir.name}"
+
+
+def _facts(record: Record) -> list[tuple[str, str]]:
+    """(term, what is known) of what was run and on what."""
+    config, facts = record.config, record.facts
+    data, model = config.get("data", {}), config.get("model", {})
+    found = {
+        "Images": [
+            f"{facts['num_images']:,}" if "num_images" in facts else "",
+            " × ".join(str(side) for side in (*data.get("image_size", ()), data.get("channels", "?"))) if data else "",
+        ],
+        "Backbone": [model.get("name", ""), *(f"{k} {v}" for k, v in model.items() if k != "name")],
+        "Training": [
+            f"{record.steps:,} steps of {config['batch_size']} images" if record.steps else "",
+            config.get("compute_dtype", ""),
+        ],
+        "Time": [
+            names.duration(record.seconds) + " in steps" if record.seconds else "",
+            f"{np.nanmedian(speed):,.0f} images/s" if len(speed := record.series("images_per_second")[1]) else "",
+        ],
+        "Ran on": [
+            facts.get("devices") or "",
+            f"{facts['processes']} processes" if facts.get("processes", 1) > 1 else "",
+            f"jax {jax}" if (jax := facts.get("versions", {}).get("jax")) else "",
+        ],
+        "Repeat with": [
+            f"seed {config['seed']}" if "seed" in config else "",
+            f"commit {facts['commit']}" if facts.get("commit") else "",
+        ],
+    }
+    lines = [(term, ", ".join(str(part) for part in parts if part)) for term, parts in found.items()]
+    return [(term, text) for term, text in lines if text]
+
+
+def _progress(record: Record) -> str:
+    """A sentence for a run that has not reached its last step; "" for one that has."""
+    if record.metrics and record.steps and record.last_step < record.steps:
+        return (
+            f"Step {record.last_step:,} of {record.steps:,} so far. If the run is not going on, the command that "
+            "started it resumes it there."
+        )
+    return ""
+
+
+def _loss(record: Record) -> dict[str, float | None] | None:
+    values = record.series("loss")[1]
+    finite = values[np.isfinite(values)]
+    return {"last": float(finite[-1]), "chance": _chance(record)} if len(finite) else None
+
+
+def _chance(record: Record) -> float | None:
+    level = record.series("chance_level")[1]
+    return float(level[-1]) if len(level) and np.isfinite(level[-1]) else None
+
+
+def _knn(record: Record) -> dict[str, Any] | None:
+    values = record.series("knn_top1")[1]
+    finite = values[np.isfinite(values)]
+    return {"last": float(finite[-1]), "options": record.config.get("online_knn", {})} if len(finite) else None
