@@ -22,7 +22,7 @@ from jaxtyping import Int32, Integer, UInt8
 from tqdm import tqdm
 
 from ssl_jax.data import fashion_mnist, folder
-from ssl_jax.data.decode import UndecodableImage, decode_image
+from ssl_jax.data.decode import UndecodableImage, decode_image, read_file
 
 __all__ = ["ArraySource", "Source", "Subset", "UndecodableImage", "load", "load_pair"]
 
@@ -198,13 +198,7 @@ class FolderSource(Source):
 
     def read(self, index):
         file = self._files[index]
-        path = self._root / file
-        if not path.is_file():  # a pipe or a device would be waited for
-            raise UndecodableImage(file, "a broken link" if path.is_symlink() else "gone, or not a regular file")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UndecodableImage(file, str(error.strerror)) from error
+        data = read_file(self._root / file, file)
         label = -1 if self._labels is None else int(self._labels[index])
         return decode_image(data, self._channels, file), label
 
