@@ -23,7 +23,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Num
 
-from ssl_jax import models
+from ssl_jax import files, models
 from ssl_jax.data.augment import normalize
 
 FILE = "backbone.safetensors"
@@ -122,8 +122,10 @@ def save_backbone(directory: str | os.PathLike, variables: Variables, meta: Mapp
     # One entry only: the library writes several in no certain order.
     header = {META: json.dumps(meta, sort_keys=True)}
     directory = Path(directory)
-    _write(directory / FILE, safetensors.numpy.save(tensors, header))
-    _write((directory / FILE).with_suffix(".json"), (json.dumps(meta, indent=2, sort_keys=True) + "\n").encode())
+    with files.replacing(directory / FILE) as file:
+        file.write(safetensors.numpy.save(tensors, header))
+    with files.replacing((directory / FILE).with_suffix(".json")) as file:
+        file.write((json.dumps(meta, indent=2, sort_keys=True) + "\n").encode())
 
 
 def load_backbone(path: str | os.PathLike, model: str | nn.Module | None = None) -> Backbone:
@@ -231,16 +233,6 @@ def torch_name(path: tuple[str, ...]) -> str:
 def torch_axes(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:
     """Which of Flax's axes each of torch's is: kernels [..., in, out] are [out, in, ...] there."""
     return (ndim - 1, ndim - 2, *range(ndim - 2)) if path[-1] == "kernel" else tuple(range(ndim))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: under another name first."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _convert_recipe(path: Path) -> str:

@@ -18,18 +18,19 @@ NAMES = [str(path.relative_to(ROOT / "ssl_jax")) for path in FILES]
 # Part of ssl_jax -> the other parts that it may import. The programs, and what they share, may import all.
 MAY_IMPORT = {
     "config": set(),
+    "files": set(),
     "losses": set(),
     "models": set(),
     "optim": set(),
     "data": set(),
     "parallel": set(),
     "checkpoint": set(),
-    "metrics": set(),
+    "metrics": {"files"},
     "evaluation": {"losses"},
     "methods": {"losses", "models", "optim"},
     "step": {"methods", "data", "evaluation"},
-    "weights": {"models", "data"},
-    "report": {"metrics", "methods", "evaluation"},
+    "weights": {"files", "models", "data"},
+    "report": {"files", "metrics", "methods", "evaluation"},
     "recipes": {"config"},
 }
 PROGRAMS = {"train", "evaluate", "study", "plan", "build", "finetune", "run", "__init__"}

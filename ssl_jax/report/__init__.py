@@ -1,7 +1,6 @@
 """One self-contained page about a run: what it was, what it was worth, and what its embeddings look like."""
 
 import json
-import os
 import shlex
 from importlib import resources
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from ssl_jax import files
 from ssl_jax.methods import METHODS
 from ssl_jax.report import charts, health, images, read, scatter, scores
 
@@ -31,9 +31,9 @@ def write(workdir: str | Path) -> Path:
     """
     record = read.read(Path(workdir))
     page = record.workdir / NAME
-    partial = page.with_suffix(".partial")
-    partial.write_text(render(record), encoding="utf-8")
-    os.replace(partial, page)
+    # A file's name may hold bytes that are no UTF-8, which Python has as characters that UTF-8 lacks.
+    with files.replacing(page) as file:
+        file.write(render(record).encode("utf-8", "backslashreplace"))
     return page
 
 
