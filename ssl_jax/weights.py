@@ -33,6 +33,7 @@ META_KEYS = ("model", "image_size", "channels", "mean", "std")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # A classifier, and a counter that no result depends on.
 UNUSED = re.compile(r"(fc|head)\..*|.*\.num_batches_tracked")
+MAX_SIDE = 2**16  # of images, in pixels; and of channels
 FLOATS = ("F16", "BF16", "F32", "F64")
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".pickle")
 
@@ -156,7 +157,7 @@ def load_backbone(path: str | os.PathLike, model: str | nn.Module | None = None)
 
 
 def _read(file: Any, path: Path, model: str | nn.Module | None) -> Backbone:
-    meta = json.loads((file.metadata() or {}).get(META, "null"))
+    meta = _read_meta(file, path)
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  it is no dict
     channels = meta["channels"] if meta else _channels(shapes)
     if isinstance(model, nn.Module):
@@ -164,7 +165,15 @@ def _read(file: Any, path: Path, model: str | nn.Module | None) -> Backbone:
     elif model is not None:
         module = models.create(model, **_options(model, shapes))
     elif meta is not None:
-        module = models.create(**meta["model"])
+        try:
+            module = models.create(**meta["model"])
+            blocks = max(getattr(module, "depth", 0), sum(getattr(module, "stages", ())))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: its header names a model that cannot be made, {meta['model']}: {error}"
+            ) from error
+        if blocks > len(shapes):  # all are made before tensors are compared: a million would take hours
+            raise ValueError(f"{path} has {len(shapes)} tensors, too few for the {meta['model']} that its header names")
     else:
         raise ValueError(
             f"{path} does not say what architecture it is of; name it: load_backbone(..., model='resnet50'), "
@@ -187,6 +196,24 @@ def _read(file: Any, path: Path, model: str | nn.Module | None) -> Backbone:
     else:
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((), ())
     return Backbone(module, unflatten_dict(variables), mean, std)
+
+
+def _read_meta(file: Any, path: Path) -> dict[str, Any] | None:
+    """What save_backbone was given, None in other people's files. Raises: ValueError for what it never writes."""
+    text = (file.metadata() or {}).get(META)
+    if text is None:
+        return None
+    try:
+        meta = json.loads(text)
+        size, channels, normalization = meta["image_size"], meta["channels"], (meta["mean"], meta["std"])
+        sides_fit = all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (*size, channels)) and len(size) == 2
+        values_fit = all(len(of) == channels and all(isinstance(v, (int, float)) for v in of) for of in normalization)
+        if sides_fit and values_fit and isinstance(meta["model"]["name"], str):
+            return meta
+        reason = f"image_size {size}, channels {channels}, mean and std {normalization}"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise ValueError(f"{path}: its header's entry {META!r} cannot be used ({reason}); copy or save the file again")
 
 
 def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:

@@ -26,11 +26,18 @@ EXIF_ORIENTATION = 0x0112
 
 
 class UndecodableImage(Exception):
-    """An image that cannot be read: its `name` (a path, or data set and index) and the `reason`."""
+    """An image that cannot be read: its `name` (a path, or data set and index) and the `reason`.
+
+    In the name what cannot be printed is escaped: file names may hold line breaks and commands to a terminal.
+    """
 
     def __init__(self, name: str, reason: str):
-        super().__init__(f"{name}: {reason}")
-        self.name, self.reason = name, reason
+        self.name, self.reason = printable(name), reason
+        super().__init__(f"{self.name}: {reason}")
+
+
+def printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def decode_image(data: bytes, channels: int, name: str) -> UInt8[np.ndarray, "height width channels"]:

@@ -285,6 +285,11 @@ def _named_source(name: str, split: str, data_dir: str | None, channels: int) ->
 def _tfds_builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds
 
+    if tfds.core.naming.parse_builder_name_kwargs(name)[0].namespace:
+        raise ValueError(
+            f"{name!r} is not TFDS's own: what has a namespace is read by code that is fetched from elsewhere, and "
+            "that is not run; save its images to a folder, and use that"
+        )
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
