@@ -7,6 +7,7 @@ work, with a sentence that names the key, its value and the remedy.
 
 import contextlib
 import difflib
+import errno
 import inspect
 import json
 import sys
@@ -16,6 +17,17 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+
+NO_ROOM, NO_RIGHT = "make room there", "make it readable and writable, or use another --workdir"
+DISK_REMEDIES = {
+    errno.ENOSPC: NO_ROOM,
+    errno.EDQUOT: NO_ROOM,
+    errno.EFBIG: NO_ROOM,
+    errno.EROFS: NO_RIGHT,
+    errno.EACCES: NO_RIGHT,
+    errno.EPERM: NO_RIGHT,
+    errno.EIO: "the disk fails; copy what is there, and use another",
+}
 
 
 class ConfigError(ValueError):
@@ -249,8 +261,11 @@ def dumps(config: ConfigDict) -> str:
 
 
 def loads(text: str) -> ConfigDict:
-    """The config of a run's config.json."""
-    return ConfigDict(plain(json.loads(text)))
+    """The config of a run's config.json. Raises: ValueError for what is no JSON object."""
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"a JSON object is expected, not {type(values).__name__}")
+    return ConfigDict(plain(values))
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
@@ -277,8 +292,16 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[st
 
 @contextlib.contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Ends the program with the error's text alone for a ConfigError and the given kinds: that text is for the user."""
+    """Ends the program with a sentence alone for what is not the program's fault: a ConfigError and the given kinds,
+    whose text is for the user, and errors of the disk."""
     try:
         yield
     except (ConfigError, *kinds) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in DISK_REMEDIES:
+            raise
+        sys.exit(
+            f"error: {error.filename or 'a file'}: {error.strerror}; {DISK_REMEDIES[error.errno]}. What was written "
+            "before is as it was, and the same command goes on from there"
+        )

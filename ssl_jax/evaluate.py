@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import build, load_backbone, models, run
+from ssl_jax import build, files, load_backbone, models, run
 from ssl_jax import config as configs
 from ssl_jax.data import pipeline, sources
 from ssl_jax.data.augment import Augmentation
@@ -250,13 +250,14 @@ def save_embeddings(
         if sum(map(len, images)) >= SAMPLES:
             break
     (workdir / "samples").mkdir(exist_ok=True)
-    np.savez(
-        workdir / "samples" / "embeddings.npz",
-        images=np.concatenate(images)[:SAMPLES],
-        features=h[:SAMPLES],
-        labels=labels[:SAMPLES],
-        class_names=np.array(class_names, dtype=np.str_),
-    )
+    with files.replacing(workdir / "samples" / "embeddings.npz") as file:
+        np.savez(
+            file,
+            images=np.concatenate(images)[:SAMPLES],
+            features=h[:SAMPLES],
+            labels=labels[:SAMPLES],
+            class_names=np.array(class_names, dtype=np.str_),
+        )
 
 
 def save_predictions(workdir: Path, class_names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray) -> None:

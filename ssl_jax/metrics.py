@@ -2,10 +2,16 @@
 
 import json
 import math
-import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ssl_jax import files
+
+
+class MetricsError(ValueError):
+    """A metrics.jsonl that cannot be read; its text is for the user."""
 
 
 class MetricsWriter:
@@ -15,27 +21,38 @@ class MetricsWriter:
       workdir: of the run.
       step: the step that the run goes on from; what was written of later steps, by a run that was killed before it
         saved them, is dropped, so that each logged step has one line.
+    Raises: MetricsError where there is a metrics.jsonl that is damaged, and OSError, here as in `write`.
     """
 
     def __init__(self, workdir: Path, step: int):
         # Imported here: tensorboardX loads torch where that is installed, which `import ssl_jax.train` must not.
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        path = workdir / "metrics.jsonl"
-        lines = [json.dumps(metrics) + "\n" for metrics in read_metrics(path) if metrics["step"] <= step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(lines))
-        os.replace(partial, path)
-        self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._path, self._directory = workdir / "metrics.jsonl", workdir / "tensorboard"
+        lines = [json.dumps(metrics) + "\n" for metrics in read_metrics(self._path) if metrics["step"] <= step]
+        with files.replacing(self._path) as file:
+            file.write("".join(lines).encode())
+        self._file = self._path.open("a")
+        self._directory.mkdir(exist_ok=True)
+        # Not its SummaryWriter: its thread ends at the first error of the disk, and the eleventh event waits for it.
+        self._events = EventsWriter(str(self._directory / "events"))
+        # TensorBoard hides what earlier starts wrote of this step and later ones.
+        self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """One line, flushed; a value that is not finite is written as null, which JSON has and NaN not."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        with files.named_errors(self._path):
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        with files.named_errors(self._directory):
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+            self._events.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -43,9 +60,25 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics.jsonl, a last line cut short by a kill left out; [] where there is no file."""
+    """The objects of a metrics.jsonl, a last line cut short by a kill left out; [] where there is no file.
+
+    Raises: MetricsError for a line that is no JSON object with a step.
+    """
     if not path.exists():
         return []
-    text = path.read_text()
-    complete = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in complete.splitlines()]
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    return [_read_line(path, number, line) for number, line in enumerate(complete.splitlines(), start=1)]
+
+
+def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        metrics = json.loads(line)
+        if isinstance(metrics, dict) and isinstance(metrics.get("step"), int):
+            return metrics
+        reason = "it is no object with a step"
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    raise MetricsError(
+        f"{path} is damaged in line {number} ({reason}); mend or remove that line, or move the file away"
+    )

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import platform
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
+from ssl_jax import files
 from ssl_jax.evaluation import alarms
 from ssl_jax.metrics import MetricsWriter
 from ssl_jax.step import is_logged
@@ -31,7 +31,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     """Makes `workdir` this config's. Raises: ConfigError, with the differences, if it is another's."""
     path = workdir / "config.json"
     if path.exists():
-        differences = configs.differences(configs.loads(path.read_text()), config)
+        differences = configs.differences(_load(path), config)
         if differences:
             listed = "\n  ".join(differences)
             raise configs.ConfigError(
@@ -47,14 +47,23 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise configs.ConfigError(f"{workdir} holds no run (there is no {path}); make one with ssl_jax.train")
-    return configs.loads(path.read_text())
+    return _load(path)
+
+
+def _load(path: Path) -> ConfigDict:
+    try:
+        return configs.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise configs.ConfigError(
+            f"{path} is damaged ({error}), so what ran there cannot be told; put back a copy of it, or move it away: "
+            "ssl_jax.train with the config of that run writes it again and goes on"
+        ) from error
 
 
 def write(path: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    """Writes the file whole or not at all, see `files.replacing`."""
+    with files.replacing(path) as file:
+        file.write(text.encode())
 
 
 def describe(workdir: Path, **facts: Any) -> None:

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import build, parallel, run, step, weights
+from ssl_jax import build, files, parallel, run, step, weights
 from ssl_jax import config as configs
 from ssl_jax.checkpoint import CheckpointError, Checkpoints
 from ssl_jax.data import augment, pipeline, sources
 from ssl_jax.evaluation import knn
 from ssl_jax.evaluation.features import extract
 from ssl_jax.methods import Run
-from ssl_jax.metrics import MetricsWriter
+from ssl_jax.metrics import MetricsError, MetricsWriter
 
 # Steps that the host may be ahead of the device: enough to hide its work, few enough to bound the memory of batches.
 STEPS_AHEAD = 2
@@ -106,6 +106,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
             if len(ahead) > STEPS_AHEAD:
                 ahead.popleft().block_until_ready()
             progress.step(number, metrics)
+            checkpoints.check()
             accuracy = None
             if online_knn and config.evaluate_every and number % config.evaluate_every == 0:
                 with progress.paused():
@@ -179,7 +180,8 @@ def save_views(workdir: Path, config: ConfigDict, source: sources.Source, views:
     made = jax.jit(views)(jax.random.key(config.seed), few)["views"]
     largest = [show(view, config) for view in made if view.shape == made[0].shape]
     (workdir / "samples").mkdir(exist_ok=True)
-    np.savez(workdir / "samples" / "views.npz", original=original, views=np.stack(largest, axis=1))
+    with files.replacing(workdir / "samples" / "views.npz") as file:
+        np.savez(file, original=original, views=np.stack(largest, axis=1))
 
 
 def save_pictures(
@@ -198,7 +200,8 @@ def save_pictures(
         return list(made.values())
 
     rows = [show(images, config) for images in draw(*variables, few, rng)]
-    np.savez(workdir / "samples" / "pictures.npz", **dict(zip(titles, rows, strict=True)))
+    with files.replacing(workdir / "samples" / "pictures.npz") as file:
+        np.savez(file, **dict(zip(titles, rows, strict=True)))
 
 
 def show(images: Any, config: ConfigDict) -> np.ndarray:
@@ -222,7 +225,7 @@ def save_backbone(workdir: Path, config: ConfigDict, method: Any, state: step.Tr
 
 
 def main(argv: list[str] | None = None) -> None:
-    with configs.user_errors(run.Diverged, CheckpointError):
+    with configs.user_errors(run.Diverged, CheckpointError, MetricsError):
         flags = configs.read_flags(
             sys.argv[1:] if argv is None else argv,
             program="ssl_jax.train: self-supervised pre-training",

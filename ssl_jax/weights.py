@@ -23,7 +23,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Num
 
-from ssl_jax import models
+from ssl_jax import files, models
 from ssl_jax.data.augment import normalize
 from ssl_jax.models import maps
 
@@ -34,6 +34,7 @@ META_KEYS = ("model", "image_size", "channels", "mean", "std")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # A classifier, and a counter that no result depends on.
 UNUSED = re.compile(r"(fc|head)\..*|.*\.num_batches_tracked")
+MAX_SIDE = 2**16  # of images, in pixels; and of channels
 FLOATS = ("F16", "BF16", "F32", "F64")
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".pickle")
 
@@ -172,8 +173,10 @@ def save_backbone(directory: str | os.PathLike, variables: Variables, meta: Mapp
     # One entry only: the library writes several in no certain order.
     header = {META: json.dumps(meta, sort_keys=True)}
     directory = Path(directory)
-    _write(directory / FILE, safetensors.numpy.save(tensors, header))
-    _write((directory / FILE).with_suffix(".json"), (json.dumps(meta, indent=2, sort_keys=True) + "\n").encode())
+    with files.replacing(directory / FILE) as file:
+        file.write(safetensors.numpy.save(tensors, header))
+    with files.replacing((directory / FILE).with_suffix(".json")) as file:
+        file.write((json.dumps(meta, indent=2, sort_keys=True) + "\n").encode())
 
 
 def load_backbone(path: str | os.PathLike, model: str | nn.Module | None = None) -> Backbone:
@@ -204,7 +207,7 @@ def load_backbone(path: str | os.PathLike, model: str | nn.Module | None = None)
 
 
 def _read(file: Any, path: Path, model: str | nn.Module | None) -> Backbone:
-    meta = json.loads((file.metadata() or {}).get(META, "null"))
+    meta = _read_meta(file, path)
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  it is no dict
     channels = meta["channels"] if meta else _channels(shapes)
     if isinstance(model, nn.Module):
@@ -212,7 +215,15 @@ def _read(file: Any, path: Path, model: str | nn.Module | None) -> Backbone:
     elif model is not None:
         module = models.create(model, **_options(model, shapes))
     elif meta is not None:
-        module = models.create(**meta["model"])
+        try:
+            module = models.create(**meta["model"])
+            blocks = max(getattr(module, "depth", 0), sum(getattr(module, "stages", ())))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: its header names a model that cannot be made, {meta['model']}: {error}"
+            ) from error
+        if blocks > len(shapes):  # all are made before tensors are compared: a million would take hours
+            raise ValueError(f"{path} has {len(shapes)} tensors, too few for the {meta['model']} that its header names")
     else:
         raise ValueError(
             f"{path} does not say what architecture it is of; name it: load_backbone(..., model='resnet50'), "
@@ -235,6 +246,24 @@ def _read(file: Any, path: Path, model: str | nn.Module | None) -> Backbone:
     else:
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((), ())
     return Backbone(module, unflatten_dict(variables), mean, std)
+
+
+def _read_meta(file: Any, path: Path) -> dict[str, Any] | None:
+    """What save_backbone was given, None in other people's files. Raises: ValueError for what it never writes."""
+    text = (file.metadata() or {}).get(META)
+    if text is None:
+        return None
+    try:
+        meta = json.loads(text)
+        size, channels, normalization = meta["image_size"], meta["channels"], (meta["mean"], meta["std"])
+        sides_fit = all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (*size, channels)) and len(size) == 2
+        values_fit = all(len(of) == channels and all(isinstance(v, (int, float)) for v in of) for of in normalization)
+        if sides_fit and values_fit and isinstance(meta["model"]["name"], str):
+            return meta
+        reason = f"image_size {size}, channels {channels}, mean and std {normalization}"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise ValueError(f"{path}: its header's entry {META!r} cannot be used ({reason}); copy or save the file again")
 
 
 def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -281,16 +310,6 @@ def torch_name(path: tuple[str, ...]) -> str:
 def torch_axes(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:
     """Which of Flax's axes each of torch's is: kernels [..., in, out] are [out, in, ...] there."""
     return (ndim - 1, ndim - 2, *range(ndim - 2)) if path[-1] == "kernel" else tuple(range(ndim))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: under another name first."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _convert_recipe(path: Path) -> str:

@@ -87,3 +87,36 @@ def test_metrics_have_one_line_a_step_over_a_resume(tmp_path):
     assert lines == [{"step": 10, "loss": 10.0}, {"step": 20, "loss": 20.0}, {"step": 30, "loss": None}]
     assert read_metrics(tmp_path / "metrics.jsonl") == lines
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_any_file_is_noticed(saved):
+    files = [path for path in (saved / "5").rglob("*") if path.is_file() and path.stat().st_size]
+    digested = [path for path in files if path.name not in ("_CHECKPOINT_METADATA", "commit_success.txt")]
+    assert len(digested) > 5
+    for number, path in enumerate(digested):
+        copy = saved.with_name(f"copy_{number}") / "checkpoints"
+        shutil.copytree(saved, copy)
+        flip(copy / path.relative_to(saved), path.stat().st_size // 2)
+        assert_state(Checkpoints(copy).restore(make_state(0)), 4)
+        assert (copy.with_name("checkpoints.damaged") / "5").is_dir()
+
+
+def test_what_was_set_aside_before_stays(saved):
+    for _ in range(2):
+        truncate(saved / "5")
+        checkpoints = Checkpoints(saved)
+        assert_state(checkpoints.restore(make_state(0)), 4)
+        checkpoints.save(5, make_state(5))
+        checkpoints.close()
+    assert sorted(path.name for path in saved.with_name("checkpoints.damaged").iterdir()) == ["5", "5.2"]
+
+
+def test_checkpoints_of_versions_without_digests_are_restored(saved):
+    (saved / "5" / "sha256.json").unlink()
+    assert_state(Checkpoints(saved).restore(make_state(0)), 5)

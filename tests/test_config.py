@@ -1,4 +1,6 @@
+import errno
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,22 @@ def test_a_wrong_command_line_is_a_sentence(argv, message):
         read(*argv)
     assert message in str(raised.value)
     assert "Traceback" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "number, remedy",
+    [(errno.ENOSPC, "make room there"), (errno.EROFS, "another --workdir"), (errno.EIO, "the disk fails")],
+)
+def test_an_error_of_the_disk_is_a_sentence_with_the_file(number, remedy):
+    with pytest.raises(SystemExit) as stopped, configs.user_errors():
+        raise OSError(number, os.strerror(number), "run/one.json")
+    assert str(stopped.value).startswith(f"error: run/one.json: {os.strerror(number)}; ")
+    assert remedy in str(stopped.value)
+
+
+def test_other_errors_of_the_system_keep_their_traceback():
+    with pytest.raises(FileNotFoundError), configs.user_errors():
+        Path("/nowhere/at/all").read_text()
 
 
 def test_a_misspelt_config_file_is_told_the_nearest(monkeypatch):

@@ -26,6 +26,15 @@ def test_reading_the_config_of_no_run_is_a_sentence(tmp_path):
         run.read_config(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"\xff\xfe", b"[" * 100_000, b"[1, 2]", b"null"])
+def test_a_damaged_config_is_a_sentence_and_stays(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    for read in (run.read_config, lambda workdir: run.claim(workdir, ConfigDict(dict(seed=0)))):
+        with pytest.raises(configs.ConfigError, match=r"config\.json is damaged .*put back a copy"):
+            read(tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
 def test_run_json_says_what_ran(tmp_path):
     run.describe(tmp_path, seed=3, skipped={"a.png": "cut short"})
     described = json.loads((tmp_path / "run.json").read_text())

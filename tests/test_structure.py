@@ -10,26 +10,29 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "ssl_jax").rglob("*.py"))
+PROGRAM_TEXT = [*FILES, *(path for name in ("configs", "benchmarks") for path in sorted((ROOT / name).glob("*.py")))]
 NAMES = [str(path.relative_to(ROOT / "ssl_jax")) for path in FILES]
 
 # Part of ssl_jax -> the other parts that it may import. The programs, and what they share, may import all.
 MAY_IMPORT = {
     "config": set(),
+    "files": set(),
     "losses": set(),
     "models": set(),
     "optim": set(),
     "data": set(),
     "parallel": set(),
     "checkpoint": set(),
-    "metrics": set(),
+    "metrics": {"files"},
     "evaluation": {"losses", "optim"},
     "methods": {"losses", "models", "optim"},
     "step": {"methods", "data", "evaluation"},
-    "weights": {"models", "data"},
-    "report": {"metrics", "methods", "evaluation"},
+    "weights": {"files", "models", "data"},
+    "report": {"files", "metrics", "methods", "evaluation"},
     "recipes": {"config"},
 }
 PROGRAMS = {"train", "evaluate", "study", "plan", "build", "finetune", "run", "__init__"}
@@ -118,6 +121,16 @@ def test_other_frameworks_and_pickle_stay_out(file):
     assert not [name for name in imports(WithoutFunctions().visit(tree)) if re.match(late, name)]
 
 
+@pytest.mark.parametrize("path", PROGRAM_TEXT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_that_is_read_can_run_code(path):
+    tree = parse(path)
+    assert not [name for name in imports(tree) if re.match(r"(pickle|cloudpickle|dill|joblib|marshal|shelve)\b", name)]
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        assert ast.unparse(call.func) not in ("eval", "exec", "os.system", "yaml.load", "torch.load")
+        options = {option.arg: ast.unparse(option.value) for option in call.keywords}
+        assert options.get("allow_pickle", "False") == "False" and options.get("shell", "False") == "False"
+
+
 def test_training_loads_neither_tensorflow_nor_torch():
     code = "import sys, ssl_jax.train; print([m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'torch')])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -138,6 +151,15 @@ def test_every_package_imported_is_required():
 def test_extra_and_test_requirements_agree():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert ["-r requirements.txt", *extras["test"]] == lines("requirements-test.txt")
+
+
+def test_the_lock_pins_what_is_required_within_its_range():
+    pins = dict(line.split("==") for line in lines("requirements.lock"))
+    pinned = {canonical(name): version for name, version in pins.items()}
+    assert len(pinned) == len(lines("requirements.lock"))
+    for line in lines("requirements-test.txt")[1:] + lines("requirements.txt"):
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(pinned[canonical(requirement.name)]), line
 
 
 def lines(name: str) -> list[str]:

@@ -218,6 +218,51 @@ def test_damaged_files_are_refused_before_anything_is_allocated(saved, damage):
         load_backbone(saved)
 
 
+def change_meta(directory, change):
+    """Our entry of the file's header, changed by `change`: str -> str."""
+    path = directory / "backbone.safetensors"
+    with safetensors.safe_open(path, framework="numpy") as file:
+        text = file.metadata()["ssl_jax"]
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, {"ssl_jax": change(text)})
+
+
+def without(key):
+    return lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != key})
+
+
+def changed(**values):
+    return lambda text: json.dumps(json.loads(text) | values)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda text: text[:-1], "JSONDecodeError"),
+        (lambda text: "[" * 100_000, "RecursionError"),
+        (lambda text: "[]", "TypeError"),
+        (lambda text: "null", "TypeError"),
+        (without("model"), "KeyError: 'model'"),
+        (without("std"), "KeyError: 'std'"),
+        (changed(model="resnet8"), "TypeError"),
+        (changed(image_size=[12]), r"image_size \[12\]"),
+        (changed(image_size=[10**9, 10**9]), "image_size"),
+        (changed(image_size=["12", "12"]), "image_size"),
+        (changed(channels=-3), "channels -3"),
+        (changed(channels=10**9), "channels 1000000000"),
+        (changed(mean=[0.5]), r"mean and std \(\[0.5\]"),
+        (changed(std=["a", "b", "c"]), "mean and std"),
+        (changed(model={"name": "resnet8", "stages": "many"}), "a model that cannot be made"),
+        (changed(model={"name": "resnet8", "stages": [10**9]}), "tensors, too few for"),
+        (changed(model={"name": "vit_tiny_patch16_224", "depth": 10**9}), "tensors, too few for"),
+        (changed(model={"name": "../../model"}), "no model '../../model'"),
+    ],
+)
+def test_our_entry_of_a_header_is_checked_before_anything_is_made_of_it(saved, change, message):
+    change_meta(saved, change)
+    with pytest.raises(ValueError, match=rf"backbone\.safetensors.*{message}"):
+        load_backbone(saved)
+
+
 def with_header(content, change):
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + length])

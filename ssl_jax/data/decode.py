@@ -4,27 +4,40 @@ OpenCV decodes: it is fast and frees Python's lock, so threads suffice. What it 
 16 bits, and the EXIF orientation of files that are not JPEG.
 """
 
+import os
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from ssl_jax.data.header import JPEG, TIFF, image_size
+
 # A file that cannot be decoded is reported once, by name, by who reads it; OpenCV would print about each again.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-JPEG, TIFF = (b"\xff\xd8",), (b"II*\0", b"MM\0*")  # how such files begin
+# Of one image: 200 MB in RGB, of which each thread that decodes holds one; no camera's photo has more but a few.
+MAX_PIXELS = 2**26
+MAX_BYTES = 2**28  # of a file: what an uncompressed image of MAX_PIXELS takes, with alpha
 JPEG_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
 EXIF_ORIENTATION = 0x0112
 
 
 class UndecodableImage(Exception):
-    """An image that cannot be read: its `name` (a path, or data set and index) and the `reason`."""
+    """An image that cannot be read: its `name` (a path, or data set and index) and the `reason`.
+
+    In the name what cannot be printed is escaped: file names may hold line breaks and commands to a terminal.
+    """
 
     def __init__(self, name: str, reason: str):
-        super().__init__(f"{name}: {reason}")
-        self.name, self.reason = name, reason
+        self.name, self.reason = printable(name), reason
+        super().__init__(f"{self.name}: {reason}")
+
+
+def printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def decode_image(data: bytes, channels: int, name: str) -> UInt8[np.ndarray, "height width channels"]:
@@ -33,19 +46,41 @@ def decode_image(data: bytes, channels: int, name: str) -> UInt8[np.ndarray, "he
     16-bit values are scaled to 8. Color becomes gray as 0.299 R + 0.587 G + 0.114 B, gray becomes three equal channels.
 
     Args:
-      data: a whole file, of any format that OpenCV reads.
+      data: a whole file: BMP, GIF, JPEG, PNG, PNM, TIFF or WebP, of no more than MAX_BYTES and MAX_PIXELS.
       channels: 1 or 3.
       name: of the file, for the error.
-    Raises: UndecodableImage for anything else, truncated files included.
+    Raises: UndecodableImage for anything else, truncated files included, before it takes memory.
     """
     if not data:
         raise UndecodableImage(name, "the file is empty")
     try:
+        _check_bytes(len(data))
+        width, height = image_size(data)
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels; no more than {MAX_PIXELS:,} are decoded, so scale it down")
         return _decode_jpeg(data, channels) if data.startswith(JPEG) else _to_channels(_decode_any(data), channels)
     except ValueError as error:
         raise UndecodableImage(name, str(error)) from error
     except cv2.error as error:  # of several lines; `err` is the condition that did not hold
         raise UndecodableImage(name, f"refused by OpenCV: {error.err}") from error
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """The whole file. Raises: UndecodableImage for one that is none, cannot be read or is larger than MAX_BYTES."""
+    try:
+        if not path.is_file():  # a pipe or a device would be waited for
+            raise UndecodableImage(name, "a broken link" if path.is_symlink() else "gone, or not a regular file")
+        _check_bytes(path.stat().st_size)
+        return path.read_bytes()
+    except ValueError as error:
+        raise UndecodableImage(name, str(error)) from error
+    except OSError as error:  # also of is_file, in a folder that may be listed but not entered
+        raise UndecodableImage(name, os.strerror(error.errno) if error.errno else str(error)) from error
+
+
+def _check_bytes(size: int) -> None:
+    if size > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes; no more than {MAX_BYTES:,} are read, so scale it down")
 
 
 def _decode_jpeg(data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
@@ -64,7 +99,9 @@ def _decode_any(data: bytes) -> UInt8[np.ndarray, "height width *bgr"]:
     # libtiff has multiplied 8-bit colors by their alpha already.
     premultiplied = data.startswith(TIFF) and image.dtype == np.uint8
     if image.dtype == np.uint16:
-        image = np.rint(image / 257).astype(np.uint8)  # 65535 -> 255
+        image = cv2.convertScaleAbs(
+            image, alpha=1 / 257
+        )  # 65535 -> 255, rounded; in NumPy it would pass through float64
     if image.dtype != np.uint8:
         raise ValueError(f"its pixels are {image.dtype}; only integers of 8 and 16 bits have a known range")
     if image.ndim == 3 and image.shape[2] == 4:
@@ -76,9 +113,15 @@ def _decode_any(data: bytes) -> UInt8[np.ndarray, "height width *bgr"]:
 
 
 def _over_white(color: np.ndarray, alpha: np.ndarray, premultiplied: bool) -> UInt8[np.ndarray, "height width 3"]:
-    opacity = alpha.astype(np.float32) / 255
-    shown = color.astype(np.float32) if premultiplied else color * opacity
-    return np.rint(np.minimum(shown + 255 * (1 - opacity), 255)).astype(np.uint8)
+    # In 16 bits, which hold 255 * 255: floats would take five times the image's own memory.
+    alpha = alpha.astype(np.uint16)
+    if premultiplied:
+        return np.minimum(color + (255 - alpha), 255).astype(np.uint8)
+    shown = color * alpha
+    shown += 255 * (255 - alpha)
+    shown += 127  # so that // rounds
+    shown //= 255
+    return shown.astype(np.uint8)
 
 
 def _to_channels(image: np.ndarray, channels: int) -> UInt8[np.ndarray, "height width channels"]:

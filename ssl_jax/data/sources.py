@@ -22,7 +22,7 @@ from jaxtyping import Int32, Integer, UInt8
 from tqdm import tqdm
 
 from ssl_jax.data import fashion_mnist, folder
-from ssl_jax.data.decode import UndecodableImage, decode_image
+from ssl_jax.data.decode import UndecodableImage, decode_image, read_file
 
 __all__ = ["ArraySource", "Source", "Subset", "UndecodableImage", "load", "load_pair"]
 
@@ -198,13 +198,7 @@ class FolderSource(Source):
 
     def read(self, index):
         file = self._files[index]
-        path = self._root / file
-        if not path.is_file():  # a pipe or a device would be waited for
-            raise UndecodableImage(file, "a broken link" if path.is_symlink() else "gone, or not a regular file")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UndecodableImage(file, str(error.strerror)) from error
+        data = read_file(self._root / file, file)
         label = -1 if self._labels is None else int(self._labels[index])
         return decode_image(data, self._channels, file), label
 
@@ -291,6 +285,11 @@ def _named_source(name: str, split: str, data_dir: str | None, channels: int) ->
 def _tfds_builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds
 
+    if tfds.core.naming.parse_builder_name_kwargs(name)[0].namespace:
+        raise ValueError(
+            f"{name!r} is not TFDS's own: what has a namespace is read by code that is fetched from elsewhere, and "
+            "that is not run; save its images to a folder, and use that"
+        )
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:

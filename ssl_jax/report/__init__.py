@@ -1,9 +1,9 @@
 """Self-contained pages: about one run, what it was worth and how its embeddings look, or comparing several."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssl_jax.files import replacing
 from ssl_jax.report import comparison, files, page, read
 
 NAME, COMPARISON_NAME = "report.html", "comparison.html"
@@ -40,7 +40,7 @@ def write_files(workdir: str | Path) -> list[Path]:
 
 
 def _put(path: Path, html: str) -> Path:
-    partial = path.with_suffix(".partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, path)
+    # A file's name may hold bytes that are no UTF-8, which Python has as characters that UTF-8 lacks.
+    with replacing(path) as file:
+        file.write(html.encode("utf-8", "backslashreplace"))
     return path

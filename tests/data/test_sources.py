@@ -1,3 +1,4 @@
+import errno
 import importlib.util
 import io
 import os
@@ -115,6 +116,9 @@ print(sorted({{"tensorflow", "torch"}} & set(sys.modules)))
         ("my_photos_2024", "no data set 'my_photos_2024'; for images of your own it is 'folder'"),
         ("cifar10", r"cifar10 is not prepared in .* needs TensorFlow: pip install 'ssl_jax\[prepare\]'$"),
         ("fashion_mnist", "needs TensorFlow: .* or, as root: apt install dataset-fashion-mnist"),
+        ("huggingface:someone/photos", "'huggingface:someone/photos' is not TFDS's own: .*save its images to a folder"),
+        ("kaggle:photos", "code that is fetched from elsewhere"),
+        ("../../photos", "'../../photos'|string ../../photos"),
     ],
 )
 def test_tfds_data_that_is_not_there(name, message, tmp_path, monkeypatch):
@@ -183,6 +187,29 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         with pytest.raises(UndecodableImage, match=reason) as error:
             source.read(index)
         assert error.value.name == name
+
+
+@pytest.mark.parametrize("method", ["is_file", "read_bytes"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_files_that_the_disk_or_its_rights_withhold_are_named(tmp_path, monkeypatch, method, number):
+    write(tmp_path, "one.png")
+    source = load("folder", path=str(tmp_path))
+
+    def refuse(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(UndecodableImage, match=f"one.png: {os.strerror(number)}"):
+        source.read(0)
+
+
+def test_what_a_file_is_called_cannot_command_a_terminal(tmp_path):
+    name = os.fsdecode(b"a\x1b[2J\nerror: all is lost\xff\xc3\xa9.png")
+    (tmp_path / name).write_bytes(b"no image")
+    with pytest.raises(UndecodableImage) as error:
+        load("folder", path=str(tmp_path)).read(0)
+    assert error.value.name == r"a\x1b[2J\nerror: all is lost\udcff\u00e9.png".replace(r"\u00e9", "é")
+    assert str(error.value).startswith(error.value.name)
 
 
 def test_pair_of_a_folder_with_splits(tmp_path):

@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 
@@ -122,6 +123,14 @@ def test_strings_from_files_stay_text(workdir):
     assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in page.elements if tag == "img")
     # title, h1; skipped name and reason; device; protocol in chart and table; a class thrice in map and in neighbors
     assert page.text.count(ATTACK) >= 10
+
+
+def test_names_that_are_no_text_are_escaped(workdir):
+    name = os.fsdecode(b"caf\xe9")  # in a file system's older encoding
+    edit(workdir, "run.json", lambda facts: facts.update(skipped={name: "cut short"}))
+    embeddings = dict(np.load(workdir / "samples" / "embeddings.npz"))
+    np.savez(workdir / "samples" / "embeddings.npz", **embeddings | {"class_names": np.array([name] * 3)})
+    assert r"caf\udce9" in Page(workdir).text
 
 
 def test_nothing_is_fetched(workdir):

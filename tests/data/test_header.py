@@ -1,0 +1,144 @@
+"""Sizes of images from their headers, against Pillow's reading of files that Pillow wrote."""
+
+import contextlib
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssl_jax.data import decode
+from ssl_jax.data.decode import UndecodableImage, decode_image
+from ssl_jax.data.header import image_size
+
+WIDTH, HEIGHT = 300, 41  # beyond a byte and within one
+COLOR = Image.fromarray(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+
+
+def encode(form: str, image: Image.Image = COLOR, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def tiled_tiff(side: int) -> bytes:
+    """An image of 16 x 16 pixels, in one tile of side x side."""
+    tags = [(256, 16), (257, 16), (258, 8), (259, 1), (262, 1), (277, 1), (322, side), (323, side), (324, 0), (325, 9)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """Whole and valid, of one bit a pixel, all zeros: a thousandth of the pixels' bytes."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes((width + 7) // 8 + 1) * height)
+    chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+FILES = {
+    "bmp": encode("BMP"),
+    "gif": encode("GIF"),
+    "jpeg": encode("JPEG"),
+    "jpeg, progressive": encode("JPEG", progressive=True),
+    "jpeg, with a thumbnail's segments before": encode("JPEG", exif=Image.Exif(), comment=b"\xff\xc0" + bytes(15)),
+    "jpeg, fill bytes between the markers": encode("JPEG").replace(b"\xff\xdb", b"\xff\xff\xff\xdb", 1),
+    "jpeg, junk between the markers": encode("JPEG").replace(b"\xff\xdb", b"junk\xff\xdb", 1),
+    "png": encode("PNG"),
+    "png, bytes after its end": encode("PNG") + b"more",
+    "pnm": encode("PPM"),
+    "pnm, with comments": b"P5 # one\n#two\n300\t# three\n 41 255\n" + bytes(300 * 41),
+    "tiff": encode("TIFF"),
+    "tiff, big": encode("TIFF", big_tiff=True),
+    "webp, lossy": encode("WEBP"),
+    "webp, lossless": encode("WEBP", lossless=True),
+    "webp, extended": encode("WEBP", COLOR.convert("RGBA"), exif=b"Exif\0\0" + bytes(9), lossless=True),
+    "bmp, top down": encode("BMP").replace(struct.pack("<i", HEIGHT), struct.pack("<i", -HEIGHT), 1),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_sizes_are_those_of_the_image(name):
+    assert image_size(FILES[name]) == (WIDTH, HEIGHT)
+    assert decode_image(FILES[name], 3, name).shape == (HEIGHT, WIDTH, 3)  # it is OpenCV's size, too
+
+
+def test_motorola_tiff():
+    size = struct.pack(">HHIHHHHIHH", 256, 3, 1, WIDTH, 0, 257, 3, 1, HEIGHT, 0)
+    assert image_size(b"MM\0*" + struct.pack(">IH", 8, 2) + size) == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_header_cut_anywhere_is_said(name):
+    with pytest.raises(ValueError, match=r"broken|truncated"):
+        image_size(FILES[name][:6])
+    for length in range(40, 400):
+        # Of pixels that are missing the header says nothing. Digits that are missing from text cannot be seen.
+        with contextlib.suppress(ValueError):
+            assert image_size(FILES[name][:length]) == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), "format that is read"),  # JPEG 2000, which OpenCV would open
+        (b"#?RADIANCE\n" + bytes(99), "format that is read"),
+        (png_of_size(0, 5), "0 x 5 pixels"),
+        (b"P5 0 41 255\n", "0 x 41 pixels"),
+        (encode("JPEG").replace(struct.pack(">HH", HEIGHT, WIDTH), bytes(4), 1), "0 x 0 pixels"),
+        (b"II*\0" + struct.pack("<I", 2**31) + bytes(99), "directory is not in the file"),
+        (b"II*\0" + struct.pack("<IH", 8, 0), "0 x 0 pixels"),
+        (FILES["png"].replace(b"IHDR", b"tEXt", 1), "without a header"),
+    ],
+)
+def test_what_is_impossible_is_said(data, message):
+    with pytest.raises(ValueError, match=message):
+        image_size(data)
+
+
+@pytest.mark.parametrize("position", [8, 33])  # of the header's length and the one after it
+def test_a_chunk_longer_than_the_file_is_refused_before_memory_is_taken_for_it(position):
+    data = bytearray(FILES["png"])
+    data[position] |= 0x40  # a gigabyte; OpenCV would take it and fill it
+    with pytest.raises(UndecodableImage, match="a chunk is longer than the file"):
+        decode_image(bytes(data), 3, "one.png")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_of_size(8193, 8192),
+        encode("GIF").replace(struct.pack("<HH", WIDTH, HEIGHT), b"\xff" * 4, 1),
+        b"P5 8193 8192 255\n",
+        tiled_tiff(2**14),
+    ],
+    ids=["png", "gif", "pnm", "tiled tiff"],
+)
+def test_too_many_pixels_are_refused_with_the_remedy(data):
+    assert len(data) < 100_000
+    with pytest.raises(UndecodableImage, match=r"x \d+ pixels; no more than 67,108,864 are decoded, so scale it down"):
+        decode_image(data, 3, "bomb")
+
+
+def test_the_bound_itself_is_decoded(monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", WIDTH * HEIGHT)
+    assert decode_image(FILES["png"], 1, "one").shape == (HEIGHT, WIDTH, 1)
+    monkeypatch.setattr(decode, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    with pytest.raises(UndecodableImage, match="scale it down"):
+        decode_image(FILES["png"], 1, "one")
+
+
+def test_too_many_bytes_are_neither_read_nor_decoded(tmp_path, monkeypatch):
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(2**40)  # a terabyte that takes no room
+    with pytest.raises(UndecodableImage, match=r"sparse.png: 1,099,511,627,776 bytes; no more than 268,435,456"):
+        decode.read_file(tmp_path / "sparse.png", "sparse.png")
+    monkeypatch.setattr(decode, "MAX_BYTES", len(FILES["png"]) - 1)
+    with pytest.raises(UndecodableImage, match="bytes; no more than"):
+        decode_image(FILES["png"], 1, "one")
