@@ -1,13 +1,17 @@
 """Checkpoints of the train state: saved without stopping the device, restored from the newest that can be read."""
 
+import contextlib
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from ssl_jax import parallel
 
 BEST_METRIC = "knn_top1"
 
@@ -20,6 +24,7 @@ class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and the one with the best online kNN.
 
     A checkpoint appears under its final name only when it is complete, so a kill while saving leaves the one before.
+    All processes of a run call each method, at the same step.
     """
 
     def __init__(self, directory: Path, keep: int = 3):
@@ -36,7 +41,24 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         metrics = None if knn_top1 is None else {BEST_METRIC: knn_top1}
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
+        with self._writing_errors():
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
+
+    def check(self) -> None:
+        """Raises: CheckpointError if a save has failed in the background. Waits for none that is going on."""
+        if not self._manager.is_saving_in_progress():
+            with self._writing_errors():
+                self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self._directory}: {first_line(error)}. The ones before it are "
+                "whole; with that mended, the same command goes on from the newest"
+            ) from error
 
     def restore(self, like: Any) -> Any | None:
         """The newest state that can be read, of the shapes, types and placing of `like`; None if none was ever saved.
@@ -48,12 +70,17 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         damaged = []
         for step in steps:
+            state, problem = None, ""
             try:
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 state = self._manager.restore(step, args=args)["state"]
             except Exception as error:  # a damaged file surfaces as nearly any type, depending on which
-                logging.warning("checkpoint %d cannot be read (%s: %s)", step, type(error).__name__, first_line(error))
-                damaged.append((step, error))
+                problem = f"{type(error).__name__}: {first_line(error)}"
+            # Where one process cannot read it, none goes on from it.
+            problems = [found["problem"] for found in parallel.gather_facts({"problem": problem}) if found["problem"]]
+            if problems:
+                logging.warning("checkpoint %d cannot be read (%s)", step, problems[0])
+                damaged.append((step, problems[0]))
                 continue
             for damaged_step, _ in damaged:
                 self._set_aside(damaged_step)
@@ -63,21 +90,24 @@ class Checkpoints:
         if damaged:
             raise CheckpointError(
                 f"none of the checkpoints {[step for step, _ in damaged]} in {self._directory} can be read; "
-                f"the newest: {first_line(damaged[0][1])}. Was the code or a package changed since? Nothing was "
-                "removed; to begin anew use another --workdir"
-            ) from damaged[0][1]
+                f"the newest: {damaged[0][1]}. Was the code or a package changed since? Nothing was removed; to begin "
+                "anew use another --workdir"
+            )
         return None
 
     def _set_aside(self, step: int) -> None:
-        aside = self._directory.with_name(self._directory.name + ".damaged")
-        aside.mkdir(exist_ok=True)
-        shutil.rmtree(aside / str(step), ignore_errors=True)
-        shutil.move(self._directory / str(step), aside / str(step))
+        if parallel.is_first():
+            aside = self._directory.with_name(self._directory.name + ".damaged")
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            shutil.move(self._directory / str(step), aside / str(step))
+        parallel.wait_for_all(f"checkpoint {step} set aside")
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits until all is written; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Waits until all is written. Raises: CheckpointError for what went wrong in the background."""
+        with self._writing_errors():
+            self._manager.wait_until_finished()
         self._manager.close()
 
 

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "optim": set(),
     "data": set(),
     "parallel": set(),
-    "checkpoint": set(),
+    "checkpoint": {"parallel"},
     "metrics": set(),
     "evaluation": {"losses"},
     "methods": {"losses", "models", "optim"},
