@@ -35,7 +35,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        differences = configs.differences(_completed(configs.loads(path.read_text())), _completed(config))
+        differences = configs.differences(read_config(workdir), _completed(config))
         if differences:
             listed = "\n  ".join(differences)
             raise configs.ConfigError(
@@ -54,9 +54,9 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def _completed(config: ConfigDict) -> dict[str, Any]:
+def _completed(config: ConfigDict) -> ConfigDict:
     """With the keys that came to the base config after this one was written, at their defaults."""
-    return configs.plain(configs.base_config()) | configs.plain(config)
+    return ConfigDict(configs.plain(configs.base_config()) | configs.plain(config))
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -64,7 +64,7 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise configs.ConfigError(f"{workdir} holds no run (there is no {path}); make one with ssl_jax.train")
-    return configs.loads(path.read_text())
+    return _completed(configs.loads(path.read_text()))
 
 
 def write(path: Path, text: str) -> None:
