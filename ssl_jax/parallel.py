@@ -69,9 +69,9 @@ def start_processes(
     try:
         jax.distributed.initialize(**options, initialization_timeout=int(wait_seconds) + 60)
     except (RuntimeError, ValueError) as error:
-        if not options:  # a TPU machine that is in no cluster, or none that JAX knows
-            return
-        raise ProcessError(f"this process cannot join the others ({options}): {error}") from error
+        # JAX's ValueError of a TPU machine that belongs to no cluster: it is alone.
+        if options or not isinstance(error, ValueError):
+            raise ProcessError(f"this process cannot join the others ({options}): {error}") from error
     finally:
         waiting.cancel()
 

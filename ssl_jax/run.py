@@ -74,12 +74,12 @@ def write(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def check_processes(config: ConfigDict) -> None:
+def check_processes(config: ConfigDict, workdir: Path) -> None:
     """Raises: ProcessError where the processes of this run differ in what they run."""
-    device = jax.local_devices()[0]
-    devices = {"devices of a process": f"{jax.local_device_count()} x {device.device_kind}"}
+    devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
     settings = {f"config.{key}": value for key, value in configs.flatten(config).items()}
-    parallel.check_same(devices | versions() | {"commit": _commit()} | settings)
+    where = {"devices of a process": devices, "commit": _commit(), "workdir": str(workdir)}
+    parallel.check_same(where | versions() | settings)
 
 
 def versions() -> dict[str, str | None]:
@@ -137,7 +137,7 @@ class Termination:
     def _request(self, signum, frame):
         self.requested = True
         # Not print: it may have been interrupted within itself.
-        os.write(2, b"SIGTERM: the state is saved after the next step\n")
+        os.write(2, b"SIGTERM: the state is saved after one of the next steps\n")
 
     def __exit__(self, *exception):
         signal.signal(signal.SIGTERM, self._previous)

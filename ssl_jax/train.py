@@ -38,9 +38,9 @@ def train(config: ConfigDict, workdir: Path) -> bool:
 
 
 def _train_until(termination: run.Termination, config: ConfigDict, workdir: Path) -> bool:
+    run.check_processes(config, workdir)
     configs.check(config)
     configs.check_devices(config.batch_size, jax.device_count())
-    run.check_processes(config)
     data = config.data
     source = build.source(config)
     parallel.check_same({"images": len(source), "classes": list(source.class_names)})

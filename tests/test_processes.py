@@ -213,6 +213,23 @@ def test_several_tasks_of_slurm_are_joined(monkeypatch):
     assert joined == {"num_processes": 4, "initialization_timeout": 100}
 
 
+@pytest.mark.parametrize(
+    "error, alone", [(ValueError("coordinator_address should be defined."), True), (RuntimeError("no host"), False)]
+)
+def test_a_tpu_machine_is_alone_only_where_it_belongs_to_no_pod(monkeypatch, error, alone):
+    def initialize(**options):
+        assert options == {"initialization_timeout": 360}
+        raise error
+
+    monkeypatch.setattr(parallel.jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(parallel, "_on_tpu", lambda: True)
+    if alone:
+        parallel.start_processes()
+    else:
+        with pytest.raises(parallel.ProcessError, match="cannot join the others.*no host"):
+            parallel.start_processes()
+
+
 def test_a_process_alone_agrees_with_itself_at_once():
     agree = parallel.Agreement(parallel.make_mesh(), delay=2)
     assert agree(False, True) == (False, True)
