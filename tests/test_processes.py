@@ -226,7 +226,7 @@ def test_a_tpu_machine_is_alone_only_where_it_belongs_to_no_pod(monkeypatch, err
     if alone:
         parallel.start_processes()
     else:
-        with pytest.raises(parallel.ProcessError, match="cannot join the others.*no host"):
+        with pytest.raises(parallel.ProcessError, match=r"cannot join the others.*no host"):
             parallel.start_processes()
 
 
