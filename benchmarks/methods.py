@@ -102,6 +102,8 @@ def untrained_key(config):
 
 
 def digest(config):
+    """Of all that numbers depend on, which times of saving are not."""
+    config = {key: value for key, value in config.items() if key != "checkpoint_minutes"}
     return hashlib.sha256(configs.dumps(config).encode()).hexdigest()[:12]
 
 

@@ -74,3 +74,24 @@ except (OSError, ValueError, ImportError) as error:
     sys.exit(f"error: {error}")
 EOF
 }
+
+# Prints the value of --workdir among the arguments of ssl_jax.train.
+workdir_of() {
+    while (($#)); do
+        case $1 in
+            --workdir=?*) echo "${1#*=}" && return ;;
+            --workdir) [[ -z ${2:-} ]] || { echo "$2" && return; } ;;
+        esac
+        shift
+    done
+    fail "--workdir is missing; it says where the run's files go"
+}
+
+# Runs the command; with dry_run=yes, which the scripts' --dry-run sets, prints it instead.
+run() {
+    if [[ ${dry_run:-} == yes ]]; then
+        printf '%s\n' "${*@Q}"
+    else
+        "$@"
+    fi
+}

@@ -14,6 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from ssl_jax import parallel
+
 BEST_METRIC = "knn_top1"
 DIGESTS = "sha256.json"  # in a checkpoint's directory: {file: digest}
 UNDIGESTED = "_CHECKPOINT_METADATA"  # the times of saving, which Orbax adds to; nothing else is read from it
@@ -30,6 +32,7 @@ class Checkpoints:
     A checkpoint appears under its final name only when it is complete, so a kill while saving leaves the one before.
     The digests of its files go with it: Orbax stores weights without a checksum, and of 33 bits flipped in their file
     29 were restored without a word.
+    All processes of a run call each method, at the same step.
     """
 
     def __init__(self, directory: Path, keep: int = 3):
@@ -68,13 +71,18 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         damaged = []
         for step in steps:
+            state, problem = None, ""
             try:
                 self._check_digests(step)
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 state = self._manager.restore(step, args=args)["state"]
             except Exception as error:  # a damaged file surfaces as nearly any type, depending on which
-                logging.warning("checkpoint %d cannot be read (%s: %s)", step, type(error).__name__, first_line(error))
-                damaged.append((step, error))
+                problem = f"{type(error).__name__}: {first_line(error)}"
+            # Where one process cannot read it, none goes on from it.
+            problems = [found["problem"] for found in parallel.gather_facts({"problem": problem}) if found["problem"]]
+            if problems:
+                logging.warning("checkpoint %d cannot be read (%s)", step, problems[0])
+                damaged.append((step, problems[0]))
                 continue
             for damaged_step, _ in damaged:
                 self._set_aside(damaged_step)
@@ -84,9 +92,9 @@ class Checkpoints:
         if damaged:
             raise CheckpointError(
                 f"none of the checkpoints {[step for step, _ in damaged]} in {self._directory} can be read; "
-                f"the newest: {first_line(damaged[0][1])}. Was the code or a package changed since? Nothing was "
-                "removed; to begin anew use another --workdir"
-            ) from damaged[0][1]
+                f"the newest: {damaged[0][1]}. Was the code or a package changed since? Nothing was removed; to begin "
+                "anew use another --workdir"
+            )
         return None
 
     def close(self) -> None:
@@ -129,10 +137,13 @@ class Checkpoints:
                     raise CheckpointError(f"{name} is not as it was written")
 
     def _set_aside(self, step: int) -> None:
-        aside = self._directory.with_name(self._directory.name + ".damaged")
-        aside.mkdir(exist_ok=True)
-        names = itertools.chain([str(step)], (f"{step}.{count}" for count in itertools.count(2)))
-        shutil.move(self._directory / str(step), next(aside / name for name in names if not (aside / name).exists()))
+        if parallel.is_first():
+            aside = self._directory.with_name(self._directory.name + ".damaged")
+            aside.mkdir(exist_ok=True)
+            names = itertools.chain([str(step)], (f"{step}.{count}" for count in itertools.count(2)))
+            free = next(aside / name for name in names if not (aside / name).exists())
+            shutil.move(self._directory / str(step), free)
+        parallel.wait_for_all(f"checkpoint {step} set aside")
         self._manager.reload()
 
 

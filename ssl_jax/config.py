@@ -63,6 +63,7 @@ def base_config() -> ConfigDict:
             optimizer=dict(name="adamw", lr=0.0, weight_decay=0.0, warmup_steps=0, final_lr=0.0),
             log_every=50,
             checkpoint_every=500,
+            checkpoint_minutes=10.0,  # the most that a kill costs, beside checkpoint_every; 0: by steps only
             evaluate_every=500,  # 0: never
             online_knn=dict(bank=8000, queries=2000, k=20, temperature=0.07),  # images of the training split
             stop_after_skipped=10,  # steps in a row whose loss or gradient is not finite
@@ -172,7 +173,7 @@ def check(config: ConfigDict) -> None:
     check_names(config, list(base_config()), "config")
     for key in ("batch_size", "log_every", "checkpoint_every", "stop_after_skipped"):
         _require(config[key] >= 1, f"config.{key} must be at least 1, got {config[key]}")
-    for key in ("steps", "epochs", "evaluate_every", "seed"):
+    for key in ("steps", "epochs", "evaluate_every", "seed", "checkpoint_minutes"):
         _require(config[key] >= 0, f"config.{key} must be at least 0, got {config[key]}")
     _require(
         config.evaluate_every % config.log_every == 0,

@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
-from ssl_jax import files
+from ssl_jax import files, parallel
 from ssl_jax.evaluation import alarms
 from ssl_jax.metrics import MetricsWriter
 from ssl_jax.step import is_logged
@@ -28,18 +28,34 @@ COLLAPSE_FROM = 0.1
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes `workdir` this config's. Raises: ConfigError, with the differences, if it is another's."""
+    """Makes `workdir` this config's.
+
+    Raises: ConfigError, with the differences, if it is another's, and if the processes of this run do not share it.
+    """
     path = workdir / "config.json"
     if path.exists():
-        differences = configs.differences(_load(path), config)
+        differences = configs.differences(_load(path), _completed(config))
         if differences:
             listed = "\n  ".join(differences)
             raise configs.ConfigError(
                 f"{workdir} holds a run with another config (there -> here):\n  {listed}\n"
                 "use another --workdir, or the same config to go on with that run"
             )
-    workdir.mkdir(parents=True, exist_ok=True)
-    write(path, configs.dumps(config))
+    parallel.wait_for_all("workdir read")
+    if parallel.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write(path, configs.dumps(config))
+    parallel.wait_for_all("workdir claimed")
+    if not path.exists():
+        raise configs.ConfigError(
+            f"process 0 has made {path}, and process {jax.process_index()} does not see it; --workdir must be on a "
+            "file system that all machines share"
+        )
+
+
+def _completed(config: ConfigDict) -> ConfigDict:
+    """With the keys that came to the base config after this one was written, at their defaults."""
+    return ConfigDict(configs.plain(configs.base_config()) | configs.plain(config))
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -52,7 +68,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 def _load(path: Path) -> ConfigDict:
     try:
-        return configs.loads(path.read_text())
+        return _completed(configs.loads(path.read_text()))
     except (ValueError, RecursionError) as error:
         raise configs.ConfigError(
             f"{path} is damaged ({error}), so what ran there cannot be told; put back a copy of it, or move it away: "
@@ -66,20 +82,39 @@ def write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def describe(workdir: Path, **facts: Any) -> None:
-    """Writes run.json: packages, commit, machine, and the given facts."""
+def check_processes(config: ConfigDict, workdir: Path) -> None:
+    """Raises: ProcessError where the processes of this run differ in what they run."""
+    devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
+    settings = {f"config.{key}": value for key, value in configs.flatten(config).items()}
+    where = {"devices of a process": devices, "commit": _commit(), "workdir": str(workdir)}
+    parallel.check_same(where | versions() | settings)
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that a run's numbers depend on."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def describe(workdir: Path, *, skipped: Mapping[str, str], **facts: Any) -> None:
+    """Writes run.json: packages, commit, machine, the images that any process skipped, and the given facts.
+
+    To be called by all processes of a run.
+    """
     device = jax.devices()[0]
+    everywhere = parallel.gather_facts(dict(skipped))
     text = json.dumps(
         {
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            "versions": versions(),
             "commit": _commit(),
             "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
             "processes": jax.process_count(),
+            "skipped": {name: reason for found in everywhere for name, reason in found.items()},
             **facts,
         },
         indent=2,
     )
-    write(workdir / "run.json", text)
+    if parallel.is_first():
+        write(workdir / "run.json", text)
 
 
 def _version(package: str) -> str | None:
@@ -109,15 +144,32 @@ class Termination:
 
     def _request(self, signum, frame):
         self.requested = True
+        # Not print: it may have been interrupted within itself.
+        os.write(2, b"SIGTERM: the state is saved after one of the next steps\n")
 
     def __exit__(self, *exception):
         signal.signal(signal.SIGTERM, self._previous)
+
+
+class Timer:
+    """Whether so many seconds have passed since it was made or restarted; with 0 seconds never."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        self._start = time.monotonic()
+
+    def passed(self) -> bool:
+        return 0 < self._seconds <= time.monotonic() - self._start
 
 
 class Progress:
     """Fetches the metrics of logged steps when the device is a step further on, writes and prints them.
 
     Args:
+      writer: None in a process that leaves writing and printing to another.
       schedule: step -> learning rate.
       chance_level: the loss of a network that has learnt nothing, or None.
       start, steps: the run goes from step start + 1 to `steps`.
@@ -126,7 +178,7 @@ class Progress:
 
     def __init__(
         self,
-        writer: MetricsWriter,
+        writer: MetricsWriter | None,
         schedule: Callable[[int], float],
         *,
         chance_level: float | None,
@@ -188,11 +240,12 @@ class Progress:
             scalars["data_wait"] = min(self._waited / seconds, 1.0)
             self._restart(step)
         in_a_row = scalars.pop("skipped_in_a_row")
-        self._writer.write(step, scalars)
-        print(self._line(step, scalars), flush=True)
         self._warn_of_waiting(scalars.get("data_wait", 0.0))
-        if step > COLLAPSE_FROM * self._steps:
-            self._warn_of_collapse(step, scalars)
+        if self._writer:
+            self._writer.write(step, scalars)
+            print(self._line(step, scalars), flush=True)
+            if step > COLLAPSE_FROM * self._steps:
+                self._warn_of_collapse(step, scalars)
         if in_a_row >= self._stop_after_skipped:
             raise Diverged(
                 f"the loss or its gradient was not finite in the last {int(in_a_row)} steps up to step {step}, and "

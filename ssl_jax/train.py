@@ -1,7 +1,8 @@
 """Pre-training: python -m ssl_jax.train --config configs/simclr.py:tiny --workdir DIR [--config.KEY=VALUE ...]
 
 Writes into DIR: config.json, run.json, metrics.jsonl, tensorboard/, checkpoints/, samples/, and at the end
-backbone.safetensors with backbone.json. Started again with the same DIR it goes on where it was.
+backbone.safetensors with backbone.json. Started again with the same DIR it goes on where it was, on any number of
+devices and processes. Every process of a run is started with the same command: launch/ has scripts for it.
 """
 
 import collections
@@ -32,10 +33,17 @@ VIEW_SAMPLES = 8
 
 def train(config: ConfigDict, workdir: Path) -> bool:
     """Trains until the last step -> True, or until SIGTERM -> False, with the state saved."""
+    with run.Termination() as termination:
+        return _train_until(termination, config, workdir)
+
+
+def _train_until(termination: run.Termination, config: ConfigDict, workdir: Path) -> bool:
+    run.check_processes(config, workdir)
     configs.check(config)
     configs.check_devices(config.batch_size, jax.device_count())
     data = config.data
     source = build.source(config)
+    parallel.check_same({"images": len(source), "classes": list(source.class_names)})
     steps_per_epoch = len(source) // config.batch_size
     facts = Run(
         batch_size=config.batch_size,
@@ -74,8 +82,8 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         run.describe, workdir, seed=config.seed, num_images=len(source), skipped=batches.skipped
     )
     describe()
-    online_knn = make_online_knn(config, source, method, mesh)
-    writer = MetricsWriter(workdir, start)
+    online_knn = make_online_knn(config, source, method)
+    writer = MetricsWriter(workdir, start) if parallel.is_first() else None
     progress = run.Progress(
         writer,
         schedule,
@@ -94,68 +102,83 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     )
     print_banner(config, source, facts, start)
 
-    with run.Termination() as termination:
-        ahead = collections.deque()
-        for number in range(start + 1, facts.steps + 1):
-            with progress.waiting_for_data():
-                batch = next(batches)
-            if number == 1:
-                save_views(workdir, config, source, views, batch)
-            state, metrics = train_step(state, parallel.split_batch(batch, mesh))
-            ahead.append(metrics["loss"])
-            if len(ahead) > STEPS_AHEAD:
-                ahead.popleft().block_until_ready()
-            progress.step(number, metrics)
-            checkpoints.check()
-            accuracy = None
-            if online_knn and config.evaluate_every and number % config.evaluate_every == 0:
-                with progress.paused():
-                    accuracy = online_knn(state)
-                    progress.add(knn_top1=accuracy)
-            if number % config.checkpoint_every == 0 or number == facts.steps or termination.requested:
-                progress.flush()
-                with progress.paused():
-                    checkpoints.save(number, state, accuracy)
-            if termination.requested and number < facts.steps:
-                checkpoints.close()
+    agree = parallel.Agreement(mesh, delay=STEPS_AHEAD)
+    due = run.Timer(60.0 * config.checkpoint_minutes)
+    ahead = collections.deque()
+    for number in range(start + 1, facts.steps + 1):
+        with progress.waiting_for_data():
+            batch = next(batches)
+        if number == 1 and parallel.is_first():
+            save_views(workdir, config, source, views, batch)
+        state, metrics = train_step(state, parallel.split_batch(batch, mesh))
+        ahead.append(metrics["loss"])
+        if len(ahead) > STEPS_AHEAD:
+            ahead.popleft().block_until_ready()
+        progress.step(number, metrics)
+        checkpoints.check()
+        accuracy = None
+        if online_knn and config.evaluate_every and number % config.evaluate_every == 0:
+            with progress.paused():
+                accuracy = online_knn(state)
+                progress.add(knn_top1=accuracy)
+        stop, save = agree(termination.requested, due.passed())
+        if save or stop or number % config.checkpoint_every == 0 or number == facts.steps:
+            progress.flush()
+            with progress.paused():
+                checkpoints.save(number, state, accuracy)
+            due.restart()
+        if stop and number < facts.steps:
+            checkpoints.close()
+            if parallel.is_first():
                 print(f"stopped by SIGTERM; step {number} is saved, and the same command goes on from there")
-                return False
+            return False
     checkpoints.close()
-    writer.close()
     describe()
-    if hasattr(method, "pictures"):
-        save_pictures(workdir, config, method, views, next(batches), state)
-    save_backbone(workdir, config, method, state)
-    print(f"finished: step {facts.steps} of {facts.steps}; the backbone is {workdir / 'backbone.safetensors'}")
+    if parallel.is_first():
+        writer.close()
+        if hasattr(method, "pictures"):
+            save_pictures(workdir, config, method, views, next(batches), state)
+        save_backbone(workdir, config, method, state)
+        print(f"finished: step {facts.steps} of {facts.steps}; the backbone is {workdir / 'backbone.safetensors'}")
+    parallel.wait_for_all("finished")
     return True
 
 
 def print_banner(config: ConfigDict, source: sources.Source, facts: Run, start: int) -> None:
-    devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)"
-    print(f"{config.method.name} on {source.name}: {len(source):,} images, {config.model.name}, {devices}")
-    print(f"steps {start + 1} to {facts.steps} of {facts.batch_size} images, {facts.steps_per_epoch} steps an epoch")
-    print("compiling the train step ...", flush=True)
+    here, everywhere = jax.local_device_count(), jax.device_count()
+    platform = jax.devices()[0].platform
+    print(
+        f"process {jax.process_index() + 1} of {jax.process_count()}: {here} {platform} device(s) here, mesh "
+        f"{parallel.AXIS}={everywhere}, batch {facts.batch_size} = {everywhere} x {facts.batch_size // everywhere}",
+        flush=True,
+    )
+    if parallel.is_first():
+        print(f"{config.method.name} on {source.name}: {len(source):,} images, {config.model.name}")
+        print(f"steps {start + 1} to {facts.steps}, {facts.steps_per_epoch} steps an epoch")
+        print("compiling the train step ...", flush=True)
 
 
-def make_online_knn(config: ConfigDict, source: sources.Source, method: Any, mesh: Any) -> Any:
-    """state -> kNN accuracy in percent of images of the training split among others of it; None without labels."""
+def make_online_knn(config: ConfigDict, source: sources.Source, method: Any) -> Any:
+    """state -> kNN accuracy in percent of images of the training split among others of it; None without labels.
+
+    Each process reads and embeds a part of the images on its own devices; all get the same accuracy.
+    """
     if not source.class_names or not config.evaluate_every:
         return None
     options, data = config.online_knn, config.data
     chosen = np.random.default_rng(config.seed).permutation(len(source))[: options.bank + options.queries]
-    subset = sources.Subset(source, chosen)
+    share = sources.Subset(source, np.array_split(chosen, jax.process_count())[jax.process_index()])
+    mesh = parallel.make_local_mesh()
     features = parallel.map_rows(
         lambda variables, images: method.features(*variables, augment.normalize(images, data.mean, data.std)), mesh
     )
-    batch_size = -(-EVALUATION_BATCH // jax.device_count()) * jax.device_count()
+    batch_size = -(-EVALUATION_BATCH // mesh.size) * mesh.size
 
     def accuracy(state: step.TrainState) -> float:
-        variables = (state.params, state.model_state)
-        h, labels = extract(
-            lambda images: features(variables, parallel.split_batch(images, mesh)),
-            pipeline.eval_batches(subset, image_size=data.image_size, batch_size=batch_size),
-            batch_size,
-        )
+        variables = parallel.replicate(parallel.local_copy((state.params, state.model_state)), mesh)
+        read = pipeline.eval_batches(share, image_size=data.image_size, batch_size=batch_size)
+        part = extract(lambda images: features(variables, parallel.split_batch(images, mesh)), read, batch_size)
+        h, labels = (parallel.gather_rows(rows) for rows in part)
         h, labels = h[labels >= 0], labels[labels >= 0]
         num_queries = len(h) * options.queries // (options.bank + options.queries)
         predicted = knn.weighted_knn(
@@ -225,15 +248,22 @@ def save_backbone(workdir: Path, config: ConfigDict, method: Any, state: step.Tr
 
 
 def main(argv: list[str] | None = None) -> None:
-    with configs.user_errors(run.Diverged, CheckpointError, MetricsError):
+    with (
+        parallel.leaving_on_error(),
+        configs.user_errors(run.Diverged, CheckpointError, MetricsError, parallel.ProcessError),
+    ):
         flags = configs.read_flags(
             sys.argv[1:] if argv is None else argv,
             program="ssl_jax.train: self-supervised pre-training",
             defaults=build.defaults,
             workdir="where the run's files go; a second start with the same one goes on (required)",
+            coordinator="HOST:PORT of process 0, where neither SLURM nor a TPU pod says so; or JAX_COORDINATOR_ADDRESS",
+            num_processes="how many processes the run has; or JAX_NUM_PROCESSES",
+            process_id="which of them this is, from 0; or JAX_PROCESS_ID",
         )
         if not flags.workdir:
             raise configs.ConfigError("--workdir is missing; for example --workdir runs/first")
+        parallel.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
         train(flags.config, Path(flags.workdir))
 
 

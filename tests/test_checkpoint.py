@@ -1,9 +1,11 @@
 import json
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from ssl_jax.checkpoint import CheckpointError, Checkpoints
@@ -71,6 +73,27 @@ def test_when_none_can_be_read_nothing_is_lost_and_the_run_does_not_begin_anew(s
     with pytest.raises(CheckpointError, match=r"none of the checkpoints \[5, 4, 3, 2\]"):
         Checkpoints(saved).restore(make_state(0))
     assert steps_in(saved) == [2, 3, 4, 5]
+
+
+def test_a_save_that_fails_in_the_background_is_told_at_the_next_step(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, make_state(1))
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.check()  # nothing is being saved
+
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    # What makes a complete checkpoint appear under its name, in the background.
+    monkeypatch.setattr(ocp.CheckpointManager, "_finalize_checkpoint", full)
+    checkpoints.save(2, make_state(2))
+    deadline = time.monotonic() + 60
+    with pytest.raises(CheckpointError, match=r"No space left.*same command goes on"):  # noqa: PT012
+        while time.monotonic() < deadline:
+            checkpoints.check()
+            time.sleep(0.01)
+    assert_state(Checkpoints(tmp_path / "checkpoints").restore(make_state(0)), 2)
 
 
 def test_metrics_have_one_line_a_step_over_a_resume(tmp_path):

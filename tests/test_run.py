@@ -21,6 +21,30 @@ def test_a_workdir_is_kept_for_its_config(tmp_path):
     assert run.read_config(tmp_path / "a" / "run").optimizer.lr == 0.1
 
 
+def test_keys_that_came_later_have_their_defaults_in_older_runs(tmp_path):
+    config = configs.base_config()
+    older = configs.plain(config)
+    del older["checkpoint_minutes"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert run.read_config(tmp_path).checkpoint_minutes == 10.0
+    run.claim(tmp_path, config)
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    config.checkpoint_minutes = 1.0
+    with pytest.raises(configs.ConfigError, match=r"checkpoint_minutes: 10\.0 -> 1\.0"):
+        run.claim(tmp_path, config)
+
+
+def test_a_timer_passes_after_its_time_and_again_after_a_restart(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(run.time, "monotonic", lambda: now)
+    timer, never = run.Timer(60.0), run.Timer(0.0)
+    assert not timer.passed()
+    now = 160.0
+    assert timer.passed() and not never.passed()
+    timer.restart()
+    assert not timer.passed()
+
+
 def test_reading_the_config_of_no_run_is_a_sentence(tmp_path):
     with pytest.raises(configs.ConfigError, match="holds no run"):
         run.read_config(tmp_path)

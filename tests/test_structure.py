@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "optim": set(),
     "data": set(),
     "parallel": set(),
-    "checkpoint": set(),
+    "checkpoint": {"parallel"},
     "metrics": {"files"},
     "evaluation": {"losses", "optim"},
     "methods": {"losses", "models", "optim"},

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# bash launch/local.sh [--dry-run] PROCESSES ARGUMENTS: ssl_jax.train ARGUMENTS as so many processes on this machine.
+#
+#     bash launch/local.sh 2 --config configs/simclr.py:tiny --workdir runs/two
+#
+# For tests, on CPUs, each process with $DEVICES simulated devices (1). Where one fails the others are stopped; SIGTERM is
+# passed on to all. The exit code is that of launch/train.sh. --dry-run prints the commands.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/common.sh
+source launch/common.sh
+
+dry_run=no
+if [[ ${1:-} == --dry-run ]]; then
+    dry_run=yes
+    shift
+fi
+processes=${1:-}
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "the first argument is the number of processes, got '$processes'"
+shift
+workdir_of "$@" >/dev/null
+
+port=${PORT:-$((20000 + $$ % 10000))}
+started=()
+stop() {
+    ((${#started[@]} == 0)) || kill -TERM "${started[@]}" 2>/dev/null || true
+}
+trap stop TERM INT
+for ((index = 0; index < processes; index++)); do
+    command=(env JAX_PLATFORMS=cpu "XLA_FLAGS=--xla_force_host_platform_device_count=${DEVICES:-1}"
+        bash launch/train.sh "$@" --coordinator "127.0.0.1:$port" --num_processes "$processes" --process_id "$index")
+    if [[ $dry_run == yes ]]; then
+        run "${command[@]}"
+    else
+        "${command[@]}" & # not within `run`, whose shell would keep the signals to itself
+        started+=($!)
+    fi
+done
+
+result=0
+while ((${#started[@]} > 0)); do
+    for index in "${!started[@]}"; do
+        if kill -0 "${started[index]}" 2>/dev/null; then
+            continue
+        fi
+        code=0
+        wait "${started[index]}" || code=$?
+        unset 'started[index]'
+        ((code == 0 || result != 0 && result != 75)) || result=$code
+        ((code == 0 || code == 75)) || stop # it failed: the others would wait for it
+    done
+    sleep 0.2
+done
+exit "$result"

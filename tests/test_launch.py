@@ -1,0 +1,198 @@
+"""The scripts in launch/, with stand-ins for Python and for the clusters' programs, or printing what they would do."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
+TRAINING = ["--config", "configs/simclr.py:tiny", "--workdir", "/shared/a run"]
+
+
+def run(*command, **environment):
+    found = subprocess.run(
+        ["bash", *map(str, command)], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+    )
+    return found.returncode, found.stdout, found.stderr
+
+
+def printed(output):
+    """The commands that a dry run has printed."""
+    return [shlex.split(line) for line in output.splitlines() if line.startswith("'")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound(script):
+    assert run("-n", script)[0] == 0
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed")
+    subprocess.run(["shellcheck", "-x", script], cwd=ROOT, check=True)
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """lines of bash -> the environment in which the scripts run them instead of Python."""
+
+    def make(lines):
+        python = tmp_path / "python"
+        python.write_text(f"#!/usr/bin/env bash\n{lines}\n")
+        python.chmod(0o755)
+        return {"PYTHON": str(python)}
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "lines, code", [("touch {}/backbone.safetensors", 0), ("exit 0", 75), ("exit 3", 3), ("kill -9 $$", 137)]
+)
+def test_train_tells_finished_from_stopped(tmp_path, stand_in, lines, code):
+    assert run(LAUNCH / "train.sh", f"--workdir={tmp_path}", **stand_in(lines.format(tmp_path)))[0] == code
+
+
+def test_train_passes_sigterm_on_and_waits(tmp_path, stand_in):
+    lines = f"trap 'sleep 0.5; echo saved; exit 0' TERM\ntouch {tmp_path}/ready\nwhile true; do sleep 0.1; done"
+    command = ["bash", str(LAUNCH / "train.sh"), "--workdir", str(tmp_path)]
+    process = subprocess.Popen(command, env={**os.environ, **stand_in(lines)}, stdout=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "ready")
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "saved\n"
+    assert process.returncode == 75
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)
+
+
+def test_local_starts_each_process_with_its_number(tmp_path, stand_in):
+    lines = f'touch {tmp_path}/backbone.safetensors; echo "$@" "$XLA_FLAGS"'
+    code, output, _ = run(LAUNCH / "local.sh", 3, "--workdir", tmp_path, DEVICES="2", **stand_in(lines))
+    assert code == 0
+    found = sorted(output.splitlines(), key=lambda line: line.split("--process_id ")[1])
+    assert len({line.split("--coordinator ")[1].split()[0] for line in found}) == 1
+    for index, line in enumerate(found):
+        assert f"--num_processes 3 --process_id {index} --xla_force_host_platform_device_count=2" in line
+
+
+def test_local_stops_the_others_of_a_process_that_fails(tmp_path, stand_in):
+    # The second fails, the first would wait for it for ever.
+    lines = 'case "$*" in *"--process_id 1") exit 7 ;; esac\nexec sleep 1000'
+    begun = time.monotonic()
+    assert run(LAUNCH / "local.sh", 2, "--workdir", tmp_path, **stand_in(lines))[0] == 7
+    assert time.monotonic() - begun < 30
+
+
+def test_local_passes_sigterm_on_to_all(tmp_path, stand_in):
+    lines = f'touch {tmp_path}/ready${{@: -1}}\ntrap "exit 0" TERM\nwhile true; do sleep 0.1; done'
+    command = ["bash", str(LAUNCH / "local.sh"), "2", "--workdir", str(tmp_path)]
+    process = subprocess.Popen(command, env={**os.environ, **stand_in(lines)})
+    for index in range(2):
+        wait_for(tmp_path / f"ready{index}")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+
+
+def test_local_prints_what_it_would_do():
+    code, output, _ = run(LAUNCH / "local.sh", "--dry-run", 2, *TRAINING)
+    commands = printed(output)
+    assert code == 0 and len(commands) == 2
+    for index, command in enumerate(commands):
+        assert command[:2] == ["env", "JAX_PLATFORMS=cpu"] and command[3:9] == ["bash", "launch/train.sh", *TRAINING]
+        assert command[-4:] == ["--num_processes", "2", "--process_id", str(index)]
+
+
+@pytest.mark.parametrize("arguments", [[], ["two"], ["0"], ["2"], ["2", "--workdir"]])
+def test_local_refuses_what_it_cannot_start(arguments):
+    code, _, error = run(LAUNCH / "local.sh", *arguments)
+    assert code == 1
+    assert ("number of processes" if arguments[:1] != ["2"] else "--workdir") in error
+
+
+def test_slurm_trains_and_is_queued_again():
+    code, output, _ = run(LAUNCH / "slurm.sbatch", *TRAINING, DRY_RUN="yes", SLURM_JOB_ID="77")
+    train, requeue = printed(output)
+    assert code == 0
+    assert train == ["srun", "--kill-on-bad-exit=1", "bash", "launch/train.sh", *TRAINING]
+    assert requeue == ["scontrol", "requeue", "77"]
+    text = (LAUNCH / "slurm.sbatch").read_text()
+    assert "#SBATCH --requeue\n" in text and "#SBATCH --signal=TERM@" in text
+
+
+@pytest.mark.parametrize("code, requeued", [(0, False), (3, False), (75, True)])
+def test_slurm_queues_only_what_was_stopped(tmp_path, code, requeued):
+    for name, line in (("srun", f"exit {code}"), ("scontrol", f'echo "$@" >{tmp_path}/requeued')):
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    assert run(LAUNCH / "slurm.sbatch", *TRAINING, PATH=path, SLURM_JOB_ID="77")[0] == code
+    assert (tmp_path / "requeued").exists() == requeued
+
+
+def test_tpu_pod_asks_installs_trains_and_deletes():
+    code, output, _ = run(LAUNCH / "tpu_pod.sh", "--dry-run", "first", "v5litepod-256", "us-west4-a", *TRAINING)
+    assert code == 0
+    create, archive, copy, install, train, delete = printed(output)
+    assert create[:5] == ["gcloud", "compute", "tpus", "queued-resources", "create"] and create[-1] == "--spot"
+    assert create[create.index("--accelerator-type") + 1] == "v5litepod-256"
+    assert archive[:2] == ["git", "archive"] and "scp" in copy
+    for command in (install, train):
+        assert command[command.index("--worker") + 1] == "all"
+    assert "jax[tpu]" in install[-1]
+    assert shlex.split(train[-1]) == ["cd", "ssl_jax", "&&", "bash", "launch/train.sh", *TRAINING]
+    assert "delete" in delete and "--force" in delete
+
+
+GCLOUD = """#!/usr/bin/env bash
+# Knows the states of a slice that is taken away during the first training.
+echo "$*" >>{0}/calls
+case "$*" in
+    *describe*) cat {0}/state 2>/dev/null || exit 1 ;;
+    *create*) echo ACTIVE >{0}/state ;;
+    *delete*) rm {0}/state ;;
+    *launch/train.sh*) [[ -f {0}/taken ]] && exit 0; touch {0}/taken; echo SUSPENDED >{0}/state; exit 1 ;;
+esac
+"""
+
+
+def test_tpu_pod_asks_again_for_a_slice_that_was_taken_away(tmp_path):
+    (tmp_path / "gcloud").write_text(GCLOUD.format(tmp_path))
+    (tmp_path / "gcloud").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    code, output, error = run(LAUNCH / "tpu_pod.sh", "pod", "v4-8", "us-central2-b", *TRAINING, PATH=path)
+    assert code == 0, error
+    assert "taken away" in output
+    calls = (tmp_path / "calls").read_text()
+    assert [calls.count(word) for word in (" create ", "launch/train.sh", " delete ")] == [2, 2, 2]
+
+
+def test_kubernetes_has_what_the_processes_need():
+    service, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    assert (service["kind"], job["kind"], job["apiVersion"]) == ("Service", "Job", "batch/v1")
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy wants it
+    (container,) = pod["containers"]
+    assert container["command"] == ["bash", "launch/train.sh"]
+    given = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert given["JAX_NUM_PROCESSES"] == str(spec["completions"])
+    host, port = given["JAX_COORDINATOR_ADDRESS"].split(":")
+    assert host == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
+    assert int(port) == service["spec"]["ports"][0]["port"] == container["ports"][0]["containerPort"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    ignored = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert ignored == [{"containerName": container["name"], "operator": "In", "values": [75]}]
+    config = next(argument for argument in container["args"] if argument.startswith("--config="))
+    assert (ROOT / config.removeprefix("--config=").split(":")[0]).is_file()

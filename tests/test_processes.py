@@ -1,0 +1,243 @@
+"""Runs of several processes on this machine, as users start them: each is a program of its own."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl_jax import parallel
+from ssl_jax.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+STEPS, BATCH = 20, 32
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def environment(devices):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
+def start(arguments, processes=1, devices=1, program=("-m", "ssl_jax.train")):
+    """The processes of a run, each with so many devices; `arguments`: of all, or index -> those of one."""
+    address = f"127.0.0.1:{free_port()}"
+    started = []
+    for index in range(processes):
+        own = arguments(index) if callable(arguments) else arguments
+        joining = [f"--coordinator={address}", f"--num_processes={processes}", f"--process_id={index}"]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *program, *own, *(joining if processes > 1 else [])],
+                cwd=ROOT,
+                env=environment(devices),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return started
+
+
+def finish(started, timeout=600):
+    """[(exit code, output)]; none is left running."""
+    try:
+        return [(process.wait(timeout), process.stdout.read()) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def arguments(workdir, name="simclr", steps=STEPS, **changes):
+    settings = {
+        "batch_size": BATCH,
+        "steps": steps,
+        "log_every": 1,
+        "evaluate_every": 10,
+        "checkpoint_every": 5,
+        "data.split": "train[:2%]",
+        "online_knn.bank": 200,
+        "online_knn.queries": 100,
+        **changes,
+    }
+    return [
+        f"--config={ROOT / 'configs' / name}.py:tiny",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+    ]
+
+
+def small(name):
+    """Networks that compile fast, and steps so small that rounding does not grow in them."""
+    model = {"model.dim": 48, "model.depth": 2} if name in ("dino", "mae") else {"model.width": 0.5}
+    return {"optimizer.lr": 1e-5, "optimizer.warmup_steps": 0, **model}
+
+
+def record(workdir, *, name="simclr", processes, devices, **changes):
+    """(losses, indices [steps, batch], what was printed) of a run."""
+    prefix = workdir.with_name(workdir.name + "-rows")
+    program = [str(ROOT / "tests" / "record_training.py"), str(prefix)]
+    results = finish(start(arguments(workdir, name, **small(name), **changes), processes, devices, program))
+    for code, output in results:
+        assert code == 0, output
+    rows = [np.load(f"{prefix}{index}.npy") for index in range(processes)]
+    losses = [line["loss"] for line in read_metrics(workdir / "metrics.jsonl")]
+    return np.array(losses), np.concatenate(rows, axis=1), [output for _, output in results]
+
+
+METHODS = [
+    "simclr",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("moco_v2", "byol", "swav", "dino", "barlow_twins", "mae")
+    ),
+]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_of_two_devices_are_one_of_four_and_one_of_one(name, tmp_path):
+    losses, rows, outputs = record(tmp_path / "2x2", name=name, processes=2, devices=2)
+    assert len(losses) == STEPS and rows.shape[1] == BATCH
+    assert losses.max() - losses.min() > 1e-2  # steps and batches matter, by 100 times what is allowed for below
+    for number, output in enumerate(outputs, start=1):
+        assert f"process {number} of 2: 2 cpu device(s) here, mesh data=4, batch 32 = 4 x 8" in output
+    assert "step 20/20" in outputs[0] and "step 20/20" not in outputs[1]
+    for devices in (4, 1):
+        others, same_rows, _ = record(tmp_path / f"1x{devices}", name=name, processes=1, devices=devices)
+        np.testing.assert_allclose(losses, others, rtol=1e-4)
+        # A run makes batches until its last step; what the pictures of some methods take comes after.
+        np.testing.assert_array_equal(rows[:STEPS], same_rows[:STEPS])
+
+
+def test_saved_with_eight_devices_it_goes_on_with_any_other_number(tmp_path):
+    losses, rows, _ = record(tmp_path / "eight", processes=1, devices=8)
+    for processes, devices in ((2, 2), (1, 1)):
+        workdir = tmp_path / f"{processes}x{devices}"
+        shutil.copytree(tmp_path / "eight", workdir)
+        for step in (15, 20):
+            shutil.rmtree(workdir / "checkpoints" / str(step))
+        more, more_rows, _ = record(workdir, processes=processes, devices=devices)
+        np.testing.assert_allclose(more, losses, rtol=1e-4)
+        np.testing.assert_array_equal(more_rows, rows[10:])
+
+
+def test_sigterm_for_one_process_stops_both_at_one_step_and_they_go_on(tmp_path):
+    workdir = tmp_path / "run"
+    settings = arguments(workdir, steps=200, checkpoint_every=1000, evaluate_every=0, **{"model.width": 0.5})
+    started = start(settings, processes=2)
+    for line in started[0].stdout:
+        if re.match(r"step +3/", line):
+            started[1].send_signal(signal.SIGTERM)
+            break
+    (code, output), (other_code, other_output) = finish(started)
+    assert (code, other_code) == (0, 0), output + other_output
+    step = int(re.search(r"stopped by SIGTERM; step (\d+) is saved", output).group(1))
+    assert 3 < step < 200
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(step)]
+    started = start(settings, processes=2)
+    for line in started[0].stdout:
+        if line.startswith("steps"):
+            assert line.startswith(f"steps {step + 1} to 200")
+            break
+    for process in started:
+        process.send_signal(signal.SIGTERM)  # while compiling: noticed after it
+    results = finish(started)
+    assert [code for code, _ in results] == [0, 0], results
+    assert re.search(r"stopped by SIGTERM; step \d+ is saved", results[0][1])
+
+
+def test_processes_that_run_something_else_are_told_what(tmp_path):
+    started = start(lambda index: arguments(tmp_path / "run", **{"optimizer.lr": 0.1 * (index + 1)}), processes=2)
+    for code, output in finish(started):
+        assert code == 1
+        assert "config.optimizer.lr: 0.1 in process 0, 0.2 in process 1" in output
+        assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_waits_in_vain_names_the_likely_causes():
+    address = f"127.0.0.1:{free_port()}"
+    code = f"from ssl_jax import parallel; parallel.start_processes({address!r}, '2', '0', wait_seconds=2)"
+    begun = time.monotonic()
+    waiting = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=120
+    )
+    assert waiting.returncode == 1
+    assert f"after 2 s not all processes have met at {address}" in waiting.stderr
+    assert "--num_processes" in waiting.stderr and "firewall" in waiting.stderr
+    assert time.monotonic() - begun < 100
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (("127.0.0.1", "2", "0"), "HOST:PORT"),
+        (("", "2", "0"), "HOST:PORT"),
+        (("127.0.0.1:1", "2", "2"), "--process_id=0 to N - 1.*--process_id=2"),
+        (("127.0.0.1:1", "2", ""), "--process_id="),
+        (("127.0.0.1:1", "two", "0"), "--num_processes=two"),
+    ],
+)
+def test_where_to_meet_is_said_in_full(given, message):
+    with pytest.raises(parallel.ProcessError, match=message):
+        parallel.start_processes(*given)
+
+
+def test_alone_nothing_is_started(monkeypatch):
+    monkeypatch.setattr(parallel.jax.distributed, "initialize", lambda **_: pytest.fail("started"))
+    parallel.start_processes()
+    parallel.start_processes("127.0.0.1:1", "1", "0")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    parallel.start_processes()
+
+
+def test_several_tasks_of_slurm_are_joined(monkeypatch):
+    joined = {}
+    monkeypatch.setattr(parallel.jax.distributed, "initialize", lambda **options: joined.update(options))
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    parallel.start_processes(wait_seconds=40)
+    assert joined == {"num_processes": 4, "initialization_timeout": 100}
+
+
+@pytest.mark.parametrize(
+    "error, alone", [(ValueError("coordinator_address should be defined."), True), (RuntimeError("no host"), False)]
+)
+def test_a_tpu_machine_is_alone_only_where_it_belongs_to_no_pod(monkeypatch, error, alone):
+    def initialize(**options):
+        assert options == {"initialization_timeout": 360}
+        raise error
+
+    monkeypatch.setattr(parallel.jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(parallel, "_on_tpu", lambda: True)
+    if alone:
+        parallel.start_processes()
+    else:
+        with pytest.raises(parallel.ProcessError, match=r"cannot join the others.*no host"):
+            parallel.start_processes()
+
+
+def test_a_process_alone_agrees_with_itself_at_once():
+    agree = parallel.Agreement(parallel.make_mesh(), delay=2)
+    assert agree(False, True) == (False, True)
+
+
+def test_what_one_process_gathers_is_its_own():
+    rows = np.arange(6, dtype=np.int32).reshape(3, 2)
+    np.testing.assert_array_equal(parallel.gather_rows(rows), rows)
+    facts = {"a": "ä", "b": None, "c": [1, 2]}
+    assert parallel.gather_facts(facts) == [facts]
+    parallel.check_same(facts)
