@@ -89,7 +89,7 @@ def test_a_save_that_fails_in_the_background_is_told_at_the_next_step(tmp_path, 
     monkeypatch.setattr(ocp.CheckpointManager, "_finalize_checkpoint", full)
     checkpoints.save(2, make_state(2))
     deadline = time.monotonic() + 60
-    with pytest.raises(CheckpointError, match=r"No space left.*same command goes on"):  # noqa: PT012
+    with pytest.raises(CheckpointError, match=r"No space left.*same command then goes on"):  # noqa: PT012
         while time.monotonic() < deadline:
             checkpoints.check()
             time.sleep(0.01)
