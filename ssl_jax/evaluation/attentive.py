@@ -1,7 +1,6 @@
 """Attentive probes: what a classifier finds that may choose the patches which it looks at.
 
-Nothing makes a masked model gather what an image shows in one token, or in its patches' mean, where a linear probe
-looks.
+Nothing makes a masked model gather what an image shows in one token, or in its patches' mean, where linear probes look.
 """
 
 import dataclasses
