@@ -42,12 +42,12 @@ def test_entropy_of_duplicates_is_finite():
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1.0, 1e25])
-@pytest.mark.parametrize("offset", [0.0, 30.0])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_two_nn_equals_scikit_learns_neighbors(offset, scale):
     h = (scale * (gaussian(333, 6) + offset)).astype(np.float32)
     distances, _ = NearestNeighbors(n_neighbors=3, algorithm="brute").fit(h.astype(np.float64)).kneighbors()
     expected = len(h) / np.sum(np.log(distances[:, 1] / distances[:, 0]))
-    np.testing.assert_allclose(two_nn(jnp.asarray(h)), expected, rtol=1e-2 if offset else 1e-4)
+    np.testing.assert_allclose(two_nn(jnp.asarray(h)), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5])
