@@ -109,8 +109,8 @@ class Side:
 
 
 def serve(arguments):
-    search = SEARCHES[arguments.serve](*features(arguments)[:1], arguments.k)
-    parts = np.array_split(features(arguments)[1], arguments.rounds)
+    bank, queries = features(arguments)
+    search, parts = SEARCHES[arguments.serve](bank, arguments.k), np.array_split(queries, arguments.rounds)
     search(parts[0])  # compiles
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:

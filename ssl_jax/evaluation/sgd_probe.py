@@ -48,9 +48,13 @@ class SGDProbe:
     held_out: Float[np.ndarray, "lrs weight_decays"] | None
 
 
-class _Heads(NamedTuple):
-    """Of the heads side by side: params and opt_state are [heads, ...]; the statistics are of the features, which all
-    share."""
+class Heads(NamedTuple):
+    """Heads side by side, and how far they have come.
+
+    params, opt_state: leaves [heads, ...].
+    mean, variance: running statistics of the features, which all heads share.
+    step: of the optimizer, so many are done.
+    """
 
     params: dict[str, Array]
     opt_state: optax.OptState
@@ -116,7 +120,7 @@ def sgd_probe(
     lr, weight_decay = grid[best]
     heads = train_heads(passes, train_labels, grid[best : best + 1], num_classes=num_classes, recipe=recipe, seed=seed)
     if not all(np.isfinite(leaf).all() for leaf in heads.params.values()):
-        raise ValueError(f"the head of lr {lr}, weight decay {weight_decay} has diverged; lower its lrs {recipe.lrs}")
+        raise ValueError(f"the head of lr {lr}, weight decay {weight_decay} has diverged; give a recipe of lower lrs")
     test = (jnp.asarray(test_features[rows]) for rows in _chunks(len(test_features)))
     predictions = np.concatenate([np.argmax(_logits(heads, x, recipe=recipe)[0], axis=1) for x in test])
     batch_size = min(recipe.batch_size, len(train_labels))
@@ -140,7 +144,7 @@ def train_heads(
     num_classes: int,
     recipe: ProbeRecipe,
     seed: int = 0,
-) -> _Heads:
+) -> Heads:
     """A head for each (lr, weight decay) of the grid: from the same initial weights, on the same batches.
 
     lr is that of a batch of 256 images. The last batch of an epoch is left out where it is not full.
@@ -153,7 +157,7 @@ def train_heads(
         params |= {"norm_scale": jnp.ones(dim), "norm_bias": jnp.zeros(dim)}
     params = jax.tree.map(lambda leaf: jnp.tile(leaf, (len(grid), *(1,) * leaf.ndim)), params)
     opt_state = jax.vmap(_optimizer(recipe, 0.0, 0.0, 1).init)(params)
-    heads = _Heads(params, opt_state, jnp.zeros(dim), jnp.ones(dim), jnp.int32(0))
+    heads = Heads(params, opt_state, jnp.zeros(dim), jnp.ones(dim), jnp.int32(0))
     peak_lrs, weight_decays = (jnp.asarray(column, jnp.float32) for column in zip(*grid, strict=True))
     peak_lrs *= batch_size / 256
     x, y = jnp.asarray(passes[0], jnp.float32), jnp.asarray(labels, jnp.int32)
@@ -174,7 +178,7 @@ def batch_order(images: int, batch_size: int, seed: int, epoch: int) -> Int[np.n
 
 @functools.partial(jax.jit, static_argnames="recipe")
 def _train_epoch(
-    heads: _Heads,
+    heads: Heads,
     features: Float[Array, "train dim"],
     labels: Int[Array, "train"],
     order: Int[Array, "steps batch"],
@@ -182,7 +186,7 @@ def _train_epoch(
     weight_decays: Float[Array, "heads"],
     *,
     recipe: ProbeRecipe,
-) -> _Heads:
+) -> Heads:
     def step(heads, rows):
         x, y, mean, variance = features[rows], labels[rows], heads.mean, heads.variance
         if recipe.scaling == "batch_norm":
@@ -200,7 +204,7 @@ def _train_epoch(
             return optax.apply_updates(params, updates), opt_state
 
         params, opt_state = jax.vmap(update)(heads.params, heads.opt_state, peak_lrs, weight_decays)
-        return _Heads(params, opt_state, mean, variance, heads.step + 1), None
+        return Heads(params, opt_state, mean, variance, heads.step + 1), None
 
     return lax.scan(step, heads, order)[0]
 
@@ -240,14 +244,14 @@ def _standardize(x: Array, mean: Array, variance: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
-def _logits(heads: _Heads, x: Float[Array, "rows dim"], *, recipe: ProbeRecipe) -> Float[Array, "heads rows classes"]:
+def _logits(heads: Heads, x: Float[Array, "rows dim"], *, recipe: ProbeRecipe) -> Float[Array, "heads rows classes"]:
     if recipe.scaling == "batch_norm":
         x = _standardize(x, heads.mean, heads.variance)
     return jax.vmap(lambda params: _classify(params, x, recipe))(heads.params)
 
 
 def _score(
-    heads: _Heads,
+    heads: Heads,
     features: Float[np.ndarray, "images dim"],
     labels: Integer[np.ndarray, "images"],
     recipe: ProbeRecipe,

@@ -161,7 +161,7 @@ def test_a_diverged_head_is_not_chosen():
     probe = sgd_probe(*TRAIN, *TEST, num_classes=4, recipe=made)
     assert probe.weight_decay == 0.0
     np.testing.assert_array_equal(np.isnan(probe.held_out), [[True, False]])
-    with pytest.raises(ValueError, match="has diverged; lower its lrs"):
+    with pytest.raises(ValueError, match="has diverged; give a recipe of lower lrs"):
         sgd_probe(*TRAIN, *TEST, num_classes=4, recipe=recipe(weight_decays=(1e30,)))
 
 
