@@ -1,8 +1,10 @@
 """Evaluation: python -m ssl_jax.evaluate --workdir DIR [--data NAME_OR_FOLDER] [--protocols knn,linear,finetune]
 
 The pre-trained backbone beside random initialization and the raw pixels, all under the same protocols: its frozen
-features by kNN and linear probes, and, where asked for, the whole of it fine-tuned. Writes DIR/evaluation.json and,
-for the report, DIR/samples/embeddings.npz and DIR/samples/predictions.npz.
+features by kNN and linear probes, and, where asked for, by the others of evaluation/protocols.py, its patches by an
+attentive probe, on corrupted images, and the whole of it fine-tuned. Beside them metrics of the features that take no
+labels. Writes DIR/evaluation.json and, for the report, DIR/samples/embeddings.npz and DIR/samples/predictions.npz;
+features are kept in DIR/features, so that another protocol finds them there.
 """
 
 import dataclasses
@@ -24,8 +26,11 @@ from ssl_jax import build, files, load_backbone, models, run
 from ssl_jax import config as configs
 from ssl_jax.data import pipeline, sources
 from ssl_jax.data.augment import Augmentation
-from ssl_jax.evaluation import knn, linear
+from ssl_jax.evaluation import cache, corruption, knn, protocols
+from ssl_jax.evaluation import representation as metrics
+from ssl_jax.evaluation.attentive import attentive_probe
 from ssl_jax.evaluation.features import extract
+from ssl_jax.evaluation.protocols import Labeled, Scores
 from ssl_jax.finetune import Recipe, finetune
 from ssl_jax.weights import Backbone
 
@@ -36,59 +41,94 @@ CALIBRATION_BATCHES = 50
 PIXEL_SIDE = 32
 # Images whose embeddings are kept for the report's map and neighbors, and their largest side there.
 SAMPLES, SAMPLE_SIDE = 2000, 64
-KNN_K, KNN_TEMPERATURE = (20, 200), 0.07
-LABELS_PER_CLASS = (10, 100, None)
+ATTENTIVE_LABELS_PER_CLASS = (10, 100)
 FINETUNE_LABELS_PER_CLASS, FINETUNE_CROP_AREA = (10, 100), (0.5, 1.0)
-PROTOCOLS, BY_DEFAULT = ("knn", "linear", "finetune"), ("knn", "linear")  # fine-tuning takes minutes on a CPU
+CORRUPTED_IMAGES = 2000  # of the test set, each by every corruption and severity
+# Those of frozen features, and those that take the backbone itself.
+OF_BACKBONES = ("attentive", "corruption", "finetune")
+PROTOCOLS, BY_DEFAULT = (*protocols.PROTOCOLS, *OF_BACKBONES), ("knn", "linear")  # the others take minutes on a CPU
 
 Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 Features = Callable[[np.ndarray], np.ndarray]  # uint8 [BATCH, height, width, channels] -> [BATCH, dim]
-Keep = Callable[[np.ndarray, np.ndarray], None]  # is given labels and predictions, both [test]
-Scores = dict[str, dict[str, Any]]  # protocol -> {"mean": percent, "std": percent, ...}
 
 
-def evaluate(workdir: Path, data: str, protocols: tuple[str, ...]) -> dict[str, Any]:
-    """Writes and returns evaluation.json. `data`: a TFDS name or a folder; "" for the data of the run."""
+def evaluate(workdir: Path, data: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """Writes and returns evaluation.json. `data`: a TFDS name or a folder; "" for the data of the run. `names`: of
+    PROTOCOLS."""
     config = run.read_config(workdir)
     if data:
         config.data.update(name="folder", path=data) if Path(data).is_dir() else config.data.update(name=data, path="")
     backbone = load_backbone(workdir)
     train, test = build.source_pair(config)
-    batches = {"train": read_batches(train, config), "test": read_batches(test, config)}
+    sources_of = {"train": train, "test": test}
+    batches = {split: read_batches(source, config) for split, source in sources_of.items()}
     result: dict[str, Any] = {
         "data": {
             "name": train.name,
             "train_images": len(train),
             "test_images": len(test),
             "classes": list(train.class_names),
-        }
+        },
+        "backbone_sha256": cache.checksum(backbone.variables),
     }
-    h, labels = extract(backbone.features, batches["test"](), BATCH)
-    save_embeddings(workdir, batches["test"], h, labels, train.class_names)
-    (workdir / "samples" / "predictions.npz").unlink(missing_ok=True)  # of an earlier evaluation, maybe of other data
-    if not train.class_names:
-        print(f"{train.name} has no labels, which {' and '.join(protocols)} measure against; the embeddings are saved")
-    else:
-        frozen = functools.partial(
-            score_features, batches=batches, num_classes=len(train.class_names), protocols=protocols
+
+    def features(backbone: Backbone, split: str) -> tuple[np.ndarray, np.ndarray]:
+        key = cache.Key(
+            backbone=cache.checksum(backbone.variables),
+            architecture=build.model_options(config),
+            data=f"{sources_of[split].name} {config.data.path}",
+            split=split,
+            images=len(sources_of[split]),
+            preprocessing={key: configs.plain(config.data[key]) for key in ("image_size", "channels", "mean", "std")},
         )
 
-        def score(name: str, backbone: Backbone, *, tuned: bool, keep: Keep | None = None) -> Scores:
-            return frozen(name, backbone.features, keep=keep) | (
-                score_finetuning(name, backbone, train, test, config) if tuned else {}
-            )
+        def make() -> cache.Arrays:
+            return dict(zip(("features", "labels"), extract(backbone.features, batches[split](), BATCH), strict=True))
 
-        tuned = "finetune" in protocols
-        keep = functools.partial(save_predictions, workdir, train.class_names)
-        result["pretrained"] = score("pretrained", backbone, tuned=tuned, keep=keep)
-        result["pixels"] = frozen("pixels", pixels)
+        found = cache.cached(workdir / "features", key, make)
+        return found["features"], found["labels"]
+
+    h, labels = features(backbone, "test")
+    save_embeddings(workdir, batches["test"], h, labels, train.class_names)
+    (workdir / "samples" / "predictions.npz").unlink(missing_ok=True)  # of an earlier evaluation, maybe of other data
+    result["metrics"] = {"pretrained": metrics.summary(h)}
+    if not train.class_names:
+        print(f"{train.name} has no labels, which {' and '.join(names)} measure against; the embeddings are saved")
+    else:
+        classes = len(train.class_names)
+
+        def score(name: str, backbone: Backbone, names: Sequence[str]) -> Scores:
+            found = score_features(name, as_labeled(*(features(backbone, s) for s in batches), classes), names)
+            if "attentive" in names:
+                found |= score_attentive(name, backbone, batches, classes, config.data.memory_bytes)
+            if "corruption" in names:
+                found |= score_corruption(name, backbone, batches, classes)
+            if "finetune" in names:
+                found |= score_finetuning(name, backbone, train, test, config)
+            return found
+
+        result["pretrained"] = score("pretrained", backbone, names)
+        all_labels = result["pretrained"].get("linear/all/top1", {})
+        if "predictions" in all_labels:
+            save_predictions(workdir, train.class_names, labels[labels >= 0], all_labels["predictions"])
+        of_pixels = [extract(pixels, batches[split](), BATCH) for split in batches]
+        result["pixels"] = score_features("pixels", as_labeled(*of_pixels, classes), names)
+        untrained = random_backbones(config, batches["train"])
         result["random_variants"] = {
             # Training forgets the statistics that it began with.
-            name: score(f"random, {name}", untrained, tuned=tuned and not name.startswith("calibrated"))
-            for name, untrained in random_backbones(config, batches["train"]).items()
+            name: score(
+                f"random, {name}", one, [n for n in names if n != "finetune" or not name.startswith("calibrated")]
+            )
+            for name, one in untrained.items()
         }
         result["random"] = best_of(result["random_variants"])
+        result["metrics"]["random"] = metrics.summary(features(untrained["initial"], "test")[0])
+        for scores in (result["pretrained"], result["pixels"], result["random"], *result["random_variants"].values()):
+            for one in scores.values():
+                one.pop("predictions", None)
         print_table(result)
+    if cache.checksum(backbone.variables) != result["backbone_sha256"]:
+        raise AssertionError("the evaluation has changed the backbone, so its numbers are of no backbone that there is")
     run.write(workdir / "evaluation.json", json.dumps(result, indent=2))
     return result
 
@@ -153,46 +193,74 @@ def calibrate(backbone: Backbone, batches: Batches) -> Backbone:
     return dataclasses.replace(backbone, variables={"params": backbone.variables["params"], "batch_stats": batch_stats})
 
 
-def score_features(
-    name: str,
-    features: Features,
-    *,
-    batches: Mapping[str, Batches],
-    num_classes: int,
-    protocols: tuple[str, ...],
-    keep: Keep | None = None,
-) -> Scores:
-    """`keep` is called with the labels of the test images and what the linear probe with the most labels says."""
+def as_labeled(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], num_classes: int) -> Labeled:
+    """Of (features, labels), where images without a label have -1."""
+    return Labeled(*labeled(*train), *labeled(*test), num_classes)
+
+
+def score_features(name: str, data: Labeled, names: Sequence[str]) -> Scores:
+    """Of those of `names` that are protocols of frozen features. "linear/all/top1" has the "predictions", too."""
     begun = time.perf_counter()
-    (train_h, train_y), (test_h, test_y) = (labeled(*extract(features, batches[s](), BATCH)) for s in ("train", "test"))
     scores: Scores = {}
-    if "knn" in protocols:
-        predictions = knn.weighted_knn(
-            train_h, train_y, test_h, num_classes=num_classes, k=KNN_K, temperature=KNN_TEMPERATURE
+    for protocol, measure in protocols.PROTOCOLS.items():
+        if protocol in names:
+            scores |= measure(data)
+    print_scores(f"{name} ({data.train.shape[1]} dimensions)", begun, scores)
+    return scores
+
+
+def score_attentive(
+    name: str, backbone: Backbone, batches: Mapping[str, Batches], num_classes: int, memory_bytes: int
+) -> Scores:
+    """Of the patches, in float16. Left out where they take more than `memory_bytes`."""
+    begun, scores = time.perf_counter(), {}
+    example = next(iter(batches["train"]()))["image"]
+    rows, columns, dim = backbone.patch_features(example[:1]).shape[1:]
+    images = sum(len(batch["label"]) for split in batches.values() for batch in split())
+    if images * rows * columns * dim * 2 > memory_bytes:
+        print(
+            f"attentive probe left out: {images} images of {rows}x{columns} patches take more than the "
+            f"{memory_bytes:,} bytes of config.data.memory_bytes"
         )
-        for k, predicted in predictions.items():
-            scores[f"knn/k{k}_t{KNN_TEMPERATURE}/top1"] = {
-                "mean": 100 * float(np.mean(predicted == test_y)),
-                "std": 0.0,
-            }
-    if "linear" in protocols:
-        fewest = int(np.bincount(train_y, minlength=num_classes).min())
-        for per_class in LABELS_PER_CLASS:
-            if per_class is not None and per_class > fewest:
-                print(f"linear probe with {per_class} labels per class left out: a class has only {fewest} images")
-                continue
-            probe = linear.linear_probe(train_h, train_y, test_h, test_y, num_classes=num_classes, per_class=per_class)
-            label_set = "all" if per_class is None else f"{per_class}_per_class"
-            scores[f"linear/{label_set}/top1"] = {
-                "mean": probe.mean,
-                "std": probe.std,
-                "accuracies": list(probe.accuracies),
-                "strengths": list(probe.strengths),
-            }
-            if per_class is None and keep is not None:
-                keep(test_y, probe.predictions[0])
-    summary = "  ".join(f"{protocol} {score['mean']:.1f}" for protocol, score in scores.items())
-    print(f"{name} ({train_h.shape[1]} dimensions, {time.perf_counter() - begun:.0f} s): {summary}", flush=True)
+        return scores
+
+    def tokens(images: np.ndarray) -> np.ndarray:
+        return backbone.patch_features(images).reshape(len(images), -1, dim)
+
+    train, test = (labeled(*extract(tokens, split(), BATCH, np.float16)) for split in batches.values())
+    fewest = int(np.bincount(train[1], minlength=num_classes).min())
+    for per_class in (count for count in ATTENTIVE_LABELS_PER_CLASS if count <= fewest):
+        probe = attentive_probe(
+            *train, *test, num_classes=num_classes, heads=getattr(backbone.model, "heads", 1), per_class=per_class
+        )
+        scores[f"attentive/{per_class}_per_class/top1"] = {
+            "mean": float(np.mean(probe.accuracies)),
+            "std": float(np.std(probe.accuracies, ddof=1)),
+            "accuracies": list(probe.accuracies),
+            "learning_rates": list(probe.learning_rates),
+        }
+    print_scores(f"{name}, its patches", begun, scores)
+    return scores
+
+
+def score_corruption(name: str, backbone: Backbone, batches: Mapping[str, Batches], num_classes: int) -> Scores:
+    """Of a kNN classifier, which is trained on nothing, on corrupted test images: 5 severities of each corruption."""
+    begun = time.perf_counter()
+    bank, bank_labels = labeled(*extract(backbone.features, batches["train"](), BATCH))
+    tested = list(batches["test"]())
+    images, labels = labeled(*(np.concatenate([batch[key] for batch in tested]) for key in ("image", "label")))
+    images, labels = images[:CORRUPTED_IMAGES], labels[:CORRUPTED_IMAGES]
+    k, temperature = protocols.KNN_K[0], protocols.KNN_TEMPERATURE
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        h = backbone.features(images, batch_size=BATCH)
+        return knn.weighted_knn(bank, bank_labels, h, num_classes=num_classes, k=(k,), temperature=temperature)[k]
+
+    found = corruption.robustness(predict, images, labels, batch_size=BATCH)
+    values = {"clean": found.clean, "mean": found.mean}
+    values |= {kind: float(np.mean(accuracies)) for kind, accuracies in found.accuracies.items()}
+    scores = {f"corruption/knn_k{k}/{kind}": dict(mean=value, std=0.0) for kind, value in values.items()}
+    print_scores(f"{name}, images corrupted", begun, scores)
     return scores
 
 
@@ -221,9 +289,13 @@ def score_finetuning(
             "learning_rate": tuned.learning_rate,
             "steps": recipe.steps,
         }
-    summary = "  ".join(f"{protocol} {score['mean']:.1f}" for protocol, score in scores.items())
-    print(f"{name} fine-tuned ({time.perf_counter() - begun:.0f} s): {summary}", flush=True)
+    print_scores(f"{name}, fine-tuned", begun, scores)
     return scores
+
+
+def print_scores(name: str, begun: float, scores: Scores) -> None:
+    summary = "  ".join(f"{protocol} {score['mean']:.1f}" for protocol, score in scores.items())
+    print(f"{name}, {time.perf_counter() - begun:.0f} s: {summary}", flush=True)
 
 
 def labeled(h: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -278,6 +350,7 @@ def print_table(result: Mapping[str, Any]) -> None:
         row = "".join(f"{score['mean']:>12.1f}" if score else f"{'':>12}" for score in scores)
         print(f"{protocol:<32}{row}")
     print("random: the best of " + ", ".join(result["random_variants"]))
+    print("\nwithout labels: " + ", ".join(f"{k} {v:.3g}" for k, v in result["metrics"]["pretrained"].items()))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -291,13 +364,13 @@ def main(argv: list[str] | None = None) -> None:
         )
         if not flags.workdir:
             raise configs.ConfigError("--workdir is missing; give that of a run of ssl_jax.train")
-        protocols = tuple(flags.protocols.split(",")) if flags.protocols else BY_DEFAULT
-        unknown = set(protocols) - set(PROTOCOLS)
+        names = tuple(flags.protocols.split(",")) if flags.protocols else BY_DEFAULT
+        unknown = set(names) - set(PROTOCOLS)
         if unknown:
             raise configs.ConfigError(
                 f"--protocols={flags.protocols}: no protocol {sorted(unknown)}; it has {', '.join(PROTOCOLS)}"
             )
-        evaluate(Path(flags.workdir), flags.data, protocols)
+        evaluate(Path(flags.workdir), flags.data, names)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,51 @@ def test_every_protocol_beside_its_baselines(workdir, capsys, monkeypatch):
     assert predicted["class_names"].tolist() == found["data"]["classes"]
 
 
+def test_the_other_protocols(workdir, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "CORRUPTED_IMAGES", 8)
+    names = (
+        "knn_sweep",
+        "low_shot",
+        "prototypes",
+        "clustering",
+        "retrieval",
+        "probe_moco_v2",
+        "attentive",
+        "corruption",
+    )
+    found = evaluate.evaluate(workdir, "", names)
+    expected = {
+        *(f"knn/k{k}_t{t}/top1" for k in (10, 20, 100, 200) for t in (0.07, 0.1)),
+        *(f"linear/{labels}/top1" for labels in ("2_per_class", "5_per_class", "1_percent", "10_percent")),
+        *(f"prototypes/{count}_per_class/top1" for count in (1, 2, 5, 10)),
+        *(
+            f"clustering/{way}/{of}"
+            for way in ("inductive", "transductive")
+            for of in ("accuracy", "nmi", "ami", "ari")
+        ),
+        *(f"retrieval/{measure}" for measure in ("map", "recall_at_1", "recall_at_5", "recall_at_10")),
+        "probe/moco_v2/top1",
+        "attentive/10_per_class/top1",
+        *(f"corruption/knn_k20/{kind}" for kind in ("clean", "mean", "gaussian_noise", "jpeg", "rotation")),
+    }
+    scores = found["pretrained"]
+    assert expected <= set(scores) == set(found["random"])
+    assert all(-100 <= score["mean"] <= 100 for score in scores.values())
+    assert scores["probe/moco_v2/top1"]["lr"] == 30.0
+    assert not any(name.startswith(("attentive", "corruption")) for name in found["pixels"])
+    assert "rankme" in found["metrics"]["pretrained"] and "rankme" in found["metrics"]["random"]
+
+
+def test_features_are_extracted_once(workdir, monkeypatch):
+    first = evaluate.evaluate(workdir, "", ("knn",))
+
+    def refuse(*args, **options):
+        raise AssertionError("features are made anew")
+
+    monkeypatch.setattr(weights.Backbone, "features", refuse)
+    assert evaluate.evaluate(workdir, "", ("knn",)) == first
+
+
 def test_fine_tuning_only_where_asked_for(workdir):
     found = evaluate.evaluate(workdir, "", ("knn",))
     assert set(found["pretrained"]) == {"knn/k20_t0.07/top1", "knn/k200_t0.07/top1"}
@@ -68,5 +113,5 @@ def test_fine_tuning_only_where_asked_for(workdir):
 
 
 def test_unknown_protocols_are_refused(workdir):
-    with pytest.raises(SystemExit, match=r"no protocol \['liner'\]; it has knn, linear, finetune"):
+    with pytest.raises(SystemExit, match=r"no protocol \['liner'\]; it has knn, "):
         evaluate.main([f"--workdir={workdir}", "--protocols=knn,liner"])

@@ -7,10 +7,11 @@ from jaxtyping import Float, Int
 
 
 def extract(
-    features: Callable[[np.ndarray], Float[np.ndarray, "batch dim"]],
+    features: Callable[[np.ndarray], Float[np.ndarray, "batch *map dim"]],
     batches: Iterable[Mapping[str, np.ndarray]],
     batch_size: int,
-) -> tuple[Float[np.ndarray, "images dim"], Int[np.ndarray, "images"]]:
+    dtype: type = np.float32,
+) -> tuple[Float[np.ndarray, "images *map dim"], Int[np.ndarray, "images"]]:
     """(features, labels) of all images of `batches`, in their order.
 
     Args:
@@ -18,12 +19,13 @@ def extract(
         filled up), so that it is compiled once.
       batches: of {"image", "label"}, each of at most `batch_size` images, as `pipeline.eval_batches` makes them.
       batch_size: images a call.
+      dtype: that features are kept in.
     """
     rows, labels = [], []
     for batch in batches:
         images = batch["image"]
         filled = np.zeros((batch_size, *images.shape[1:]), images.dtype)
         filled[: len(images)] = images
-        rows.append(np.asarray(features(filled), np.float32)[: len(images)])
+        rows.append(np.asarray(features(filled), dtype)[: len(images)])
         labels.append(batch["label"])
     return np.concatenate(rows), np.concatenate(labels)
