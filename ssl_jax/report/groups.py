@@ -30,7 +30,7 @@ class Group:
         return f"{len(self.records)} seeds" if len(self.records) > 1 else "1 seed"
 
     def line(self, metric: str) -> Line | None:
-        """Mean, least and greatest over the runs that have the metric, as far as all of them have come; None if none has.
+        """Mean, least and greatest over the runs with the metric, as far as all of these have come; None if none.
 
         A value that is not finite in one run leaves a gap.
         """
