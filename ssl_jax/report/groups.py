@@ -30,8 +30,14 @@ class Group:
         return f"{len(self.records)} seeds" if len(self.records) > 1 else "1 seed"
 
     def line(self, metric: str) -> Line | None:
-        """Mean, least and greatest over the runs, as far as all of them have come; None where a run has no value."""
+        """Mean, least and greatest over the runs with the metric, as far as all of these have come; None if none.
+
+        A value that is not finite in one run leaves a gap.
+        """
         series = [dict(zip(*(column.tolist() for column in r.series(metric)), strict=True)) for r in self.records]
+        series = [run for run in series if run]
+        if not series:
+            return None
         steps = sorted(set.intersection(*map(set, series)))
         values = np.array([[run[step] for step in steps] for run in series], np.float64)  # [runs, steps]
         if not np.isfinite(values).any():

@@ -66,6 +66,9 @@ def test_line_of_seeds_is_their_mean_in_a_band_as_far_as_all_have_come(runs):
     np.testing.assert_array_equal(line.high, [6.0, 3.0, np.nan])
     assert groups.group_runs([read.read(runs[0])])[0].line("loss").low is None
     assert groups.group_runs([read.read(run) for run in runs[:2]])[0].line("absent") is None
+    write_metrics(runs[1], step=[], loss=[])  # not begun yet
+    line = groups.group_runs([read.read(run) for run in runs[:2]])[0].line("loss")
+    np.testing.assert_array_equal(line.values, [4.0, 3.0, 2.0, 1.0])
 
 
 def test_scores_over_seeds_spread_as_the_seeds_do(runs):
