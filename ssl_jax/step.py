@@ -70,7 +70,7 @@ def train_step(
 
     (loss, (model_state, metrics)), grads = jax.value_and_grad(global_loss, has_aux=True)(state.params)
     embeddings = metrics.pop("embeddings")
-    grads, metrics = lax.pmean((grads, metrics), axis_name)  # identity under shard_map, the average under pmap
+    grads, metrics = average_unequal((grads, metrics), axis_name)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
@@ -102,6 +102,21 @@ def train_step(
     return state, metrics | {name: jnp.where(finite, value, jnp.nan) for name, value in measured.items()}
 
 
+def average_unequal(tree: Any, axis_name: str) -> Any:
+    """The mean over devices of each leaf, without sending those that are known to be the same on all.
+
+    Of shard_map's gradients all are, with its check: averaging them again would send every parameter twice a step.
+    Without the check, and under pmap, nothing is known to be.
+    """
+
+    def varies(x):
+        return axis_name in jax.typeof(x).manual_axis_type.varying
+
+    if not varies(lax.axis_index(axis_name)):  # not tracked
+        return lax.pmean(tree, axis_name)
+    return jax.tree.map(lambda x: lax.pmean(x, axis_name) if varies(x) else x, tree)
+
+
 def is_logged(step: Any, log_every: int) -> Any:
     """Whether the metrics of step number `step` (from 1) are logged: the first and each `log_every`-th."""
     return (step == 1) | (step % log_every == 0)
@@ -118,7 +133,9 @@ def health(embeddings: Float[Array, "views batch dim"], axis_name: str) -> dict[
     and what the former are to be seen against: "embedding_dim", and the most that "rankme" can be, "rank_limit".
     Of a single view they are features that no loss of cosines keeps around the origin, so their mean is taken off.
     """
-    views = lax.all_gather(lax.stop_gradient(embeddings), axis_name, axis=1, tiled=True)[:, :HEALTH_IMAGES]
+    # Known to be the same on every device: the singular values that TPUs find in a loop are refused by the check else.
+    views = lax.all_gather(lax.stop_gradient(embeddings), axis_name, axis=1, tiled=True, to="invarying")
+    views = views[:, :HEALTH_IMAGES]
     z1 = views[0] if len(views) > 1 else views[0] - jnp.mean(views[0], axis=0)
     values = {
         "embedding_std": representation.embedding_std(z1),
@@ -129,4 +146,4 @@ def health(embeddings: Float[Array, "views batch dim"], axis_name: str) -> dict[
     }
     if len(views) > 1:
         values["alignment"] = representation.alignment(z1, views[1])
-    return lax.pmean(values, axis_name)  # the same on every device already; this tells the check so
+    return values

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -36,24 +35,13 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     configs.check_devices(config.batch_size, jax.device_count())
     data = config.data
     source = build.source(config)
-    steps_per_epoch = len(source) // config.batch_size
-    facts = Run(
-        batch_size=config.batch_size,
-        steps=config.steps or config.epochs * steps_per_epoch,
-        steps_per_epoch=steps_per_epoch,
-        num_images=len(source),
-        num_classes=len(source.class_names),
-    )
-    method = build.method(config, facts)
-    augmentations = build.augmentations(config, method.views)
-    masks = build.masks(config, method)
-    tx, schedule = build.optimizer(config, facts.steps, method)
-    views = augment.make_augment(augmentations, mean=data.mean, std=data.std, masks=masks)
+    facts = build.facts(config, len(source), len(source.class_names))
+    training = build.training(config, facts)
+    method, views = training.method, training.views
     run.claim(workdir, config)
 
     mesh = parallel.make_mesh()
-    example = jnp.zeros((1, *augmentations[0].size, data.channels))
-    state = parallel.replicate(step.create_state(method, tx, example, config.seed), mesh)
+    state = parallel.replicate(training.create_state(), mesh)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = checkpoints.restore(state) or state
     start = int(state.step)
@@ -62,7 +50,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         seed=config.seed,
         batch_size=config.batch_size,
         image_size=data.image_size,
-        crops=[augmentation.crop for augmentation in augmentations],
+        crops=[augmentation.crop for augmentation in training.augmentations],
         start_step=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -78,7 +66,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     writer = MetricsWriter(workdir, start)
     progress = run.Progress(
         writer,
-        schedule,
+        training.schedule,
         chance_level=method.chance_level,
         batch_size=config.batch_size,
         log_every=config.log_every,
@@ -86,12 +74,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         steps=facts.steps,
         stop_after_skipped=config.stop_after_skipped,
     )
-    train_step = parallel.map_step(
-        functools.partial(
-            step.train_step, method=method, tx=tx, augment=views, axis_name=parallel.AXIS, log_every=config.log_every
-        ),
-        mesh,
-    )
+    train_step = parallel.map_step(training.step, mesh)
     print_banner(config, source, facts, start)
 
     with run.Termination() as termination:

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "optim": set(),
     "data": set(),
     "parallel": set(),
+    "planning": set(),
     "checkpoint": set(),
     "metrics": set(),
     "evaluation": {"losses"},
