@@ -63,6 +63,7 @@ def train_step(
     batch = augment(rng_augment, batch)  # uint8 [batch, height, width, channels] -> the views that the method declares
 
     def global_loss(params):
+        params = vary(params, axis_name)
         loss, aux = method.loss(params, state.model_state, batch, rng_loss, axis_name=axis_name)
         # Inside the differentiated function, and the gradient is averaged again below: exact under shard_map, with
         # and without its check, and under pmap. Only one of the two is N times off in one of them.
@@ -102,19 +103,28 @@ def train_step(
     return state, metrics | {name: jnp.where(finite, value, jnp.nan) for name, value in measured.items()}
 
 
+def varies(x: Any, axis_name: str) -> bool:
+    """Whether shard_map's check, of which pmap has none, knows `x` as one that may differ between devices."""
+    return axis_name in jax.typeof(x).manual_axis_type.varying
+
+
+def vary(tree: Any, axis_name: str) -> Any:
+    """The leaves, which are the same on all devices, as each device's own, so that a gradient is summed over devices
+    once, when it is complete, and not at each use of a parameter: with two views that is half of what is sent."""
+    if not varies(lax.axis_index(axis_name), axis_name):
+        return tree
+    return jax.tree.map(lambda x: lax.pcast(x, axis_name, to="varying"), tree)
+
+
 def average_unequal(tree: Any, axis_name: str) -> Any:
     """The mean over devices of each leaf, without sending those that are known to be the same on all.
 
     Of shard_map's gradients all are, with its check: averaging them again would send every parameter twice a step.
     Without the check, and under pmap, nothing is known to be.
     """
-
-    def varies(x):
-        return axis_name in jax.typeof(x).manual_axis_type.varying
-
-    if not varies(lax.axis_index(axis_name)):  # not tracked
+    if not varies(lax.axis_index(axis_name), axis_name):
         return lax.pmean(tree, axis_name)
-    return jax.tree.map(lambda x: lax.pmean(x, axis_name) if varies(x) else x, tree)
+    return jax.tree.map(lambda x: lax.pmean(x, axis_name) if varies(x, axis_name) else x, tree)
 
 
 def is_logged(step: Any, log_every: int) -> Any:
