@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_jax.plan import size
+from ssl_jax.planning.show import STATE, size
 
 ROOT = Path(__file__).parents[1]
 RESULTS, TABLE = ROOT / "docs" / "plans.json", ROOT / "docs" / "plans.md"
@@ -48,7 +48,7 @@ def imagenet_configs() -> list[str]:
 
 def row(name: str, plan: dict) -> str:
     memory = plan["memory"]
-    state = sum(memory[part] for part in ("parameters", "optimizer", "method_state"))
+    state = sum(memory[part] for part in STATE)
     cells = [
         f"`{name}`", plan["topology"], f"{plan['batch_size']:,}", "yes" if plan["fits"] else "**no**",
         f"{size(memory['needed'])} of {size(memory['limit'])}", size(state),

@@ -63,7 +63,7 @@ DECLARED = {
     "barlow_twins": Declared(
         reduced=lambda f: 4 * f.statistics + 4 * f.config.method.projector[-1] * (f.config.method.projector[-1] + 8)
     ),
-    # The statistics of each group of rows, and the running ones. The keys' images, float32, are gathered for the shuffle,
+    # The statistics of each group of rows, and the running ones. The keys' images, float32, are gathered for a shuffle,
     # the keys to be put back in order, and for the queue.
     "moco_v2": Declared(
         reduced=lambda f: (2 * f.statistics + f.teacher_statistics) * (f.config.model.batch_norm_groups + 1),

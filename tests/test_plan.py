@@ -138,7 +138,7 @@ def test_collectives_are_summed_by_kind_and_line():
 
 def test_an_estimate_and_its_price():
     place = chips.parse_slice("v5e:1x1")
-    result = {"flops": 197e12 * 0.5, "bytes_accessed": 819e9 * 0.25}
+    result = {"flops": 197e12 * 0.5, "memory_traffic": 819e9 * 0.25}
     found = plan.estimate(place, 7200, result, [])
     assert found["bound"] == "compute"
     for name in ("fastest", "slowest"):

@@ -7,8 +7,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-# Results that are their operand under another name.
-ALIASES = ("bitcast", "copy-start", "copy-done", "opt-barrier")
+# Results that are their operand under another name, or brought, whole or in part, into another memory.
+ALIASES = ("get-tuple-element", "bitcast", "copy-start", "copy-done", "slice-start", "slice-done", "opt-barrier")
+# What moves nothing itself.
+STILL = (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "opt-barrier",
+    "while",
+    "conditional",
+    "call",
+)
 
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(
@@ -231,34 +243,75 @@ def _moved(kind: str, instruction: Instruction, group: int) -> tuple[ArrayShape,
 def activation_bytes(module: Module) -> int:
     """What the forward pass leaves in the main memory for the backward one, with padding.
 
-    Of a step that is not differentiated it is 0. Values that are computed a second time instead are not counted.
+    Also what it makes on the chip and puts away into the main memory until then. Of a step that is not differentiated
+    it is 0. Values that are computed a second time instead are not counted.
     """
     instructions = {i.name: i for i in module.computations[module.entry]}
-
-    def origin(name: str) -> tuple[str, int | None]:
-        """The instruction that made a value, and which of its results it is (None: all of them)."""
-        index = None
-        while (made := instructions.get(name)) is not None:
-            if made.opcode == "get-tuple-element":
-                found = re.search(r"index=(\d+)", made.text)
-                index = int(found[1]) if found else None
-            elif made.opcode not in ALIASES:
-                break
-            name = made.operands[0]
-        return name, index
-
-    kept: set[tuple[str, int | None]] = set()
+    kept: dict[tuple[str, int | None], bool] = {}  # a result -> whether it is ever in the main memory
     for instruction in instructions.values():
-        if _is_backward(instruction) and instruction.opcode not in (*ALIASES, "get-tuple-element"):
-            kept |= {origin(operand) for operand in instruction.operands}
+        if _is_backward(instruction) and not _is_alias(instruction):
+            for operand in instruction.operands:
+                made, index, in_main_memory = _origin(instructions, operand)
+                kept[made, index] = kept.get((made, index), False) or in_main_memory
     total = 0
-    for name, index in kept:
+    for (name, index), in_main_memory in kept.items():
         made = instructions.get(name)
-        if made is None or not _is_forward(made) or made.opcode in ("parameter", "constant", "tuple"):
-            continue
-        shapes = made.shapes if index is None else made.shapes[index : index + 1]
-        total += sum(shape.padded_bytes for shape in shapes if shape.in_main_memory)
+        if in_main_memory and made is not None and _is_forward(made) and made.opcode not in STILL:
+            shapes = made.shapes if index is None else made.shapes[index : index + 1]
+            total += sum(shape.padded_bytes for shape in shapes)
     return total
+
+
+def _origin(instructions: Mapping[str, Instruction], name: str) -> tuple[str, int | None, bool]:
+    """(the instruction that made a value, which of its results it is or None for all, whether the value was in the main
+    memory on its way from there)"""
+    index, in_main_memory = None, False
+    while (made := instructions.get(name)) is not None:
+        if not _is_alias(made):
+            shapes = made.shapes if index is None else made.shapes[index : index + 1]
+            in_main_memory |= any(shape.in_main_memory for shape in shapes)
+            break
+        if made.opcode == "get-tuple-element":
+            found = re.search(r"index=(\d+)", made.text)
+            index = int(found[1]) if found else None
+        counters = made.opcode.endswith("-start")  # the last of its results
+        in_main_memory |= any(shape.in_main_memory for shape in made.shapes[: -1 if counters else None])
+        name = made.operands[0]
+    return name, index, in_main_memory
+
+
+def traffic_bytes(module: Module) -> int:
+    """What a step reads from the main memory and writes to it, with padding; not in branches.
+
+    An operand that an instruction reads only a part of counts as a whole, and once for each instruction that reads it.
+    """
+    return _traffic(module, module.entry)
+
+
+def _traffic(module: Module, computation: str) -> int:
+    instructions = {i.name: i for i in module.computations[computation]}
+    total = 0
+    for instruction in instructions.values():
+        if instruction.opcode in ("while", "call"):
+            trips = _TRIPS.search(instruction.text)
+            called = _CALLED.findall(instruction.text)
+            total += sum(_traffic(module, name) for name in called) * (int(trips[1]) if trips else 1)
+        if instruction.opcode in STILL or instruction.opcode.endswith("-done"):
+            continue
+        if instruction.opcode == "slice-start":  # operand, slice, a counter
+            source, part = instruction.shapes[:2]
+            total += part.padded_bytes * (source.in_main_memory + part.in_main_memory)
+            continue
+        touched = list(instruction.shapes)
+        if not instruction.opcode.endswith("-start"):  # whose results name their operands
+            touched += [s for name in instruction.operands if name in instructions for s in instructions[name].shapes]
+        total += sum(shape.padded_bytes for shape in touched if shape.in_main_memory)
+    return total
+
+
+def _is_alias(instruction: Instruction) -> bool:
+    # On TPUs slices that were brought on the chip one by one are put together by a custom call that does nothing.
+    return instruction.opcode in ALIASES or "ConcatBitcast" in instruction.text
 
 
 def _is_backward(instruction: Instruction) -> bool:

@@ -12,7 +12,8 @@ HOP_SECONDS = 1e-6
 ASSUMPTIONS = (
     "arithmetic and memory at the chip's peak rates, overlapping; measured steps take longer, often twice as long",
     "all products count as bfloat16; those asked for in float32 with precision 'highest' take six times as long",
-    "FLOPs and bytes are the compiler's; loops count once, and so does what is done on logged steps only",
+    "FLOPs are the compiler's, in which loops count once, and what is done on logged steps only as if on each",
+    "memory traffic is that of the compiled instructions, whose operands count whole though some read only a part",
     "collectives at the links' full rate over all axes of the slice, 1 us a hop; fastest: all hidden behind the "
     "arithmetic, slowest: none",
     "the hosts deliver images in time; compiling, evaluating and saving take none",

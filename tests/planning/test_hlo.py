@@ -118,13 +118,20 @@ ENTRY %main (a: f32[100]) -> f32[100] {{
   %second = f32[40]{{0}} get-tuple-element(%two), index=1
   %renamed = f32[40]{{0}} bitcast(%second)
   %on_chip = f32[80]{{0:S(1)}} fusion(%a), kind=kLoop, calls=%x, {forward}
+  %out = (f32[7]{{0}}, f32[7]{{0:S(1)}}, u32[]{{:S(2)}}) copy-start(%away), cross_program_prefetch_index=0
+  %away = f32[7]{{0:S(1)}} fusion(%a), kind=kLoop, calls=%x, {forward}
+  %out_done = f32[7]{{0}} copy-done(%out)
+  %in = ((f32[7]{{0}}), f32[3]{{0:S(1)}}, s32[]{{:S(2)}}) slice-start(%out_done), slice={{[0:3]}}
+  %in_done = f32[3]{{0:S(1)}} slice-done(%in)
+  %whole = f32[7]{{0:S(1)}} custom-call(%in_done, %in_done), custom_call_target="ConcatBitcast"
   %unused = f32[160]{{0}} fusion(%a), kind=kLoop, calls=%x, {forward}
-  %back = f32[320]{{0}} fusion(%kept, %renamed, %on_chip, %a), kind=kLoop, calls=%x, {backward}
+  %back = f32[320]{{0}} fusion(%kept, %renamed, %on_chip, %a, %whole), kind=kLoop, calls=%x, {backward}
   ROOT %more = f32[100]{{0}} fusion(%back, %kept), kind=kLoop, calls=%x, {backward}
 }}
 """
-    # kept, used twice, and the second of two; not the argument, what is on the chip, unused, or made going back.
-    assert hlo.activation_bytes(hlo.parse(text)) == 4 * (10 + 40)
+    # kept, used twice, the second of two, and what is put away from the chip for a while; not the argument, what stays
+    # on the chip, is unused, or is made going back.
+    assert hlo.activation_bytes(hlo.parse(text)) == 4 * (10 + 40 + 7)
     assert hlo.activation_bytes(hlo.parse(TEXT)) == 0
 
 
@@ -133,3 +140,27 @@ def test_a_ring_sends_all_parts_but_one():
     make = lambda kind: hlo.Collective(kind, shapes, 8, 1, False, "", ())  # noqa: E731
     np.testing.assert_allclose(make("all-reduce").sent_bytes, 7000)
     np.testing.assert_allclose(make("reduce-scatter").sent_bytes + make("all-gather").sent_bytes, 7000)
+
+
+def test_traffic_is_what_instructions_read_and_write_in_the_main_memory():
+    text = """HloModule f, is_scheduled=true
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %v = f32[8]{0} get-tuple-element(%p), index=1
+  %r = f32[8]{0} negate(%v)
+  ROOT %t = (s32[], f32[8]{0}) tuple(%v, %r)
+}
+
+ENTRY %main (a: f32[100]) -> f32[100] {
+  %a = f32[100]{0} parameter(0)
+  %near = f32[100]{0:S(1)} fusion(%a), kind=kLoop, calls=%x
+  %copied = (f32[30]{0}, f32[30]{0:S(1)}, u32[]{:S(2)}) copy-start(%near)
+  %done = f32[30]{0} copy-done(%copied)
+  %part = ((f32[100]{0}), f32[20]{0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:20]}
+  %loop = (s32[], f32[8]{0}) while(%a), body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %sum = f32[100]{0} fusion(%a, %near, %done), kind=kLoop, calls=%x
+}
+"""
+    reads_a, copies_out, slices, loops, sums = 100, 30, 20, 3 * (8 + 8), 100 + 30 + 100
+    assert hlo.traffic_bytes(hlo.parse(text)) == 4 * (reads_a + copies_out + slices + loops + sums)
