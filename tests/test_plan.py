@@ -1,4 +1,7 @@
+import importlib.util
 import json
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -75,8 +78,29 @@ def test_a_plan_for_the_devices_at_hand(tmp_path, capsys):
     assert "memory of the devices is not known" in printed and "GFLOP" in printed and "all-gather" in printed
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="compiles for TPUs; pip install libtpu")
+def test_a_plan_for_a_slice_that_is_not_there(tmp_path):
+    path = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "ssl_jax.plan", f"--config={SIMCLR}:tiny", "--topology=v5e:2x2", f"--json={path}"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    result = json.loads(path.read_text())
+    assert (
+        result["fits"] is True
+        and result["devices"] == 4
+        and "fits: " in printed
+        and "chip-hours on v5litepod-4" in printed
+    )
+    assert result["memory"]["limit"] == 16 * 2**30
+    reduced = sum(e["bytes"] for e in result["collectives"] if e["kind"] == "all-reduce" and e["each_step"])
+    # The gradient once; what is left are statistics and the gradient of the gathered embeddings.
+    assert result["memory"]["parameters"] <= reduced < 1.5 * result["memory"]["parameters"]
+    found = result["estimate"]
+    assert 0 < found["step_seconds"]["fastest"] < found["step_seconds"]["slowest"] < 0.1
+
+
 def test_without_the_compiler_for_tpus_it_is_named(monkeypatch):
-    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install libtpu"):
         plan.main([f"--config={SIMCLR}:tiny", "--topology=v5e:4x4"])
 
