@@ -64,7 +64,7 @@ DECLARED = {
         reduced=lambda f: 4 * f.statistics + 4 * f.config.method.projector[-1] * (f.config.method.projector[-1] + 8)
     ),
     # Each view passes as query and as key, with statistics of each group of rows, and the running ones. The keys'
-    # images, float32, are gathered for a shuffle, the keys to be put back in order, and those of one view for the queue.
+    # images, float32, are gathered for a shuffle, the keys to be put back in order and, of one view, for the queue.
     "moco_v2": Declared(
         reduced=lambda f: (4 * f.statistics + 2 * f.teacher_statistics) * (f.config.model.batch_norm_groups + 1),
         gathered=lambda f: 2 * BATCH * 28 * 28 * 4 + embeddings(f, views=3),
