@@ -28,12 +28,12 @@ our code, and the assumptions.
 Memory is of one chip. Activations: kept for the gradient, as far as they can be told; temporaries: the rest. Sent: by
 each chip in a step. Step time and chip-hours are lower bounds, from collectives all hidden behind the arithmetic to
 none; the utilization is that of the faster. Where a config does not fit, the compiler says how much memory its
-temporaries take, and no more.
+temporaries take, and no more. Commit: of the code whose step was compiled.
 
 """
 COLUMNS = (
     "config", "on", "images a step", "fits", "memory", "state", "activations", "temporaries", "GFLOP", "sent",
-    "step, ms", "bound by", "utilization", "chip-hours",
+    "step, ms", "bound by", "utilization", "chip-hours", "commit",
 )  # fmt: skip
 
 
@@ -64,8 +64,8 @@ def row(name: str, plan: dict) -> str:
             f"{found['utilization']['fastest']:.0%}", both(found["chip_hours"], ",.0f"),
         ]  # fmt: skip
     else:
-        cells += [""] * (len(COLUMNS) - len(cells))
-    return line(cells)
+        cells += [""] * (len(COLUMNS) - 1 - len(cells))
+    return line([*cells, plan["commit"]])
 
 
 def line(cells: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssl_jax import build, parallel
+from ssl_jax import build, parallel, run
 from ssl_jax import config as configs
 from ssl_jax.planning import hlo
 from ssl_jax.planning.chips import Slice, parse_slice
@@ -59,6 +59,8 @@ def plan(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "compute_dtype": config.compute_dtype,
         "steps": facts.steps,
+        "commit": run.commit(),
+        "versions": {package: run.version(package) for package in ("jax", "libtpu")},
     }
     memory = {
         "limit": place.chip.memory if place else (devices[0].memory_stats() or {}).get("bytes_limit"),

@@ -62,8 +62,8 @@ def describe(workdir: Path, **facts: Any) -> None:
     device = jax.devices()[0]
     text = json.dumps(
         {
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-            "commit": _commit(),
+            "versions": {"python": platform.pythonversion()} | {name: version(name) for name in PACKAGES},
+            "commit": commit(),
             "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
             "processes": jax.process_count(),
             **facts,
@@ -73,14 +73,14 @@ def describe(workdir: Path, **facts: Any) -> None:
     write(workdir / "run.json", text)
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None  # ssl_jax itself, run from a clone
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Of the clone that the code runs from, with a + where files differ from it; None outside of one."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
