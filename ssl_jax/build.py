@@ -1,18 +1,21 @@
 """From a config to the things that a program works with. Below this, nothing sees a config object."""
 
+import dataclasses
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from ssl_jax import config as configs
-from ssl_jax import models, optim
-from ssl_jax.data import sources
+from ssl_jax import models, optim, parallel, step
+from ssl_jax.data import augment, sources
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.data.masks import Mask
 from ssl_jax.methods import METHODS, Run
@@ -49,6 +52,53 @@ def _parameters(made: Callable[..., Any]) -> dict[str, Any]:
         elif isinstance(value, (bool, int, float, str, tuple)):
             found[name] = value
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a run does with its batches.
+
+    augmentations: one for each of the method's views. views: (rng, batch) -> the batch with the views made. schedule:
+    step -> learning rate. create_state: () -> the state before the first step. step: (state, batch) -> (state,
+    metrics), of one device, for `parallel.map_step`.
+    """
+
+    method: Any
+    augmentations: list[Augmentation]
+    views: Callable[[Any, Any], Any]
+    schedule: Callable[[int], float]
+    create_state: Callable[[], step.TrainState]
+    step: Callable[[Any, Any], tuple[Any, Any]]
+
+
+def facts(config: ConfigDict, num_images: int, num_classes: int) -> Run:
+    """Of a run on that many images; `num_classes`: 0 without labels."""
+    steps_per_epoch = num_images // config.batch_size
+    return Run(
+        batch_size=config.batch_size,
+        steps=config.steps or config.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        num_images=num_images,
+        num_classes=num_classes,
+    )
+
+
+def training(config: ConfigDict, run: Run) -> Training:
+    made, data = method(config, run), config.data
+    crops = augmentations(config, made.views)
+    tx, schedule = optimizer(config, run.steps, made)
+    views = augment.make_augment(crops, mean=data.mean, std=data.std, masks=masks(config, made))
+    example = (1, *crops[0].size, data.channels)
+    return Training(
+        method=made,
+        augmentations=crops,
+        views=views,
+        schedule=schedule,
+        create_state=lambda: step.create_state(made, tx, jnp.zeros(example), config.seed),
+        step=functools.partial(
+            step.train_step, method=made, tx=tx, augment=views, axis_name=parallel.AXIS, log_every=config.log_every
+        ),
+    )
 
 
 def source(config: ConfigDict) -> sources.Source:

@@ -12,13 +12,13 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
-from jax.experimental import multihost_utils
+from jax.experimental import multihost_utils, topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Shaped
 
@@ -129,10 +129,13 @@ def leaving_on_error() -> Iterator[None]:
         os._exit(1)
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes, along one axis: process by process, so that each has successive rows of a batch."""
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """The devices along one axis; if not given all of all processes, process by process, so that each has successive
+    rows of a batch."""
     # Not jax.make_mesh: its axes are explicit, and shard_map then refuses arrays that were not placed by hand.
-    return Mesh(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)), (AXIS,))
+    if devices is None:
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(devices), (AXIS,))
 
 
 def make_local_mesh() -> Mesh:
@@ -151,6 +154,24 @@ def map_step(step: Callable[[Any, Any], tuple[Any, Any]], mesh: Mesh) -> Callabl
         step, mesh=mesh, in_specs=(replicated, split), out_specs=(replicated, replicated), check_vma=True
     )
     return jax.jit(mapped, donate_argnums=0)
+
+
+def described_devices(topology: str) -> Sequence[Any]:
+    """The devices of a TPU slice, "v5e:16x16", that is not there: to compile for, not to run on. Needs libtpu."""
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+
+
+def compile_step(
+    step: Callable[[Any, Any], tuple[Any, Any]], mesh: Mesh, state: Any, batch: Any
+) -> jax.stages.Compiled:
+    """`map_step(step, mesh)` compiled for a state and a global batch of these shapes (`jax.ShapeDtypeStruct`)."""
+
+    def place(tree, spec):
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    lowered = map_step(step, mesh).lower(place(state, PartitionSpec()), place(batch, PartitionSpec(AXIS)))
+    return lowered.compile()
 
 
 def map_rows(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:

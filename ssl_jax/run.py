@@ -86,13 +86,13 @@ def check_processes(config: ConfigDict, workdir: Path) -> None:
     """Raises: ProcessError where the processes of this run differ in what they run."""
     devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
     settings = {f"config.{key}": value for key, value in configs.flatten(config).items()}
-    where = {"devices of a process": devices, "commit": _commit(), "workdir": str(workdir)}
+    where = {"devices of a process": devices, "commit": commit(), "workdir": str(workdir)}
     parallel.check_same(where | versions() | settings)
 
 
 def versions() -> dict[str, str | None]:
     """Of Python and of the packages that a run's numbers depend on."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def describe(workdir: Path, *, skipped: Mapping[str, str], **facts: Any) -> None:
@@ -105,7 +105,7 @@ def describe(workdir: Path, *, skipped: Mapping[str, str], **facts: Any) -> None
     text = json.dumps(
         {
             "versions": versions(),
-            "commit": _commit(),
+            "commit": commit(),
             "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
             "processes": jax.process_count(),
             "skipped": {name: reason for found in everywhere for name, reason in found.items()},
@@ -117,14 +117,14 @@ def describe(workdir: Path, *, skipped: Mapping[str, str], **facts: Any) -> None
         write(workdir / "run.json", text)
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None  # ssl_jax itself, run from a clone
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Of the clone that the code runs from, with a + where files differ from it; None outside of one."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:

@@ -64,6 +64,7 @@ def train_step(
     batch = augment(rng_augment, batch)  # uint8 [batch, height, width, channels] -> the views that the method declares
 
     def global_loss(params):
+        params = vary(params, axis_name)
         loss, aux = method.loss(params, state.model_state, batch, rng_loss, axis_name=axis_name)
         # Inside the differentiated function, and the gradient is averaged again below: exact under shard_map, with
         # and without its check, and under pmap. Only one of the two is N times off in one of them.
@@ -71,7 +72,7 @@ def train_step(
 
     (loss, (model_state, metrics)), grads = jax.value_and_grad(global_loss, has_aux=True)(state.params)
     embeddings = metrics.pop("embeddings")
-    grads, metrics = lax.pmean((grads, metrics), axis_name)  # identity under shard_map, the average under pmap
+    grads, metrics = average_unequal((grads, metrics), axis_name)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
@@ -103,6 +104,30 @@ def train_step(
     return state, metrics | {name: jnp.where(finite, value, jnp.nan) for name, value in measured.items()}
 
 
+def varies(x: Any, axis_name: str) -> bool:
+    """Whether shard_map's check, of which pmap has none, knows `x` as one that may differ between devices."""
+    return axis_name in jax.typeof(x).manual_axis_type.varying
+
+
+def vary(tree: Any, axis_name: str) -> Any:
+    """The leaves, which are the same on all devices, as each device's own, so that a gradient is summed over devices
+    once, when it is complete, and not at each use of a parameter: with two views that is half of what is sent."""
+    if not varies(lax.axis_index(axis_name), axis_name):
+        return tree
+    return jax.tree.map(lambda x: lax.pcast(x, axis_name, to="varying"), tree)
+
+
+def average_unequal(tree: Any, axis_name: str) -> Any:
+    """The mean over devices of each leaf, without sending those that are known to be the same on all.
+
+    Of shard_map's gradients all are, with its check: averaging them again would send every parameter twice a step.
+    Without the check, and under pmap, nothing is known to be.
+    """
+    if not varies(lax.axis_index(axis_name), axis_name):
+        return lax.pmean(tree, axis_name)
+    return jax.tree.map(lambda x: lax.pmean(x, axis_name) if varies(x, axis_name) else x, tree)
+
+
 def is_logged(step: Any, log_every: int) -> Any:
     """Whether the metrics of step number `step` (from 1) are logged: the first and each `log_every`-th."""
     return (step == 1) | (step % log_every == 0)
@@ -121,7 +146,9 @@ def health(embeddings: Float[Array, "views batch dim"], axis_name: str) -> dict[
     "alpha_req" is NaN where a batch or an embedding is too small for it.
     Of a single view they are features that no loss of cosines keeps around the origin, so their mean is taken off.
     """
-    views = lax.all_gather(lax.stop_gradient(embeddings), axis_name, axis=1, tiled=True)[:, :HEALTH_IMAGES]
+    # Known to be the same on every device: the singular values that TPUs find in a loop are refused by the check else.
+    views = lax.all_gather(lax.stop_gradient(embeddings), axis_name, axis=1, tiled=True, to="invarying")
+    views = views[:, :HEALTH_IMAGES]
     z1 = views[0] if len(views) > 1 else views[0] - jnp.mean(views[0], axis=0)
     of_spectrum = spectral(z1)
     values = {name: of_spectrum[name] for name in SPECTRAL} | {
@@ -132,4 +159,4 @@ def health(embeddings: Float[Array, "views batch dim"], axis_name: str) -> dict[
     }
     if len(views) > 1:
         values["alignment"] = representation.alignment(z1, views[1])
-    return lax.pmean(values, axis_name)  # the same on every device already; this tells the check so
+    return values

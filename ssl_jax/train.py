@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -44,24 +43,13 @@ def _train_until(termination: run.Termination, config: ConfigDict, workdir: Path
     data = config.data
     source = build.source(config)
     parallel.check_same({"images": len(source), "classes": list(source.class_names)})
-    steps_per_epoch = len(source) // config.batch_size
-    facts = Run(
-        batch_size=config.batch_size,
-        steps=config.steps or config.epochs * steps_per_epoch,
-        steps_per_epoch=steps_per_epoch,
-        num_images=len(source),
-        num_classes=len(source.class_names),
-    )
-    method = build.method(config, facts)
-    augmentations = build.augmentations(config, method.views)
-    masks = build.masks(config, method)
-    tx, schedule = build.optimizer(config, facts.steps, method)
-    views = augment.make_augment(augmentations, mean=data.mean, std=data.std, masks=masks)
+    facts = build.facts(config, len(source), len(source.class_names))
+    training = build.training(config, facts)
+    method, views = training.method, training.views
     run.claim(workdir, config)
 
     mesh = parallel.make_mesh()
-    example = jnp.zeros((1, *augmentations[0].size, data.channels))
-    state = parallel.replicate(step.create_state(method, tx, example, config.seed), mesh)
+    state = parallel.replicate(training.create_state(), mesh)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = checkpoints.restore(state) or state
     start = int(state.step)
@@ -70,7 +58,7 @@ def _train_until(termination: run.Termination, config: ConfigDict, workdir: Path
         seed=config.seed,
         batch_size=config.batch_size,
         image_size=data.image_size,
-        crops=[augmentation.crop for augmentation in augmentations],
+        crops=[augmentation.crop for augmentation in training.augmentations],
         start_step=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -86,7 +74,7 @@ def _train_until(termination: run.Termination, config: ConfigDict, workdir: Path
     writer = MetricsWriter(workdir, start) if parallel.is_first() else None
     progress = run.Progress(
         writer,
-        schedule,
+        training.schedule,
         chance_level=method.chance_level,
         batch_size=config.batch_size,
         log_every=config.log_every,
@@ -94,12 +82,7 @@ def _train_until(termination: run.Termination, config: ConfigDict, workdir: Path
         steps=facts.steps,
         stop_after_skipped=config.stop_after_skipped,
     )
-    train_step = parallel.map_step(
-        functools.partial(
-            step.train_step, method=method, tx=tx, augment=views, axis_name=parallel.AXIS, log_every=config.log_every
-        ),
-        mesh,
-    )
+    train_step = parallel.map_step(training.step, mesh)
     print_banner(config, source, facts, start)
 
     agree = parallel.Agreement(mesh, delay=STEPS_AHEAD)

@@ -159,6 +159,17 @@ def test_a_state_that_differs_between_devices_is_refused_when_traced():
         mapped(state, parallel.split_batch(toy_batch(0), mesh))
 
 
+def test_the_step_can_be_lowered_for_tpus():
+    """Which find singular values in a loop, whose state the check wants to be as equal between devices as the input."""
+    method, tx, mesh = Toy(gathered), optax.sgd(0.05), parallel.make_mesh()
+    one_step = functools.partial(
+        step.train_step, method=method, tx=tx, augment=toy_views, axis_name=parallel.AXIS, log_every=1
+    )
+    state = jax.eval_shape(lambda: step.create_state(method, tx, jnp.zeros((1, 1, 1, 5)), seed=0))
+    lowered = parallel.map_step(one_step, mesh).trace(state, toy_batch(0)).lower(lowering_platforms=("tpu",))
+    assert "all_gather" in lowered.as_text()
+
+
 def test_health_is_that_of_the_whole_batch_and_only_on_logged_steps():
     _, one = run_toy(gathered, "shard_map", 1, optax.sgd(0.05), steps=6)
     _, eight = run_toy(gathered, "shard_map", 8, optax.sgd(0.05), steps=6)

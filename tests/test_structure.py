@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "optim": set(),
     "data": set(),
     "parallel": set(),
+    "planning": set(),
     "checkpoint": {"parallel"},
     "metrics": {"files"},
     "evaluation": {"losses", "optim"},

@@ -1,0 +1,239 @@
+"""What a run needs and costs: python -m ssl_jax.plan --config configs/simclr.py:imagenet_r50 --topology v5e:16x16
+
+Compiles the very step of ssl_jax.train, for a slice of TPUs that need not be there (with libtpu installed, which is
+their compiler), or without --topology for the devices at hand, and reads the compiled program: memory, arithmetic, what
+the collectives move. Nothing is run, and no image read.
+"""
+
+import collections
+import importlib.util
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ssl_jax import build, parallel, run
+from ssl_jax import config as configs
+from ssl_jax.planning import hlo
+from ssl_jax.planning.chips import Slice, parse_slice
+from ssl_jax.planning.roofline import ASSUMPTIONS, roofline
+from ssl_jax.planning.show import STATE, print_plan, size
+
+# (images, classes) of training splits, which are not read for a plan.
+DATA_SETS = {
+    "imagenet2012": (1_281_167, 1000),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
+    "fashion_mnist": (60_000, 10),
+}
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def plan(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
+    """What `show.print_plan` prints, and --json writes. `place`: None for the devices at hand.
+
+    Bytes and FLOPs are of one device and one step. "fits" is None where the devices do not say how much they have.
+    """
+    configs.check(config)
+    devices = jax.devices() if place is None else describe(place)
+    configs.check_devices(config.batch_size, len(devices))
+    facts = build.facts(config, *count_images(config))
+    training = build.training(config, facts)
+    state = jax.eval_shape(training.create_state)
+    batch = batch_shapes(config, training, facts.num_images)
+    result: dict[str, Any] = {
+        "method": config.method.name,
+        "model": config.model.name,
+        "topology": place.name if place else f"{len(devices)} x {devices[0].device_kind}",
+        "accelerator_type": place.accelerator_type if place else None,
+        "devices": len(devices),
+        "batch_size": config.batch_size,
+        "compute_dtype": config.compute_dtype,
+        "steps": facts.steps,
+        "commit": run.commit(),
+        "versions": {package: run.version(package) for package in ("jax", "libtpu")},
+    }
+    memory = {
+        "limit": place.chip.memory if place else (devices[0].memory_stats() or {}).get("bytes_limit"),
+        "parameters": tree_bytes(state.params),
+        "optimizer": tree_bytes(state.opt_state),
+        "method_state": tree_bytes(state.model_state),
+        "batch": tree_bytes(batch) // len(devices),
+    }
+    result["memory"] = memory
+    begun = time.perf_counter()
+    try:
+        compiled = parallel.compile_step(training.step, parallel.make_mesh(devices), state, batch)
+    except jax.errors.JaxRuntimeError as error:
+        if (found := temporaries_needed(str(error))) is None:
+            raise
+        memory["needed"] = sum(memory[name] for name in (*STATE, "batch")) + found[0]
+        memory |= {"temporaries": found[0], "limit": found[1]}
+        result |= {"fits": False, "compile_seconds": time.perf_counter() - begun}
+        result["advice"] = advice(result, place)
+        return result
+    result["compile_seconds"] = time.perf_counter() - begun
+    module = hlo.parse(compiled.as_text())
+    memory |= program_memory(compiled.memory_analysis(), hlo.activation_bytes(module))
+    result["fits"] = None if memory["limit"] is None else memory["needed"] <= memory["limit"]
+    result |= {"flops": compiled.cost_analysis()["flops"], "memory_traffic": hlo.traffic_bytes(module)}
+    moved = hlo.collectives(module)
+    result["collectives"] = group_collectives(moved)
+    if place:
+        result["estimate"] = estimate(place, facts.steps, result, moved)
+        result["assumptions"] = list(ASSUMPTIONS)
+    result["advice"] = [] if result["fits"] is not False else advice(result, place)
+    return result
+
+
+def describe(place: Slice) -> Any:
+    """The slice's devices. Raises: ConfigError without libtpu, and for a slice that it does not know."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise configs.ConfigError("--topology needs the TPU compiler, which is not installed: pip install libtpu")
+    # libtpu would ask a TPU machine's metadata server who it is, and refuse to be loaded twice on one machine.
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": place.accelerator_type,
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    jax.config.update("jax_platforms", "cpu")  # no other device is looked for
+    try:
+        return parallel.described_devices(place.name)
+    except jax.errors.JaxRuntimeError as error:
+        raise configs.ConfigError(f"--topology={place.name}: {str(error).splitlines()[0]}") from error
+
+
+def count_images(config: ConfigDict) -> tuple[int, int]:
+    """(images, classes) of the training split, from DATA_SETS where it is whole and there, else of the data."""
+    data = config.data
+    if data.split == "train" and data.name in DATA_SETS:
+        return DATA_SETS[data.name]
+    source = build.source(config)
+    return len(source), len(source.class_names)
+
+
+def batch_shapes(config: ConfigDict, training: build.Training, num_images: int) -> dict[str, Any]:
+    """The global batch as data/pipeline.py's `train_batches` makes it, in shapes."""
+    data, rows = config.data, config.batch_size
+    integers = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    batch: dict[str, Any] = {"index": integers, "label": integers}
+    if num_images * math.prod(data.image_size) * data.channels <= data.memory_bytes:
+        return batch | {"image": jax.ShapeDtypeStruct((rows, *data.image_size, data.channels), jnp.uint8)}
+    views = training.augmentations
+    return batch | {
+        "crops": tuple(jax.ShapeDtypeStruct((rows, *view.size, data.channels), jnp.uint8) for view in views),
+        "boxes": tuple(jax.ShapeDtypeStruct((rows, 4), jnp.float32) for _ in views),
+    }
+
+
+def tree_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def program_memory(analysis: Any, activations: int) -> dict[str, int]:
+    """The compiler's account: arguments as they lie in memory, with what it pads; the new state takes their place."""
+    temporary = analysis.temp_size_in_bytes
+    parts = {
+        "arguments": analysis.argument_size_in_bytes,
+        "new_outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "activations": min(activations, temporary),
+        "temporaries": temporary - min(activations, temporary),
+        "program": analysis.generated_code_size_in_bytes,
+    }
+    return {**parts, "needed": sum(parts.values())}
+
+
+def temporaries_needed(error: str) -> tuple[int, int] | None:
+    """(bytes of temporaries, bytes there are) of the TPU compiler's message that memory does not suffice; None for
+    other messages."""
+    found = re.search(r"([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)", error)
+    if found is None:
+        return None
+    return int(float(found[1]) * UNITS[found[2]]), int(float(found[3]) * UNITS[found[4]])
+
+
+def group_collectives(moved: Iterable[hlo.Collective]) -> list[dict[str, Any]]:
+    """One entry for each kind and line of our code, with the caller of that line, those that move most first."""
+    groups = collections.defaultdict(lambda: {"calls": 0, "bytes": 0, "sent": 0.0})
+    for one in moved:
+        line = " < ".join(one.stack[:2]) or one.op_name or "(the compiler's)"
+        group = groups[(one.kind, line, one.conditional)]
+        group["calls"] += one.times
+        group["bytes"] += one.times * one.bytes
+        group["sent"] += one.times * one.sent_bytes
+    entries = [
+        {"kind": kind, "line": line, "each_step": not conditional, **group}
+        for (kind, line, conditional), group in groups.items()
+    ]
+    return sorted(entries, key=lambda entry: -entry["sent"])
+
+
+def estimate(place: Slice, steps: int, result: Mapping[str, Any], moved: Iterable[hlo.Collective]) -> dict[str, Any]:
+    limits = roofline(place, flops=result["flops"], memory_bytes=result["memory_traffic"], collectives=moved)
+    bounds = {"fastest": limits.fastest, "slowest": limits.slowest}
+    return {
+        "compute_seconds": limits.compute,
+        "memory_seconds": limits.memory,
+        "link_seconds": limits.links,
+        "link_bytes": limits.link_bytes,
+        "bound": limits.bound,
+        "step_seconds": bounds,
+        "utilization": {name: limits.utilization(seconds) for name, seconds in bounds.items()},
+        "hours": {name: steps * seconds / 3600 for name, seconds in bounds.items()},
+        "chip_hours": {name: place.chips * steps * seconds / 3600 for name, seconds in bounds.items()},
+    }
+
+
+def advice(result: Mapping[str, Any], place: Slice | None) -> list[str]:
+    """What to change in a run that does not fit."""
+    memory, devices = result["memory"], result["devices"]
+    fixed = sum(memory[name] for name in STATE)
+    room = memory["limit"] - fixed
+    if room <= 0:
+        return [
+            f"the state alone takes {size(fixed)} on each device, whatever the batch: use a smaller model, or a chip "
+            "with more memory"
+        ]
+    found = []
+    if result["compute_dtype"] == "float32":
+        found.append("--config.compute_dtype=bfloat16: activations of half the size")
+    # What does not belong to the state grows with the images of a device, or faster.
+    per_device = int(result["batch_size"] / devices * room / (memory["needed"] - fixed))
+    if per_device:
+        found.append(f"--config.batch_size={per_device * devices}, if activations shrink with the batch")
+    chips = -(-result["batch_size"] // max(per_device, 1))
+    if per_device and place:
+        found.append(f"a slice of {chips} chips or more of {place.chip.name}, for the same batch")
+    if not per_device:
+        found.append("one image on a device does not fit: use a smaller model or image, or a chip with more memory")
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    with configs.user_errors():
+        flags = configs.read_flags(
+            sys.argv[1:] if argv is None else argv,
+            program="ssl_jax.plan: what a run needs and costs, before it is run",
+            defaults=build.defaults,
+            topology="a slice of TPUs, v5e:16x16 (v4, v5e, v5p, v6e); the devices at hand if not given",
+            json="a file to write the plan to as JSON",
+        )
+        place = configs.call(parse_slice, {}, "--topology", flags.topology) if flags.topology else None
+        result = plan(flags.config, place)
+        print_plan(result)
+        if flags.json:
+            Path(flags.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

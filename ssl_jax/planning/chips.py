@@ -1,0 +1,85 @@
+"""TPU chips and the slices that they are rented in.
+
+Source: Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs/v4, and so on),
+their tables of specifications as of 2025; v4's links: Jouppi et al. 2023, arXiv:2304.01433, table 4.
+"""
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """memory: bytes of HBM. flops: a second, the peak in bfloat16. memory_bandwidth: bytes a second. link_bandwidth:
+    bytes a second and direction of one link to a neighbor (Google gives the sum over links and directions). axes: of
+    the torus. wraps: the multiple that an axis' size must be for its ends to be linked. accelerator: what Google calls
+    a slice, before the number of its cores; cores: of a chip, as counted there."""
+
+    name: str
+    memory: int
+    flops: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    axes: int
+    wraps: int
+    accelerator: str
+    cores: int
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 32 * 2**30, 275e12, 1200e9, 50e9, 3, 4, "v4", 2),
+        Chip("v5e", 16 * 2**30, 197e12, 819e9, 50e9, 2, 16, "v5litepod", 1),
+        Chip("v5p", 95 * 2**30, 459e12, 2765e9, 100e9, 3, 4, "v5p", 2),
+        Chip("v6e", 32 * 2**30, 918e12, 1640e9, 100e9, 2, 16, "v6e", 1),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """`shape`: chips along each axis."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def accelerator_type(self) -> str:
+        """ "v5litepod-256": the name to rent it by."""
+        return f"{self.chip.accelerator}-{self.chips * self.chip.cores}"
+
+    @property
+    def links(self) -> int:
+        """Of a chip, that a collective over all chips can use at the same time: two along an axis whose ends are
+        linked, one along another (its last chip has no other)."""
+        return sum(1 + self._wraps(size) for size in self.shape if size > 1)
+
+    @property
+    def hops(self) -> int:
+        """From a chip to the one farthest away, at most."""
+        return sum(size // 2 if self._wraps(size) else size - 1 for size in self.shape)
+
+    def _wraps(self, size: int) -> bool:
+        return size % self.chip.wraps == 0
+
+
+def parse_slice(text: str) -> Slice:
+    """The slice "v5e:16x16". Raises: ValueError for one that there is not."""
+    name, _, shape = text.partition(":")
+    if name not in CHIPS:
+        raise ValueError(f"topology {text!r}: no chip {name!r}; it is CHIP:SHAPE with one of {', '.join(CHIPS)}")
+    chip = CHIPS[name]
+    sizes = shape.split("x")
+    if len(sizes) != chip.axes or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        example = f"{name}:{'x'.join(['4'] * chip.axes)}"
+        raise ValueError(f"topology {text!r}: {name} has {chip.axes} axes of chips, as in {example}")
+    return Slice(chip, tuple(map(int, sizes)))

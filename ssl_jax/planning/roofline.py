@@ -1,0 +1,62 @@
+"""How long a step takes at least: arithmetic, memory and links, each at the chip's full rate."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from ssl_jax.planning.chips import Slice
+from ssl_jax.planning.hlo import Collective
+
+# Of one hop from chip to chip: "How to Scale Your Model" (jax-ml.github.io/scaling-book), sharding, "about 1 us".
+HOP_SECONDS = 1e-6
+
+ASSUMPTIONS = (
+    "arithmetic and memory at the chip's peak rates, overlapping; measured steps take longer, often twice as long",
+    "all products count as bfloat16; those asked for in float32 with precision 'highest' take six times as long",
+    "FLOPs are the compiler's, in which loops count once, and what is done on logged steps only as if on each",
+    "memory traffic is that of the compiled instructions, whose operands count whole though some read only a part",
+    "collectives at the links' full rate over all axes of the slice, 1 us a hop; fastest: all hidden behind the "
+    "arithmetic, slowest: none",
+    "the hosts deliver images in time; compiling, evaluating and saving take none",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step on each chip. link_bytes: that one link carries in one direction."""
+
+    compute: float
+    memory: float
+    links: float
+    link_bytes: float
+
+    @property
+    def fastest(self) -> float:
+        """Everything at the same time."""
+        return max(self.compute, self.memory, self.links)
+
+    @property
+    def slowest(self) -> float:
+        """The collectives after the rest."""
+        return max(self.compute, self.memory) + self.links
+
+    @property
+    def bound(self) -> str:
+        """By what the fastest step is bound."""
+        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
+
+    def utilization(self, seconds: float) -> float:
+        """The share of the peak arithmetic in a step of that length, in 0..1."""
+        return self.compute / seconds
+
+
+def roofline(place: Slice, *, flops: float, memory_bytes: float, collectives: Iterable[Collective]) -> Roofline:
+    """`flops`, `memory_bytes`: of one chip's step. Those of `collectives` in branches do not count."""
+    chip, link_bytes, seconds = place.chip, 0.0, 0.0
+    for collective in collectives:
+        if collective.conditional or not place.links:
+            continue
+        sent = collective.times * collective.sent_bytes / place.links
+        rounds = collective.times * (2 if collective.kind == "all-reduce" else 1)
+        link_bytes += sent
+        seconds += sent / chip.link_bandwidth + rounds * place.hops * HOP_SECONDS
+    return Roofline(flops / chip.flops, memory_bytes / chip.memory_bandwidth, seconds, link_bytes)

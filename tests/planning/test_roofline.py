@@ -1,0 +1,77 @@
+import pytest
+
+from ssl_jax.planning import chips
+from ssl_jax.planning.hlo import ArrayShape, Collective
+from ssl_jax.planning.roofline import HOP_SECONDS, roofline
+
+
+@pytest.mark.parametrize(
+    "text, count, accelerator, links, hops",
+    [
+        ("v5e:16x16", 256, "v5litepod-256", 4, 16),  # both axes closed to rings
+        ("v5e:4x4", 16, "v5litepod-16", 2, 6),  # open axes: from corner to corner
+        ("v6e:8x16", 128, "v6e-128", 3, 7 + 8),
+        ("v5p:2x2x4", 16, "v5p-32", 4, 1 + 1 + 2),
+        ("v4:4x4x4", 64, "v4-128", 6, 6),
+        ("v5e:1x1", 1, "v5litepod-1", 0, 0),
+    ],
+)
+def test_slices(text, count, accelerator, links, hops):
+    place = chips.parse_slice(text)
+    assert (place.name, place.chips, place.accelerator_type, place.links, place.hops) == (
+        text, count, accelerator, links, hops,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("v5:4x4", r"no chip 'v5'.*v4, v5e, v5p, v6e"),
+        ("v5e", r"v5e has 2 axes of chips, as in v5e:4x4"),
+        ("v5e:4x4x4", "2 axes"),
+        ("v4:4x4", r"3 axes of chips, as in v4:4x4x4"),
+        ("v5e:0x4", "2 axes"),
+        ("v5e:4xfour", "2 axes"),
+    ],
+)
+def test_slices_that_there_are_not_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        chips.parse_slice(text)
+
+
+def collective(kind, size, *, times=1, conditional=False, group=256):
+    return Collective(kind, (ArrayShape("f32", (size // 4,)),), group, times, conditional, "", ())
+
+
+def test_each_resource_takes_its_own_time():
+    place = chips.parse_slice("v5e:16x16")
+    found = roofline(
+        place,
+        flops=197e12 * 0.02,
+        memory_bytes=819e9 * 0.03,
+        collectives=[
+            collective("all-gather", 512 * 10**6, times=2),
+            collective("all-reduce", 256 * 10**6),
+            collective("all-gather", 10**9, conditional=True),  # now and then, not of the step
+        ],
+    )
+    link_bytes = 255 / 256 * (2 * 512e6 + 2 * 256e6) / 4
+    assert found.link_bytes == pytest.approx(link_bytes)
+    assert found.links == pytest.approx(link_bytes / 50e9 + 16 * 4 * HOP_SECONDS)
+    assert (found.compute, found.memory) == (pytest.approx(0.02), pytest.approx(0.03))
+    assert (found.bound, found.fastest) == ("memory", found.memory)
+    assert found.slowest == found.memory + found.links
+    assert found.utilization(found.fastest) == pytest.approx(2 / 3)
+
+
+def test_one_chip_has_no_links_and_spends_no_time_on_them():
+    found = roofline(
+        chips.parse_slice("v5e:1x1"), flops=1.0, memory_bytes=1.0, collectives=[collective("all-reduce", 400, group=1)]
+    )
+    assert (found.links, found.link_bytes) == (0.0, 0.0)
+
+
+def test_small_collectives_cost_hops_not_bytes():
+    place = chips.parse_slice("v5e:16x16")
+    found = roofline(place, flops=0.0, memory_bytes=0.0, collectives=[collective("all-reduce", 64, times=100)])
+    assert found.links == pytest.approx(100 * 2 * 16 * HOP_SECONDS, rel=1e-3)

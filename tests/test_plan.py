@@ -1,0 +1,184 @@
+import importlib.util
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ssl_jax import build, plan
+from ssl_jax import config as configs
+from ssl_jax.data import pipeline
+from ssl_jax.data.sources import Source
+from ssl_jax.planning import chips, hlo
+
+ROOT = Path(__file__).parents[1]
+SIMCLR = str(ROOT / "configs" / "simclr.py")
+
+
+class Images(Source):
+    """A source of noise images of two classes."""
+
+    name, class_names, labels = "noise", ("a", "b"), None
+
+    def __len__(self):
+        return 40
+
+    def read(self, index):
+        return np.random.default_rng(index).integers(0, 256, (30, 30, 1), np.uint8), index % 2
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2**31])
+def test_the_batch_planned_for_is_the_pipeline_s(memory_bytes):
+    config = configs.load_file(f"{SIMCLR}:tiny")
+    config.batch_size = 8
+    config.data.memory_bytes = memory_bytes
+    training = build.training(config, build.facts(config, 40, 2))
+    made = next(
+        pipeline.train_batches(
+            Images(),
+            seed=0,
+            batch_size=8,
+            image_size=config.data.image_size,
+            crops=[augmentation.crop for augmentation in training.augmentations],
+            memory_bytes=memory_bytes,
+            threads=1,
+        )
+    )
+    planned = plan.batch_shapes(config, training, 40)
+    of = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)  # noqa: E731
+    assert of(planned) == of(made)
+
+
+def test_a_plan_for_the_devices_at_hand(tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    plan.main([f"--config={SIMCLR}:tiny", "--config.batch_size=64", f"--json={path}"])
+    result, printed = json.loads(path.read_text()), capsys.readouterr().out
+    memory = result["memory"]
+    # float32, and AdamW's two averages of each with two counts.
+    config = configs.load_file(f"{SIMCLR}:tiny")
+    state = jax.eval_shape(build.training(config, build.facts(config, 60_000, 10)).create_state)
+    parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    assert memory["parameters"] == 4 * parameters
+    assert 8 * parameters <= memory["optimizer"] <= 8 * parameters + 8
+    assert memory["batch"] == 8 * (28 * 28 + 4 + 4)
+    parts = ("arguments", "new_outputs", "activations", "temporaries", "program")
+    assert memory["needed"] == sum(memory[name] for name in parts)
+    labels = 8 * 4  # which SimCLR does not use
+    state_and_batch = sum(memory[name] for name in ("parameters", "optimizer", "method_state", "batch")) - labels
+    assert state_and_batch <= memory["arguments"] <= state_and_batch + 64  # step numbers and the random key
+    assert result["devices"] == 8 and result["fits"] is None and "estimate" not in result
+    assert result["steps"] == 3200 and result["flops"] > 1e6
+    gathered = [e for e in result["collectives"] if e["kind"] == "all-gather" and e["each_step"]]
+    assert sum(e["bytes"] for e in gathered) == 2 * 64 * 64 * 4  # two views of 64 embeddings of 64 float32
+    assert "losses/contrastive.py" in gathered[0]["line"]
+    assert "memory of the devices is not known" in printed and "GFLOP" in printed and "all-gather" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="compiles for TPUs; pip install libtpu")
+def test_a_plan_for_a_slice_that_is_not_there(tmp_path):
+    path = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "ssl_jax.plan", f"--config={SIMCLR}:tiny", "--topology=v5e:2x2", f"--json={path}"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    result = json.loads(path.read_text())
+    assert (
+        result["fits"] is True
+        and result["devices"] == 4
+        and "fits: " in printed
+        and "chip-hours on v5litepod-4" in printed
+    )
+    assert result["memory"]["limit"] == 16 * 2**30
+    reduced = sum(e["bytes"] for e in result["collectives"] if e["kind"] == "all-reduce" and e["each_step"])
+    # The gradient once; what is left are statistics and the gradient of the gathered embeddings.
+    assert result["memory"]["parameters"] <= reduced < 1.5 * result["memory"]["parameters"]
+    found = result["estimate"]
+    assert 0 < found["step_seconds"]["fastest"] < found["step_seconds"]["slowest"] < 0.1
+
+
+def test_without_the_compiler_for_tpus_it_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install libtpu"):
+        plan.main([f"--config={SIMCLR}:tiny", "--topology=v5e:4x4"])
+
+
+def test_a_topology_that_there_is_not_is_refused():
+    with pytest.raises(SystemExit, match=r"--topology: topology 'v7:4x4': no chip 'v7'"):
+        plan.main([f"--config={SIMCLR}:tiny", "--topology=v7:4x4"])
+
+
+def test_what_the_compiler_says_of_too_little_memory_is_read():
+    # libtpu 0.0.52, for NT-Xent's matrix at batch 131,072 on v5e:4x4.
+    message = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (16.83G) exceeds available HBM (15.75G). HLO module: jit_train_step."
+    )
+    assert plan.temporaries_needed(message) == (int(16.83 * 2**30), int(15.75 * 2**30))
+    assert plan.temporaries_needed("INVALID_ARGUMENT: something else") is None
+
+
+def not_fitting(**changes):
+    """4096 images on 16 chips, of which each would need 1 GiB of state and 30 GiB of temporaries, and has 16."""
+    memory = {"limit": 16 * 2**30, "needed": 31 * 2**30, "parameters": 2**29, "optimizer": 2**28, "method_state": 2**28}
+    result = {"memory": memory, "devices": 16, "batch_size": 4096, "compute_dtype": "bfloat16"}
+    return result | changes
+
+
+def test_advice_for_what_does_not_fit():
+    place = chips.parse_slice("v5e:4x4")
+    # 15 GiB are left of 30: half the images, or twice the chips.
+    assert plan.advice(not_fitting(), place) == [
+        "--config.batch_size=2048, if activations shrink with the batch",
+        "a slice of 32 chips or more of v5e, for the same batch",
+    ]
+    assert "bfloat16" in plan.advice(not_fitting(compute_dtype="float32"), place)[0]
+    one_image = not_fitting(batch_size=16)
+    assert plan.advice(one_image, place) == [
+        "one image on a device does not fit: use a smaller model or image, or a chip with more memory"
+    ]
+    too_large = not_fitting()
+    too_large["memory"]["optimizer"] = 17 * 2**30
+    (only,) = plan.advice(too_large, place)
+    assert "the state alone takes 17.75 GiB" in only
+
+
+def test_collectives_are_summed_by_kind_and_line():
+    shape = (hlo.ArrayShape("f32", (1000,)),)
+    one = hlo.Collective("all-gather", shape, 4, 3, False, "jit/x", ("a.py:1 f", "b.py:2 g", "c.py:3 h"))
+    rare = hlo.Collective("all-gather", shape, 4, 1, True, "jit/x", ("a.py:1 f", "b.py:2 g"))
+    nameless = hlo.Collective("all-reduce", shape, 4, 1, False, "", ())
+    assert plan.group_collectives([one, nameless, rare, one]) == [
+        {"kind": "all-gather", "line": "a.py:1 f < b.py:2 g", "each_step": True, "calls": 6, "bytes": 24000,
+         "sent": 18000.0},
+        {"kind": "all-reduce", "line": "(the compiler's)", "each_step": True, "calls": 1, "bytes": 4000,
+         "sent": 6000.0},
+        {"kind": "all-gather", "line": "a.py:1 f < b.py:2 g", "each_step": False, "calls": 1, "bytes": 4000,
+         "sent": 3000.0},
+    ]  # fmt: skip
+
+
+def test_an_estimate_and_its_price():
+    place = chips.parse_slice("v5e:1x1")
+    result = {"flops": 197e12 * 0.5, "memory_traffic": 819e9 * 0.25}
+    found = plan.estimate(place, 7200, result, [])
+    assert found["bound"] == "compute"
+    for name in ("fastest", "slowest"):
+        assert found["step_seconds"][name] == pytest.approx(0.5)
+        assert found["utilization"][name] == pytest.approx(1.0)
+        assert found["hours"][name] == found["chip_hours"][name] == pytest.approx(1.0)
+
+
+def test_activations_are_no_more_than_all_temporaries():
+    analysis = types.SimpleNamespace(
+        temp_size_in_bytes=100,
+        argument_size_in_bytes=50,
+        output_size_in_bytes=52,
+        alias_size_in_bytes=50,
+        generated_code_size_in_bytes=7,
+    )
+    expected = {"arguments": 50, "new_outputs": 2, "activations": 60, "temporaries": 40, "program": 7, "needed": 159}
+    assert plan.program_memory(analysis, 60) == expected
+    assert plan.program_memory(analysis, 1000)["activations"] == 100
