@@ -135,16 +135,19 @@ class Backbone:
         self, function: Callable[[Variables, Array], Array], images: Any, normalized: bool, batch_size: int
     ) -> np.ndarray:
         """`function` of the variables and the images, batch by batch."""
-        example = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-        shape = jax.eval_shape(function, self.variables, example).shape[1:]
-        h = np.empty((len(images), *shape), np.float32)
+        h = None
         for start in range(0, len(images), batch_size):
             x = images[start : start + batch_size]
             x = jnp.asarray(x, jnp.float32) if normalized else self.preprocess(x)
             rows = len(x)
             if start and rows < batch_size:
                 x = jnp.pad(x, ((0, batch_size - rows), (0, 0), (0, 0), (0, 0)))
-            h[start : start + rows] = function(self.variables, x)[:rows]
+            found = function(self.variables, x)[:rows]
+            h = np.empty((len(images), *found.shape[1:]), np.float32) if h is None else h
+            h[start : start + rows] = found
+        if h is None:
+            example = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+            return np.empty((0, *jax.eval_shape(function, self.variables, example).shape[1:]), np.float32)
         return h
 
     @functools.cached_property
