@@ -55,8 +55,10 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises: CheckpointError if what is written in the background could not be; else returns at once."""
-        with self._save_errors():
-            self._manager.check_for_errors()
+        # Orbax's own check_for_errors has nothing to say once its thread has ended.
+        if not self._manager.is_saving_in_progress():
+            with self._save_errors():
+                self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> Any | None:
         """The newest state that can be read, of the shapes, types and placing of `like`; None if none was ever saved.
