@@ -51,7 +51,7 @@ def evaluate(workdir: Path, data: str, protocols: tuple[str, ...]) -> dict[str, 
     config = run.read_config(workdir)
     if data:
         config.data.update(name="folder", path=data) if Path(data).is_dir() else config.data.update(name=data, path="")
-    backbone = load_backbone(workdir)
+    backbone = configs.call(load_backbone, {}, "--workdir", workdir)
     train, test = build.source_pair(config)
     batches = {"train": read_batches(train, config), "test": read_batches(test, config)}
     result: dict[str, Any] = {

@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument("workdir", type=Path, help="of a run of ssl_jax.train, finished or not")
     try:
         print(report.write(parser.parse_args().workdir))
-    except FileNotFoundError as error:
+    except OSError as error:
         sys.exit(f"error: {error}")
 
 
