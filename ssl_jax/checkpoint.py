@@ -117,8 +117,8 @@ class Checkpoints:
             for written in self._directory.glob(UNFINISHED):
                 digests = {
                     str(path.relative_to(written)): digest(path)
-                    for path in files_below(written)
-                    if path.name != UNDIGESTED
+                    for path in written.rglob("*")
+                    if path.is_file() and path.name != UNDIGESTED
                 }
                 (written / DIGESTS).write_text(json.dumps(digests, indent=1, sort_keys=True))
 
@@ -136,10 +136,6 @@ class Checkpoints:
         names = itertools.chain([str(step)], (f"{step}.{count}" for count in itertools.count(2)))
         shutil.move(self._directory / str(step), next(aside / name for name in names if not (aside / name).exists()))
         self._manager.reload()
-
-
-def files_below(directory: Path) -> list[Path]:
-    return [path for path in directory.rglob("*") if path.is_file()]
 
 
 def digest(path: Path) -> str:
