@@ -58,8 +58,10 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises: CheckpointError if what is written in the background could not be; else returns at once."""
-        with self._save_errors():
-            self._manager.check_for_errors()
+        # Orbax's own check_for_errors has nothing to say once its thread has ended.
+        if not self._manager.is_saving_in_progress():
+            with self._save_errors():
+                self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> Any | None:
         """The newest state that can be read, of the shapes, types and placing of `like`; None if none was ever saved.
@@ -123,8 +125,8 @@ class Checkpoints:
             for written in self._directory.glob(UNFINISHED):
                 digests = {
                     str(path.relative_to(written)): digest(path)
-                    for path in files_below(written)
-                    if path.name != UNDIGESTED
+                    for path in written.rglob("*")
+                    if path.is_file() and path.name != UNDIGESTED
                 }
                 (written / DIGESTS).write_text(json.dumps(digests, indent=1, sort_keys=True))
 
@@ -145,10 +147,6 @@ class Checkpoints:
             shutil.move(self._directory / str(step), free)
         parallel.wait_for_all(f"checkpoint {step} set aside")
         self._manager.reload()
-
-
-def files_below(directory: Path) -> list[Path]:
-    return [path for path in directory.rglob("*") if path.is_file()]
 
 
 def digest(path: Path) -> str:

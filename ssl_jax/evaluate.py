@@ -58,7 +58,7 @@ def evaluate(workdir: Path, data: str, names: tuple[str, ...]) -> dict[str, Any]
     config = run.read_config(workdir)
     if data:
         config.data.update(name="folder", path=data) if Path(data).is_dir() else config.data.update(name=data, path="")
-    backbone = load_backbone(workdir)
+    backbone = configs.call(load_backbone, {}, "--workdir", workdir)
     train, test = build.source_pair(config)
     sources_of = {"train": train, "test": test}
     batches = {split: read_batches(source, config) for split, source in sources_of.items()}

@@ -1,4 +1,5 @@
 import json
+import resource
 import shutil
 import time
 
@@ -138,6 +139,35 @@ def test_what_was_set_aside_before_stays(saved):
         checkpoints.save(5, make_state(5))
         checkpoints.close()
     assert sorted(path.name for path in saved.with_name("checkpoints.damaged").iterdir()) == ["5", "5.2"]
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 100 kB, as on a disk that is full; what is there stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("how", ["check", "close", "save"])
+def test_what_could_not_be_written_in_the_background_is_said_and_nothing_is_lost(saved, small_files, how):
+    def go_on():
+        checkpoints.save(6, make_state(6) | {"w": jnp.asarray(noise)})
+        if how == "close":
+            checkpoints.close()
+        if how == "save":
+            checkpoints.save(7, make_state(7))
+        for _ in range(300):
+            time.sleep(0.1)
+            checkpoints.check()
+
+    checkpoints = Checkpoints(saved)
+    noise = np.random.default_rng(0).normal(size=(500, 500)).astype(np.float32)  # a megabyte that does not compress
+    message = r"could not be written to .*; those before it, \[2, 3, 4, 5\], are whole\. Make room there"
+    with pytest.raises(CheckpointError, match=message):
+        go_on()
+    assert_state(Checkpoints(saved).restore(make_state(0)), 5)
 
 
 def test_checkpoints_of_versions_without_digests_are_restored(saved):

@@ -173,6 +173,27 @@ def test_broken_files_are_named_and_do_not_stop_the_run(tmp_path):
     assert {Path(name).name for name in skipped} == {"zz_text.png", "aa_cut.png"}
 
 
+@pytest.mark.slow
+def test_a_full_disk_is_a_sentence_and_with_room_the_run_goes_on_to_the_same_bytes(unbroken, folder, tmp_path):
+    expected, _ = unbroken
+    workdir = tmp_path / "run"
+    whole = arguments(workdir, folder)
+    # No file may grow beyond 20 kB: configs and metrics fit, the weights of a checkpoint do not.
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1)); "
+    code += "from ssl_jax import train; train.main(sys.argv[1:])"
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    full = subprocess.run(
+        [sys.executable, "-c", code, *whole], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert full.returncode == 1
+    assert "error: a checkpoint could not be written" in full.stderr and "Make room there" in full.stderr
+    assert "Traceback" not in full.stderr.split("error: a checkpoint")[1]
+    assert read_metrics(workdir / "metrics.jsonl")[0]["step"] == 1
+    code, output = run_whole(*whole)
+    assert code == 0, output
+    assert (workdir / "backbone.safetensors").read_bytes() == (expected / "backbone.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [

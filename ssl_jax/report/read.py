@@ -12,6 +12,8 @@ import numpy as np
 
 from ssl_jax.metrics import read_metrics
 
+MAX_BYTES = 2**30  # of the arrays in a file; ssl_jax writes some 50 million
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -81,7 +83,16 @@ def read(workdir: Path) -> Record:
         path = workdir / name
         try:
             return reader(path) if path.exists() else otherwise
-        except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            EOFError,
+            MemoryError,
+            RecursionError,
+            zipfile.BadZipFile,
+        ) as error:
             unreadable[name] = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
             return otherwise
 
@@ -90,7 +101,7 @@ def read(workdir: Path) -> Record:
         config=attempt("config.json", _read_object, {}),
         facts=attempt("run.json", _read_object, {}),
         evaluation=attempt("evaluation.json", _read_object, {}),
-        metrics=attempt("metrics.jsonl", _read_metrics, []),
+        metrics=attempt("metrics.jsonl", read_metrics, []),
         views=attempt("samples/views.npz", _read_views, {}),
         pictures=attempt("samples/pictures.npz", _read_pictures, {}),
         embeddings=attempt("samples/embeddings.npz", _read_embeddings, {}),
@@ -104,13 +115,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is expected, not {type(value).__name__}")
     return value
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    lines = read_metrics(path)
-    if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
-        raise ValueError("a line has no step")
-    return lines
 
 
 def _read_views(path: Path) -> dict[str, np.ndarray]:
@@ -152,6 +156,9 @@ def _read_predictions(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_arrays(path: Path, ndim: Mapping[str, int]) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:  # which may be compressed, a thousandfold
+        if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
+            raise ValueError(f"its arrays are of {size:,} bytes; no more than {MAX_BYTES:,} are read")
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in ndim}
     for name, array in arrays.items():

@@ -110,6 +110,13 @@ def test_damaged_file_is_named_and_left_out(workdir, name, keep):
     assert f"{name} is damaged" in Page(workdir).missing["header"]
 
 
+def test_arrays_that_would_fill_the_memory_are_not_read(workdir, monkeypatch):
+    monkeypatch.setattr("ssl_jax.report.read.MAX_BYTES", 10**6)
+    images = np.zeros((64, 128, 128, 1), np.uint8)  # in a file of a thousandth of that
+    np.savez_compressed(workdir / "samples" / "views.npz", original=images, views=images[:, None])
+    assert re.search(r"its arrays are of 2,097,\d+ bytes; no more than 1,000,000", Page(workdir).missing["header"])
+
+
 def test_strings_from_files_stay_text(workdir):
     edit(workdir, "config.json", lambda config: config["method"].update(name=ATTACK))
     edit(workdir, "config.json", lambda config: config["data"].update(name=ATTACK))
