@@ -74,6 +74,9 @@ def start_processes(
             raise ProcessError(f"this process cannot join the others ({options}): {error}") from error
     finally:
         waiting.cancel()
+    # Connects all devices while the processes are together. On CPUs the first collective that needs a connection fails
+    # where another process comes to it more than 30 s later, as one that compiles the train step for longer would.
+    Agreement(make_mesh(), delay=0)(False)
 
 
 def _explicit(coordinator: str, num_processes: str, process_id: str) -> dict[str, Any]:

@@ -180,6 +180,20 @@ def test_a_process_that_waits_in_vain_names_the_likely_causes():
     assert time.monotonic() - begun < 100
 
 
+@pytest.mark.slow
+def test_a_process_may_come_to_the_first_step_much_later():
+    address = f"127.0.0.1:{free_port()}"
+    code = (
+        "import sys, time; from ssl_jax import parallel; index = int(sys.argv[1]);"
+        f"parallel.start_processes({address!r}, '2', sys.argv[1]); time.sleep(40 * index);"
+        "print(parallel.Agreement(parallel.make_mesh(), delay=0)(index == 1, False))"
+    )
+    command = [sys.executable, "-c", code]
+    options = dict(cwd=ROOT, env=environment(2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for exit_code, output in finish([subprocess.Popen([*command, str(index)], **options) for index in range(2)]):
+        assert exit_code == 0 and "(True, False)" in output, output
+
+
 @pytest.mark.parametrize(
     "given, message",
     [
