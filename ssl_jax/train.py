@@ -30,12 +30,19 @@ EVALUATION_BATCH = 512
 VIEW_SAMPLES = 8
 
 
-def train(config: ConfigDict, workdir: Path) -> bool:
-    """Trains until the last step -> True, or until SIGTERM -> False, with the state saved."""
+def train(
+    config: ConfigDict, workdir: Path, *, source: sources.Source | None = None, begin: weights.Backbone | None = None
+) -> bool:
+    """Trains until the last step -> True, or until SIGTERM -> False, with the state saved.
+
+    Args:
+      source: the images, if they are not all of the config's training split.
+      begin: a backbone whose weights it begins with, in place of the initialization.
+    """
     configs.check(config)
     configs.check_devices(config.batch_size, jax.device_count())
     data = config.data
-    source = build.source(config)
+    source = build.source(config) if source is None else source
     steps_per_epoch = len(source) // config.batch_size
     facts = Run(
         batch_size=config.batch_size,
@@ -53,7 +60,10 @@ def train(config: ConfigDict, workdir: Path) -> bool:
 
     mesh = parallel.make_mesh()
     example = jnp.zeros((1, *augmentations[0].size, data.channels))
-    state = parallel.replicate(step.create_state(method, tx, example, config.seed), mesh)
+    first = step.create_state(method, tx, example, config.seed)
+    if begin is not None:
+        first = step.with_backbone(first, begin.variables)
+    state = parallel.replicate(first, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = checkpoints.restore(state) or state
     start = int(state.step)
