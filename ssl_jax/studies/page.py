@@ -51,8 +51,8 @@ def page(config: ConfigDict, plan: Plan, table: Table, conclusion: Sequence[str]
         "",
         "## How it was measured",
         "",
-        f"- {len(config.seeds)} seeds ({', '.join(map(str, config.seeds))}). Each is a pre-training with label draws of "
-        f"its own ({config.draws}, averaged), which all subjects share, so that differences are paired by seed.",
+        f"- {len(config.seeds)} seeds ({', '.join(map(str, config.seeds))}). Each is a pre-training with label draws "
+        f"of its own ({config.draws}, averaged), which all subjects share, so that differences are paired by seed.",
         "- Intervals are Student's t over seeds, each by itself: of many comparisons one in twenty misses. They hold "
         "for these test images; with few of those, others would shift all numbers.",
         "- An untrained network is the best, in each cell, of its variants (BatchNorm statistics as initialized or of "
