@@ -305,6 +305,8 @@ def test_a_cell_is_kept_once_measured(tmp_path):
 def test_stopped_anywhere_no_cell_is_measured_twice(small, tmp_path, monkeypatch):
     plan = STUDIES["label_efficiency"].plan(small)
     pixels = [subject for subject in plan.subjects if isinstance(subject, subjects.Pixels)]
+    for name in ("unbroken", "stopped"):
+        subjects.claim(tmp_path / name, small, plan.subjects)
     expected = measure.measure(small, pixels, plan.data, tmp_path / "unbroken")
     probe, probed, left = measure.linear.linear_probe, [], []
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ssl_jax import config as configs
 from ssl_jax import evaluate
 from ssl_jax.data.augment import Augmentation
+from ssl_jax.data.sources import Source
 from ssl_jax.evaluation import linear
 from ssl_jax.evaluation.features import extract
 from ssl_jax.finetune import Recipe, finetune
@@ -70,7 +71,7 @@ def check(config: ConfigDict, data: Data) -> None:
         if not condition:
             raise configs.ConfigError(message)
     configs.call(recipe, {}, "config.finetune", config, data.config)
-    train, _ = data.load()
+    train, _ = data.pair
     fewest = int(np.bincount(train.labels[train.labels >= 0], minlength=len(train.class_names)).min())
     for protocol in found:
         if not 2 <= protocol.per_class <= fewest:
@@ -118,14 +119,14 @@ def applies(protocol: Protocol, subject: Subject) -> bool:
 
 
 class _Bench:
-    """The images that are measured on, loaded when the first cell needs them."""
+    """The images that are measured on, decoded when the first cell needs them."""
 
     def __init__(self, config: ConfigDict, data: Data, runs: Path):
         self.config, self.data, self.runs = config, data, runs
 
-    @functools.cached_property
-    def sources(self) -> Any:
-        return self.data.load()
+    @property
+    def sources(self) -> tuple[Source, Source]:
+        return self.data.pair
 
     @functools.cached_property
     def batches(self) -> list[evaluate.Batches]:

@@ -25,7 +25,7 @@ def write(
 ) -> Path:
     """Writes both files and returns the page's path."""
     run.write(workdir / "study.svg", svg(picture))
-    train, test = plan.data.load()
+    train, test = plan.data.pair
     facts = {"train": len(train), "test": len(test), "classes": len(train.class_names), "name": train.name}
     run.describe(workdir, study=config.study, seeds=list(config.seeds), configs=digests(plan), data=facts)
     described = json.loads((workdir / "run.json").read_text())

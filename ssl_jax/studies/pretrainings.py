@@ -11,13 +11,14 @@ SUPERVISED = "supervised pre-training on all labels"
 def against_baselines(config: ConfigDict) -> Plan:
     """config.pretraining's, beside supervised pre-training on the same images, random initialization and pixels."""
     ssl = resolve(config.pretraining, config.overrides)
+    images = Data(ssl)
     subjects = (
-        Pretrained("pretrained", Data(ssl)),
+        Pretrained("pretrained", images),
         supervised_like(config, ssl),
-        Untrained("random", Data(ssl)),
+        Untrained("random", images),
         Pixels(),
     )
-    return Plan(subjects, Data(ssl), {"pretrained": ssl.method.name, "supervised": SUPERVISED})
+    return Plan(subjects, images, {"pretrained": ssl.method.name, "supervised": SUPERVISED})
 
 
 def supervised_like(config: ConfigDict, ssl: ConfigDict) -> Pretrained:

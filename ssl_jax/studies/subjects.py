@@ -1,6 +1,7 @@
 """What a study compares: pre-trained backbones, untrained ones, raw pixels; and the images that it does so on."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ class Data:
     config: ConfigDict
     least_images: int = 0
 
-    def load(self) -> tuple[sources.Source, sources.Source]:
-        """(training, test). Raises: ConfigError where they have no labels."""
+    @functools.cached_property
+    def pair(self) -> tuple[sources.Source, sources.Source]:
+        """(training, test), read once. Raises: ConfigError where they have no labels."""
         train, test = build.source_pair(self.config)
         if not train.class_names:
             raise configs.ConfigError(f"{train.name} has no labels, which a study measures against")
@@ -42,6 +44,12 @@ class Data:
         if len(kept) == len(counts):
             return train, test
         return ClassSubset(train, kept), ClassSubset(test, kept)
+
+    def seeded(self, seed: int) -> ConfigDict:
+        """The config with this seed."""
+        config = self.config.copy_and_resolve_references()
+        config.seed = seed
+        return config
 
 
 class ClassSubset(sources.Source):
@@ -75,18 +83,12 @@ class Pretrained:
     data: Data
     begin: "Pretrained | None" = None
 
-    def config(self, seed: int) -> ConfigDict:
-        config = self.data.config.copy_and_resolve_references()
-        config.seed = seed
-        return config
-
     def backbones(self, seed: int, runs: Path, measured_on: Any) -> dict[str, Backbone]:
         """Pre-trains what is not there yet. Raises: Stopped."""
         workdir = runs / f"{self.name}-{seed}"
         if not (workdir / weights.FILE).exists():
             begin = self.begin and self.begin.backbones(seed, runs, measured_on)["pretrained"]
-            config = self.config(seed)
-            source, _ = self.data.load()
+            config, (source, _) = self.data.seeded(seed), self.data.pair
             build.check_batch(config, source)
             print(f"\npre-training {self.name}, seed {seed}", flush=True)
             if not train(config, workdir, source=source, begin=begin):
@@ -102,9 +104,7 @@ class Untrained:
     data: Data
 
     def backbones(self, seed: int, runs: Path, measured_on: evaluate.Batches) -> dict[str, Backbone]:
-        config = self.data.config.copy_and_resolve_references()
-        config.seed = seed
-        return evaluate.random_backbones(config, measured_on)
+        return evaluate.random_backbones(self.data.seeded(seed), measured_on)
 
 
 @dataclasses.dataclass(frozen=True)
