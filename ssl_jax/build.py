@@ -106,12 +106,17 @@ def source(config: ConfigDict) -> sources.Source:
     data = config.data
     options = dict(split=data.split, path=data.path or None, channels=data.channels)
     found = configs.call(sources.load, options, "config.data", data.name)
-    if len(found) < config.batch_size:
-        raise configs.ConfigError(
-            f"{found.name} has {len(found)} images in split {data.split!r}, fewer than one batch; "
-            f"use --config.batch_size={max(len(found) // 2, 1)} or smaller"
-        )
+    check_batch(config, found)
     return found
+
+
+def check_batch(config: ConfigDict, source: sources.Source) -> None:
+    """Raises: ConfigError where the source has fewer images than a batch."""
+    if len(source) < config.batch_size:
+        raise configs.ConfigError(
+            f"{source.name} has {len(source)} images in split {config.data.split!r}, fewer than one batch; "
+            f"use --config.batch_size={max(len(source) // 2, 1)} or smaller"
+        )
 
 
 def source_pair(config: ConfigDict) -> tuple[sources.Source, sources.Source]:

@@ -1,11 +1,12 @@
 """The one train step, as one device of the mapped axis sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float
@@ -43,6 +44,30 @@ def create_state(method: Any, tx: optax.GradientTransformation, images: Any, see
         skipped=jnp.zeros_like(zero),
         skipped_in_a_row=jnp.zeros_like(zero),
     )
+
+
+def with_backbone(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
+    """The state before the first step with the backbone, and teachers' copies of it, at given weights.
+
+    Args:
+      variables: {"params", "batch_stats"} of a backbone of the same architecture; those of ResNets and ViTs are kept by
+        every method under the name "backbone".
+    Raises: ValueError for another architecture.
+    """
+    given = [variables["params"], variables.get("batch_stats", {})]
+
+    def placed(tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        return {name: fitting(part) if name == "backbone" else placed(part) for name, part in tree.items()}
+
+    def fitting(part: Any) -> Any:
+        for candidate in given:
+            if jax.tree.map(jnp.shape, candidate) == jax.tree.map(jnp.shape, part):
+                return jax.tree.map(np.array, candidate)  # a copy for each place: a step donates its state's buffers
+        raise ValueError("the weights to begin with are of another architecture than the method's backbone")
+
+    return state.replace(params=placed(state.params), model_state=placed(state.model_state))
 
 
 def train_step(

@@ -30,18 +30,31 @@ EVALUATION_BATCH = 512
 VIEW_SAMPLES = 8
 
 
-def train(config: ConfigDict, workdir: Path) -> bool:
-    """Trains until the last step -> True, or until SIGTERM -> False, with the state saved."""
+def train(
+    config: ConfigDict, workdir: Path, *, source: sources.Source | None = None, begin: weights.Backbone | None = None
+) -> bool:
+    """Trains until the last step -> True, or until SIGTERM -> False, with the state saved.
+
+    Args:
+      source: the images, if they are not all of the config's training split.
+      begin: a backbone whose weights it begins with, in place of the initialization.
+    """
     with run.Termination() as termination:
-        return _train_until(termination, config, workdir)
+        return _train_until(termination, config, workdir, source, begin)
 
 
-def _train_until(termination: run.Termination, config: ConfigDict, workdir: Path) -> bool:
+def _train_until(
+    termination: run.Termination,
+    config: ConfigDict,
+    workdir: Path,
+    source: sources.Source | None,
+    begin: weights.Backbone | None,
+) -> bool:
     run.check_processes(config, workdir)
     configs.check(config)
     configs.check_devices(config.batch_size, jax.device_count())
     data = config.data
-    source = build.source(config)
+    source = build.source(config) if source is None else source
     parallel.check_same({"images": len(source), "classes": list(source.class_names)})
     facts = build.facts(config, len(source), len(source.class_names))
     training = build.training(config, facts)
@@ -49,7 +62,10 @@ def _train_until(termination: run.Termination, config: ConfigDict, workdir: Path
     run.claim(workdir, config)
 
     mesh = parallel.make_mesh()
-    state = parallel.replicate(training.create_state(), mesh)
+    first = training.create_state()
+    if begin is not None:
+        first = step.with_backbone(first, begin.variables)
+    state = parallel.replicate(first, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = checkpoints.restore(state) or state
     start = int(state.step)

@@ -13,6 +13,7 @@ from ssl_jax import losses, models, optim, parallel, step
 from ssl_jax.data.augment import Augmentation, make_augment
 from ssl_jax.evaluation import spectrum
 from ssl_jax.methods import Run
+from ssl_jax.methods.byol import BYOL
 from ssl_jax.methods.simclr import SimCLR
 
 STEPS, BATCH = 20, 32
@@ -240,3 +241,26 @@ def test_local_batch_norm_is_another_computation():
     """So that the test above can fail: it would be blind if statistics did not matter."""
     difference = np.abs(simclr_losses("shard_map", 8, "local") - simclr_losses("shard_map", 1))
     assert difference.max() > 1e-2
+
+
+def test_a_state_begins_at_given_weights_with_the_teacher_at_them_too():
+    facts = Run(batch_size=4, steps=10, steps_per_epoch=1, num_images=4)
+    backbone = models.create("resnet8", width=0.25)
+    method = BYOL(backbone, facts, projector=(8, 4), predictor=(8, 4))
+    images = jnp.zeros((1, 8, 8, 1))
+    state = jax.jit(lambda: step.create_state(method, optax.sgd(0.1), images, 0))()
+    given = jax.tree.map(lambda x: np.asarray(x) + 1.0, jax.jit(backbone.init)(jax.random.key(7), images))
+    begun = step.with_backbone(state, given)
+    teacher = begun.model_state["teacher"]
+    online = (begun.params, begun.model_state["batch_stats"])
+    for params, batch_stats in (online, (teacher["params"], teacher["batch_stats"])):
+        jax.tree.map(np.testing.assert_array_equal, params["backbone"], given["params"])
+        jax.tree.map(np.testing.assert_array_equal, batch_stats["backbone"], given["batch_stats"])
+    assert jax.tree.structure(begun) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, begun.params["projector"], state.params["projector"])
+    # A step donates its buffers: no two places share one, or the given weights.
+    leaves = jax.tree.leaves((begun.params["backbone"], teacher["params"]["backbone"], given["params"]))
+    assert len({leaf.ctypes.data for leaf in leaves}) == len(leaves)
+    other = jax.eval_shape(models.create("resnet8", width=0.5).init, jax.random.key(0), images)
+    with pytest.raises(ValueError, match="of another architecture"):
+        step.with_backbone(state, other)

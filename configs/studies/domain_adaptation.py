@@ -1,0 +1,57 @@
+"""Labels elsewhere, images without labels here. Scales: tiny (about ten minutes on two CPU cores), smoke (for tests).
+
+The source is Fashion-MNIST in three equal channels, the target the folder of color images of Debian's
+tuxpaint-stamps-default, with its classes of 30 images and more.
+"""
+
+from ml_collections import ConfigDict
+
+from ssl_jax import recipes
+from ssl_jax.studies.base import base_config
+
+SHORT = ("evaluate_every=0", "log_every=50")
+SIZE = ("data.image_size=(32,32)", "augment.view.size=(32,32)", "data.channels=3")
+STAMPS = recipes.tiny_stamps("resnet8").data
+TARGET = (
+    *SHORT,
+    *SIZE,
+    *(f"data.{key}={STAMPS[key]}" for key in ("name", "path", "mean", "std")),
+    "batch_size=128",
+    "steps=300",
+    "optimizer.lr=1e-3",
+    "optimizer.warmup_steps=50",
+)
+
+
+def tiny() -> ConfigDict:
+    config = base_config("domain_adaptation")
+    config.source = "configs/supervised.py:tiny"
+    gray = ("data.mean=(0.286,0.286,0.286)", "data.std=(0.353,0.353,0.353)")
+    config.source_overrides = (*SHORT, *SIZE, *gray, "steps=300")
+    config.target = "configs/simclr.py:folder"
+    config.target_overrides = TARGET
+    config.supervised = "configs/supervised.py:tiny"
+    config.supervised_overrides = TARGET
+    config.least_images = 25  # of a class in the target's training part; fewer count as unlabelled
+    config.linear.labels_per_class = (2, 5, 10, 20)
+    config.finetune.update(labels_per_class=(5, 20), steps=60, batch_size=32)
+    return config
+
+
+def smoke() -> ConfigDict:
+    config = tiny()
+    few = ("steps=2", "batch_size=16", "model.width=0.25")
+    for name in ("source", "target", "supervised"):
+        config[f"{name}_overrides"] = (*config[f"{name}_overrides"], *few)
+    config.source_overrides = (*config.source_overrides, "data.split=train[:1%]", "data.test_split=test[:5%]")
+    config.update(seeds=(0,), draws=1)
+    config.linear.labels_per_class = (2,)
+    config.finetune.update(labels_per_class=(4,), steps=2, batch_size=16, learning_rates=(1e-3,))
+    return config
+
+
+SCALES = {"tiny": tiny, "smoke": smoke}
+
+
+def get_config(scale: str = "tiny") -> ConfigDict:
+    return recipes.pick("domain_adaptation", scale, SCALES)

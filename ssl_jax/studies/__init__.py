@@ -1,0 +1,16 @@
+"""What pre-training is worth, measured. Each study is a module with three functions:
+
+plan(config) -> Plan                            what is compared, and on which images
+conclude(config, plan, table) -> [sentence]     what the numbers and their intervals allow to say
+picture(config, plan, table) -> Figure
+"""
+
+from ssl_jax.studies import augmentations, convergence, domain_adaptation, label_efficiency, methods
+
+STUDIES = {
+    "label_efficiency": label_efficiency,
+    "convergence": convergence,
+    "domain_adaptation": domain_adaptation,
+    "augmentations": augmentations,
+    "methods": methods,
+}

@@ -1,0 +1,64 @@
+"""Label efficiency: accuracy over the number of labels, and how many labels pre-training is worth.
+
+The question of Chen et al. 2020, arXiv:2006.10029, section 3.1, asked of both linear probes and fine-tuning.
+"""
+
+import numpy as np
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from ssl_jax.studies import pictures
+from ssl_jax.studies.base import Plan
+from ssl_jax.studies.intervals import compare, crossing, estimate
+from ssl_jax.studies.measure import Protocol, Table
+from ssl_jax.studies.pretrainings import against_baselines
+
+
+def plan(config: ConfigDict) -> Plan:
+    return against_baselines(config)
+
+
+def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
+    """For each protocol: the difference to each baseline with the fewest labels, and the labels saved."""
+    ours, sentences = plan.subjects[0].name, []
+    for name in ("linear", "finetune"):
+        labels = sorted(config[name].labels_per_class)
+        if not labels:
+            continue
+        fewest = Protocol(name, labels[0])
+        how = "by a linear probe" if name == "linear" else "fine-tuned"
+        for subject in plan.subjects[1:]:
+            if fewest in table[subject.name]:
+                values = (table[s][fewest][:, -1] for s in (ours, subject.name))
+                where = f"{how} with {labels[0]} labels per class"
+                sentences.append(compare(plan.called(ours), plan.called(subject.name), *values, where))
+        if len(labels) > 1:
+            curves = {
+                s: np.stack([table[s][Protocol(name, n)][:, -1] for n in labels], axis=1) for s in (ours, "random")
+            }
+            sentences.append(labels_saved(plan.called(ours), how, np.array(labels), curves[ours], curves["random"]))
+    return sentences
+
+
+def labels_saved(ours: str, how: str, labels: np.ndarray, curve: np.ndarray, random: np.ndarray) -> str:
+    """What random initialization needs to be as accurate as `ours` is with the fewest labels; curves [seeds, labels].
+
+    The number of labels is interpolated on a logarithmic scale, and the mean and interval are of the ratios' logarithm.
+    """
+    log_labels = np.log(labels)
+    needed = np.array([crossing(log_labels, theirs, own[0]) for own, theirs in zip(curve, random, strict=True)])
+    short = int(np.sum(np.isnan(needed)))
+    begin = f"To be as accurate as {ours} {how} with {labels[0]} labels per class, random initialization"
+    if short:
+        return f"{begin} needs more than {labels[-1]}, the most that were given, for {short} of {len(needed)} seeds."
+    # A curve that begins above the level says only that no more labels are needed.
+    ratio = estimate(needed - log_labels[0])
+    bounds = f"{np.exp(ratio.low):.1f} to {np.exp(ratio.high):.1f} times" if ratio.seeds > 1 else ratio.interval
+    if ratio.low > 0:
+        bounds = f"95 % interval {bounds}, {ratio.seeds} seeds"
+        return f"{begin} needs {np.exp(ratio.mean):.1f} times as many ({bounds})."
+    return f"{begin} does not clearly need more labels: {np.exp(ratio.mean):.1f} times as many ({bounds})."
+
+
+def picture(config: ConfigDict, plan: Plan, table: Table) -> Figure:
+    return pictures.over_labels(config, plan, table)

@@ -1,0 +1,188 @@
+"""Measures every subject of a study: linear probes and fine-tuning, for each seed and number of labels."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from ssl_jax import config as configs
+from ssl_jax import evaluate
+from ssl_jax.data.augment import Augmentation
+from ssl_jax.data.sources import Source
+from ssl_jax.evaluation import linear
+from ssl_jax.evaluation.features import extract
+from ssl_jax.finetune import Recipe, finetune
+from ssl_jax.studies.cells import Cells
+from ssl_jax.studies.subjects import Data, Pixels, Subject
+from ssl_jax.weights import Backbone
+
+
+class Protocol(NamedTuple):
+    name: str  # "linear" or "finetune"
+    per_class: int  # labels
+
+    def __str__(self) -> str:
+        named = {"linear": "linear", "finetune": "fine-tuned"}[self.name]
+        return f"{named}, {self.per_class} labels per class"
+
+
+# Of each subject under each protocol: accuracy in percent, [seeds, measured steps], averaged over a seed's label draws.
+Table = dict[str, dict[Protocol, Float[np.ndarray, "seeds measured"]]]
+
+
+def protocols(config: ConfigDict) -> list[Protocol]:
+    return [Protocol(name, n) for name in ("linear", "finetune") for n in config[name].labels_per_class]
+
+
+def measured_steps(config: ConfigDict) -> tuple[int, ...]:
+    """Of fine-tuning."""
+    return tuple(config.finetune.measured) or (config.finetune.steps,)
+
+
+def draws(config: ConfigDict, seed: int) -> tuple[int, ...]:
+    """A seed's draws of labels: the same for all subjects, and none of another seed's."""
+    return tuple(range(seed * config.draws, (seed + 1) * config.draws))
+
+
+def check(config: ConfigDict, data: Data) -> None:
+    """Raises: ConfigError for what cannot be measured, before any work."""
+    steps, found = config.finetune.steps, protocols(config)
+    conditions = [
+        (
+            len(config.seeds) and len(set(config.seeds)) == len(config.seeds) and min(config.seeds) >= 0,
+            f"config.seeds must be one or more different numbers from 0 on, got {tuple(config.seeds)}",
+        ),
+        (config.draws >= 1, f"config.draws must be at least 1, got {config.draws}"),
+        (found, "config.linear.labels_per_class and config.finetune.labels_per_class are both empty; fill one of them"),
+        (
+            all(0 <= step <= steps for step in config.finetune.measured),
+            f"config.finetune.measured must be in 0..{steps} (its steps), got {tuple(config.finetune.measured)}",
+        ),
+        (
+            list(config.finetune.measured) == sorted(set(config.finetune.measured)),
+            f"config.finetune.measured must ascend, got {tuple(config.finetune.measured)}",
+        ),
+    ]
+    for condition, message in conditions:
+        if not condition:
+            raise configs.ConfigError(message)
+    configs.call(recipe, {}, "config.finetune", config, data.config)
+    train, _ = data.pair
+    fewest = int(np.bincount(train.labels[train.labels >= 0], minlength=len(train.class_names)).min())
+    for protocol in found:
+        if not 2 <= protocol.per_class <= fewest:
+            raise configs.ConfigError(
+                f"config.{protocol.name}.labels_per_class has {protocol.per_class}; it must be at least 2, one of them "
+                f"to choose hyper-parameters on, and at most {fewest}, the images of the smallest class of {train.name}"
+            )
+
+
+def recipe(config: ConfigDict, pretraining: ConfigDict) -> Recipe:
+    options = config.finetune
+    return Recipe(
+        Augmentation(size=tuple(pretraining.data.image_size), crop_area=tuple(options.crop_area)),
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rates=tuple(options.learning_rates),
+    )
+
+
+def measure(config: ConfigDict, subjects: Sequence[Subject], data: Data, workdir: Path) -> Table:
+    """All cells, those that study.json has from there. Raises: subjects.Stopped."""
+    cells = Cells(workdir / "study.json")
+    bench = _Bench(config, data, workdir / "runs")
+    total = len(config.seeds) * sum(1 for s in subjects for p in protocols(config) if applies(p, s))
+    table: Table = {subject.name: {} for subject in subjects}
+    done = 0
+    for seed in config.seeds:
+        for subject in subjects:
+            opened = _Opened(bench, subject, seed)
+            for protocol in protocols(config):
+                if not applies(protocol, subject):
+                    continue
+                key = f"{subject.name}/seed {seed}/{protocol}"
+                found = cells.measure(key, functools.partial(opened.accuracies, protocol))
+                done += 1
+                row = np.mean(found["accuracies"], axis=0)
+                print(f"cell {done} of {total}: {key}: {row[-1]:.1f}%", flush=True)
+                table[subject.name].setdefault(protocol, []).append(row)
+    return {name: {p: np.stack(rows) for p, rows in found.items()} for name, found in table.items()}
+
+
+def applies(protocol: Protocol, subject: Subject) -> bool:
+    """Pixels have nothing to fine-tune."""
+    return not (protocol.name == "finetune" and isinstance(subject, Pixels))
+
+
+class _Bench:
+    """The images that are measured on, decoded when the first cell needs them."""
+
+    def __init__(self, config: ConfigDict, data: Data, runs: Path):
+        self.config, self.data, self.runs = config, data, runs
+
+    @property
+    def sources(self) -> tuple[Source, Source]:
+        return self.data.pair
+
+    @functools.cached_property
+    def batches(self) -> list[evaluate.Batches]:
+        return [evaluate.read_batches(source, self.data.config) for source in self.sources]
+
+
+class _Opened:
+    """A subject at one seed; pre-trained and made into features only when a cell is missing that needs it."""
+
+    def __init__(self, bench: _Bench, subject: Subject, seed: int):
+        self.bench, self.subject, self.seed = bench, subject, seed
+
+    @functools.cached_property
+    def backbones(self) -> dict[str, Backbone]:
+        return self.subject.backbones(self.seed, self.bench.runs, self.bench.batches[0])
+
+    @functools.cached_property
+    def features(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+        """Variant -> (features, labels) of the training and of the test images that have a label."""
+        if isinstance(self.subject, Pixels):
+            functions = {"pixels": evaluate.pixels}
+        else:
+            functions = {name: backbone.features for name, backbone in self.backbones.items()}
+        return {
+            name: [evaluate.labeled(*extract(f, batches(), evaluate.BATCH)) for batches in self.bench.batches]
+            for name, f in functions.items()
+        }
+
+    def accuracies(self, protocol: Protocol) -> dict[str, Any]:
+        """The best variant's, [draws, measured steps], with its name."""
+        per_variant = (self._linear if protocol.name == "linear" else self._finetune)(protocol.per_class)
+        best = max(per_variant, key=lambda name: np.mean(per_variant[name]["accuracies"], axis=0)[-1])
+        return {"variant": best, **per_variant[best]}
+
+    def _linear(self, per_class: int) -> dict[str, dict[str, Any]]:
+        num_classes, seeds = len(self.bench.sources[0].class_names), draws(self.bench.config, self.seed)
+        found = {}
+        for name, ((h, y), (test_h, test_y)) in self.features.items():
+            probe = linear.linear_probe(h, y, test_h, test_y, num_classes=num_classes, per_class=per_class, seeds=seeds)
+            found[name] = {"accuracies": [[accuracy] for accuracy in probe.accuracies]}
+        return found
+
+    def _finetune(self, per_class: int) -> dict[str, dict[str, Any]]:
+        config, pretraining = self.bench.config, self.bench.data.config
+        found = {}
+        for name, backbone in self.backbones.items():
+            if name.startswith("calibrated"):
+                continue  # training forgets the statistics that it began with
+            tuned = finetune(
+                backbone,
+                *self.bench.sources,
+                recipe=recipe(config, pretraining),
+                image_size=tuple(pretraining.data.image_size),
+                per_class=per_class,
+                seeds=draws(config, self.seed),
+                measured=measured_steps(config),
+            )
+            found[name] = {"accuracies": tuned.accuracies.tolist(), "learning_rate": tuned.learning_rate}
+        return found

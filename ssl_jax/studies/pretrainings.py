@@ -1,0 +1,30 @@
+"""What several studies compare a pre-training with."""
+
+from ml_collections import ConfigDict
+
+from ssl_jax.studies.base import Plan
+from ssl_jax.studies.subjects import Data, Pixels, Pretrained, Untrained, resolve
+
+SUPERVISED = "supervised pre-training on all labels"
+
+
+def against_baselines(config: ConfigDict) -> Plan:
+    """config.pretraining's, beside supervised pre-training on the same images, random initialization and pixels."""
+    ssl = resolve(config.pretraining, config.overrides)
+    images = Data(ssl)
+    subjects = (
+        Pretrained("pretrained", images),
+        supervised_like(config, ssl),
+        Untrained("random", images),
+        Pixels(),
+    )
+    return Plan(subjects, images, {"pretrained": ssl.method.name, "supervised": SUPERVISED})
+
+
+def supervised_like(config: ConfigDict, ssl: ConfigDict) -> Pretrained:
+    """config.supervised's, of the network and on the images of `ssl`."""
+    supervised = resolve(config.supervised, config.supervised_overrides)
+    with supervised.unlocked():
+        supervised.update(data=ssl.data, model=ssl.model, compute_dtype=ssl.compute_dtype)
+        supervised.model = ssl.model  # not only updated: another network has other keys
+    return Pretrained("supervised", Data(supervised))
