@@ -9,9 +9,8 @@ import math
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
-CONFIDENCE = 0.95
+from ssl_jax.evaluation.intervals import student_t
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +36,10 @@ class Estimate:
 
 def estimate(values: Float[np.ndarray, " seeds"]) -> Estimate:
     """Of the mean of what each seed gave, all finite."""
-    mean, seeds = float(np.mean(values)), len(values)
+    found, seeds = student_t(values), len(values)
     if seeds == 1:
-        return Estimate(mean, -math.inf, math.inf, seeds)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1) * np.std(values, ddof=1) / math.sqrt(seeds))
-    return Estimate(mean, mean - half, mean + half, seeds)
+        return Estimate(found.mean, -math.inf, math.inf, seeds)
+    return Estimate(found.mean, found.low, found.high, seeds)
 
 
 def compare(
