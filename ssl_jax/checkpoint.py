@@ -110,6 +110,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # of the disk, as nearly any type, depending on where in Orbax it surfaced
+            # Orbax's other writes failed as well; asyncio would print the trace of each below the sentence.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise CheckpointError(
                 f"a checkpoint could not be written to {self._directory} ({type(error).__name__}: {first_line(error)})"
                 f"; those before it, {self._steps_on_disk()}, are whole. Make room there, and make it writable; the "
