@@ -25,6 +25,6 @@ def supervised_like(config: ConfigDict, ssl: ConfigDict) -> Pretrained:
     """config.supervised's, of the network and on the images of `ssl`."""
     supervised = resolve(config.supervised, config.supervised_overrides)
     with supervised.unlocked():
-        supervised.update(data=ssl.data, model=ssl.model, compute_dtype=ssl.compute_dtype)
-        supervised.model = ssl.model  # not only updated: another network has other keys
+        for key in ("data", "model", "compute_dtype"):
+            supervised[key] = ssl[key]
     return Pretrained("supervised", Data(supervised))
