@@ -1,5 +1,6 @@
 """Weighted k-nearest-neighbor classification of frozen features."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -14,8 +15,8 @@ from ssl_jax.losses._common import normalize
 # Similarities are made for so many queries and rows of the bank at a time: 16 MB, which stay in a CPU's cache. At dim
 # 256 the matmul is then twice as fast as with 128 queries and 65,536 rows, whose similarities take 32 MB.
 QUERIES, ROWS = 512, 8192
-# Of that many rows in succession only the most similar is looked at first.
-GROUP = 16
+# Of that many rows in succession only the most similar is looked at first, and of these FEW where that suffices.
+GROUP, FEW = 16, 32
 
 
 def weighted_knn(
@@ -68,11 +69,16 @@ def nearest(
 ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
     """The min(k, rows) rows of the bank most similar to each query, nearest first: (cosine similarities, rows)."""
     k = min(k, len(bank))
-    normalized = _normalize(jnp.asarray(queries))
-    best = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1)
+    chunks = -(-len(queries) // QUERIES)
+    size = -(-len(queries) // max(chunks, 1))
+    filled = np.zeros((chunks, size, queries.shape[1]), np.float32)  # fewer rows of zeros than chunks
+    filled.reshape(chunks * size, queries.shape[1])[: len(queries)] = queries
+    normalized = _normalize(jnp.asarray(filled))
+    best = jnp.full((chunks, size, k), -jnp.inf), jnp.full((chunks, size, k), -1)
     for start in range(0, len(bank), block_size):
         best = _merge(best, normalized, jnp.asarray(bank[start : start + block_size]), start)
-    return np.asarray(best[0]), np.asarray(best[1])
+    similarities, rows = (np.asarray(found).reshape(-1, k)[: len(queries)] for found in best)
+    return similarities, rows
 
 
 _normalize = jax.jit(normalize)
@@ -80,28 +86,48 @@ _normalize = jax.jit(normalize)
 
 @jax.jit
 def _merge(
-    best: tuple[Float[Array, "queries k"], Int[Array, "queries k"]],
-    queries: Float[Array, "queries dim"],
+    best: tuple[Float[Array, "chunks queries k"], Int[Array, "chunks queries k"]],
+    queries: Float[Array, "chunks queries dim"],
     block: Float[Array, "rows dim"],
     start: int | Int[Array, ""],
-) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
+) -> tuple[Float[Array, "chunks queries k"], Int[Array, "chunks queries k"]]:
     """`best` after the rows of a block, of which the first is row `start` of the bank."""
     block = normalize(block)
-    k = best[0].shape[1]
-    group = GROUP if k * GROUP < len(block) else 1
 
-    def merge(one):
-        similarities, rows, query = one
+    def merge(chunk):
+        similarities, rows, queries = chunk
         # highest: TPUs would multiply in bfloat16, whose errors of 1e-2 reorder neighbors.
-        new = jnp.matmul(query, block.T, precision="highest")
-        groups = jnp.pad(new, (0, -len(new) % group), constant_values=-jnp.inf).reshape(-1, group)
-        # A new neighbor is in a group whose largest is among the k largest of these and of the neighbors so far. Both
-        # top_k and the groups, in order again, prefer the earlier of equals.
-        _, entries = lax.top_k(jnp.concatenate([similarities, jnp.max(groups, axis=1)]), k)
-        chosen = jnp.sort(jnp.where(entries < k, len(groups), entries - k))  # len(groups): none
-        candidates = jnp.take(groups, chosen, axis=0, mode="fill", fill_value=-jnp.inf).ravel()
-        places = (start + chosen[:, None] * group + jnp.arange(group)).ravel()
-        similarities, nearest = lax.top_k(jnp.concatenate([similarities, candidates]), k)
-        return similarities, jnp.concatenate([rows, places])[nearest]
+        new = jnp.matmul(queries, block.T, precision="highest")
+        padded = jnp.pad(new, ((0, 0), (0, -len(block) % GROUP)), constant_values=-jnp.inf)
+        groups = padded.reshape(len(queries), -1, GROUP)
+        largest = jnp.max(groups, axis=2)
+        k, found = similarities.shape[1], functools.partial(_among, largest, groups, similarities, rows, start)
+        if k <= FEW:
+            return found(k)
+        # Of a bank in random order, blocks soon hold few that are nearer than the k nearest before them.
+        nearer = jnp.max(jnp.sum(largest > similarities[:, -1:], axis=1))
+        return lax.cond(nearer <= FEW, lambda: found(FEW), lambda: found(k))
 
-    return lax.map(merge, (*best, queries), batch_size=QUERIES)
+    return lax.map(merge, (*best, queries))
+
+
+def _among(
+    largest: Float[Array, "queries groups"],
+    groups: Float[Array, "queries groups rows"],
+    similarities: Float[Array, "queries k"],
+    rows: Int[Array, "queries k"],
+    start: int | Int[Array, ""],
+    count: int,
+) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
+    """The nearest of `rows` and of the block, no more than `count` of whose groups have one that belongs there.
+
+    Those are the groups whose largest is among the `count` largest of these and of the last `count` similarities; with
+    these in front top_k, whose time on a CPU goes with how often it finds a larger one, has little to do.
+    """
+    _, entries = lax.top_k(jnp.concatenate([similarities[:, -count:], largest], axis=1), count)
+    # The groups in their order again: of equals top_k prefers the earlier. largest.shape[1]: none.
+    chosen = jnp.sort(jnp.where(entries < count, largest.shape[1], entries - count), axis=1)[:, :, None]
+    candidates = jnp.take_along_axis(groups, chosen, axis=1, mode="fill", fill_value=-jnp.inf).reshape(len(rows), -1)
+    places = (start + chosen * GROUP + jnp.arange(GROUP)).reshape(len(rows), -1)
+    similarities, nearest = lax.top_k(jnp.concatenate([similarities, candidates], axis=1), rows.shape[1])
+    return similarities, jnp.take_along_axis(jnp.concatenate([rows, places], axis=1), nearest, axis=1)

@@ -73,11 +73,27 @@ def test_votes(k, temperature, winner):
     assert predicted[k].dtype == np.int32
 
 
-def test_equally_near_the_earlier_wins():
-    bank = np.ones((6, 3), np.float32)
-    for block_size in (2, 6):
-        _, rows = nearest(bank, bank[:1], k=4, block_size=block_size)
-        np.testing.assert_array_equal(rows, [[0, 1, 2, 3]])
+@pytest.mark.parametrize("images, k", [(6, 4), (900, 20), (900, 40), (900, 600)])
+def test_equally_near_the_earlier_wins(images, k):
+    bank = np.ones((images, 3), np.float32)
+    for block_size in (images // 3, images):
+        _, rows = nearest(bank, bank[:1], k=k, block_size=block_size)
+        np.testing.assert_array_equal(rows, [np.arange(k)])
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["nearest first", "nearest last"])
+@pytest.mark.parametrize("k", [5, 100])
+def test_the_bank_may_come_in_any_order(k, order):
+    """Nearest first, later blocks have nothing to add; nearest last, each replaces all that was found before."""
+    angles = np.linspace(0, np.pi, 3000, dtype=np.float32)[order]
+    bank = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    _, rows = nearest(bank, np.array([[2, 0]] * 600, np.float32), k=k, block_size=1000)  # queries of two chunks
+    np.testing.assert_array_equal(rows, [np.arange(3000)[order][:k]] * 600)
+
+
+def test_no_queries_have_no_neighbors():
+    similarities, rows = nearest(BANK, BANK[:0], k=2)
+    assert similarities.shape == rows.shape == (0, 2)
 
 
 @pytest.mark.parametrize(
