@@ -17,7 +17,7 @@ from ssl_jax.evaluation import sweep
 from ssl_jax.evaluation._checks import check_labeled, check_same_dim
 from ssl_jax.evaluation.labels import draw_labels
 
-LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 UNLABELED = -1
 
 

@@ -78,7 +78,7 @@ def jpeg(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
         ".jpg", np.ascontiguousarray(pixels[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, round(100 - strength)]
     )
     flag = cv2.IMREAD_GRAYSCALE if image.shape[2] == 1 else cv2.IMREAD_COLOR_RGB
-    return cv2.imdecode(data, flag).astype(np.float32) / 255
+    return np.asarray(cv2.imdecode(data, flag), np.float32) / 255
 
 
 def rotation(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
 from ssl_jax.evaluation import sweep
@@ -118,7 +119,7 @@ def _logits(
     params: sweep.Params, fixed: sweep.Params, maps: Float[Array, "batch rows columns dim"], shape: sweep.Shape
 ) -> Float[Array, "batch height width classes"]:
     patches = jnp.matmul(sweep.standardize(fixed, maps), params["kernel"], precision="highest") + params["bias"]
-    return jax.image.resize(patches, (*shape, patches.shape[-1]), "bilinear", precision="highest")
+    return jax.image.resize(patches, (*shape, patches.shape[-1]), "bilinear", precision=lax.Precision.HIGHEST)
 
 
 def _check_masks(name: str, images: int, masks: UInt8[np.ndarray, "masks height width"], num_classes: int) -> None:

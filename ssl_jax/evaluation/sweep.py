@@ -72,7 +72,7 @@ def choose_and_fit(
         total += np.asarray(_sums(logits, heads, fixed, *batch, ignore)[0], np.float64)
     if not np.isfinite(total).any():
         raise ValueError(f"training diverged at each of the learning_rates {tuple(learning_rates)}; give smaller ones")
-    chosen = float(learning_rates[np.nanargmin(total)])
+    chosen = float(learning_rates[int(np.nanargmin(total))])
     heads = train(np.concatenate([fitted, held_out]), [chosen])
     return jax.tree.map(lambda p: p[0], heads), chosen
 
@@ -132,7 +132,7 @@ def _train(
     seed: int,
 ) -> Params:
     """Params of a head for each learning rate, [rates, ...]."""
-    rates = np.float32(learning_rates)
+    rates = np.asarray(learning_rates, np.float32)
     heads = jax.tree.map(lambda p: jnp.tile(p, (len(rates), *(1,) * p.ndim)), params)
     moments = _first_moments(heads)
     rng, waiting = np.random.default_rng(seed), rows[:0]

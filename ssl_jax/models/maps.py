@@ -28,11 +28,12 @@ def patch_map(
     Raises: ValueError for a ViT of pool="mean", whose LayerNorm is of the mean, and for a module without a map.
     """
     if isinstance(module, ViT):
-        patches = module.apply(variables, images, tokens=True)[:, module.num_prefix :]
-        return patches.reshape(len(images), *patch_grid(images.shape[1:3], module.patch_size), module.dim)
+        tokens: Any = module.apply(variables, images, tokens=True)
+        return tokens[:, module.num_prefix :].reshape(len(images), *_grid(module, images), module.dim)
     if "pool" not in inspect.signature(type(module).__call__).parameters:
         raise ValueError(f"{type(module).__name__} has no feature map: its __call__ takes no `pool`; add that option")
-    return module.apply(variables, images, pool=False)
+    found: Any = module.apply(variables, images, pool=False)
+    return found
 
 
 @functools.partial(jax.jit, static_argnames=("module", "blocks", "pool"))
@@ -62,7 +63,7 @@ def block_features(
         raise ValueError(f"blocks must be in 1..{vit.depth}, the model's depth, got {blocks}")
     if vit.pool == "mean":
         raise ValueError('a model of pool="mean" has no LayerNorm for single tokens; use one of pool="norm_mean"')
-    outputs = vit.apply(variables, images, last_blocks=blocks)
+    outputs: Any = vit.apply(variables, images, last_blocks=blocks)
     outputs = layer_norm(jnp.float32, "norm").apply({"params": variables["params"]["norm"]}, outputs)
     classes = outputs[:, :, 0]
     means = jnp.mean(outputs[:, :, vit.num_prefix :], axis=2)
@@ -89,14 +90,19 @@ def class_attention(
 
     # The attention itself gives no weights: fused kernels never hold them.
     _, captured = vit.apply(variables, images, capture_intermediates=wanted, mutable=["intermediates"])
-    outputs = captured["intermediates"]
+    outputs: Any = captured["intermediates"]
     qkv = outputs[last]["attn"]["qkv"]["__call__"][0].astype(jnp.float32)
     queries, keys, _ = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, vit.heads, -1), 2, 0)
     logits = jnp.einsum("bhd,bkhd->bhk", queries[:, 0], keys, precision="highest") / jnp.sqrt(keys.shape[-1])
     if vit.positions == "relative":
         logits += outputs["rel_pos_bias"]["__call__"][0][:, :, 0]
     attention = jax.nn.softmax(logits)[:, :, vit.num_prefix :]
-    return attention.reshape(*attention.shape[:2], *patch_grid(images.shape[1:3], vit.patch_size))
+    return attention.reshape(len(images), vit.heads, *_grid(vit, images))
+
+
+def _grid(vit: ViT, images: Array) -> tuple[int, int]:
+    _, height, width, _ = images.shape
+    return patch_grid((height, width), vit.patch_size)
 
 
 def _check_vit(module: nn.Module, *, class_token: bool) -> ViT:
