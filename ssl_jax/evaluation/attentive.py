@@ -46,7 +46,7 @@ def attentive_probe(
     per_class: int | None,
     seeds: Sequence[int] = (0, 1, 2),
     learning_rates: Sequence[float] = LEARNING_RATES,
-    steps: int = 500,
+    steps: int = 2000,
     batch_size: int = 256,
 ) -> AttentiveProbe:
     """Test accuracy of a learned query that attends to frozen patch tokens, and a linear classifier of what it gets.
