@@ -115,7 +115,7 @@ def serve(arguments):
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         if line.startswith("-1"):
-            np.save(line.split(maxsplit=1)[1].strip(), search(parts[0])[:CHECKED])
+            np.save(line.split(maxsplit=1)[1].strip(), search(parts[0][:CHECKED]))
             print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6), flush=True)
             return
         begun = time.perf_counter(), time.process_time()

@@ -1,5 +1,6 @@
 """How sure a number is: the mean of measurements with its confidence interval."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ def student_t(values: Sequence[float] | Float[np.ndarray, "measurements"], *, le
     if count == 1:
         return Interval(mean, np.nan, np.nan, np.nan)
     std = float(measured.std(ddof=1))
-    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * std / np.sqrt(count)
+    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * std / math.sqrt(count)
     return Interval(mean, std, mean - half, mean + half)
 
 

@@ -69,15 +69,15 @@ def nearest(
 ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
     """The min(k, rows) rows of the bank most similar to each query, nearest first: (cosine similarities, rows)."""
     k = min(k, len(bank))
-    chunks = -(-len(queries) // QUERIES)
-    size = -(-len(queries) // max(chunks, 1))
-    filled = np.zeros((chunks, size, queries.shape[1]), np.float32)  # fewer rows of zeros than chunks
+    chunks = max(-(-len(queries) // QUERIES), 1)
+    size = max(-(-len(queries) // chunks), 1)
+    filled = np.zeros((chunks, size, queries.shape[1]), np.float32)  # no more rows of zeros than chunks
     filled.reshape(chunks * size, queries.shape[1])[: len(queries)] = queries
     normalized = _normalize(jnp.asarray(filled))
     best = jnp.full((chunks, size, k), -jnp.inf), jnp.full((chunks, size, k), -1)
     for start in range(0, len(bank), block_size):
         best = _merge(best, normalized, jnp.asarray(bank[start : start + block_size]), start)
-    similarities, rows = (np.asarray(found).reshape(-1, k)[: len(queries)] for found in best)
+    similarities, rows = (np.asarray(found).reshape(chunks * size, k)[: len(queries)] for found in best)
     return similarities, rows
 
 

@@ -13,7 +13,9 @@ class ProbeRecipe:
     lrs: > 0, of a batch of 256 images; in force is lr * batch_size / 256. Of several the best on held-out images.
     batch_size, epochs: at least 1.
     weight_decays: >= 0, added to the gradient; of several the best as well.
-    optimizer: "sgd"; "lars" (trust ratio 0.001 for the weights); "larc" (the same for the biases, too).
+    optimizer: "sgd"; "lars" (trust ratio 0.001 for the weights); "larc" (the same for the biases, too). Both move
+      weights by lr / 1000 of themselves a step, and need the papers' batch sizes and as many steps: on 10,000 images in
+      batches of 512 SimSiam's recipe stops at 42 % where BYOL's, of SGD, reaches 80 %.
     nesterov: of "sgd".
     drops: shares of the epochs at which the learning rate becomes a tenth, () for half a cosine to 0.
     warmup_epochs: of the cosine, from 0.
