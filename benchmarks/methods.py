@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax import build, evaluate, finetune, load_backbone, run, step
+from ssl_jax import baselines, build, evaluate, finetune, load_backbone, run, step
 from ssl_jax import config as configs
 from ssl_jax.build import source_pair
 from ssl_jax.checkpoint import Checkpoints
@@ -202,14 +202,14 @@ def untrained(given):
 
 
 def untrained_variants(given):
-    """(config, the backbones of evaluate.random_backbones)"""
+    """(config, the backbones of baselines.random_backbones)"""
     config = configs.base_config()
     config.update(given)
-    return config, evaluate.random_backbones(config, images(config.data.channels)[0])
+    return config, baselines.random_backbones(config, images(config.data.channels)[0])
 
 
 def pixel_scores(data):
-    return scores(evaluate.pixels, with_data(data))
+    return scores(baselines.pixels, with_data(data))
 
 
 def table(known, steps):

@@ -7,38 +7,30 @@ labels. Writes DIR/evaluation.json and, for the report, DIR/samples/embeddings.n
 features are kept in DIR/features, so that another protocol finds them there.
 """
 
-import dataclasses
 import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import build, files, load_backbone, models, run
+from ssl_jax import baselines, build, files, load_backbone, run
 from ssl_jax import config as configs
-from ssl_jax.data import pipeline, sources
+from ssl_jax.data import decode, pipeline, sources
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.evaluation import cache, corruption, knn, protocols
 from ssl_jax.evaluation import representation as metrics
 from ssl_jax.evaluation.attentive import attentive_probe
-from ssl_jax.evaluation.features import extract
+from ssl_jax.evaluation.features import Batches, extract
 from ssl_jax.evaluation.protocols import Labeled, Scores
 from ssl_jax.finetune import Recipe, finetune
 from ssl_jax.weights import Backbone
 
 BATCH = 512
-# Enough for running statistics of momentum 0.9 to forget their initial values (0.9^50 = 0.5 %).
-CALIBRATION_BATCHES = 50
-# Pixels are compared at no more than this many a side: 150,000 numbers an image would need another protocol.
-PIXEL_SIDE = 32
 # Images whose embeddings are kept for the report's map and neighbors, and their largest side there.
 SAMPLES, SAMPLE_SIDE = 2000, 64
 ATTENTIVE_LABELS_PER_CLASS = (10, 100)
@@ -48,7 +40,6 @@ CORRUPTED_IMAGES = 2000  # of the test set, each by every corruption and severit
 OF_BACKBONES = ("attentive", "corruption", "finetune")
 PROTOCOLS, BY_DEFAULT = (*protocols.PROTOCOLS, *OF_BACKBONES), ("knn", "linear")  # the others take minutes on a CPU
 
-Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 Features = Callable[[np.ndarray], np.ndarray]  # uint8 [BATCH, height, width, channels] -> [BATCH, dim]
 
 
@@ -72,9 +63,9 @@ def evaluate(workdir: Path, data: str, names: tuple[str, ...]) -> dict[str, Any]
         "backbone_sha256": cache.checksum(backbone.variables),
     }
 
-    def features(backbone: Backbone, split: str) -> tuple[np.ndarray, np.ndarray]:
+    def kept(split: str) -> tuple[np.ndarray, np.ndarray]:
         key = cache.Key(
-            backbone=cache.checksum(backbone.variables),
+            backbone=result["backbone_sha256"],
             architecture=build.model_options(config),
             data=f"{sources_of[split].name} {config.data.path}",
             split=split,
@@ -88,7 +79,7 @@ def evaluate(workdir: Path, data: str, names: tuple[str, ...]) -> dict[str, Any]
         found = cache.cached(workdir / "features", key, make)
         return found["features"], found["labels"]
 
-    h, labels = features(backbone, "test")
+    h, labels = kept("test")
     save_embeddings(workdir, batches["test"], h, labels, train.class_names)
     (workdir / "samples" / "predictions.npz").unlink(missing_ok=True)  # of an earlier evaluation, maybe of other data
     result["metrics"] = {"pretrained": metrics.summary(h)}
@@ -97,8 +88,8 @@ def evaluate(workdir: Path, data: str, names: tuple[str, ...]) -> dict[str, Any]
     else:
         classes = len(train.class_names)
 
-        def score(name: str, backbone: Backbone, names: Sequence[str]) -> Scores:
-            found = score_features(name, as_labeled(*(features(backbone, s) for s in batches), classes), names)
+        def score(name: str, backbone: Backbone, names: Sequence[str], of: Labeled) -> Scores:
+            found = score_features(name, of, names)
             if "attentive" in names:
                 found |= score_attentive(name, backbone, batches, classes, config.data.memory_bytes)
             if "corruption" in names:
@@ -107,22 +98,22 @@ def evaluate(workdir: Path, data: str, names: tuple[str, ...]) -> dict[str, Any]
                 found |= score_finetuning(name, backbone, train, test, config)
             return found
 
-        result["pretrained"] = score("pretrained", backbone, names)
+        def extracted(features: Features) -> Labeled:
+            return as_labeled(*(extract(features, split(), BATCH) for split in batches.values()), classes)
+
+        result["pretrained"] = score("pretrained", backbone, names, as_labeled(kept("train"), (h, labels), classes))
         all_labels = result["pretrained"].get("linear/all/top1", {})
         if "predictions" in all_labels:
             save_predictions(workdir, train.class_names, labels[labels >= 0], all_labels["predictions"])
-        of_pixels = [extract(pixels, batches[split](), BATCH) for split in batches]
-        result["pixels"] = score_features("pixels", as_labeled(*of_pixels, classes), names)
-        untrained = random_backbones(config, batches["train"])
-        result["random_variants"] = {
+        result["pixels"] = score_features("pixels", extracted(baselines.pixels), names)
+        result["random_variants"] = {}
+        for name, untrained in baselines.random_backbones(config, batches["train"]).items():
+            of = extracted(untrained.features)
+            result["metrics"][f"random, {name}"] = metrics.summary(of.test)
             # Training forgets the statistics that it began with.
-            name: score(
-                f"random, {name}", one, [n for n in names if n != "finetune" or not name.startswith("calibrated")]
-            )
-            for name, one in untrained.items()
-        }
+            taken = [n for n in names if n != "finetune" or not name.startswith("calibrated")]
+            result["random_variants"][name] = score(f"random, {name}", untrained, taken, of)
         result["random"] = best_of(result["random_variants"])
-        result["metrics"]["random"] = metrics.summary(features(untrained["initial"], "test")[0])
         for scores in (result["pretrained"], result["pixels"], result["random"], *result["random_variants"].values()):
             for one in scores.values():
                 one.pop("predictions", None)
@@ -141,56 +132,6 @@ def read_batches(source: sources.Source, config: ConfigDict) -> Batches:
         return read
     held = list(read())
     return lambda: held
-
-
-def pixels(images: np.ndarray) -> np.ndarray:
-    """Images in 0..1, no larger than PIXEL_SIDE, as rows."""
-    return shrink(images, PIXEL_SIDE).reshape(len(images), -1).astype(np.float32) / 255.0
-
-
-def shrink(images: np.ndarray, side: int) -> np.ndarray:
-    """uint8 images [n, height, width, channels] whose larger side is at most `side`, averaged over areas."""
-    height, width, channels = images.shape[1:]
-    if max(height, width) <= side:
-        return images
-    scale = side / max(height, width)
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    small = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images]
-    return np.stack(small).reshape(len(images), size[1], size[0], channels)
-
-
-def random_backbones(config: ConfigDict, batches: Batches) -> dict[str, Backbone]:
-    """Untrained backbones. How random matters: BatchNorm statistics as initialized or calibrated on training images,
-    and the last BatchNorm scale of each residual block 1 or 0, move kNN by ten points and more."""
-    options = build.model_options(config)
-    zero_residual = {"": False, "_zero_residual": True} if "zero_init_residual" in options else {"": None}
-    variants = {}
-    for suffix, zero in zero_residual.items():
-        module = models.create(**(options if zero is None else {**options, "zero_init_residual": zero}))
-        example = jnp.zeros((1, *config.data.image_size, config.data.channels))
-        variables = module.init(jax.random.key(config.seed), example)
-        initial = Backbone(module, variables, tuple(config.data.mean), tuple(config.data.std))
-        variants["initial" + suffix] = initial
-        if "batch_stats" in variables:
-            variants["calibrated" + suffix] = calibrate(initial, batches)
-    return variants
-
-
-def calibrate(backbone: Backbone, batches: Batches) -> Backbone:
-    """With BatchNorm statistics of training images."""
-
-    @jax.jit
-    def update(batch_stats, images):
-        given = {"params": backbone.variables["params"], "batch_stats": batch_stats}
-        return backbone.model.apply(given, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
-
-    batch_stats, seen = backbone.variables["batch_stats"], 0
-    while seen < CALIBRATION_BATCHES:  # a small data set is gone through several times
-        for batch in batches():
-            if seen == CALIBRATION_BATCHES:
-                break
-            batch_stats, seen = update(batch_stats, backbone.preprocess(batch["image"])), seen + 1
-    return dataclasses.replace(backbone, variables={"params": backbone.variables["params"], "batch_stats": batch_stats})
 
 
 def as_labeled(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], num_classes: int) -> Labeled:
@@ -318,7 +259,7 @@ def save_embeddings(
     """samples/embeddings.npz: the first test images, small, with their features."""
     images: list[np.ndarray] = []
     for batch in batches():
-        images.append(shrink(batch["image"], SAMPLE_SIDE))
+        images.append(decode.shrink(batch["image"], SAMPLE_SIDE))
         if sum(map(len, images)) >= SAMPLES:
             break
     (workdir / "samples").mkdir(exist_ok=True)

@@ -157,3 +157,14 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
     if turn in (2, 3):
         image = image[::-1]
     return image
+
+
+def shrink(images: np.ndarray, side: int) -> np.ndarray:
+    """uint8 images [n, height, width, channels] whose larger side is at most `side`, averaged over areas."""
+    height, width, channels = images.shape[1:]
+    if max(height, width) <= side:
+        return images
+    scale = side / max(height, width)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    small = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images]
+    return np.stack(small).reshape(len(images), size[1], size[0], channels)

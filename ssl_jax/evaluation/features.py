@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
+# Goes through a data set, as often as called, by batches {"image": uint8 [n, height, width, channels], "label": [n]}.
+Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
+
 
 def extract(
     features: Callable[[np.ndarray], Float[np.ndarray, "batch *map dim"]],

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from ssl_jax import baselines, evaluate
 from ssl_jax import config as configs
-from ssl_jax import evaluate
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.data.sources import Source
 from ssl_jax.evaluation import linear
-from ssl_jax.evaluation.features import extract
+from ssl_jax.evaluation.features import Batches, extract
 from ssl_jax.finetune import Recipe, finetune
 from ssl_jax.studies.cells import Cells
 from ssl_jax.studies.subjects import Data, Pixels, Subject
@@ -129,7 +129,7 @@ class _Bench:
         return self.data.pair
 
     @functools.cached_property
-    def batches(self) -> list[evaluate.Batches]:
+    def batches(self) -> list[Batches]:
         return [evaluate.read_batches(source, self.data.config) for source in self.sources]
 
 
@@ -147,7 +147,7 @@ class _Opened:
     def features(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
         """Variant -> (features, labels) of the training and of the test images that have a label."""
         if isinstance(self.subject, Pixels):
-            functions = {"pixels": evaluate.pixels}
+            functions = {"pixels": baselines.pixels}
         else:
             functions = {name: backbone.features for name, backbone in self.backbones.items()}
         return {

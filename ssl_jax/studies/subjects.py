@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import build, evaluate, load_backbone, run, weights
+from ssl_jax import baselines, build, load_backbone, run, weights
 from ssl_jax import config as configs
 from ssl_jax.data import sources
+from ssl_jax.evaluation.features import Batches
 from ssl_jax.train import train
 from ssl_jax.weights import Backbone
 
@@ -98,13 +99,13 @@ class Pretrained:
 
 @dataclasses.dataclass(frozen=True)
 class Untrained:
-    """A network as it is initialized: the best, in each measurement, of the variants of evaluate.random_backbones."""
+    """A network as it is initialized: the best, in each measurement, of the variants of baselines.random_backbones."""
 
     name: str
     data: Data
 
-    def backbones(self, seed: int, runs: Path, measured_on: evaluate.Batches) -> dict[str, Backbone]:
-        return evaluate.random_backbones(self.data.seeded(seed), measured_on)
+    def backbones(self, seed: int, runs: Path, measured_on: Batches) -> dict[str, Backbone]:
+        return baselines.random_backbones(self.data.seeded(seed), measured_on)
 
 
 @dataclasses.dataclass(frozen=True)
