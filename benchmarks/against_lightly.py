@@ -347,11 +347,11 @@ def make_models():
             return self.criterion(scores, [])
 
     class DINO(Teacher):
-        decay = 0.95
+        lr, decay = 8e-3, 0.98
 
         def build(self):
             self.head, head = (heads.DINOProjectionHead(64, 256, 64, 256, freeze_last_layer=-1) for _ in range(2))
-            self.criterion = losses.DINOLoss(256, warmup_teacher_temp_epochs=0, teacher_temp=0.04)
+            self.criterion = losses.DINOLoss(256, warmup_teacher_temp_epochs=0, teacher_temp=0.04, center_momentum=0.95)
             head.load_state_dict(self.head.state_dict())  # its weight normalization cannot be copied
             self.teacher = nn.Sequential(copy.deepcopy(self.backbone), head).requires_grad_(False)
 

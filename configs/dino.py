@@ -9,10 +9,10 @@ def tiny() -> ConfigDict:
     config = recipes.tiny()
     # BatchNorm in the head, the authors' option for ResNets.
     config.method = dict(name="dino", local_views=2, prototypes=256, hidden=(256,), bottleneck=64, head_norm=True)
-    config.method.update(decay=0.95, freeze_epochs=0)
+    config.method.update(decay=0.98, center_decay=0.95, freeze_epochs=0)
     views = dict(global1=recipes.tiny_view(), global2=recipes.tiny_view(), local=recipes.tiny_local())
     config.augment = views
-    config.optimizer.update(lr=4e-3, clip_each=3.0)
+    config.optimizer.update(lr=8e-3, clip_each=3.0)
     return config
 
 
