@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import platform
 import signal
 import subprocess
