@@ -285,7 +285,7 @@ def save_predictions(workdir: Path, class_names: tuple[str, ...], labels: np.nda
 
 def print_table(result: Mapping[str, Any]) -> None:
     columns = ("pretrained", "random", "pixels")
-    print(f"\n{'top-1 in percent':<32}" + "".join(f"{column:>12}" for column in columns))
+    print(f"\n{'in percent':<32}" + "".join(f"{column:>12}" for column in columns))
     for protocol in result["pretrained"]:
         scores = (result[column].get(protocol) for column in columns)
         row = "".join(f"{score['mean']:>12.1f}" if score else f"{'':>12}" for score in scores)
