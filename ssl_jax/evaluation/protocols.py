@@ -33,6 +33,10 @@ class Labeled:
     num_classes: int
 
     @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self.train, self.train_labels, self.test, self.test_labels
+
+    @property
     def fewest(self) -> int:
         """Training images of the smallest class."""
         return int(np.bincount(self.train_labels, minlength=self.num_classes).min())
@@ -85,10 +89,7 @@ def nearest_prototypes(data: Labeled) -> Scores:
         if _enough(data, per_class, "nearest class mean"):
             found[f"prototypes/{per_class}_per_class/top1"] = _interval(
                 prototypes.nearest_class_mean(
-                    data.train,
-                    data.train_labels,
-                    data.test,
-                    data.test_labels,
+                    *data.arrays,
                     num_classes=data.num_classes,
                     per_class=per_class,
                 )
@@ -122,10 +123,7 @@ def retrieve(data: Labeled) -> Scores:
 def sgd(data: Labeled, recipe: str) -> Scores:
     """A paper's linear probe, on features of images that are not augmented."""
     found = sgd_probe.sgd_probe(
-        data.train,
-        data.train_labels,
-        data.test,
-        data.test_labels,
+        *data.arrays,
         num_classes=data.num_classes,
         recipe=RECIPES[recipe],
     )
@@ -156,10 +154,7 @@ def _enough(data: Labeled, per_class: int | None, what: str) -> bool:
 
 def _linear(data: Labeled, per_class: int | None) -> dict[str, Any]:
     probe = linear.linear_probe(
-        data.train,
-        data.train_labels,
-        data.test,
-        data.test_labels,
+        *data.arrays,
         num_classes=data.num_classes,
         per_class=per_class,
     )
