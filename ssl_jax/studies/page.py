@@ -27,7 +27,7 @@ def write(
     run.write(workdir / "study.svg", svg(picture))
     train, test = plan.data.pair
     facts = {"train": len(train), "test": len(test), "classes": len(train.class_names), "name": train.name}
-    run.describe(workdir, study=config.study, seeds=list(config.seeds), configs=digests(plan), data=facts)
+    run.describe(workdir, skipped={}, study=config.study, seeds=list(config.seeds), configs=digests(plan), data=facts)
     described = json.loads((workdir / "run.json").read_text())
     path = workdir / "study.md"
     run.write(path, page(config, plan, table, conclusion, described))
