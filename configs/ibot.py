@@ -16,7 +16,7 @@ def tiny() -> ConfigDict:
         teacher_temperature=0.04,
         patch_teacher_temperature=0.04,
         warmup_temperature_epochs=0,
-        decay=0.95,
+        decay=0.98,
         freeze_epochs=0,
     )
     config.augment = dict(
@@ -24,7 +24,7 @@ def tiny() -> ConfigDict:
     )
     # Rectangles of (4 // 3) ** 2 patches at least, as the authors' 16 are (14 // 3) ** 2.
     config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=1)
-    config.optimizer.update(lr=2e-3, clip_each=3.0, weight_decay=0.04, final_weight_decay=0.4)
+    config.optimizer.update(lr=1e-3, clip_each=3.0, weight_decay=0.04, final_weight_decay=0.4)
     return config
 
 

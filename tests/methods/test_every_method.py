@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 20
 # The others take half an hour together on two cores: they have a mark of their own, and are run by hand.
 QUICK = ("simclr", "byol", "moco_v2")
-LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5, "counting": 1e-6, "vae": 1e-7}  # of the others 1e-4
+LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5, "pcl": 1e-6, "counting": 1e-6, "vae": 1e-7}  # of the others 1e-4
 
 
 def each_method():
