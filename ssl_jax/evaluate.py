@@ -91,9 +91,9 @@ def evaluate(workdir: Path, data: str, names: tuple[str, ...]) -> dict[str, Any]
         def score(name: str, backbone: Backbone, names: Sequence[str], of: Labeled) -> Scores:
             found = score_features(name, of, names)
             if "attentive" in names:
-                found |= score_attentive(name, backbone, batches, classes, config.data.memory_bytes)
+                found |= score_attentive(name, backbone, batches, of, len(train) + len(test), config.data.memory_bytes)
             if "corruption" in names:
-                found |= score_corruption(name, backbone, batches, classes)
+                found |= score_corruption(name, backbone, batches["test"], of)
             if "finetune" in names:
                 found |= score_finetuning(name, backbone, train, test, config)
             return found
@@ -151,13 +151,12 @@ def score_features(name: str, data: Labeled, names: Sequence[str]) -> Scores:
 
 
 def score_attentive(
-    name: str, backbone: Backbone, batches: Mapping[str, Batches], num_classes: int, memory_bytes: int
+    name: str, backbone: Backbone, batches: Mapping[str, Batches], of: Labeled, images: int, memory_bytes: int
 ) -> Scores:
-    """Of the patches, in float16. Left out where they take more than `memory_bytes`."""
+    """Of the patches of all `images`, in float16. Left out where they take more than `memory_bytes`."""
     begun, scores = time.perf_counter(), {}
     example = next(iter(batches["train"]()))["image"]
     rows, columns, dim = backbone.patch_features(example[:1]).shape[1:]
-    images = sum(len(batch["label"]) for split in batches.values() for batch in split())
     if images * rows * columns * dim * 2 > memory_bytes:
         print(
             f"attentive probe left out: {images} images of {rows}x{columns} patches take more than the "
@@ -169,10 +168,9 @@ def score_attentive(
         return backbone.patch_features(images).reshape(len(images), -1, dim)
 
     train, test = (labeled(*extract(tokens, split(), BATCH, np.float16)) for split in batches.values())
-    fewest = int(np.bincount(train[1], minlength=num_classes).min())
-    for per_class in (count for count in ATTENTIVE_LABELS_PER_CLASS if count <= fewest):
+    for per_class in (count for count in ATTENTIVE_LABELS_PER_CLASS if count <= of.fewest):
         probe = attentive_probe(
-            *train, *test, num_classes=num_classes, heads=getattr(backbone.model, "heads", 1), per_class=per_class
+            *train, *test, num_classes=of.num_classes, heads=getattr(backbone.model, "heads", 1), per_class=per_class
         )
         scores[f"attentive/{per_class}_per_class/top1"] = {
             "mean": float(np.mean(probe.accuracies)),
@@ -184,18 +182,22 @@ def score_attentive(
     return scores
 
 
-def score_corruption(name: str, backbone: Backbone, batches: Mapping[str, Batches], num_classes: int) -> Scores:
+def score_corruption(name: str, backbone: Backbone, test: Batches, of: Labeled) -> Scores:
     """Of a kNN classifier, which is trained on nothing, on corrupted test images: 5 severities of each corruption."""
     begun = time.perf_counter()
-    bank, bank_labels = labeled(*extract(backbone.features, batches["train"](), BATCH))
-    tested = list(batches["test"]())
-    images, labels = labeled(*(np.concatenate([batch[key] for batch in tested]) for key in ("image", "label")))
-    images, labels = images[:CORRUPTED_IMAGES], labels[:CORRUPTED_IMAGES]
+    tested: list[tuple[np.ndarray, np.ndarray]] = []
+    for batch in test():
+        tested.append(labeled(batch["image"], batch["label"]))
+        if sum(len(labels) for _, labels in tested) >= CORRUPTED_IMAGES:
+            break
+    images, labels = (np.concatenate(parts)[:CORRUPTED_IMAGES] for parts in zip(*tested, strict=True))
     k, temperature = protocols.KNN_K[0], protocols.KNN_TEMPERATURE
 
     def predict(images: np.ndarray) -> np.ndarray:
         h = backbone.features(images, batch_size=BATCH)
-        return knn.weighted_knn(bank, bank_labels, h, num_classes=num_classes, k=(k,), temperature=temperature)[k]
+        return knn.weighted_knn(
+            of.train, of.train_labels, h, num_classes=of.num_classes, k=(k,), temperature=temperature
+        )[k]
 
     found = corruption.robustness(predict, images, labels, batch_size=BATCH)
     values = {"clean": found.clean, "mean": found.mean}
@@ -218,8 +220,7 @@ def score_finetuning(
     recipe = Recipe(Augmentation(size=size, crop_area=FINETUNE_CROP_AREA))
     fewest = int(np.bincount(train.labels[train.labels >= 0], minlength=len(train.class_names)).min())
     for per_class in labels_per_class:
-        if per_class > fewest:
-            print(f"fine-tuning with {per_class} labels per class left out: a class has only {fewest} images")
+        if not protocols.enough(fewest, per_class, "fine-tuning"):
             continue
         tuned = finetune(backbone, train, test, recipe=recipe, image_size=size, per_class=per_class)
         accuracies = tuned.accuracies[:, -1]

@@ -64,7 +64,7 @@ def linear_probes(data: Labeled, labels_per_class: tuple[int | None, ...] = LABE
     """The score with all labels also has the "predictions", classes of the test images."""
     found: Scores = {}
     for per_class in labels_per_class:
-        if _enough(data, per_class, "linear probe"):
+        if enough(data.fewest, per_class, "linear probe"):
             label_set = "all" if per_class is None else f"{per_class}_per_class"
             found[f"linear/{label_set}/top1"] = _linear(data, per_class)
     return found
@@ -76,7 +76,7 @@ def low_shot(data: Labeled) -> Scores:
     found = linear_probes(data, FEW_LABELS_PER_CLASS)
     for share in SHARES:
         per_class = max(round(share * data.fewest), 2)
-        if _enough(data, per_class, "linear probe"):
+        if enough(data.fewest, per_class, "linear probe"):
             found[f"linear/{round(100 * share)}_percent/top1"] = _linear(data, per_class) | {"per_class": per_class}
     return found
 
@@ -86,7 +86,7 @@ def nearest_prototypes(data: Labeled) -> Scores:
     images."""
     found: Scores = {}
     for per_class in PROTOTYPES_PER_CLASS:
-        if _enough(data, per_class, "nearest class mean"):
+        if enough(data.fewest, per_class, "nearest class mean"):
             found[f"prototypes/{per_class}_per_class/top1"] = _interval(
                 prototypes.nearest_class_mean(
                     *data.arrays,
@@ -145,10 +145,11 @@ PROTOCOLS: dict[str, Callable[[Labeled], Scores]] = {
 }
 
 
-def _enough(data: Labeled, per_class: int | None, what: str) -> bool:
-    if per_class is None or per_class <= data.fewest:
+def enough(fewest: int, per_class: int | None, what: str) -> bool:
+    """Whether the smallest class, of `fewest` images, has so many labels to give; says so where it has not."""
+    if per_class is None or per_class <= fewest:
         return True
-    print(f"{what} with {per_class} labels per class left out: a class has only {data.fewest} images")
+    print(f"{what} with {per_class} labels per class left out: a class has only {fewest} images")
     return False
 
 
