@@ -26,7 +26,7 @@ def test_scale_and_overrides_are_read():
 @pytest.mark.parametrize(
     "flag, expected",
     [
-        ("method.center_decay=0.8", 0.8),
+        ("method.student_temperature=0.2", 0.2),
         ("model.base_width=8", 8),
         ("augment.local.crop_aspect=(0.5,2.0)", (0.5, 2.0)),
         ("optimizer.b2=0.95", 0.95),
