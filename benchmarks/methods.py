@@ -13,7 +13,6 @@ on Fashion-MNIST like all others.
 import argparse
 import fcntl
 import functools
-import hashlib
 import json
 import re
 import shutil
@@ -102,8 +101,7 @@ def untrained_key(config):
 
 def digest(config):
     """Of all that numbers depend on, which times of saving are not."""
-    config = {key: value for key, value in config.items() if key != "checkpoint_minutes"}
-    return hashlib.sha256(configs.dumps(config).encode()).hexdigest()[:12]
+    return configs.digest({key: value for key, value in config.items() if key != "checkpoint_minutes"})
 
 
 def measure(key, config, compute):

@@ -8,6 +8,7 @@ work, with a sentence that names the key, its value and the remedy.
 import contextlib
 import difflib
 import errno
+import hashlib
 import inspect
 import json
 import sys
@@ -256,9 +257,14 @@ def plain(value: Any) -> Any:
     return value
 
 
-def dumps(config: ConfigDict) -> str:
+def dumps(config: ConfigDict | Mapping[str, Any]) -> str:
     """The resolved config as JSON, sorted."""
     return json.dumps(plain(config), indent=2, sort_keys=True)
+
+
+def digest(config: ConfigDict | Mapping[str, Any]) -> str:
+    """12 hexadecimal digits that tell one resolved config from another."""
+    return hashlib.sha256(dumps(config).encode()).hexdigest()[:12]
 
 
 def loads(text: str) -> ConfigDict:

@@ -1,6 +1,5 @@
 """study.md and study.svg: the conclusion, the table, the plot, and what it takes to do it again."""
 
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -99,7 +98,7 @@ def markdown(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
 def digests(plan: Plan) -> dict[str, str]:
     """Of each pre-training's config, the seed aside."""
     return {
-        subject.name: hashlib.sha256(configs.dumps(subject.data.config).encode()).hexdigest()[:12]
+        subject.name: configs.digest(subject.data.config)
         for subject in plan.subjects
         if isinstance(subject, Pretrained)
     }
