@@ -67,9 +67,7 @@ def measure(config, rounds):
 
     def prepared(log_every, patches):
         """A compiled step, and a state whose next step is not the first, which is always logged."""
-        one_step = functools.partial(
-            step.train_step, method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=log_every
-        )
+        one_step = step.TrainStep(method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=log_every)
         mapped = parallel.map_step(one_step, mesh)
         state = parallel.replicate(step.create_state(method, tx, example, config.seed), mesh)
         with patches:  # while it is traced

@@ -96,19 +96,14 @@ def without_training(config):
 
 def untrained_key(config):
     """One for all methods of the same network and data."""
-    return f"untrained-{config.model.name}-{digest(without_training(config))}"
-
-
-def digest(config):
-    """Of all that numbers depend on, which times of saving are not."""
-    return configs.digest({key: value for key, value in config.items() if key != "checkpoint_minutes"})
+    return f"untrained-{config.model.name}-{configs.digest(without_training(config))}"
 
 
 def measure(key, config, compute):
     """Adds `compute(config)` to docs/results.json, if it is not there for this config."""
     found = read_record().get(key)
-    if not found or found["config"] != digest(config):
-        found = {"config": digest(config), **compute(config)}
+    if not found or found["config"] != configs.digest(config):
+        found = {"config": configs.digest(config), **compute(config)}
         with RECORD.with_suffix(".lock").open("w") as lock:  # others may add to it at the same time
             fcntl.flock(lock, fcntl.LOCK_EX)
             run.write(RECORD, json.dumps(dict(sorted((read_record() | {key: found}).items())), indent=1) + "\n")

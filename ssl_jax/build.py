@@ -1,7 +1,6 @@
 """From a config to the things that a program works with. Below this, nothing sees a config object."""
 
 import dataclasses
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
@@ -59,8 +58,7 @@ class Training:
     """What a run does with its batches.
 
     augmentations: one for each of the method's views. views: (rng, batch) -> the batch with the views made. schedule:
-    step -> learning rate. create_state: () -> the state before the first step. step: (state, batch) -> (state,
-    metrics), of one device, for `parallel.map_step`.
+    step -> learning rate. create_state: () -> the state before the first step. step: for `parallel.map_step`.
     """
 
     method: Any
@@ -68,7 +66,7 @@ class Training:
     views: Callable[[Any, Any], Any]
     schedule: Callable[[int], float]
     create_state: Callable[[], step.TrainState]
-    step: Callable[[Any, Any], tuple[Any, Any]]
+    step: step.TrainStep
 
 
 def facts(config: ConfigDict, num_images: int, num_classes: int) -> Run:
@@ -95,9 +93,7 @@ def training(config: ConfigDict, run: Run) -> Training:
         views=views,
         schedule=schedule,
         create_state=lambda: step.create_state(made, tx, jnp.zeros(example), config.seed),
-        step=functools.partial(
-            step.train_step, method=made, tx=tx, augment=views, axis_name=parallel.AXIS, log_every=config.log_every
-        ),
+        step=step.TrainStep(method=made, tx=tx, augment=views, axis_name=parallel.AXIS, log_every=config.log_every),
     )
 
 

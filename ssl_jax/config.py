@@ -31,6 +31,10 @@ DISK_REMEDIES = {
 }
 
 
+# Keys that say how a run is done and change nothing of what comes out: a run may go on with others.
+EXECUTION = ("checkpoint_minutes", "shard_state")
+
+
 class ConfigError(ValueError):
     """A config or a command line that cannot be run; its text is for the user."""
 
@@ -44,6 +48,7 @@ def base_config() -> ConfigDict:
             epochs=0,
             steps=0,  # above 0 it counts instead of epochs
             compute_dtype="float32",  # of the networks: float32 or bfloat16; all else is float32
+            shard_state=False,  # each device keeps a part of weights, optimizer, teacher, queues: gathered where used
             data=dict(
                 name="fashion_mnist",  # a TFDS name, or folder
                 path="",  # of the folder
@@ -75,7 +80,14 @@ def base_config() -> ConfigDict:
 Defaults = Callable[[ConfigDict], Mapping[str, Mapping[str, Any]]]
 
 
-def read_flags(argv: Sequence[str], *, program: str, defaults: Defaults | None = None, **strings: str) -> Any:
+def read_flags(
+    argv: Sequence[str],
+    *,
+    program: str,
+    defaults: Defaults | None = None,
+    switches: Mapping[str, str] = {},
+    **strings: str,
+) -> Any:
     """The command line as an object with an attribute for each flag.
 
     Args:
@@ -83,11 +95,14 @@ def read_flags(argv: Sequence[str], *, program: str, defaults: Defaults | None =
       program: its name and purpose, for --help.
       defaults: for a program that takes --config FILE[:SCALE] and --config.KEY=VALUE: config -> what its sections take,
         {"method": {"temperature": 0.1, ...}, ...}. Of these, keys may be given that the file does not have.
+      switches: name -> help of flags that are given or not.
       strings: name -> help of its other flags, all strings, "" where not given.
     Raises: ConfigError for what cannot be parsed.
     """
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "show this", flag_values=values, short_name="h")
+    for name, text in switches.items():
+        flags.DEFINE_bool(name, False, text, flag_values=values)
     for name, text in strings.items():
         flags.DEFINE_string(name, "", text, flag_values=values)
     args, config = [*argv], None
@@ -263,8 +278,9 @@ def dumps(config: ConfigDict | Mapping[str, Any]) -> str:
 
 
 def digest(config: ConfigDict | Mapping[str, Any]) -> str:
-    """12 hexadecimal digits that tell one resolved config from another."""
-    return hashlib.sha256(dumps(config).encode()).hexdigest()[:12]
+    """12 hexadecimal digits that tell one resolved config from another, EXECUTION aside."""
+    told = {key: value for key, value in config.items() if key not in EXECUTION}
+    return hashlib.sha256(dumps(told).encode()).hexdigest()[:12]
 
 
 def loads(text: str) -> ConfigDict:
@@ -276,13 +292,13 @@ def loads(text: str) -> ConfigDict:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """One line for each key whose value differs: "optimizer.lr: 0.3 -> 0.5"."""
+    """One line for each key whose value differs, EXECUTION aside: "optimizer.lr: 0.3 -> 0.5"."""
     old_values, new_values = flatten(old), flatten(new)
     missing = "(missing)"
     return [
         f"{key}: {old_values.get(key, missing)} -> {new_values.get(key, missing)}"
         for key in sorted(old_values | new_values)
-        if old_values.get(key, missing) != new_values.get(key, missing)
+        if key not in EXECUTION and old_values.get(key, missing) != new_values.get(key, missing)
     ]
 
 

@@ -4,7 +4,6 @@ It is supervised training (methods/supervised.py) under the one train step, begu
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -149,8 +148,7 @@ class _Trainer:
         self.tx = optax.chain(tx, optax.inject_hyperparams(optax.scale)(step_size=1.0))
         self.mesh = parallel.make_mesh()
         self.step = parallel.map_step(
-            functools.partial(
-                step.train_step,
+            step.TrainStep(
                 method=self.method,
                 tx=self.tx,
                 augment=make_augment([recipe.augmentation], mean=backbone.mean, std=backbone.std),

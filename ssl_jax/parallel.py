@@ -23,6 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Shaped
 
 AXIS = "data"  # the mapped axis that batches are split over
+WHOLE = -1  # in place of the axis that a leaf of the state is split along: it is on every device
+SPLIT_SIZE = 512  # leaves of fewer numbers are on every device
 
 
 class ProcessError(RuntimeError):
@@ -146,17 +148,74 @@ def make_local_mesh() -> Mesh:
     return Mesh(jax.local_devices(), (AXIS,))
 
 
-def map_step(step: Callable[[Any, Any], tuple[Any, Any]], mesh: Mesh) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """The per-device `step(state, batch) -> (state, metrics)` over the mesh: batch split, the rest replicated.
+def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """A `step.TrainStep` over the mesh: (state, batch) -> (state, metrics), batch split, metrics replicated.
 
+    Its gradients are each device's work under shard_map; what it does with them is left to XLA, which divides it as the
+    state is: replicated, or with `shard_state` as `place_state` does.
     The state's buffers are donated: use the returned state only. The check of varying axes (check_vma) refuses, when
     traced, a step whose new state would differ between devices.
     """
     replicated, split = PartitionSpec(), PartitionSpec(AXIS)
-    mapped = jax.shard_map(
-        step, mesh=mesh, in_specs=(replicated, split), out_specs=(replicated, replicated), check_vma=True
-    )
+
+    def mapped(state: Any, batch: Any) -> tuple[Any, Any]:
+        axes = split_axes(state, mesh.size if shard_state else 1)
+        specs = jax.tree.map(_spec, axes)
+        gradients = jax.shard_map(
+            lambda state, batch: step.gradients(state, batch, axes),
+            mesh=mesh,
+            in_specs=(specs, split),
+            out_specs=(specs.params, replicated),
+            check_vma=True,
+        )
+        new, metrics = step.apply(state, *gradients(state, batch))
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        return lax.with_sharding_constraint(new, shardings), metrics
+
     return jax.jit(mapped, donate_argnums=0)
+
+
+def split_axes(tree: Any, devices: int) -> Any:
+    """For each leaf the axis along which that many devices have a part each: its longest that they divide; WHOLE where
+    there is none, and for leaves of fewer than SPLIT_SIZE numbers, which cost more to gather than to keep."""
+
+    def axis(leaf: Any) -> int:
+        divided = [n for n, size in enumerate(leaf.shape) if size % devices == 0]
+        if devices == 1 or leaf.size < SPLIT_SIZE or not divided:
+            return WHOLE
+        return max(divided, key=lambda n: leaf.shape[n])
+
+    return jax.tree.map(axis, tree)
+
+
+def _spec(axis: int) -> PartitionSpec:
+    return PartitionSpec() if axis == WHOLE else PartitionSpec(*[None] * axis, AXIS)
+
+
+def _state_shardings(shapes: Any, mesh: Mesh, shard_state: bool) -> Any:
+    axes = split_axes(shapes, mesh.size if shard_state else 1)
+    return jax.tree.map(lambda axis: NamedSharding(mesh, _spec(axis)), axes)
+
+
+def create_state(create: Callable[[], Any], mesh: Mesh, *, shard_state: bool = False) -> Any:
+    """`create()` on the mesh, the same whatever it is: on every device, or with `shard_state` a part on each, of which
+    none ever holds the whole."""
+    shardings = _state_shardings(jax.eval_shape(create), mesh, shard_state)
+    return jax.jit(create, out_shardings=shardings)()
+
+
+def state_bytes(tree: Any, devices: int, *, shard_state: bool) -> int:
+    """What one of the devices holds of a tree of arrays or their shapes."""
+    axes = split_axes(tree, devices if shard_state else 1)
+    parts = jax.tree.map(lambda x, axis: x.size * x.dtype.itemsize // (1 if axis == WHOLE else devices), tree, axes)
+    return sum(jax.tree.leaves(parts))
+
+
+def gather_state(tree: Any, mesh: Mesh) -> Any:
+    """A tree of arrays on the mesh, whole on every device; to be called by every process."""
+    if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
 
 
 def described_devices(topology: str) -> Sequence[Any]:
@@ -164,17 +223,15 @@ def described_devices(topology: str) -> Sequence[Any]:
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
-def compile_step(
-    step: Callable[[Any, Any], tuple[Any, Any]], mesh: Mesh, state: Any, batch: Any
-) -> jax.stages.Compiled:
+def compile_step(step: Any, mesh: Mesh, state: Any, batch: Any, *, shard_state: bool = False) -> jax.stages.Compiled:
     """`map_step(step, mesh)` compiled for a state and a global batch of these shapes (`jax.ShapeDtypeStruct`)."""
 
-    def place(tree, spec):
-        sharding = NamedSharding(mesh, spec)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    def place(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    lowered = map_step(step, mesh).lower(place(state, PartitionSpec()), place(batch, PartitionSpec(AXIS)))
-    return lowered.compile()
+    placed = jax.tree.map(place, state, _state_shardings(state, mesh, shard_state))
+    rows = jax.tree.map(lambda x: place(x, NamedSharding(mesh, PartitionSpec(AXIS))), batch)
+    return map_step(step, mesh, shard_state=shard_state).lower(placed, rows).compile()
 
 
 def map_rows(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:

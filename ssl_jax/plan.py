@@ -6,6 +6,7 @@ the collectives move. Nothing is run, and no image read.
 """
 
 import collections
+import functools
 import importlib.util
 import json
 import math
@@ -25,6 +26,7 @@ from ssl_jax import build, parallel, run
 from ssl_jax import config as configs
 from ssl_jax.planning import hlo
 from ssl_jax.planning.chips import Slice, parse_slice
+from ssl_jax.planning.remedies import remedies, spelled
 from ssl_jax.planning.roofline import ASSUMPTIONS, roofline
 from ssl_jax.planning.show import STATE, print_plan, size
 
@@ -58,21 +60,26 @@ def plan(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
         "devices": len(devices),
         "batch_size": config.batch_size,
         "compute_dtype": config.compute_dtype,
+        "shard_state": config.shard_state,
+        "remat": model_settings(config).get("remat"),
         "steps": facts.steps,
         "commit": run.commit(),
         "versions": {package: run.version(package) for package in ("jax", "libtpu")},
     }
+    state_bytes = functools.partial(parallel.state_bytes, devices=len(devices), shard_state=config.shard_state)
     memory = {
         "limit": place.chip.memory if place else (devices[0].memory_stats() or {}).get("bytes_limit"),
-        "parameters": tree_bytes(state.params),
-        "optimizer": tree_bytes(state.opt_state),
-        "method_state": tree_bytes(state.model_state),
+        "parameters": state_bytes(state.params),
+        "optimizer": state_bytes(state.opt_state),
+        "method_state": state_bytes(state.model_state),
         "batch": tree_bytes(batch) // len(devices),
     }
     result["memory"] = memory
     begun = time.perf_counter()
     try:
-        compiled = parallel.compile_step(training.step, parallel.make_mesh(devices), state, batch)
+        compiled = parallel.compile_step(
+            training.step, parallel.make_mesh(devices), state, batch, shard_state=config.shard_state
+        )
     except jax.errors.JaxRuntimeError as error:
         if (found := temporaries_needed(str(error))) is None:
             raise
@@ -93,6 +100,36 @@ def plan(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
         result["assumptions"] = list(ASSUMPTIONS)
     result["advice"] = [] if result["fits"] is not False else advice(result, place)
     return result
+
+
+def search(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
+    """The plan of the config, or of the first of its `remedies` that fits, or of the last if none does; with "tried":
+    the changes of each, and the bytes that it needs."""
+    result = plan(config, place)
+    if result["fits"] is None:
+        raise configs.ConfigError("--search: the devices do not say how much memory they have; give a --topology")
+    tried = [tried_as({}, result)]
+    settings = {**configs.plain(config), "model": model_settings(config)}
+    for changes in remedies(settings, result["devices"]):
+        if result["fits"]:
+            break
+        changed = ConfigDict(configs.plain(config))
+        for key, value in changes.items():
+            section, _, name = f".{key}".rpartition(".")
+            (changed[section[1:]] if section else changed)[name] = value
+        result = plan(changed, place)
+        tried.append(tried_as(changes, result))
+    return result | {"tried": tried}
+
+
+def model_settings(config: ConfigDict) -> dict[str, Any]:
+    return build.defaults(config)["model"] | configs.plain(config.model)
+
+
+def tried_as(changes: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    entry = {"changes": dict(changes), "fits": result["fits"], "needed": result["memory"]["needed"]}
+    print(f"tried {spelled(changes) or 'the config as it is'}: {size(entry['needed'])}", flush=True)
+    return entry
 
 
 def describe(place: Slice) -> Any:
@@ -199,12 +236,15 @@ def advice(result: Mapping[str, Any], place: Slice | None) -> list[str]:
     memory, devices = result["memory"], result["devices"]
     fixed = sum(memory[name] for name in STATE)
     room = memory["limit"] - fixed
+    found = [] if result["shard_state"] else ["--config.shard_state=True: each device keeps a part of the state"]
     if room <= 0:
         return [
-            f"the state alone takes {size(fixed)} on each device, whatever the batch: use a smaller model, or a chip "
-            "with more memory"
+            *found,
+            f"a smaller model, or a chip with more memory: the state alone takes {size(fixed)} on each device, "
+            "whatever the batch",
         ]
-    found = []
+    if result["remat"] is False:
+        found.append("--config.model.remat=True: activations computed again in place of kept")
     if result["compute_dtype"] == "float32":
         found.append("--config.compute_dtype=bfloat16: activations of half the size")
     # What does not belong to the state grows with the images of a device, or faster.
@@ -226,10 +266,11 @@ def main(argv: list[str] | None = None) -> None:
             program="ssl_jax.plan: what a run needs and costs, before it is run",
             defaults=build.defaults,
             topology="a slice of TPUs, v5e:16x16 (v4, v5e, v5p, v6e); the devices at hand if not given",
+            switches={"search": "if it does not fit, tries changes until it does"},
             json="a file to write the plan to as JSON",
         )
         place = configs.call(parse_slice, {}, "--topology", flags.topology) if flags.topology else None
-        result = plan(flags.config, place)
+        result = search(flags.config, place) if flags.search else plan(flags.config, place)
         print_plan(result)
         if flags.json:
             Path(flags.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """The one train step, as one device of the mapped axis sees it."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,63 +71,97 @@ def with_backbone(state: TrainState, variables: Mapping[str, Any]) -> TrainState
     return state.replace(params=placed(state.params), model_state=placed(state.model_state))
 
 
-def train_step(
-    state: TrainState,
-    batch: Any,
-    *,
-    method: Any,
-    tx: optax.GradientTransformation,
-    augment: Callable[[Any, Any], Any],
-    axis_name: str,
-    log_every: int,
-) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One step on this device's slice of the batch -> (new state, metrics), both the same on every device.
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """(state, batch) -> (new state, metrics), in two halves, so that a state can be split over the devices.
 
+    `gradients` is the work of one device of the named axis on its rows of the batch; `apply` has no collectives and is
+    the same on all. One after the other, as calling this does, they are the step of one device with the whole state.
     A step whose loss or gradient is not finite changes nothing but the counters, and reports "skipped_steps".
     The health metrics (see `health`) are computed on the steps that are logged, and zero on the others.
     """
-    rng_augment, rng_loss = jax.random.split(jax.random.fold_in(state.rng, state.step))
-    batch = augment(rng_augment, batch)  # uint8 [batch, height, width, channels] -> the views that the method declares
 
-    def global_loss(params):
-        params = vary(params, axis_name)
-        loss, aux = method.loss(params, state.model_state, batch, rng_loss, axis_name=axis_name)
-        # Inside the differentiated function, and the gradient is averaged again below: exact under shard_map, with
-        # and without its check, and under pmap. Only one of the two is N times off in one of them.
-        return lax.pmean(loss, axis_name), aux
+    method: Any
+    tx: optax.GradientTransformation
+    augment: Callable[[Any, Any], Any]
+    axis_name: str
+    log_every: int
 
-    (loss, (model_state, metrics)), grads = jax.value_and_grad(global_loss, has_aux=True)(state.params)
-    embeddings = metrics.pop("embeddings")
-    grads, metrics = average_unequal((grads, metrics), axis_name)
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        return self.apply(state, *self.gradients(state, batch))
 
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    if hasattr(method, "constrain"):
-        params = method.constrain(params)
-    model_state = method.update(params, model_state, state.step + 1)
-    new = (params, model_state, opt_state)
-    old = (state.params, state.model_state, state.opt_state)
-    params, model_state, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-    state = state.replace(
-        step=state.step + 1,
-        params=params,
-        model_state=model_state,
-        opt_state=opt_state,
-        skipped=state.skipped + ~finite,
-        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
-    )
+    def gradients(self, state: TrainState, batch: Any, axes: TrainState | None = None) -> tuple[Any, dict[str, Any]]:
+        """(the gradient of the loss of the whole batch, what else `apply` wants to know); the same on every device.
 
-    metrics |= {"grad_norm": grad_norm, "skipped_steps": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
-    # `finite` makes the branch wait for the gradients. XLA's CPU backend (JAX 0.10.2) lets its collectives run beside
-    # theirs otherwise, takes the one for the other, and corrupts its memory.
-    measured = lax.cond(
-        is_logged(state.step, log_every) & finite,
-        lambda: health(embeddings, axis_name),
-        lambda: dict.fromkeys(HEALTH if len(embeddings) > 1 else HEALTH_OF_ONE, jnp.zeros(())),
-    )
-    return state, metrics | {name: jnp.where(finite, value, jnp.nan) for name, value in measured.items()}
+        Args:
+          axes: the axis along which each leaf of the state is split over the devices, negative where it is not; None:
+            none is. Gradients are split as their parameters are.
+        """
+        if axes is None:
+            axes = jax.tree.map(lambda _: -1, state)
+        rng_augment, rng_loss = jax.random.split(jax.random.fold_in(state.rng, state.step))
+        batch = self.augment(rng_augment, batch)  # uint8 [batch, height, width, channels] -> the method's views
+        old_model_state = gather(state.model_state, axes.model_state, self.axis_name, to="invarying")
+
+        def global_loss(params):
+            params = vary(gather(params, axes.params, self.axis_name, to="varying"), self.axis_name)
+            loss, aux = self.method.loss(params, old_model_state, batch, rng_loss, axis_name=self.axis_name)
+            # Inside the differentiated function, and the gradient is averaged again below: exact under shard_map, with
+            # and without its check, and under pmap. Only one of the two is N times off in one of them.
+            return lax.pmean(loss, self.axis_name), aux
+
+        (loss, (model_state, metrics)), grads = jax.value_and_grad(global_loss, has_aux=True)(state.params)
+        embeddings = metrics.pop("embeddings")
+        grads = average_unequal(grads, self.axis_name, axes.params)
+        grad_norm = global_norm(grads, self.axis_name)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        # `finite` makes the branch wait for the gradients. XLA's CPU backend (JAX 0.10.2) lets its collectives run
+        # beside theirs otherwise, takes the one for the other, and corrupts its memory.
+        measured = lax.cond(
+            is_logged(state.step + 1, self.log_every) & finite,
+            lambda: health(embeddings, self.axis_name),
+            lambda: dict.fromkeys(HEALTH if len(embeddings) > 1 else HEALTH_OF_ONE, jnp.zeros(())),
+        )
+        metrics = average_unequal(metrics, self.axis_name) | {"grad_norm": grad_norm}
+        metrics |= {name: jnp.where(finite, value, jnp.nan) for name, value in measured.items()}
+        return grads, {"model_state": model_state, "metrics": metrics, "finite": finite}
+
+    def apply(
+        self, state: TrainState, grads: Any, found: Mapping[str, Any]
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        """What `gradients` found -> (new state, metrics)."""
+        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if hasattr(self.method, "constrain"):
+            params = self.method.constrain(params)
+        model_state = self.method.update(params, found["model_state"], state.step + 1)
+        new = (params, model_state, opt_state)
+        old = (state.params, state.model_state, state.opt_state)
+        finite = found["finite"]
+        params, model_state, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            skipped=state.skipped + ~finite,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        counts = {"skipped_steps": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+        return state, found["metrics"] | counts
+
+
+def gather(tree: Any, axes: Any, axis_name: str, to: str) -> Any:
+    """The leaves, of which each device has a part along an axis, or all (a negative one), whole on every device.
+
+    to: "invarying" for leaves that are known to be the same everywhere, "varying" for each device's own, whose gradient
+    is summed over the devices and split again.
+    """
+
+    def one(x, axis):
+        return x if axis < 0 else lax.all_gather(x, axis_name, axis=axis, tiled=True, to=to)
+
+    return jax.tree.map(one, tree, axes)
 
 
 def varies(x: Any, axis_name: str) -> bool:
@@ -139,18 +174,36 @@ def vary(tree: Any, axis_name: str) -> Any:
     once, when it is complete, and not at each use of a parameter: with two views that is half of what is sent."""
     if not varies(lax.axis_index(axis_name), axis_name):
         return tree
-    return jax.tree.map(lambda x: lax.pcast(x, axis_name, to="varying"), tree)
+    return jax.tree.map(lambda x: x if varies(x, axis_name) else lax.pcast(x, axis_name, to="varying"), tree)
 
 
-def average_unequal(tree: Any, axis_name: str) -> Any:
-    """The mean over devices of each leaf, without sending those that are known to be the same on all.
+def average_unequal(tree: Any, axis_name: str, axes: Any = None) -> Any:
+    """The mean over devices of each leaf, without sending those that are known to be the same on all, nor those that
+    `axes` says to be split.
 
     Of shard_map's gradients all are, with its check: averaging them again would send every parameter twice a step.
     Without the check, and under pmap, nothing is known to be.
     """
-    if not varies(lax.axis_index(axis_name), axis_name):
-        return lax.pmean(tree, axis_name)
-    return jax.tree.map(lambda x: lax.pmean(x, axis_name) if varies(x, axis_name) else x, tree)
+    if axes is None:
+        axes = jax.tree.map(lambda _: -1, tree)
+    checked = varies(lax.axis_index(axis_name), axis_name)
+
+    def one(x, axis):
+        return lax.pmean(x, axis_name) if axis < 0 and (varies(x, axis_name) or not checked) else x
+
+    return jax.tree.map(one, tree, axes)
+
+
+def global_norm(tree: Any, axis_name: str) -> Float[Array, ""]:
+    """The norm of all leaves together, of which some may be split over the devices."""
+    split, same = 0.0, 0.0
+    for x in jax.tree.leaves(tree):
+        squares = jnp.sum(jnp.square(x.astype(jnp.float32)))
+        if varies(x, axis_name):
+            split += squares
+        else:
+            same += squares
+    return jnp.sqrt(same if isinstance(split, float) else same + lax.psum(split, axis_name))
 
 
 def is_logged(step: Any, log_every: int) -> Any:

@@ -61,11 +61,8 @@ def _train_until(
     method, views = training.method, training.views
     run.claim(workdir, config)
 
-    mesh = parallel.make_mesh()
-    first = training.create_state()
-    if begin is not None:
-        first = step.with_backbone(first, begin.variables)
-    state = parallel.replicate(first, mesh)
+    mesh, shard_state = parallel.make_mesh(), config.shard_state
+    state = parallel.create_state(functools.partial(first_state, training, begin), mesh, shard_state=shard_state)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = checkpoints.restore(state) or state
     start = int(state.step)
@@ -86,7 +83,7 @@ def _train_until(
         run.describe, workdir, seed=config.seed, num_images=len(source), skipped=batches.skipped
     )
     describe()
-    online_knn = make_online_knn(config, source, method)
+    online_knn = make_online_knn(config, source, method, mesh)
     writer = MetricsWriter(workdir, start) if parallel.is_first() else None
     progress = run.Progress(
         writer,
@@ -98,7 +95,7 @@ def _train_until(
         steps=facts.steps,
         stop_after_skipped=config.stop_after_skipped,
     )
-    train_step = parallel.map_step(training.step, mesh)
+    train_step = parallel.map_step(training.step, mesh, shard_state=shard_state)
     print_banner(config, source, facts, start)
 
     agree = parallel.Agreement(mesh, delay=STEPS_AHEAD)
@@ -133,6 +130,7 @@ def _train_until(
             return False
     checkpoints.close()
     describe()
+    state = parallel.gather_state(state.replace(opt_state=()), mesh)
     if parallel.is_first():
         writer.close()
         if hasattr(method, "pictures"):
@@ -141,6 +139,11 @@ def _train_until(
         print(f"finished: step {facts.steps} of {facts.steps}; the backbone is {workdir / 'backbone.safetensors'}")
     parallel.wait_for_all("finished")
     return True
+
+
+def first_state(training: build.Training, begin: weights.Backbone | None) -> step.TrainState:
+    state = training.create_state()
+    return state if begin is None else step.with_backbone(state, begin.variables)
 
 
 def print_banner(config: ConfigDict, source: sources.Source, facts: Run, start: int) -> None:
@@ -157,7 +160,7 @@ def print_banner(config: ConfigDict, source: sources.Source, facts: Run, start: 
         print("compiling the train step ...", flush=True)
 
 
-def make_online_knn(config: ConfigDict, source: sources.Source, method: Any) -> Any:
+def make_online_knn(config: ConfigDict, source: sources.Source, method: Any, everywhere: parallel.Mesh) -> Any:
     """state -> kNN accuracy in percent of images of the training split among others of it; None without labels.
 
     Each process reads and embeds a part of the images on its own devices; all get the same accuracy.
@@ -174,7 +177,8 @@ def make_online_knn(config: ConfigDict, source: sources.Source, method: Any) -> 
     batch_size = -(-EVALUATION_BATCH // mesh.size) * mesh.size
 
     def accuracy(state: step.TrainState) -> float:
-        variables = parallel.replicate(parallel.local_copy((state.params, state.model_state)), mesh)
+        whole = parallel.gather_state((state.params, state.model_state), everywhere)
+        variables = parallel.replicate(parallel.local_copy(whole), mesh)
         read = pipeline.eval_batches(share, image_size=data.image_size, batch_size=batch_size)
         part = extract(lambda images: features(variables, parallel.split_batch(images, mesh)), read, batch_size)
         h, labels = (parallel.gather_rows(rows) for rows in part)

@@ -1,7 +1,6 @@
 """What a step sends between devices, read off the compiled program: no more than its method is known to need."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,7 +145,7 @@ class Toy:
 def toy_step(step_of, toy):
     tx = optax.sgd(0.1)
     augment = lambda rng, batch: {"views": (batch["image"].astype(jnp.float32) / 255,)}  # noqa: E731
-    one_step = functools.partial(step_of, method=toy, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=10)
+    one_step = step_of(method=toy, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=10)
     state = jax.eval_shape(lambda: step.create_state(toy, tx, jnp.zeros((1, 6, 5, 1)), 0))
     batch = {"image": jax.ShapeDtypeStruct((BATCH, 6, 5, 1), jnp.uint8)}
     compiled = parallel.compile_step(one_step, parallel.make_mesh(), state, batch)
@@ -154,19 +153,21 @@ def toy_step(step_of, toy):
     return audit(hlo.collectives(hlo.parse(compiled.as_text())), facts, Declared(), {(6, 5)})
 
 
-def twice(state, batch, **options):
-    """A step that averages its new parameters over the devices, though they are the same on all."""
-    state, metrics = step.train_step(state, batch, **options)
-    return state.replace(params=lax.pmean(lax.pcast(state.params, parallel.AXIS, to="varying"), parallel.AXIS)), metrics
+class Twice(step.TrainStep):
+    """Averages its gradients over the devices once more, though they are the same on all."""
+
+    def gradients(self, state, batch, axes=None):
+        grads, found = super().gradients(state, batch, axes)
+        return lax.pmean(lax.pcast(grads, parallel.AXIS, to="varying"), parallel.AXIS), found
 
 
 def test_the_audit_sees_images_that_are_gathered_and_parameters_that_are_sent_twice():
-    assert toy_step(step.train_step, Toy()) == []
-    gathered = toy_step(step.train_step, Toy(gather=True))
+    assert toy_step(step.TrainStep, Toy()) == []
+    gathered = toy_step(step.TrainStep, Toy(gather=True))
     assert any(line.startswith("all-gather") for line in gathered) and any("images" in line for line in gathered)
-    (excess,) = toy_step(twice, Toy())
+    (excess,) = toy_step(Twice, Toy())
     assert excess.startswith("all-reduce: 12")  # twice 6 * 5 * 500 float32
 
 
 def test_a_parameter_used_twice_is_sent_once():
-    assert toy_step(step.train_step, Toy(uses=3)) == []
+    assert toy_step(step.TrainStep, Toy(uses=3)) == []

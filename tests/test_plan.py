@@ -14,6 +14,7 @@ from ssl_jax import config as configs
 from ssl_jax.data import pipeline
 from ssl_jax.data.sources import Source
 from ssl_jax.planning import chips, hlo
+from ssl_jax.planning.remedies import remedies, spelled
 
 ROOT = Path(__file__).parents[1]
 SIMCLR = str(ROOT / "configs" / "simclr.py")
@@ -124,7 +125,7 @@ def not_fitting(**changes):
     """4096 images on 16 chips, of which each would need 1 GiB of state and 30 GiB of temporaries, and has 16."""
     memory = {"limit": 16 * 2**30, "needed": 31 * 2**30, "parameters": 2**29, "optimizer": 2**28, "method_state": 2**28}
     result = {"memory": memory, "devices": 16, "batch_size": 4096, "compute_dtype": "bfloat16"}
-    return result | changes
+    return result | {"shard_state": True, "remat": True} | changes
 
 
 def test_advice_for_what_does_not_fit():
@@ -139,6 +140,9 @@ def test_advice_for_what_does_not_fit():
     assert plan.advice(one_image, place) == [
         "one image on a device does not fit: use a smaller model or image, or a chip with more memory"
     ]
+    assert "shard_state=True" in plan.advice(not_fitting(shard_state=False), place)[0]
+    assert "model.remat=True" in plan.advice(not_fitting(remat=False), place)[0]
+    assert plan.advice(not_fitting(remat=None), place) == plan.advice(not_fitting(), place)
     too_large = not_fitting()
     too_large["memory"]["optimizer"] = 17 * 2**30
     (only,) = plan.advice(too_large, place)
@@ -182,3 +186,44 @@ def test_activations_are_no_more_than_all_temporaries():
     expected = {"arguments": 50, "new_outputs": 2, "activations": 60, "temporaries": 40, "program": 7, "needed": 159}
     assert plan.program_memory(analysis, 60) == expected
     assert plan.program_memory(analysis, 1000)["activations"] == 100
+
+
+def test_remedies_come_in_the_order_of_what_they_cost():
+    vit = {"remat": False, "microbatch": 0}
+    settings = {"batch_size": 64, "compute_dtype": "float32", "shard_state": False, "model": vit}
+    found = list(remedies(settings, devices=8))
+    shard, remat, eighths = {"shard_state": True}, {"model.remat": True}, {"model.microbatch": 2}
+    half = {"compute_dtype": "bfloat16"}
+    assert found[:4] == [shard, shard | remat, shard | remat | eighths, shard | remat | eighths | half]
+    assert [f["batch_size"] for f in found[4:]] == [32, 16, 8]
+    assert [f["model.microbatch"] for f in found[4:]] == [2, 2, 1]
+    assert spelled(shard | remat) == "--config.shard_state=True --config.model.remat=True"
+    done = {"batch_size": 64, "compute_dtype": "bfloat16", "shard_state": True, "model": vit | {"remat": True}}
+    assert list(remedies(done, devices=64)) == []
+    resnet = done | {"shard_state": False, "model": {"remat": True}}
+    assert list(remedies(resnet, devices=64)) == [shard]
+
+
+def test_a_search_ends_with_the_first_that_fits(monkeypatch, capsys):
+    """On a chip that has room for the tiny config's state only where each device keeps a part of it."""
+    config = configs.load_file(f"{SIMCLR}:tiny")
+    config.batch_size = 64
+    needed = plan.plan(config, None)["memory"]["needed"]
+
+    def of_a_small_chip(config, place):
+        result = real(config, place)
+        result["memory"]["limit"] = needed - 1
+        return result | {"fits": result["memory"]["needed"] < needed}
+
+    real = plan.plan
+    monkeypatch.setattr(plan, "plan", of_a_small_chip)
+    found = plan.search(config, None)
+    assert found["fits"] and found["shard_state"]
+    assert [entry["changes"] for entry in found["tried"]] == [{}, {"shard_state": True}]
+    assert "tried the config as it is: " in capsys.readouterr().out
+    assert not config.shard_state
+
+
+def test_a_search_needs_to_know_the_memory():
+    with pytest.raises(SystemExit, match="give a --topology"):
+        plan.main([f"--config={SIMCLR}:tiny", "--config.batch_size=64", "--search"])

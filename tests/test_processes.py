@@ -256,3 +256,16 @@ def test_what_one_process_gathers_is_its_own():
     facts = {"a": "ä", "b": None, "c": [1, 2]}
     assert parallel.gather_facts(facts) == [facts]
     parallel.check_same(facts)
+
+
+@pytest.mark.slow
+def test_processes_that_each_keep_a_part_of_the_state_train_as_one(tmp_path):
+    """With pictures, online kNN and checkpoints; and one process alone goes on from what they saved."""
+    losses, _, _ = record(tmp_path / "1x1", name="mae", processes=1, devices=1)
+    parts, _, _ = record(tmp_path / "2x2", name="mae", processes=2, devices=2, shard_state=True)
+    np.testing.assert_allclose(parts, losses, rtol=1e-4)
+    assert (tmp_path / "2x2" / "samples" / "pictures.npz").exists()
+    for step in (15, 20):
+        shutil.rmtree(tmp_path / "2x2" / "checkpoints" / str(step))
+    more, _, _ = record(tmp_path / "2x2", name="mae", processes=1, devices=1)
+    np.testing.assert_allclose(more, losses, rtol=1e-4)

@@ -24,14 +24,26 @@ def test_a_workdir_is_kept_for_its_config(tmp_path):
 def test_keys_that_came_later_have_their_defaults_in_older_runs(tmp_path):
     config = configs.base_config()
     older = configs.plain(config)
-    del older["checkpoint_minutes"]
+    del older["log_every"]
     (tmp_path / "config.json").write_text(json.dumps(older))
-    assert run.read_config(tmp_path).checkpoint_minutes == 10.0
+    assert run.read_config(tmp_path).log_every == 50
     run.claim(tmp_path, config)
     (tmp_path / "config.json").write_text(json.dumps(older))
-    config.checkpoint_minutes = 1.0
-    with pytest.raises(configs.ConfigError, match=r"checkpoint_minutes: 10\.0 -> 1\.0"):
+    config.log_every = 10
+    with pytest.raises(configs.ConfigError, match=r"log_every: 50 -> 10"):
         run.claim(tmp_path, config)
+
+
+def test_a_run_may_go_on_with_other_keys_of_how_it_is_done(tmp_path):
+    config = configs.base_config()
+    run.claim(tmp_path, config)
+    before = configs.digest(config)
+    config.update(checkpoint_minutes=1.0, shard_state=True)
+    run.claim(tmp_path, config)
+    assert run.read_config(tmp_path).shard_state
+    assert configs.digest(config) == before
+    config.seed = 1
+    assert configs.digest(config) != before
 
 
 def test_a_timer_passes_after_its_time_and_again_after_a_restart(monkeypatch):

@@ -70,9 +70,7 @@ def toy_batch(number):
 
 def run_toy(kind, mapping, devices, tx, steps=STEPS, poison=-1, log_every=5):
     method = Toy(kind, poison)
-    one_step = functools.partial(
-        step.train_step, method=method, tx=tx, augment=toy_views, axis_name=parallel.AXIS, log_every=log_every
-    )
+    one_step = step.TrainStep(method=method, tx=tx, augment=toy_views, axis_name=parallel.AXIS, log_every=log_every)
     state = step.create_state(method, tx, jnp.zeros((1, 1, 1, 5)), seed=0)
     history = []
     if mapping == "shard_map":
@@ -151,9 +149,7 @@ def test_a_state_that_differs_between_devices_is_refused_when_traced():
     mesh = parallel.make_mesh()
     state = parallel.replicate(step.create_state(method, tx, jnp.zeros((1, 1, 1, 5)), seed=0), mesh)
     mapped = parallel.map_step(
-        functools.partial(
-            step.train_step, method=method, tx=tx, augment=toy_views, axis_name=parallel.AXIS, log_every=1
-        ),
+        step.TrainStep(method=method, tx=tx, augment=toy_views, axis_name=parallel.AXIS, log_every=1),
         mesh,
     )
     with pytest.raises(ValueError, match=r"(?i)replicat|varying"):
@@ -163,9 +159,7 @@ def test_a_state_that_differs_between_devices_is_refused_when_traced():
 def test_the_step_can_be_lowered_for_tpus():
     """Which find singular values in a loop, whose state the check wants to be as equal between devices as the input."""
     method, tx, mesh = Toy(gathered), optax.sgd(0.05), parallel.make_mesh()
-    one_step = functools.partial(
-        step.train_step, method=method, tx=tx, augment=toy_views, axis_name=parallel.AXIS, log_every=1
-    )
+    one_step = step.TrainStep(method=method, tx=tx, augment=toy_views, axis_name=parallel.AXIS, log_every=1)
     state = jax.eval_shape(lambda: step.create_state(method, tx, jnp.zeros((1, 1, 1, 5)), seed=0))
     lowered = parallel.map_step(one_step, mesh).trace(state, toy_batch(0)).lower(lowering_platforms=("tpu",))
     assert "all_gather" in lowered.as_text()
@@ -207,9 +201,7 @@ def simclr_losses(mapping, devices, batch_norm="sync", lr=2e-5):
     # At five times the rate a change of 1e-7 in the weights, on one device,
     # becomes one of 1e-3 in the loss within 20 steps, and so would rounding.
     tx = optim.sgd(lambda _: lr, weight_decay=1e-4)
-    one_step = functools.partial(
-        step.train_step, method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=10
-    )
+    one_step = step.TrainStep(method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=10)
     state = step.create_state(method, tx, jnp.zeros((1, 16, 16, 1)), seed=1)
     if mapping == "shard_map":
         mesh = Mesh(np.asarray(jax.devices()[:devices]), (parallel.AXIS,))

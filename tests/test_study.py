@@ -20,7 +20,7 @@ from ssl_jax.data.sources import ArraySource
 from ssl_jax.studies import STUDIES, augmentations, intervals, measure, methods, subjects
 from ssl_jax.studies.cells import Cells
 from ssl_jax.studies.convergence import steps_saved
-from ssl_jax.studies.label_efficiency import labels_saved
+from ssl_jax.studies.label_efficiency import at_each, labels_saved
 from ssl_jax.studies.measure import Protocol
 from tests.test_train import make_folder
 
@@ -130,6 +130,20 @@ def test_labels_saved(ours, expected):
     random = np.tile([30.0, 40.0, 50.0], (3, 1))
     curves = np.stack([np.array(ours), np.array(ours) + 5, np.array(ours) + 9], axis=1)
     assert expected in labels_saved("SimCLR", "fine-tuned", LABELS, curves, random)
+
+
+def test_gains_at_each_number_of_labels():
+    clear, unclear = np.array([4.9, 5.0, 5.1]), np.array([-3.0, 0.0, 3.1])
+    said = at_each("SimCLR", "random", "fine-tuned", [2, 5], np.stack([clear, clear + 1], axis=1))
+    assert said == (
+        "SimCLR is above random fine-tuned with each of 2 and 5 labels per class, by 5.0 to 6.0 points; each 95 % "
+        "interval of the difference is above 0."
+    )
+    said = at_each("SimCLR", "random", "fine-tuned", [2, 5, 10], np.stack([clear, unclear, -clear], axis=1))
+    assert said == (
+        "Against random, fine-tuned, SimCLR is above with 2, is below with 10, is not clearly either with 5 labels per "
+        "class."
+    )
 
 
 STEPS = np.array([0.0, 10.0, 20.0, 30.0])

@@ -8,6 +8,7 @@ from ssl_jax.studies.base import base_config, smoke_pretraining, tiny_pretrainin
 
 def tiny() -> ConfigDict:
     config = base_config("convergence")
+    config.seeds = (0, 1, 2, 3, 4)
     config.update(tiny_pretraining())
     config.linear.labels_per_class = (20,)
     config.finetune.update(labels_per_class=(20,), measured=(0, 5, 10, 15, 20, 30, 40, 60, 80, 100))

@@ -25,6 +25,7 @@ TARGET = (
 
 def tiny() -> ConfigDict:
     config = base_config("domain_adaptation")
+    config.seeds = (0, 1, 2, 3, 4)
     config.source = "configs/supervised.py:tiny"
     gray = ("data.mean=(0.286,0.286,0.286)", "data.std=(0.353,0.353,0.353)")
     config.source_overrides = (*SHORT, *SIZE, *gray, "steps=300")
@@ -33,6 +34,7 @@ def tiny() -> ConfigDict:
     config.supervised = "configs/supervised.py:tiny"
     config.supervised_overrides = TARGET
     config.least_images = 25  # of a class in the target's training part; fewer count as unlabelled
+    config.draws = 4
     config.linear.labels_per_class = (2, 5, 10, 20)
     config.finetune.update(labels_per_class=(5, 20), steps=60, batch_size=32)
     return config

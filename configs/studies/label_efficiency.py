@@ -8,10 +8,10 @@ from ssl_jax.studies.base import base_config, smoke_pretraining, tiny_pretrainin
 
 def tiny() -> ConfigDict:
     config = base_config("label_efficiency")
+    config.seeds = (0, 1, 2, 3, 4)
     config.update(tiny_pretraining())
     config.linear.labels_per_class = (2, 5, 10, 20, 50, 100)
     config.finetune.update(labels_per_class=(10, 100))
-    config.draws = 1
     return config
 
 

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ssl_jax import losses, optim
 from ssl_jax.methods import _common, _tiles, _tokens, _vit
-from ssl_jax.models.vit import Block, dense, layer_norm, patch_grid, sincos_positions, weight_init
+from ssl_jax.models.positions import patch_grid, sincos_positions
+from ssl_jax.models.vit import Block, dense, layer_norm, weight_init
 
 SIZES = 1000  # a block's size is one of so many, equally likely
 TRIES = 10  # placements of an image's blocks, until one leaves enough of the context

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float
 from ssl_jax import losses
 from ssl_jax.methods import _common, _tokens, _vit
 from ssl_jax.models.patches import patchify
-from ssl_jax.models.vit import Block, layer_norm, patch_grid, sincos_positions
+from ssl_jax.models.positions import patch_grid, sincos_positions
+from ssl_jax.models.vit import Block, layer_norm
 
 
 class Decoder(nn.Module):

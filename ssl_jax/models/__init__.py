@@ -33,6 +33,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_small_patch16_224": functools.partial(ViT, dim=384, heads=6),
     "vit_base_patch16_224": functools.partial(ViT, dim=768, heads=12),
     "vit_large_patch16_224": functools.partial(ViT, dim=1024, heads=16, depth=24),
+    "vit_giant_patch14_dinov2": functools.partial(
+        ViT,
+        dim=1536,
+        heads=24,
+        depth=40,
+        patch_size=14,
+        image_size=518,
+        mlp="swiglu",
+        mlp_ratio=16 / 3,
+        layer_scale=1e-5,
+    ),
 }
 
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ssl_jax.models._options import check_choice
-from ssl_jax.models.vit import ViT, layer_norm, patch_grid
+from ssl_jax.models.positions import patch_grid
+from ssl_jax.models.vit import ViT, layer_norm
 
 BLOCK_POOLS = ("cls", "mean", "cls_and_mean")
 

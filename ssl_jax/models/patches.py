@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Shaped
 
-from ssl_jax.models.vit import patch_grid
+from ssl_jax.models.positions import patch_grid
 
 
 def patchify(

@@ -8,16 +8,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ssl_jax.models._options import DTYPES, check_choice
 from ssl_jax.models.conv import Conv
 from ssl_jax.models.heads import torch_init
+from ssl_jax.models.positions import RelativePositions, patch_grid, resize_positions, sincos_positions
 
 POOLS = ("cls", "mean", "norm_mean")
 POSITIONS = ("learned", "sincos", "relative")
+MLPS = ("gelu", "swiglu")
 
 weight_init = nn.initializers.truncated_normal(0.02)
 
@@ -25,7 +26,9 @@ weight_init = nn.initializers.truncated_normal(0.02)
 class ViT(nn.Module):
     """Images [batch, height, width, channels], sides multiples of patch_size -> features [batch, dim], float32.
 
-    dim, depth, heads: width of a token, blocks, attention heads. mlp_ratio: of the hidden layer's width to dim.
+    dim, depth, heads: width of a token, blocks, attention heads.
+    mlp, mlp_ratio: "gelu": a hidden layer of mlp_ratio * dim; or "swiglu": of half as many, each a linear map's SiLU
+      times another linear map (Shazeer 2020, arXiv:2002.05202, as timm's SwiGLUPacked).
     patch_size: pixels a side.
     image_size: (height, width), or the side of a square; what learned positions are made for. On images of another
       size they are interpolated.
@@ -50,6 +53,7 @@ class ViT(nn.Module):
     dim: int
     heads: int
     depth: int = 12
+    mlp: str = "gelu"
     mlp_ratio: float = 4.0
     patch_size: int = 16
     image_size: int | tuple[int, int] = 224
@@ -65,7 +69,10 @@ class ViT(nn.Module):
     def __post_init__(self):
         check_choice("pool", self.pool, POOLS)
         check_choice("positions", self.positions, POSITIONS)
+        check_choice("mlp", self.mlp, MLPS)
         check_choice("dtype", self.dtype, DTYPES)
+        if self.mlp == "swiglu" and round(self.mlp_ratio * self.dim) % 2:
+            raise ValueError(f"swiglu halves mlp_ratio * dim, which must be even, got {self.mlp_ratio} * {self.dim}")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
         if self.dim % self.heads or self.dim % 4:
@@ -156,6 +163,7 @@ class ViT(nn.Module):
             x = block(
                 self.heads,
                 round(self.mlp_ratio * self.dim),
+                mlp=self.mlp,
                 layer_scale=self.layer_scale,
                 drop_path=self.drop_path * i / max(self.depth - 1, 1),
                 dtype=x.dtype,
@@ -226,22 +234,6 @@ class PatchEmbed(nn.Module):
         return x.reshape(len(x), -1, self.dim)
 
 
-class RelativePositions(nn.Module):
-    """() -> what is added to attention's logits [1, heads, tokens, tokens]: one number a head for each offset."""
-
-    heads: int
-    grid: tuple[int, int]
-    class_token: bool
-
-    @nn.compact
-    def __call__(self):
-        index = relative_index(self.grid, self.class_token)
-        shape = (int(index.max()) + 1, self.heads)
-        # From 0, as BEiT's code has it where all blocks share the table.
-        table = self.param("relative_position_bias_table", nn.initializers.zeros, shape, jnp.float32)
-        return table[index].transpose(2, 0, 1)[None]
-
-
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim].
 
@@ -254,6 +246,7 @@ class Block(nn.Module):
     layer_scale: float
     drop_path: float
     dtype: Any
+    mlp: str = "gelu"
 
     @nn.compact
     def __call__(self, x, keys=None, attend=None, bias=None):
@@ -262,7 +255,7 @@ class Block(nn.Module):
         y = Attention(self.heads, self.dtype, name="attn")(y, attend, bias)
         x = x + self.drop(self.scale(y, "ls1"), first)
         y = layer_norm(self.dtype, "norm2")(x)
-        y = FeedForward(self.mlp_width, self.dtype, name="mlp")(y)
+        y = FeedForward(self.mlp_width, self.dtype, self.mlp, name="mlp")(y)
         return x + self.drop(self.scale(y, "ls2"), second)
 
     def scale(self, y, name):
@@ -302,10 +295,16 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     width: int
     dtype: Any
+    kind: str = "gelu"
 
     @nn.compact
     def __call__(self, x):
-        y = nn.gelu(dense(self.width, self.dtype, "fc1")(x), approximate=False)
+        y = dense(self.width, self.dtype, "fc1")(x)
+        if self.kind == "swiglu":
+            gate, y = jnp.split(y, 2, axis=-1)
+            y = nn.silu(gate) * y
+        else:
+            y = nn.gelu(y, approximate=False)
         return dense(x.shape[-1], self.dtype, "fc2")(y)
 
 
@@ -316,51 +315,3 @@ def dense(features: int, dtype: Any, name: str) -> nn.Module:
 def layer_norm(dtype: Any, name: str) -> nn.Module:
     # Not the fast variance, E[x^2] - E[x]^2: it cancels where a token's mean is far from 0.
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
-
-
-def patch_grid(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Patches (down, across) of an image of `size` (height, width). Raises: ValueError if they do not fill it."""
-    if patch_size < 1 or any(side < patch_size or side % patch_size for side in size):
-        raise ValueError(
-            f"an image of {size[0]}x{size[1]} pixels does not divide into patches of {patch_size}; "
-            "choose another model.patch_size or image size"
-        )
-    return size[0] // patch_size, size[1] // patch_size
-
-
-def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Array, "1 patches dim"]:
-    """Fixed positions: sines and cosines of the column in the first half of `dim`, of the row in the second.
-
-    Source: MAE's code (He et al. 2021, arXiv:2111.06377, util/pos_embed.py); wavelengths 2 pi to 20,000 pi.
-    """
-    row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
-    frequency = 10000.0 ** -(np.arange(dim // 4) / (dim // 4))
-    angles = [np.outer(coordinate, frequency) for coordinate in (column.ravel(), row.ravel())]
-    waves = np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1)
-    return jnp.asarray(waves[None], jnp.float32)
-
-
-def relative_index(grid: tuple[int, int], class_token: bool) -> np.ndarray:
-    """int [tokens, tokens]: the row, in a table of relative positions, of a query (first axis) and a key (second).
-
-    Of patches (2 height - 1) (2 width - 1) rows, in the order of the query's row less the key's, then of their columns;
-    after them, where there is a class token, three: of it to a patch, of a patch to it, of it to itself.
-
-    Source: Bao et al. 2021, arXiv:2106.08254, the authors' code.
-    """
-    height, width = grid
-    places = np.indices(grid).reshape(2, -1)
-    down, across = places[:, :, None] - places[:, None, :] + np.array([height - 1, width - 1])[:, None, None]
-    index = down * (2 * width - 1) + across
-    if not class_token:
-        return index
-    index, count = np.pad(index, ((1, 0), (1, 0))), (2 * height - 1) * (2 * width - 1)
-    index[0], index[:, 0], index[0, 0] = count, count + 1, count + 2
-    return index
-
-
-def resize_positions(
-    positions: Float[Array, "height width dim"], grid: tuple[int, int]
-) -> Float[Array, "new_height new_width dim"]:
-    """Positions made for one grid for another: bicubic, antialiased, as timm's resample_abs_pos_embed."""
-    return jax.image.resize(positions, (*grid, positions.shape[-1]), "bicubic", precision=lax.Precision.HIGHEST)

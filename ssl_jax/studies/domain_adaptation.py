@@ -5,8 +5,6 @@ the other; as bounds supervised pre-training on all labels of the target, and ra
 these: Reed et al. 2021, arXiv:2103.12718, section 3 (hierarchical pre-training).
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
@@ -14,7 +12,7 @@ from ml_collections import ConfigDict
 from ssl_jax import config as configs
 from ssl_jax.studies import pictures
 from ssl_jax.studies.base import Plan
-from ssl_jax.studies.intervals import compare
+from ssl_jax.studies.intervals import compare, listed
 from ssl_jax.studies.measure import Protocol, Table
 from ssl_jax.studies.subjects import Data, Pixels, Pretrained, Untrained, resolve
 
@@ -66,12 +64,6 @@ def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
             values = (np.mean([table[s][Protocol(name, n)][:, -1] for n in labels], axis=0) for s in (ours, theirs))
             sentences.append(compare(plan.called(ours), plan.called(theirs), *values, where))
     return sentences
-
-
-def listed(numbers: Sequence[int]) -> str:
-    """ "2, 5 and 10" """
-    *rest, last = map(str, numbers)
-    return f"{', '.join(rest)} and {last}" if rest else last
 
 
 def picture(config: ConfigDict, plan: Plan, table: Table) -> Figure:

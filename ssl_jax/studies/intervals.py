@@ -6,6 +6,7 @@ the seeds are independent of each other. All intervals are Student's t over the 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -76,3 +77,9 @@ def crossing(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"], l
     if first == 0:
         return float(x[0])
     return float(np.interp(level, y[first - 1 : first + 1], x[first - 1 : first + 1]))
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """ "2, 5 and 10" """
+    *rest, last = map(str, numbers)
+    return f"{', '.join(rest)} and {last}" if rest else last

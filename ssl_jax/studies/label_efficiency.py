@@ -3,13 +3,15 @@
 The question of Chen et al. 2020, arXiv:2006.10029, section 3.1, asked of both linear probes and fine-tuning.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from ssl_jax.studies import pictures
 from ssl_jax.studies.base import Plan
-from ssl_jax.studies.intervals import compare, crossing, estimate
+from ssl_jax.studies.intervals import compare, crossing, estimate, listed
 from ssl_jax.studies.measure import Protocol, Table
 from ssl_jax.studies.pretrainings import against_baselines
 
@@ -19,7 +21,8 @@ def plan(config: ConfigDict) -> Plan:
 
 
 def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
-    """For each protocol: the difference to each baseline with the fewest labels, and the labels saved."""
+    """For each protocol: the difference to each baseline with the fewest labels, and to random initialization with each
+    number of them; and the labels saved."""
     ours, sentences = plan.subjects[0].name, []
     for name in ("linear", "finetune"):
         labels = sorted(config[name].labels_per_class)
@@ -36,8 +39,29 @@ def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
             curves = {
                 s: np.stack([table[s][Protocol(name, n)][:, -1] for n in labels], axis=1) for s in (ours, "random")
             }
+            sentences.append(
+                at_each(plan.called(ours), plan.called("random"), how, labels, curves[ours] - curves["random"])
+            )
             sentences.append(labels_saved(plan.called(ours), how, np.array(labels), curves[ours], curves["random"]))
     return sentences
+
+
+def at_each(ours: str, theirs: str, how: str, labels: Sequence[int], gains: np.ndarray) -> str:
+    """Where `ours` is above; gains [seeds, labels] in points."""
+    estimates = [estimate(column) for column in gains.T]
+    above, below, open_ = ([n for n, e in zip(labels, estimates, strict=True) if e.sign == s] for s in (1, -1, 0))
+    means = [e.mean for e in estimates]
+    if above == list(labels):
+        return (
+            f"{ours} is above {theirs} {how} with each of {listed(labels)} labels per class, by {min(means):.1f} to "
+            f"{max(means):.1f} points; each 95 % interval of the difference is above 0."
+        )
+    parts = [
+        f"{claim} with {listed(some)}"
+        for claim, some in (("is above", above), ("is below", below), ("is not clearly either", open_))
+        if some
+    ]
+    return f"Against {theirs}, {how}, {ours} {', '.join(parts)} labels per class."
 
 
 def labels_saved(ours: str, how: str, labels: np.ndarray, curve: np.ndarray, random: np.ndarray) -> str:

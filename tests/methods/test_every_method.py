@@ -70,8 +70,7 @@ class Training:
         augment = make_augment(self.views, mean=data.mean, std=data.std, masks=build.masks(self.config, self.method))
         self.mesh = Mesh(np.asarray(jax.devices()[:devices]), (parallel.AXIS,))
         self.step = parallel.map_step(
-            functools.partial(
-                step.train_step,
+            step.TrainStep(
                 method=self.method,
                 tx=self.tx,
                 augment=augment,

@@ -77,9 +77,7 @@ def test_learns_on_real_images():
     tx = optim.adamw(optim.warmup_cosine(4e-3, warmup_steps=20, steps=300), weight_decay=1e-4)
     mesh = Mesh(np.asarray(jax.devices()[:1]), (parallel.AXIS,))
     augment = make_augment([view, view], mean=MEAN, std=STD)
-    train_step = functools.partial(
-        step.train_step, method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=100
-    )
+    train_step = step.TrainStep(method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=100)
     mapped = parallel.map_step(train_step, mesh)
     state = parallel.replicate(step.create_state(method, tx, jnp.zeros((1, 28, 28, 1)), seed=0), mesh)
     some = sources.Subset(source, np.arange(6000))

@@ -72,8 +72,7 @@ def test_prototypes_stay_for_the_first_steps_and_stay_unit_vectors():
     tx, _ = optim.create("sgd", lr=1.0, warmup_steps=0, steps=100, frozen_steps=method.frozen_steps)
     mesh = Mesh(np.asarray(jax.devices()[:1]), (parallel.AXIS,))
     one_step = parallel.map_step(
-        functools.partial(
-            step.train_step,
+        step.TrainStep(
             method=method,
             tx=tx,
             augment=lambda rng, batch: batch,

@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ssl_jax import models
-from ssl_jax.models.vit import relative_index, sincos_positions
+from ssl_jax.models import vit
+from ssl_jax.models.positions import relative_index, sincos_positions
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(64, 8, 4, 1)), jnp.float32)
 
@@ -215,3 +216,20 @@ def test_microbatches_are_the_same_on_any_number_of_devices():
         jax.jit(split)(variables, IMAGES),
         jax.jit(gradient)(variables, IMAGES),
     )
+
+
+def test_swiglu_is_the_silu_of_one_linear_map_times_another():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    module = vit.FeedForward(12, jnp.float32, "swiglu")
+    variables = jax.tree.map(lambda p: p + 0.1, module.init(jax.random.key(1), x))
+    p = jax.tree.map(np.asarray, variables["params"])
+    assert p["fc1"]["kernel"].shape == (4, 12) and p["fc2"]["kernel"].shape == (6, 4)
+    gate = x @ p["fc1"]["kernel"][:, :6] + p["fc1"]["bias"][:6]
+    value = x @ p["fc1"]["kernel"][:, 6:] + p["fc1"]["bias"][6:]
+    expected = (gate / (1 + np.exp(-gate)) * value) @ p["fc2"]["kernel"] + p["fc2"]["bias"]
+    np.testing.assert_allclose(module.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_swiglu_needs_an_even_width():
+    with pytest.raises(ValueError, match=r"must be even, got 0\.25 \* 12"):
+        models.create("vit_tiny_patch16_224", dim=12, heads=3, mlp="swiglu", mlp_ratio=0.25)

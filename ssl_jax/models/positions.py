@@ -1,0 +1,72 @@
+"""Positions of a vision transformer's patches: grids, fixed, learned and resized, relative."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+
+class RelativePositions(nn.Module):
+    """() -> what is added to attention's logits [1, heads, tokens, tokens]: one number a head for each offset."""
+
+    heads: int
+    grid: tuple[int, int]
+    class_token: bool
+
+    @nn.compact
+    def __call__(self):
+        index = relative_index(self.grid, self.class_token)
+        shape = (int(index.max()) + 1, self.heads)
+        # From 0, as BEiT's code has it where all blocks share the table.
+        table = self.param("relative_position_bias_table", nn.initializers.zeros, shape, jnp.float32)
+        return table[index].transpose(2, 0, 1)[None]
+
+
+def patch_grid(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Patches (down, across) of an image of `size` (height, width). Raises: ValueError if they do not fill it."""
+    if patch_size < 1 or any(side < patch_size or side % patch_size for side in size):
+        raise ValueError(
+            f"an image of {size[0]}x{size[1]} pixels does not divide into patches of {patch_size}; "
+            "choose another model.patch_size or image size"
+        )
+    return size[0] // patch_size, size[1] // patch_size
+
+
+def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Array, "1 patches dim"]:
+    """Fixed positions: sines and cosines of the column in the first half of `dim`, of the row in the second.
+
+    Source: MAE's code (He et al. 2021, arXiv:2111.06377, util/pos_embed.py); wavelengths 2 pi to 20,000 pi.
+    """
+    row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    frequency = 10000.0 ** -(np.arange(dim // 4) / (dim // 4))
+    angles = [np.outer(coordinate, frequency) for coordinate in (column.ravel(), row.ravel())]
+    waves = np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1)
+    return jnp.asarray(waves[None], jnp.float32)
+
+
+def relative_index(grid: tuple[int, int], class_token: bool) -> np.ndarray:
+    """int [tokens, tokens]: the row, in a table of relative positions, of a query (first axis) and a key (second).
+
+    Of patches (2 height - 1) (2 width - 1) rows, in the order of the query's row less the key's, then of their columns;
+    after them, where there is a class token, three: of it to a patch, of a patch to it, of it to itself.
+
+    Source: Bao et al. 2021, arXiv:2106.08254, the authors' code.
+    """
+    height, width = grid
+    places = np.indices(grid).reshape(2, -1)
+    down, across = places[:, :, None] - places[:, None, :] + np.array([height - 1, width - 1])[:, None, None]
+    index = down * (2 * width - 1) + across
+    if not class_token:
+        return index
+    index, count = np.pad(index, ((1, 0), (1, 0))), (2 * height - 1) * (2 * width - 1)
+    index[0], index[:, 0], index[0, 0] = count, count + 1, count + 2
+    return index
+
+
+def resize_positions(
+    positions: Float[Array, "height width dim"], grid: tuple[int, int]
+) -> Float[Array, "new_height new_width dim"]:
+    """Positions made for one grid for another: bicubic, antialiased, as timm's resample_abs_pos_embed."""
+    return jax.image.resize(positions, (*grid, positions.shape[-1]), "bicubic", precision=lax.Precision.HIGHEST)

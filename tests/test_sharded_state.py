@@ -1,0 +1,153 @@
+"""A state of which each device keeps a part: the same run as with the whole on each."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax import build, checkpoint, parallel, train, weights
+from ssl_jax import config as configs
+from ssl_jax.data import pipeline
+from ssl_jax.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+BATCH, STEPS = 64, 4
+# An EMA teacher and LARS, whose ratios are of whole leaves; a queue; prototypes that are constrained, the whole
+# gradient's norm clipped; each leaf's norm clipped; a bank of all images; patches that are left out; two players.
+QUICK = ("byol", "moco_v2", "swav")
+CHANGES = {
+    "byol": dict(name="lars", lr=1e-3, trust_coefficient=1.0, weight_decay=1e-4, warmup_steps=0, final_lr=0.0),
+    "swav": dict(name="sgd", lr=0.01, weight_decay=1e-4, warmup_steps=0, final_lr=0.0, clip_norm=0.1),
+    "dino": dict(name="sgd", lr=0.01, weight_decay=1e-4, warmup_steps=0, final_lr=0.0, clip_each=0.1),
+}
+
+
+def load(name, scale="tiny"):
+    return configs.load_file(f"{ROOT / 'configs' / name}.py:{scale}")
+
+
+class Run:
+    def __init__(self, name, devices, *, shard_state):
+        config = load(name)
+        config.batch_size = BATCH
+        # Adam's first steps have the size of the learning rate whatever the gradient: they make much of rounding.
+        config.optimizer = CHANGES.get(name, dict(name="sgd", lr=1e-3, weight_decay=0.0, warmup_steps=0, final_lr=0.0))
+        source = build.source(config)
+        self.mesh, self.shard_state = parallel.make_mesh(jax.devices()[:devices]), shard_state
+        training = build.training(config, build.facts(config, len(source), 10))
+        self.create = training.create_state
+        self.step = parallel.map_step(training.step, self.mesh, shard_state=shard_state)
+        self.batches = lambda start: pipeline.train_batches(
+            source,
+            seed=0,
+            batch_size=BATCH,
+            image_size=config.data.image_size,
+            crops=[augmentation.crop for augmentation in training.augmentations],
+            start_step=start,
+        )
+
+    def first(self):
+        return parallel.create_state(self.create, self.mesh, shard_state=self.shard_state)
+
+    def go_on(self, state, steps):
+        """(the state after these steps, whole and on the host; what metrics said)"""
+        batches, said = self.batches(int(state.step)), []
+        for _ in range(steps):
+            state, metrics = self.step(state, parallel.split_batch(next(batches), self.mesh))
+            said.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+        return state, np.array(said)
+
+
+def whole(state, mesh):
+    return jax.device_get(parallel.gather_state(state.replace(rng=()), mesh))
+
+
+def held(state):
+    """Bytes on the first device."""
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.replace(rng=())))
+
+
+def each_method():
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.every_method) for name in METHODS]
+
+
+@pytest.mark.parametrize("name", each_method())
+def test_every_method_trains_as_with_the_whole_state_on_each_device(name):
+    if load(name).data.name == "folder" and not Path(load(name).data.path).exists():
+        pytest.skip("tuxpaint's stamps are not installed")
+    plain, sharded = Run(name, 8, shard_state=False), Run(name, 8, shard_state=True)
+    expected, said = plain.go_on(plain.first(), STEPS)
+    first = sharded.first()
+    size = held(first)
+    found, said_sharded = sharded.go_on(first, STEPS)
+    assert held(found) == size < held(expected) / 6
+    np.testing.assert_allclose(said_sharded, said, rtol=1e-5)
+    for a, b in zip(
+        *(jax.tree.leaves(whole(s, r.mesh)) for s, r in ((found, sharded), (expected, plain))), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(np.abs(b).max(), 1e-2))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "simclr:imagenet_r50",
+        "moco_v2:imagenet_r50",
+        "byol:imagenet_r50",
+        "mae:imagenet_vitl16",
+        "dinov2:imagenet_vitg14",
+    ],
+)
+def test_eight_devices_hold_an_eighth_each(name):
+    config = load(*name.split(":"))
+    training = build.training(config, build.facts(config, 1_281_167, 1000))
+    state = jax.eval_shape(training.create_state)
+    one, eight = (parallel.state_bytes(state, devices, shard_state=True) for devices in (1, 8))
+    assert eight <= one / 7
+    assert parallel.state_bytes(state, 8, shard_state=False) == one
+
+
+def test_the_longest_axis_that_divides_is_split_and_small_leaves_are_not():
+    shapes = [(3, 3, 16, 64), (1024,), (100,), (6, 1000), (7, 1001), ()]
+    axes = parallel.split_axes([jnp.zeros(shape) for shape in shapes], 8)
+    assert axes == [3, 0, parallel.WHOLE, 1, parallel.WHOLE, parallel.WHOLE]
+
+
+def test_a_state_saved_by_eight_goes_on_on_four_and_on_one(tmp_path):
+    eight = Run("byol", 8, shard_state=True)
+    halfway, _ = eight.go_on(eight.first(), 2)
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(2, halfway)
+    checkpoints.close()
+    _, expected = eight.go_on(halfway, 2)
+    for other in (Run("byol", 4, shard_state=True), Run("byol", 1, shard_state=False)):
+        restored = checkpoint.Checkpoints(tmp_path / "checkpoints").restore(other.first())
+        _, said = other.go_on(restored, 2)
+        np.testing.assert_allclose(said, expected, rtol=1e-4)
+
+
+def test_training_gives_the_same_backbone_and_may_change_its_mind_halfway(tmp_path):
+    """The program, with its online kNN, checkpoints and pictures."""
+    options = [
+        f"--config={ROOT / 'configs' / 'mae.py'}:tiny",
+        "--config.data.split=train[:2%]",
+        "--config.batch_size=64",
+        "--config.model.depth=2",
+        "--config.steps=4",
+        "--config.log_every=2",
+        "--config.evaluate_every=2",
+        "--config.checkpoint_every=2",
+        "--config.online_knn.bank=200",
+        "--config.online_knn.queries=100",
+    ]
+    for name, shard in (("whole", "False"), ("sharded", "True")):
+        train.main([*options, f"--workdir={tmp_path / name}", f"--config.shard_state={shard}"])
+    load_params = lambda name: jax.tree.leaves(weights.load_backbone(tmp_path / name).variables)  # noqa: E731
+    for a, b in zip(load_params("sharded"), load_params("whole"), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    (tmp_path / "sharded" / "checkpoints" / "4").rename(tmp_path / "gone")
+    train.main([*options, f"--workdir={tmp_path / 'sharded'}", "--config.shard_state=False"])
+    for a, b in zip(load_params("sharded"), load_params("whole"), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
