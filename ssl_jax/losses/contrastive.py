@@ -1,6 +1,5 @@
 """Contrastive losses: an embedding is to be told from others by its likeness to its positive."""
 
-import functools
 import math
 
 import jax
@@ -9,12 +8,7 @@ from jax import lax, nn
 from jaxtyping import Array, Float, Int
 
 from ssl_jax.losses import _common
-
-# For a key that is no candidate. Finite, because the gradient of (-inf) - (-inf) is NaN; exp of it is 0.
-MASKED = -1e9
-
-# In float32 also where the hardware would rather multiply in bfloat16, whose error of 4e-3 a temperature multiplies.
-_matmul = functools.partial(jnp.matmul, precision="highest")
+from ssl_jax.losses._logsumexp import logsumexp, matmul
 
 
 def nt_xent(
@@ -45,7 +39,7 @@ def nt_xent(
       directions, each averaged over the batch: twice this.
     """
     anchors, own, _ = _both_views(z1, z2, axis_name)
-    others = _logsumexp(anchors / temperature, anchors, own[:, None], chunk_size, axis_name)
+    others = logsumexp(anchors / temperature, anchors, own[:, None], chunk_size, axis_name)
     return jnp.mean(others - _cosine_of_views(anchors) / temperature)
 
 
@@ -138,7 +132,7 @@ def supcon(
     _, views, dim = features.shape
     anchors = _common.normalize(features).reshape(-1, dim)
     own = _common.first_row(anchors, axis_name) + jnp.arange(len(anchors))
-    others = _logsumexp(anchors / temperature, anchors, own[:, None], chunk_size, axis_name)
+    others = logsumexp(anchors / temperature, anchors, own[:, None], chunk_size, axis_name)
     # Positives are summed as vectors, class by class, which needs no matrix of all pairs. A class is known by where
     # its labels begin in the sorted labels; that of an unlabeled image by a label that no other image has.
     labels = _common.all_rows(jnp.where(labels < 0, -1 - own[::views] // views, labels), axis_name)
@@ -186,7 +180,7 @@ def info_nce(
     if queue is None:
         return _among_batch(query, key, axis_name, chunk_size)
     _check_queue(queue, key)
-    negatives = _logsumexp(query, _common.normalize(queue), None, chunk_size)
+    negatives = logsumexp(query, _common.normalize(queue), None, chunk_size)
     return jnp.mean(nn.softplus(negatives - jnp.sum(query * key, axis=-1)))
 
 
@@ -286,8 +280,8 @@ def ressl(
     _common.check_rows(query=query, key=key)
     _check_queue(queue, key)
     query, key, queue = (_common.normalize(x) for x in (query, key, queue))
-    targets = _common.softmax(_matmul(key, queue.T), target_temperature)
-    return jnp.mean(_common.cross_entropy(targets, _matmul(query, queue.T), temperature))
+    targets = _common.softmax(matmul(key, queue.T), target_temperature)
+    return jnp.mean(_common.cross_entropy(targets, matmul(query, queue.T), temperature))
 
 
 def nce(
@@ -369,113 +363,12 @@ def _decoupled(z1, z2, weight, temperature, axis_name, chunk_size):
     anchors, own, positive = _both_views(z1, z2, axis_name)
     if _common.num_rows(anchors, axis_name) < 4:
         raise ValueError(f"an image needs others to differ from: give two at least, got {z1.shape}")
-    others = _logsumexp(anchors / temperature, anchors, jnp.stack([own, positive], axis=1), chunk_size, axis_name)
+    others = logsumexp(anchors / temperature, anchors, jnp.stack([own, positive], axis=1), chunk_size, axis_name)
     return jnp.mean(others - weight * _cosine_of_views(anchors) / temperature)
 
 
 def _among_batch(query, key, axis_name, chunk_size, others=None):
     """The mean of -query_i . key_i + log sum_c exp(query_i . key_c) over the keys, and others, of all devices."""
     keys = key if others is None else jnp.concatenate([key, others.astype(jnp.float32)])
-    candidates = _logsumexp(query, keys, None, chunk_size, axis_name)
+    candidates = logsumexp(query, keys, None, chunk_size, axis_name)
     return jnp.mean(candidates - jnp.sum(query * key, axis=-1))
-
-
-def _logsumexp(
-    anchors: Float[Array, "rows dim"],
-    keys: Float[Array, "keys dim"],
-    excluded: Int[Array, "rows count"] | None,
-    chunk_size: int | None,
-    axis_name: str | None = None,
-) -> Float[Array, "rows"]:
-    """log sum_k exp(anchors[i] . keys[k]) for each row i, over the keys of all devices that excluded[i] does not name.
-
-    chunk_size: None for all keys at once. axis_name: None for keys that are the same on every device.
-    """
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    excluded = jnp.zeros((len(anchors), 0), int) if excluded is None else excluded
-    if chunk_size is None:
-        keys = _common.all_rows(keys, axis_name)
-        return nn.logsumexp(_logits(anchors, keys, excluded, 0, len(keys)), axis=-1)
-    return _streamed_logsumexp(anchors, _common.vary_like(keys, anchors), excluded, chunk_size, axis_name)
-
-
-def _logits(anchors, keys, excluded, start, end):
-    """anchors . keys, where `keys` are those from `start` on; excluded keys, and those from `end` on, masked."""
-    index = start + jnp.arange(len(keys))
-    candidate = jnp.all(index != excluded[:, :, None], axis=1) & (index < end)
-    return jnp.where(candidate, _matmul(anchors, keys.T), MASKED)
-
-
-def _chunks(keys, chunk_size, start):
-    """Keys, zero-padded, as [chunks, chunk_size, dim], and the index of each chunk's first key, from `start` on."""
-    count = -(-len(keys) // chunk_size)
-    padded = jnp.pad(keys, ((0, count * chunk_size - len(keys)), (0, 0)))
-    return padded.reshape(count, chunk_size, -1), start + chunk_size * jnp.arange(count)
-
-
-def _around(step, carry, travelers, axis_name):
-    """step(carry, travelers, owner) -> (carry, travelers), once for the travelers of each device, which go from device
-    to device until they are home; `owner` is where they come from."""
-    if axis_name is None:
-        return step(carry, travelers, 0)
-    count, here = lax.axis_size(axis_name), lax.axis_index(axis_name)
-    onward = [(device, (device + 1) % count) for device in range(count)]
-
-    def visit(i, both):
-        carry, travelers = step(*both, (here - i) % count)
-        return carry, jax.tree.map(lambda x: lax.ppermute(x, axis_name, onward), travelers)
-
-    return lax.fori_loop(0, count, visit, (carry, travelers))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _streamed_logsumexp(anchors, keys, excluded, chunk_size, axis_name):
-    return _streamed_forward(anchors, keys, excluded, chunk_size, axis_name)[0]
-
-
-def _streamed_forward(anchors, keys, excluded, chunk_size, axis_name):
-    def see(sums, keys, owner):
-        start, end = owner * len(keys), (owner + 1) * len(keys)
-
-        def step(sums, chunk):
-            largest, total = sums
-            logits = _logits(anchors, chunk[0], excluded, chunk[1], end)
-            new_largest = jnp.maximum(largest, jnp.max(logits, axis=-1))
-            total = total * jnp.exp(largest - new_largest) + jnp.sum(_exp_below(logits, new_largest), axis=-1)
-            return (new_largest, total), None
-
-        return lax.scan(step, sums, _chunks(keys, chunk_size, start))[0], keys
-
-    zero = 0.0 * anchors[:, 0]  # varies over the devices as the anchors do, which a loop's carry must
-    (largest, total), _ = _around(see, (zero + MASKED, zero), keys, axis_name)
-    result = largest + jnp.log(total)
-    return result, (anchors, keys, excluded, result)
-
-
-def _streamed_backward(chunk_size, axis_name, residuals, cotangent):
-    anchors, keys, excluded, result = residuals
-
-    def see(anchor_gradient, travelers, owner):
-        keys, key_gradient = travelers
-        start, end = owner * len(keys), (owner + 1) * len(keys)
-
-        def step(anchor_gradient, chunk):
-            logits = _logits(anchors, chunk[0], excluded, chunk[1], end)
-            weights = _exp_below(logits, result) * cotangent[:, None]
-            return anchor_gradient + _matmul(weights, chunk[0]), _matmul(weights.T, anchors)
-
-        anchor_gradient, new = lax.scan(step, anchor_gradient, _chunks(keys, chunk_size, start))
-        return anchor_gradient, (keys, key_gradient + new.reshape(-1, keys.shape[-1])[: len(keys)])
-
-    anchor_gradient, (_, key_gradient) = _around(see, 0.0 * anchors, (keys, 0.0 * keys), axis_name)
-    return anchor_gradient, key_gradient, None
-
-
-def _exp_below(logits, bound):
-    """exp(logits - bound), which is at most 1. A compiler may round the logits that the bound was taken from otherwise
-    than these; at a large scale the difference is not small, and its exp would overflow."""
-    return jnp.exp(jnp.minimum(logits - bound[:, None], 0.0))
-
-
-_streamed_logsumexp.defvjp(_streamed_forward, _streamed_backward)

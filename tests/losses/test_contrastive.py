@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from ssl_jax import losses
-from ssl_jax.losses import contrastive
+from ssl_jax.losses import _logsumexp
 from tests.losses import checks
 from tests.losses.checks import finite_differences
 
@@ -472,9 +472,9 @@ def test_relational_and_nce_are_finite_at_extreme_scales():
 
 def test_streamed_is_finite_where_its_logits_are_rounded_otherwise_than_forward():
     anchors = 1e18 * QUEUE[:3]
-    result, residuals = contrastive._streamed_forward(anchors, anchors, jnp.zeros((3, 0), int), 2, None)
+    result, residuals = _logsumexp._streamed_forward(anchors, anchors, jnp.zeros((3, 0), int), 2, None)
     for rounded in (result * (1 - 1e-6), result * (1 + 1e-6)):
-        gradients = contrastive._streamed_backward(2, None, (*residuals[:3], rounded), jnp.ones(3))[:2]
+        gradients = _logsumexp._streamed_backward(2, None, (*residuals[:3], rounded), jnp.ones(3))[:2]
         assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
