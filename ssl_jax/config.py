@@ -149,7 +149,7 @@ def _add_overridden(config: ConfigDict, argv: Sequence[str], defaults: Defaults)
             where = ".".join(path[:depth])
             _require(isinstance(section, ConfigDict), f"config.{where} is no section; it has the value {section!r}")
             known = defaults(config).get(where, {}) if key not in section else {}
-            check_names([key], [*section, *known], f"config.{where}".rstrip("."))
+            check_names([key], list(dict.fromkeys([*section, *known])), f"config.{where}".rstrip("."))
             if key in known:
                 with section.unlocked():
                     section[key] = known[key]

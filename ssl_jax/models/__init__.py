@@ -60,6 +60,11 @@ def create(name: str, **options: Any) -> nn.Module:
     made = MODELS[name]()
     known = [field.name for field in dataclasses.fields(made) if field.name not in ("parent", "name")]
     for option in options:
+        if option not in known and option == "microbatch":
+            raise ValueError(
+                f"{name} has no microbatch: its BatchNorm normalizes by the whole batch, and parts of it would train another "
+                "network; use remat, more devices, or a ViT"
+            )
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; {_nearest(option, known)}")
     # Flax's modules are hashed, which lists are not.

@@ -98,3 +98,8 @@ def test_bfloat16_computes_nearly_the_same(name):
 def test_impossible_models_are_refused_by_name(name, options, message):
     with pytest.raises(ValueError, match=message):
         models.create(name, **options)
+
+
+def test_accumulating_gradients_is_refused_where_batch_norm_would_make_it_inexact():
+    with pytest.raises(ValueError, match="resnet50 has no microbatch: its BatchNorm normalizes by the whole batch"):
+        models.create("resnet50", microbatch=8)
