@@ -62,8 +62,8 @@ def create(name: str, **options: Any) -> nn.Module:
     for option in options:
         if option not in known and option == "microbatch":
             raise ValueError(
-                f"{name} has no microbatch: its BatchNorm normalizes by the whole batch, and parts of it would train another "
-                "network; use remat, more devices, or a ViT"
+                f"{name} has no microbatch: its BatchNorm normalizes by the whole batch, and parts of it would "
+                "train another network; use remat, more devices, or a ViT"
             )
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; {_nearest(option, known)}")
