@@ -1,6 +1,6 @@
 """Plans of the methods' ImageNet configs: python benchmarks/plans.py [--topology v5e:16x16] [--only simclr mae]
 
-Each is compiled by a `python -m ssl_jax.plan` of its own (some 3 minutes on an idle core; libtpu must be installed),
+Each is compiled by a `python -m ssl_jax.plan` of its own (3 to 10 minutes on an idle core; libtpu must be installed),
 and kept in docs/plans.json, so that a second start goes on where the first was. Then writes docs/plans.md.
 """
 
@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssl_jax.planning.remedies import spelled
 from ssl_jax.planning.show import STATE, size
 
 ROOT = Path(__file__).parents[1]
@@ -49,8 +50,10 @@ def imagenet_configs() -> list[str]:
 def row(name: str, plan: dict) -> str:
     memory = plan["memory"]
     state = sum(memory[part] for part in STATE)
+    changes = plan["tried"][-1]["changes"] if "tried" in plan else {}
     cells = [
-        f"`{name}`", plan["topology"], f"{plan['batch_size']:,}", "yes" if plan["fits"] else "**no**",
+        f"`{name} {spelled(changes)}`" if changes else f"`{name}`", plan["topology"],
+        f"{plan['batch_size']:,}", "yes" if plan["fits"] else "**no**",
         f"{size(memory['needed'])} of {size(memory['limit'])}", size(state),
         size(memory["activations"]) if "activations" in memory else "", size(memory["temporaries"]),
     ]  # fmt: skip
@@ -79,6 +82,9 @@ def write(plans: dict) -> None:
     for key, plan in sorted(plans.items()):
         if plan["advice"]:
             text += f"\n`{key}` does not fit. Told so, it is to try: {'; '.join(plan['advice'])}.\n"
+        if len(plan.get("tried", [])) > 1:
+            tried = (f"{spelled(one['changes']) or 'as it is'}: {size(one['needed'])}" for one in plan["tried"])
+            text += f"\n`{key}`, with --search: {'; '.join(tried)}.\n"
     TABLE.write_text(text, encoding="utf-8")
 
 
@@ -86,6 +92,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v5e:16x16")
     parser.add_argument("--only", nargs="*", default=[], help="methods, or METHOD:SCALE; all if not given")
+    parser.add_argument("--search", action="store_true", help="tries changes of those that do not fit until they do")
     arguments = parser.parse_args()
     plans = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in imagenet_configs():
@@ -97,6 +104,7 @@ def main():
             path = Path(directory) / "plan.json"
             config = f"--config={ROOT / 'configs' / method}.py:{scale}"
             command = [sys.executable, "-m", "ssl_jax.plan", config, f"--topology={arguments.topology}"]
+            command += ["--search"] if arguments.search else []
             if subprocess.run([*command, f"--json={path}"], check=False).returncode:
                 print(f"{key}: no plan; see above", flush=True)
                 continue

@@ -38,10 +38,11 @@ def over_labels(config: ConfigDict, plan: Plan, table: Table) -> Figure:
                 for subject, rows in table.items()
                 if Protocol(name, labels[0]) in rows
             }
-            _lines(axes, plan, labels, curves)
+            _lines(axes, plan, labels, curves, apart=1.03)
             axes.set(xscale="log", xlabel="labels per class", title=TITLES[name])
             axes.set_xticks(labels, map(str, labels))
             axes.xaxis.set_minor_locator(ticker.NullLocator())
+        _legend(figure)
     return figure
 
 
@@ -58,6 +59,7 @@ def over_steps(config: ConfigDict, plan: Plan, table: Table) -> Figure:
             }
             _lines(axes, plan, measured_steps(config), curves)
             axes.set(xlabel="step of fine-tuning", title=f"{count} labels per class")
+        _legend(figure)
     return figure
 
 
@@ -82,16 +84,32 @@ def ranked(config: ConfigDict, plan: Plan, table: Table) -> Figure:
     return figure
 
 
-def _lines(axes: Axes, plan: Plan, x: Sequence[int], curves: Mapping[str, Sequence[Estimate]]) -> None:
+def _lines(
+    axes: Axes, plan: Plan, x: Sequence[int], curves: Mapping[str, Sequence[Estimate]], *, apart: float = 1.0
+) -> None:
+    """apart: by which factor the points of one subject are beside those of the last, so that no bar hides another."""
     style = dict(zip((subject.name for subject in plan.subjects), zip(COLORS, MARKERS, strict=True), strict=False))
-    for subject, estimates in curves.items():
+    for number, (subject, estimates) in enumerate(curves.items()):
         color, marker = style[subject]
-        means = [point.mean for point in estimates]
         axes.errorbar(
-            x, means, yerr=_bars(estimates), color=color, marker=marker, capsize=3, label=plan.called(subject)
+            np.asarray(x) * apart ** (number - (len(curves) - 1) / 2),
+            [point.mean for point in estimates],
+            yerr=_bars(estimates),
+            color=color,
+            marker=marker,
+            capsize=3,
+            label=plan.called(subject),
         )
     axes.set_ylabel("accuracy (%)")
-    axes.legend(fontsize=8, frameon=False)
+
+
+def _legend(figure: Figure) -> None:
+    """One for all panels, below them."""
+    found = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
 
 
 def _bars(estimates: Sequence[Estimate]) -> np.ndarray | None:
