@@ -298,7 +298,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     return [
         f"{key}: {old_values.get(key, missing)} -> {new_values.get(key, missing)}"
         for key in sorted(old_values | new_values)
-        if key not in EXECUTION and old_values.get(key, missing) != new_values.get(key, missing)
+        if key.rpartition(".")[2] not in EXECUTION and old_values.get(key, missing) != new_values.get(key, missing)
     ]
 
 

@@ -44,6 +44,10 @@ def test_a_run_may_go_on_with_other_keys_of_how_it_is_done(tmp_path):
     assert configs.digest(config) == before
     config.seed = 1
     assert configs.digest(config) != before
+    # A study's config holds those of its pre-trainings.
+    assert configs.differences(ConfigDict({"a": {"b": configs.base_config()}}), ConfigDict({"a": {"b": config}})) == [
+        "a.b.seed: 0 -> 1"
+    ]
 
 
 def test_a_timer_passes_after_its_time_and_again_after_a_restart(monkeypatch):
