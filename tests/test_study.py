@@ -139,6 +139,7 @@ def test_gains_at_each_number_of_labels():
         "SimCLR is above random fine-tuned with each of 2 and 5 labels per class, by 5.0 to 6.0 points; each 95 % "
         "interval of the difference is above 0."
     )
+    assert "by 5.0 points;" in at_each("SimCLR", "random", "fine-tuned", [2, 5], np.stack([clear, clear], axis=1))
     said = at_each("SimCLR", "random", "fine-tuned", [2, 5, 10], np.stack([clear, unclear, -clear], axis=1))
     assert said == (
         "Against random, fine-tuned, SimCLR is above with 2, is below with 10, is not clearly either with 5 labels per "

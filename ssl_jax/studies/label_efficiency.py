@@ -50,11 +50,13 @@ def at_each(ours: str, theirs: str, how: str, labels: Sequence[int], gains: np.n
     """Where `ours` is above; gains [seeds, labels] in points."""
     estimates = [estimate(column) for column in gains.T]
     above, below, open_ = ([n for n, e in zip(labels, estimates, strict=True) if e.sign == s] for s in (1, -1, 0))
-    means = [e.mean for e in estimates]
     if above == list(labels):
+        means = [e.mean for e in estimates]
+        least, most = f"{min(means):.1f}", f"{max(means):.1f}"
+        by = least if least == most else f"{least} to {most}"
         return (
-            f"{ours} is above {theirs} {how} with each of {listed(labels)} labels per class, by {min(means):.1f} to "
-            f"{max(means):.1f} points; each 95 % interval of the difference is above 0."
+            f"{ours} is above {theirs} {how} with each of {listed(labels)} labels per class, by {by} points; each 95 % "
+            "interval of the difference is above 0."
         )
     parts = [
         f"{claim} with {listed(some)}"
