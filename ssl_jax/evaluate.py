@@ -81,7 +81,7 @@ def evaluate(workdir: Path, data: str, names: tuple[str, ...]) -> dict[str, Any]
     samples.save_embeddings(workdir, batches["test"], h, labels, train.class_names)
     (workdir / "samples" / "predictions.npz").unlink(missing_ok=True)  # of an earlier evaluation, maybe of other data
     result["metrics"] = {"pretrained": metrics.summary(h)}
-    samples.save_patches(workdir, test, config, backbone, baselines.untrained(config))
+    samples.save_patches(workdir, test, tuple(config.data.image_size), backbone, baselines.untrained(config))
     if not train.class_names:
         print(f"{train.name} has no labels, which {' and '.join(names)} measure against; the embeddings are saved")
     else:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from ssl_jax import files
 from ssl_jax.data import decode, pipeline, sources
@@ -50,7 +49,7 @@ def save_predictions(workdir: Path, class_names: tuple[str, ...], labels: np.nda
 
 
 def save_patches(
-    workdir: Path, test: sources.Source, config: ConfigDict, pretrained: Backbone, untrained: Backbone
+    workdir: Path, test: sources.Source, image_size: tuple[int, int], pretrained: Backbone, untrained: Backbone
 ) -> None:
     """samples/patches.npz: what two backbones of one architecture make of the patches of some test images, as pictures.
 
@@ -58,7 +57,7 @@ def save_patches(
     heads are few each of them, "attention/head 1" and so on, and "attention/random". Nothing is written for an
     architecture that has neither features of patches nor a class token.
     """
-    images = spread_images(test, config.data.image_size)
+    images = spread_images(test, image_size)
     shown = decode.shrink(images, PICTURED_SIDE)
     found = {}
     if maps.has_patch_map(pretrained.model):
@@ -88,4 +87,4 @@ def spread_images(source: sources.Source, image_size: tuple[int, int]) -> np.nda
 def _save(workdir: Path, name: str, **arrays: np.ndarray) -> None:
     (workdir / "samples").mkdir(exist_ok=True)
     with files.replacing(workdir / "samples" / f"{name}.npz") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  none is called allow_pickle

@@ -1,7 +1,6 @@
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from ssl_jax import models, samples
 from ssl_jax.data import decode, sources
@@ -9,7 +8,6 @@ from ssl_jax.report import patches
 from ssl_jax.weights import Backbone
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 16, 12, 3), dtype=np.uint8)
-CONFIG = ConfigDict(dict(data=dict(image_size=(16, 12))))
 VIT = dict(name="vit_tiny_patch16_224", dim=12, depth=1, heads=3, patch_size=4, image_size=(16, 12))
 FEATURES, ATTENTION = ["features/pretrained", "features/random"], ["attention/pretrained", "attention/random"]
 HEADS = ["attention/pretrained", "attention/head 1", "attention/head 2", "attention/head 3", "attention/random"]
@@ -26,7 +24,7 @@ def network(options, seed):
 
 def saved(tmp_path, *backbones):
     """The arrays of patches.npz; {} where there is none."""
-    samples.save_patches(tmp_path, sources.ArraySource(IMAGES), CONFIG, *backbones)
+    samples.save_patches(tmp_path, sources.ArraySource(IMAGES), (16, 12), *backbones)
     path = tmp_path / "samples" / "patches.npz"
     return dict(np.load(path)) if path.exists() else {}
 
@@ -63,6 +61,17 @@ def test_patches_are_pictured_as_far_as_the_network_has_them(tmp_path, options, 
         np.testing.assert_array_equal(found[f"attention/head {head + 1}"], expected)
     assert all((found[key] != found["attention/random"]).any() for key in keys[:-1] if key.startswith("attention"))
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["patches.npz"]
+
+
+def test_large_images_are_seen_whole_and_pictured_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "PICTURED_SIDE", 8)
+    backbone = network({**VIT, "pool": "mean", "heads": 1}, 1)
+    found = saved(tmp_path, backbone, backbone)
+    small = decode.shrink(IMAGES[:16:2], 8)
+    assert small.shape == (8, 8, 6, 3)
+    np.testing.assert_array_equal(found["images"], small)
+    expected = patches.attention_picture(backbone.class_attention(IMAGES[:16:2]), small)
+    np.testing.assert_array_equal(found["attention/pretrained"], expected)
 
 
 class Broken(sources.ArraySource):
