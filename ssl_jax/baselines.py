@@ -1,6 +1,7 @@
 """What pre-training is compared with: networks without any, and the raw pixels."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +27,23 @@ def pixels(images: np.ndarray) -> np.ndarray:
 def random_backbones(config: ConfigDict, batches: Batches) -> dict[str, Backbone]:
     """Untrained backbones. How random matters: BatchNorm statistics as initialized or calibrated on training images,
     and the last BatchNorm scale of each residual block 1 or 0, move kNN by ten points and more."""
-    options = build.model_options(config)
-    zero_residual = {"": False, "_zero_residual": True} if "zero_init_residual" in options else {"": None}
+    changes: dict[str, dict[str, bool]] = {"": {}}
+    if "zero_init_residual" in build.model_options(config):
+        changes = {"": {"zero_init_residual": False}, "_zero_residual": {"zero_init_residual": True}}
     variants = {}
-    for suffix, zero in zero_residual.items():
-        module = models.create(**(options if zero is None else {**options, "zero_init_residual": zero}))
-        example = jnp.zeros((1, *config.data.image_size, config.data.channels))
-        variables = module.init(jax.random.key(config.seed), example)
-        initial = Backbone(module, variables, tuple(config.data.mean), tuple(config.data.std))
-        variants["initial" + suffix] = initial
-        if "batch_stats" in variables:
+    for suffix, options in changes.items():
+        variants["initial" + suffix] = initial = untrained(config, **options)
+        if "batch_stats" in initial.variables:
             variants["calibrated" + suffix] = calibrate(initial, batches)
     return variants
+
+
+def untrained(config: ConfigDict, **options: Any) -> Backbone:
+    """As it is initialized by the config's seed; `options` of the model replace the config's."""
+    module = models.create(**{**build.model_options(config), **options})
+    example = jnp.zeros((1, *config.data.image_size, config.data.channels))
+    variables = jax.jit(module.init)(jax.random.key(config.seed), example)
+    return Backbone(module, variables, tuple(config.data.mean), tuple(config.data.std))
 
 
 def calibrate(backbone: Backbone, batches: Batches) -> Backbone:

@@ -3,7 +3,7 @@
 The pre-trained backbone beside random initialization and the raw pixels, all under the same protocols: its frozen
 features by kNN and linear probes, and, where asked for, by the others of evaluation/protocols.py, its patches by an
 attentive probe, on corrupted images, and the whole of it fine-tuned. Beside them metrics of the features that take no
-labels. Writes DIR/evaluation.json and, for the report, DIR/samples/embeddings.npz and DIR/samples/predictions.npz;
+labels. Writes DIR/evaluation.json and, for the report, embeddings, predictions and pictures of patches in DIR/samples;
 features are kept in DIR/features, so that another protocol finds them there.
 """
 
@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import baselines, build, files, load_backbone, run
+from ssl_jax import baselines, build, load_backbone, run, samples
 from ssl_jax import config as configs
-from ssl_jax.data import decode, pipeline, sources
+from ssl_jax.data import pipeline, sources
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.evaluation import cache, corruption, knn, protocols
 from ssl_jax.evaluation import representation as metrics
@@ -31,8 +31,6 @@ from ssl_jax.finetune import Recipe, finetune
 from ssl_jax.weights import Backbone
 
 BATCH = 512
-# Images whose embeddings are kept for the report's map and neighbors, and their largest side there.
-SAMPLES, SAMPLE_SIDE = 2000, 64
 ATTENTIVE_LABELS_PER_CLASS = (10, 100)
 FINETUNE_LABELS_PER_CLASS, FINETUNE_CROP_AREA = (10, 100), (0.5, 1.0)
 CORRUPTED_IMAGES = 2000  # of the test set, each by every corruption and severity
@@ -80,9 +78,10 @@ def evaluate(workdir: Path, data: str, names: tuple[str, ...]) -> dict[str, Any]
         return found["features"], found["labels"]
 
     h, labels = kept("test")
-    save_embeddings(workdir, batches["test"], h, labels, train.class_names)
+    samples.save_embeddings(workdir, batches["test"], h, labels, train.class_names)
     (workdir / "samples" / "predictions.npz").unlink(missing_ok=True)  # of an earlier evaluation, maybe of other data
     result["metrics"] = {"pretrained": metrics.summary(h)}
+    samples.save_patches(workdir, test, tuple(config.data.image_size), backbone, baselines.untrained(config))
     if not train.class_names:
         print(f"{train.name} has no labels, which {' and '.join(names)} measure against; the embeddings are saved")
     else:
@@ -104,7 +103,7 @@ def evaluate(workdir: Path, data: str, names: tuple[str, ...]) -> dict[str, Any]
         result["pretrained"] = score("pretrained", backbone, names, as_labeled(kept("train"), (h, labels), classes))
         all_labels = result["pretrained"].get("linear/all/top1", {})
         if "predictions" in all_labels:
-            save_predictions(workdir, train.class_names, labels[labels >= 0], all_labels["predictions"])
+            samples.save_predictions(workdir, train.class_names, labels[labels >= 0], all_labels["predictions"])
         result["pixels"] = score_features("pixels", extracted(baselines.pixels), names)
         result["random_variants"] = {}
         for name, untrained in baselines.random_backbones(config, batches["train"]).items():
@@ -252,36 +251,6 @@ def best_of(variants: Mapping[str, Scores]) -> Scores:
             if protocol not in best or score["mean"] > best[protocol]["mean"]:
                 best[protocol] = {**score, "variant": name}
     return best
-
-
-def save_embeddings(
-    workdir: Path, batches: Batches, h: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]
-) -> None:
-    """samples/embeddings.npz: the first test images, small, with their features."""
-    images: list[np.ndarray] = []
-    for batch in batches():
-        images.append(decode.shrink(batch["image"], SAMPLE_SIDE))
-        if sum(map(len, images)) >= SAMPLES:
-            break
-    (workdir / "samples").mkdir(exist_ok=True)
-    with files.replacing(workdir / "samples" / "embeddings.npz") as file:
-        np.savez(
-            file,
-            images=np.concatenate(images)[:SAMPLES],
-            features=h[:SAMPLES],
-            labels=labels[:SAMPLES],
-            class_names=np.array(class_names, dtype=np.str_),
-        )
-
-
-def save_predictions(workdir: Path, class_names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray) -> None:
-    """samples/predictions.npz: classes of the labeled test images, and which were predicted."""
-    np.savez(
-        workdir / "samples" / "predictions.npz",
-        labels=labels.astype(np.int32),
-        predictions=predictions.astype(np.int32),
-        class_names=np.array(class_names, dtype=np.str_),
-    )
 
 
 def print_table(result: Mapping[str, Any]) -> None:

@@ -54,6 +54,9 @@ def test_every_protocol_beside_its_baselines(workdir, capsys, monkeypatch):
     assert (workdir / weights.FILE).read_bytes() == checksum
     saved = np.load(workdir / "samples" / "embeddings.npz")
     assert len(saved["images"]) == len(saved["features"]) == len(saved["labels"]) == 64
+    with np.load(workdir / "samples" / "patches.npz") as pictures:
+        assert list(pictures) == ["images", "features/pretrained", "features/random"]
+        assert pictures["images"].shape == (8, 16, 16, 3)
     predicted = np.load(workdir / "samples" / "predictions.npz")
     right = predicted["predictions"] == predicted["labels"]
     assert 100 * right.mean() == pytest.approx(found["pretrained"]["linear/all/top1"]["mean"])

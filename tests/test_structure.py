@@ -36,7 +36,19 @@ MAY_IMPORT = {
     "report": {"files", "metrics", "methods", "evaluation"},
     "recipes": {"config"},
 }
-PROGRAMS = {"train", "evaluate", "study", "studies", "plan", "build", "baselines", "finetune", "run", "__init__"}
+PROGRAMS = {
+    "train",
+    "evaluate",
+    "study",
+    "studies",
+    "plan",
+    "build",
+    "baselines",
+    "finetune",
+    "run",
+    "samples",
+    "__init__",
+}
 # Of data: from the files to the device. Each imports what is left of it only; the other files of data none of these.
 DATA_FLOW = ["sources", "pipeline", "augment"]
 

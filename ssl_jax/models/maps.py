@@ -20,6 +20,18 @@ from ssl_jax.models.vit import ViT, layer_norm
 BLOCK_POOLS = ("cls", "mean", "cls_and_mean")
 
 
+def has_patch_map(module: nn.Module) -> bool:
+    """Whether `patch_map` takes it."""
+    if isinstance(module, ViT):
+        return module.pool != "mean"
+    return "pool" in inspect.signature(type(module).__call__).parameters
+
+
+def has_class_attention(module: nn.Module) -> bool:
+    """Whether `class_attention` takes it."""
+    return isinstance(module, ViT) and module.class_token
+
+
 @functools.partial(jax.jit, static_argnames="module")
 def patch_map(
     module: nn.Module, variables: Mapping[str, Any], images: Float[Array, "batch height width channels"]
@@ -31,7 +43,7 @@ def patch_map(
     if isinstance(module, ViT):
         tokens: Any = module.apply(variables, images, tokens=True)
         return tokens[:, module.num_prefix :].reshape(len(images), *_grid(module, images), module.dim)
-    if "pool" not in inspect.signature(type(module).__call__).parameters:
+    if not has_patch_map(module):
         raise ValueError(f"{type(module).__name__} has no feature map: its __call__ takes no `pool`; add that option")
     found: Any = module.apply(variables, images, pool=False)
     return found

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
-from ssl_jax.report import health, images, names, page, scatter, svg, templates
+from ssl_jax.report import health, images, names, page, patches, scatter, svg, templates
 from ssl_jax.report.palette import LIGHT, STYLES
 from ssl_jax.report.read import Record
 
@@ -16,7 +16,7 @@ FOLDER = "pictures"
 CELL = 0.9  # inches an image
 DPI = 200
 
-Row = tuple[str, Sequence[UInt8[np.ndarray, "height width channels"]]]  # title, images
+Row = tuple[str, Sequence[UInt8[np.ndarray, "_ _ _"]]]  # title, images; rows differ in the size of theirs
 
 
 def write(record: Record) -> list[Path]:
@@ -50,6 +50,8 @@ def _rows(record: Record) -> dict[str, list[Row]]:
         found["views"] = [("", [original, *made]) for original, made in pairs]
     if record.pictures:
         found["drawn"] = [(title, list(made)) for title, made in record.pictures.items()]
+    for kind, pictures in patches.figures(record.patches).items():
+        found[f"patches-{kind}"] = [(title, list(made)) for title, made in pictures.items()]
     if len(record.embeddings.get("images", ())) >= 2:
         shown, labels, class_names = (record.embeddings[name] for name in ("images", "labels", "class_names"))
         found["neighbors"] = [

@@ -62,9 +62,9 @@ def view_gallery(views: Mapping[str, np.ndarray]) -> list[tuple[str, list[str]]]
     return [(data_uri(original), [data_uri(view) for view in made]) for original, made in pairs]
 
 
-def picture_rows(pictures: Mapping[str, np.ndarray]) -> list[tuple[str, list[str]]]:
-    """(title, [image, ...]) of each row, as data URIs."""
-    return [(title, [data_uri(image) for image in made]) for title, made in pictures.items()]
+def picture_rows(pictures: Mapping[str, np.ndarray]) -> list[tuple[str, str, list[str]]]:
+    """(title, CSS class, [image, ...]) of each row, as data URIs."""
+    return [(title, css_class(made), [data_uri(image) for image in made]) for title, made in pictures.items()]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_jax.report import charts, health, images, names, scatter, scores, templates
+from ssl_jax.report import charts, health, images, names, patches, scatter, scores, templates
 from ssl_jax.report.confusion import confusion
 from ssl_jax.report.palette import STYLES, SUBJECT_STYLES
 from ssl_jax.report.read import Record
@@ -41,6 +41,7 @@ def render(record: Record) -> str:
         health=health.panels(record),
         views=images.view_gallery(record.views),
         pictures=images.picture_rows(record.pictures),
+        patches={kind: images.picture_rows(made) for kind, made in patches.figures(record.patches).items()},
         queries=images.neighbor_gallery(embeddings),
         agreement=images.agreement(embeddings),
         map=groups,
@@ -52,7 +53,6 @@ def render(record: Record) -> str:
         pixelated={
             "views": images.css_class(record.views.get("original")),
             "embeddings": images.css_class(embeddings.get("images")),
-            "pictures": images.css_class(next(iter(record.pictures.values()), None)),
         },
         config=json.dumps(record.config, indent=2) if record.config else "",
         versions=record.facts.get("versions", {}),

@@ -1,4 +1,6 @@
-"""What a ViT makes of an image's patches, as pictures: principal components of their features, and attention."""
+"""What a network makes of an image's patches, as pictures: principal components of their features, and attention."""
+
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -6,6 +8,9 @@ from jaxtyping import Float, UInt8
 from matplotlib import colormaps
 from sklearn.decomposition import PCA
 
+from ssl_jax.report.scores import SUBJECTS
+
+KINDS = ("features", "attention")  # of pictures, each a figure of the report
 # Percentiles that become black and full color: a few outliers would leave all else in one tone.
 DARKEST, BRIGHTEST = 1, 99
 FLAT = 128  # of components that do not vary
@@ -70,3 +75,15 @@ def attention_picture(
         gray = image.mean(axis=2, keepdims=True) / 255
         picture[i] = np.rint(255 * (0.35 * gray + 0.65 * heat))
     return picture
+
+
+def figures(pictures: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Of a run's pictures (read.Record.patches) those of each of KINDS that it has, title -> pictures, under the images
+    that they are of."""
+    found = {}
+    for kind in KINDS:
+        made = {name: rows for key, rows in pictures.items() if (name := key.removeprefix(f"{kind}/")) != key}
+        if made:
+            titles = {SUBJECTS.get(name, name.capitalize()): rows for name, rows in made.items()}
+            found[kind] = {"Image": pictures["images"], **titles}
+    return found

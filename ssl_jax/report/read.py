@@ -27,6 +27,9 @@ class Record:
       none, as of a method that draws nothing.
     embeddings: samples/embeddings.npz: "images" uint8 [n, height, width, channels], "features" float32 [n, dim],
       "labels" int32 [n] (-1 is unlabeled), "class_names"; {} where there is none.
+    patches: samples/patches.npz: "images", and under "features/NAME" and "attention/NAME" what networks make of their
+      patches: uint8 [n, height, width, channels], the same n for all; {} where there is none, as of a network that has
+      neither.
     predictions: samples/predictions.npz: "labels" and "predictions" int32 [n] of test images, both >= 0, "class_names";
       {} where there is none.
     unreadable: file name -> reason, of the files that are there but damaged.
@@ -40,6 +43,7 @@ class Record:
     views: Mapping[str, np.ndarray]
     pictures: Mapping[str, np.ndarray]
     embeddings: Mapping[str, np.ndarray]
+    patches: Mapping[str, np.ndarray]
     predictions: Mapping[str, np.ndarray]
     unreadable: Mapping[str, str]
 
@@ -105,6 +109,7 @@ def read(workdir: Path) -> Record:
         views=attempt("samples/views.npz", _read_views, {}),
         pictures=attempt("samples/pictures.npz", _read_pictures, {}),
         embeddings=attempt("samples/embeddings.npz", _read_embeddings, {}),
+        patches=attempt("samples/patches.npz", _read_patches, {}),
         predictions=attempt("samples/predictions.npz", _read_predictions, {}),
         unreadable=unreadable,
     )
@@ -130,6 +135,13 @@ def _read_pictures(path: Path) -> dict[str, np.ndarray]:
     pictures = _read_arrays(path, dict.fromkeys(titles, 4))
     if len({len(made) for made in pictures.values()}) > 1:
         raise ValueError(f"the rows differ in length: { {title: len(made) for title, made in pictures.items()} }")
+    return pictures
+
+
+def _read_patches(path: Path) -> dict[str, np.ndarray]:
+    pictures = _read_pictures(path)
+    if "images" not in pictures:
+        raise ValueError(f"it has no images, only {', '.join(pictures)}")
     return pictures
 
 

@@ -121,3 +121,24 @@ class NoMap(nn.Module):
 def test_what_a_model_has_not_is_refused(function, module, message):
     with pytest.raises(ValueError, match=message):
         function(module, jax.eval_shape(module.init, jax.random.key(0), IMAGES), IMAGES)
+
+
+@pytest.mark.parametrize(
+    "module, patch_map, class_attention",
+    [
+        (vit(), True, True),
+        (vit(class_token=False, pool="norm_mean"), True, False),
+        (vit(pool="mean"), False, True),
+        (models.create("resnet8"), True, False),
+        (NoMap(), False, False),
+    ],
+)
+def test_what_a_model_has_is_known_beforehand(module, patch_map, class_attention):
+    variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
+    for told, function, has in (
+        (maps.has_patch_map, maps.patch_map, patch_map),
+        (maps.has_class_attention, maps.class_attention, class_attention),
+    ):
+        assert told(module) is has
+        if has:
+            assert len(jax.eval_shape(functools.partial(function, module), variables, IMAGES).shape) == 4

@@ -77,4 +77,14 @@ def measured(workdir):
         predictions=np.where(np.arange(60) < 12, 0, labels).astype(np.int32),  # four bags and four sandals for coats
         class_names=np.array(["Coat", "Bag", "Sandal"]),
     )
+    rng = np.random.default_rng(1)
+    keys = ["features/pretrained", "features/random", "attention/pretrained", "attention/head 1", "attention/head 2"]
+    np.savez(
+        workdir / "samples" / "patches.npz",
+        images=rng.integers(0, 256, (8, 28, 28, 1), dtype=np.uint8),
+        **{
+            key: rng.integers(0, 256, (8, 4, 4, 3) if key.startswith("features") else (8, 96, 96, 3), dtype=np.uint8)
+            for key in (*keys, "attention/random")
+        },
+    )
     return workdir

@@ -27,7 +27,9 @@ def written(measured, capsys):
 
 def test_all_pictures_of_the_page_are_files(written):
     svgs = CHARTS | {f"health-{name}" for name in HEALTH}
-    assert set(written) == {f"{name}.svg" for name in svgs} | {"views.png", "drawn.png", "neighbors.png"}
+    assert set(written) == {f"{name}.svg" for name in svgs} | {
+        *("views.png", "drawn.png", "neighbors.png", "patches-features.png", "patches-attention.png")
+    }
     for name in svgs:
         text = written[f"{name}.svg"].read_text(encoding="utf-8")
         root = ElementTree.fromstring(text)
@@ -37,8 +39,11 @@ def test_all_pictures_of_the_page_are_files(written):
         assert "var(" not in text
         assert len(list(root.iter())) > 10
     assert palette.LIGHT["pretrained"] in written["loss.svg"].read_text()
-    # Four originals and eight views in rows of three; a query and eight neighbors in each of three rows.
-    for name, (rows, columns) in {"views.png": (8, 3), "drawn.png": (3, 5), "neighbors.png": (3, 9)}.items():
+    # Four originals and eight views in rows of three; a query and eight neighbors in each of three rows; eight images
+    # above two networks' patches, and above the attention of two networks and two heads.
+    sizes = {"views.png": (8, 3), "drawn.png": (3, 5), "neighbors.png": (3, 9)}
+    sizes |= {"patches-features.png": (3, 8), "patches-attention.png": (5, 8)}
+    for name, (rows, columns) in sizes.items():
         height, width = cv2.imread(str(written[name])).shape[:2]
         assert height == 180 * rows
         assert width == pytest.approx(180 * (columns + 1.4), abs=1)

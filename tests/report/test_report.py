@@ -87,6 +87,40 @@ def test_rows_of_pictures_that_differ_in_length_are_damaged(workdir):
     assert "samples/pictures.npz is damaged" in Page(workdir).missing["header"]
 
 
+def test_patches_are_shown_row_by_row_under_their_images(measured):
+    page = Page(measured)
+    assert [attrs["id"] for tag, attrs in page.elements if tag == "section"] == [
+        *SECTIONS[:4],
+        "patches",
+        *SECTIONS[4:],
+    ]
+    assert page.missing == {}
+    shown = [attrs for tag, attrs in page.elements if tag == "img" and ": " in attrs["alt"]]
+    rows = ["features of patches: " + name for name in ("Image", "Pre-trained", "Random network")]
+    rows += ["attention: " + name for name in ("Image", "Pre-trained", "Head 1", "Head 2", "Random network")]
+    titles = [attrs["alt"] for attrs in shown if not attrs["alt"].startswith("query")]
+    assert titles == [f"{row} {i}" for row in rows for i in range(1, 9)]
+    # Patches keep their edges; pictures of a size to be looked at are not made coarse.
+    sharp = {attrs["alt"].rpartition(" ")[0] for attrs in shown if "pixelated" in attrs["class"]}
+    assert sharp & set(rows) == {*rows[:4]}
+    assert "and of the pre-trained network each head alone" in page.text
+
+
+def test_a_network_without_attention_has_no_figure_of_it(measured):
+    path = measured / "samples" / "patches.npz"
+    np.savez(path, **{key: rows for key, rows in np.load(path).items() if not key.startswith("attention")})
+    page = Page(measured)
+    assert "as colors" in page.text and "class token" not in page.text
+
+
+def test_patches_without_their_images_are_damaged(measured):
+    path = measured / "samples" / "patches.npz"
+    np.savez(path, **{key: rows for key, rows in np.load(path).items() if key != "images"})
+    page = Page(measured)
+    assert "samples/patches.npz is damaged and left out (ValueError: it has no images" in page.missing["header"]
+    assert "#patches" not in page.source
+
+
 def test_unlabeled_data_is_reported_without_classes(workdir):
     np.savez(
         workdir / "samples" / "embeddings.npz",
