@@ -107,6 +107,7 @@ def table(found, arguments):
         metrics = found[name][1]
         losses = (f"{metrics[loss]:.2f}" for loss in ("discriminator_loss", "generator_loss"))
         lines.append(f"| {name} | {' | '.join(losses)} | {100 * metrics['accuracy']:.1f} |")
+    lines += ["", "Colorization needs color images: `python benchmarks/colorization.py` measures it on those."]
     lines += ["", f"Made by `python benchmarks/pretext.py --steps {arguments.steps}` with JAX {jax.__version__}.", ""]
     return "\n".join(lines)
 
