@@ -16,6 +16,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from ssl_jax import build, parallel, step
 from ssl_jax import config as configs
@@ -82,8 +83,10 @@ def measure(config, rounds):
     mapped, state = kinds[-1]
     state, metrics = mapped(state, batch)  # the old state was donated
     kinds[-1] = (mapped, state)
-    embeddings = jax.random.normal(jax.random.key(0), (1, 2, config.batch_size, int(metrics["embedding_dim"])))
-    alone = jax.jit(jax.vmap(functools.partial(step.health, axis_name="devices"), axis_name="devices"))
+    embeddings = jax.random.normal(jax.random.key(0), (2, config.batch_size, int(metrics["embedding_dim"])))
+    rows = PartitionSpec(None, parallel.AXIS)
+    health = functools.partial(step.health, axis_name=parallel.AXIS)
+    alone = jax.jit(jax.shard_map(health, mesh=mesh, in_specs=rows, out_specs=PartitionSpec()))
     jax.block_until_ready(alone(embeddings))
 
     seconds = [float("inf")] * 4
