@@ -32,8 +32,9 @@ class Run:
     def __init__(self, name, devices, *, shard_state):
         config = load(name)
         config.batch_size = BATCH
-        # Adam's first steps have the size of the learning rate whatever the gradient: they make much of rounding.
-        config.optimizer = CHANGES.get(name, dict(name="sgd", lr=1e-3, weight_decay=0.0, warmup_steps=0, final_lr=0.0))
+        # Not Adam, whose first steps are as long for any gradient and make much of rounding; at a rate so small that no
+        # nearest neighbor changes with it.
+        config.optimizer = CHANGES.get(name, dict(name="sgd", lr=1e-5, weight_decay=0.0, warmup_steps=0, final_lr=0.0))
         source = build.source(config)
         self.mesh, self.shard_state = parallel.make_mesh(jax.devices()[:devices]), shard_state
         training = build.training(config, build.facts(config, len(source), 10))
