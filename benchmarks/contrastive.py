@@ -17,7 +17,7 @@ from jax import lax
 
 from ssl_jax import losses
 
-BATCH, DIM, CHUNK = 65_536, 128, 512
+BATCH, DIM, CHUNK = 65_536, 128, 256
 
 
 def main():
