@@ -20,6 +20,8 @@ QUICK = ("byol", "moco_v2", "swav")
 CHANGES = {
     "byol": dict(name="lars", lr=1e-3, trust_coefficient=1.0, weight_decay=1e-4, warmup_steps=0, final_lr=0.0),
     "swav": dict(name="sgd", lr=0.01, weight_decay=1e-4, warmup_steps=0, final_lr=0.0, clip_norm=0.1),
+    # Its neighbors change with less than others' losses do.
+    "nnclr": dict(name="sgd", lr=1e-7, weight_decay=0.0, warmup_steps=0, final_lr=0.0),
     "dino": dict(name="sgd", lr=0.01, weight_decay=1e-4, warmup_steps=0, final_lr=0.0, clip_each=0.1),
 }
 
