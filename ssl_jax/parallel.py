@@ -152,7 +152,7 @@ def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[A
     """A `step.TrainStep` over the mesh: (state, batch) -> (state, metrics), batch split, metrics replicated.
 
     Its gradients are each device's work under shard_map; what it does with them is left to XLA, which divides it as the
-    state is: replicated, or with `shard_state` as `place_state` does.
+    state is: replicated, or with `shard_state` as `split_axes` says.
     The state's buffers are donated: use the returned state only. The check of varying axes (check_vma) refuses, when
     traced, a step whose new state would differ between devices.
     """
@@ -169,8 +169,7 @@ def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[A
             check_vma=True,
         )
         new, metrics = step.apply(state, *gradients(state, batch))
-        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-        return lax.with_sharding_constraint(new, shardings), metrics
+        return lax.with_sharding_constraint(new, _state_shardings(new, mesh, shard_state)), metrics
 
     return jax.jit(mapped, donate_argnums=0)
 
@@ -202,13 +201,6 @@ def create_state(create: Callable[[], Any], mesh: Mesh, *, shard_state: bool = F
     none ever holds the whole."""
     shardings = _state_shardings(jax.eval_shape(create), mesh, shard_state)
     return jax.jit(create, out_shardings=shardings)()
-
-
-def state_bytes(tree: Any, devices: int, *, shard_state: bool) -> int:
-    """What one of the devices holds of a tree of arrays or their shapes."""
-    axes = split_axes(tree, devices if shard_state else 1)
-    parts = jax.tree.map(lambda x, axis: x.size * x.dtype.itemsize // (1 if axis == WHOLE else devices), tree, axes)
-    return sum(jax.tree.leaves(parts))
 
 
 def gather_state(tree: Any, mesh: Mesh) -> Any:

@@ -26,7 +26,7 @@ from ssl_jax import build, parallel, run
 from ssl_jax import config as configs
 from ssl_jax.planning import hlo
 from ssl_jax.planning.chips import Slice, parse_slice
-from ssl_jax.planning.remedies import remedies, spelled
+from ssl_jax.planning.remedies import WHY, at_same_batch, remedies, spelled
 from ssl_jax.planning.roofline import ASSUMPTIONS, roofline
 from ssl_jax.planning.show import STATE, print_plan, size
 
@@ -66,12 +66,12 @@ def plan(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
         "commit": run.commit(),
         "versions": {package: run.version(package) for package in ("jax", "libtpu")},
     }
-    state_bytes = functools.partial(parallel.state_bytes, devices=len(devices), shard_state=config.shard_state)
+    held = functools.partial(state_bytes, devices=len(devices), shard_state=config.shard_state)
     memory = {
         "limit": place.chip.memory if place else (devices[0].memory_stats() or {}).get("bytes_limit"),
-        "parameters": state_bytes(state.params),
-        "optimizer": state_bytes(state.opt_state),
-        "method_state": state_bytes(state.model_state),
+        "parameters": held(state.params),
+        "optimizer": held(state.opt_state),
+        "method_state": held(state.model_state),
         "batch": tree_bytes(batch) // len(devices),
     }
     result["memory"] = memory
@@ -114,9 +114,7 @@ def search(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
         if result["fits"]:
             break
         changed = ConfigDict(configs.plain(config))
-        for key, value in changes.items():
-            section, _, name = f".{key}".rpartition(".")
-            (changed[section[1:]] if section else changed)[name] = value
+        changed.update_from_flattened_dict(changes)
         result = plan(changed, place)
         tried.append(tried_as(changes, result))
     return result | {"tried": tried}
@@ -175,6 +173,13 @@ def batch_shapes(config: ConfigDict, training: build.Training, num_images: int) 
 
 def tree_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def state_bytes(tree: Any, devices: int, *, shard_state: bool) -> int:
+    """What one of the devices holds of a tree of arrays or their shapes."""
+    axes = parallel.split_axes(tree, devices if shard_state else 1)
+    parts = jax.tree.map(lambda x, axis: tree_bytes(x) // (1 if axis == parallel.WHOLE else devices), tree, axes)
+    return sum(jax.tree.leaves(parts))
 
 
 def program_memory(analysis: Any, activations: int) -> dict[str, int]:
@@ -236,17 +241,15 @@ def advice(result: Mapping[str, Any], place: Slice | None) -> list[str]:
     memory, devices = result["memory"], result["devices"]
     fixed = sum(memory[name] for name in STATE)
     room = memory["limit"] - fixed
-    found = [] if result["shard_state"] else ["--config.shard_state=True: each device keeps a part of the state"]
+    settings = {key: result[key] for key in ("compute_dtype", "shard_state")} | {"model": {"remat": result["remat"]}}
+    changes = at_same_batch(settings, 1, devices)
+    found = [f"{spelled({key: changes[key]})}: {why}" for key, why in WHY.items() if key in changes]
     if room <= 0:
         return [
-            *found,
+            *(line for line in found if "shard_state" in line),
             f"a smaller model, or a chip with more memory: the state alone takes {size(fixed)} on each device, "
             "whatever the batch",
         ]
-    if result["remat"] is False:
-        found.append("--config.model.remat=True: activations computed again in place of kept")
-    if result["compute_dtype"] == "float32":
-        found.append("--config.compute_dtype=bfloat16: activations of half the size")
     # What does not belong to the state grows with the images of a device, or faster.
     per_device = int(result["batch_size"] / devices * room / (memory["needed"] - fixed))
     if per_device:

@@ -112,7 +112,8 @@ class TrainStep:
 
         (loss, (model_state, metrics)), grads = jax.value_and_grad(global_loss, has_aux=True)(state.params)
         embeddings = metrics.pop("embeddings")
-        grads = average_unequal(grads, self.axis_name, axes.params)
+        # Of a split parameter it is summed and split already.
+        grads = jax.tree.map(lambda g, axis: average_unequal(g, self.axis_name) if axis < 0 else g, grads, axes.params)
         grad_norm = global_norm(grads, self.axis_name)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         # `finite` makes the branch wait for the gradients. XLA's CPU backend (JAX 0.10.2) lets its collectives run
@@ -177,33 +178,23 @@ def vary(tree: Any, axis_name: str) -> Any:
     return jax.tree.map(lambda x: x if varies(x, axis_name) else lax.pcast(x, axis_name, to="varying"), tree)
 
 
-def average_unequal(tree: Any, axis_name: str, axes: Any = None) -> Any:
-    """The mean over devices of each leaf, without sending those that are known to be the same on all, nor those that
-    `axes` says to be split.
+def average_unequal(tree: Any, axis_name: str) -> Any:
+    """The mean over devices of each leaf, without sending those that are known to be the same on all.
 
     Of shard_map's gradients all are, with its check: averaging them again would send every parameter twice a step.
     Without the check, and under pmap, nothing is known to be.
     """
-    if axes is None:
-        axes = jax.tree.map(lambda _: -1, tree)
-    checked = varies(lax.axis_index(axis_name), axis_name)
-
-    def one(x, axis):
-        return lax.pmean(x, axis_name) if axis < 0 and (varies(x, axis_name) or not checked) else x
-
-    return jax.tree.map(one, tree, axes)
+    if not varies(lax.axis_index(axis_name), axis_name):
+        return lax.pmean(tree, axis_name)
+    return jax.tree.map(lambda x: lax.pmean(x, axis_name) if varies(x, axis_name) else x, tree)
 
 
 def global_norm(tree: Any, axis_name: str) -> Float[Array, ""]:
     """The norm of all leaves together, of which some may be split over the devices."""
-    split, same = 0.0, 0.0
-    for x in jax.tree.leaves(tree):
-        squares = jnp.sum(jnp.square(x.astype(jnp.float32)))
-        if varies(x, axis_name):
-            split += squares
-        else:
-            same += squares
-    return jnp.sqrt(same if isinstance(split, float) else same + lax.psum(split, axis_name))
+    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+    split = [part for part in squares if varies(part, axis_name)]
+    total = sum(part for part in squares if not varies(part, axis_name))
+    return jnp.sqrt(total + lax.psum(sum(split), axis_name) if split else total)
 
 
 def is_logged(step: Any, log_every: int) -> Any:

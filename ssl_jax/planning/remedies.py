@@ -3,30 +3,43 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+# What a key that is changed does to memory.
+WHY = {
+    "shard_state": "each device keeps a part of the state",
+    "model.remat": "activations computed again in place of kept",
+    "compute_dtype": "activations of half the size",
+}
 
-def remedies(settings: Mapping[str, Any], devices: int) -> Iterator[dict[str, Any]]:
-    """Changes of the config's keys, {"model.remat": True}, each together with those before it.
+
+def at_same_batch(settings: Mapping[str, Any], images: int, devices: int) -> dict[str, Any]:
+    """Changes of the config's keys, {"model.remat": True}, that leave the batch as it is.
 
     First those that change nothing of what comes out: shard_state, which sends the weights twice more; model.remat, a
-    third more arithmetic; a ViT's model.microbatch. Then bfloat16, and at last batches of half the size, down to an
-    image on each device.
+    third more arithmetic; a ViT's model.microbatch. Then bfloat16.
 
     Args:
-      settings: the config's batch_size, compute_dtype, shard_state, and all that its model takes under "model".
+      settings: the config's compute_dtype, shard_state, and all that its model takes under "model".
+      images: on each device.
     """
-    model = settings["model"]
-    changes: dict[str, Any] = {}
+    model, changes = settings["model"], {}
     if devices > 1 and not settings["shard_state"]:
-        yield (changes := changes | {"shard_state": True})
+        changes["shard_state"] = True
     if model.get("remat") is False:
-        yield (changes := changes | {"model.remat": True})
-    if "microbatch" in model:
-        images = model["microbatch"] or settings["batch_size"] // devices
-        if images % 4 == 0:
-            yield (changes := changes | {"model.microbatch": images // 4})
+        changes["model.remat"] = True
+    if "microbatch" in model and (images := model["microbatch"] or images) % 4 == 0:
+        changes["model.microbatch"] = images // 4
     if settings["compute_dtype"] == "float32":
-        yield (changes := changes | {"compute_dtype": "bfloat16"})
+        changes["compute_dtype"] = "bfloat16"
+    return changes
+
+
+def remedies(settings: Mapping[str, Any], devices: int) -> Iterator[dict[str, Any]]:
+    """Changes, each together with those before it: `at_same_batch`, and at last batches of half the size, down to an
+    image on each device. `settings` has the batch_size, too."""
     batch = settings["batch_size"]
+    changes: dict[str, Any] = {}
+    for key, value in at_same_batch(settings, batch // devices, devices).items():
+        yield (changes := changes | {key: value})
     while batch % (2 * devices) == 0:
         batch //= 2
         microbatch = changes.get("model.microbatch", 0)
