@@ -51,6 +51,7 @@ def _imagenet(model: dict[str, Any], batch_size: int, epochs: int, warmup: int, 
         local={**recipes.DINO_LOCAL, "size": (local, local), "crop_area": (0.05, 0.32)},
     )
     config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=4)
+    config.method.most_masked = (224 // model.get("patch_size", 16)) ** 2 // 2
     config.optimizer = dict(
         name="adamw",
         lr=lr * math.sqrt(batch_size / 1024),  # of this batch; it does not follow --config.batch_size
@@ -98,7 +99,7 @@ def imagenet_vitg14() -> ConfigDict:
     """ViT-g with the authors' settings for it, but for its data, LVD-142M: 83.5 kNN, 86.5 linear with that."""
     config = _imagenet_long(dict(model="vit_giant_patch14_dinov2", drop_path=0.4))
     config.shard_state = True
-    config.model.remat = True
+    config.model.update(remat=True, scan=True)
     return config
 
 

@@ -173,8 +173,14 @@ def masks(config: ConfigDict, method: Any) -> list[Mask | None]:
             f"method {config.method.name} with mask_ratio={ratio} masks that share of every image; it takes "
             f"config.mask.ratio=({ratio}, {ratio}) and images=1.0, got {mask.ratio}, {mask.images}"
         )
+    most = getattr(method, "most_masked", 0)
     for name in masked:
         configs.call(mask.grid, {}, f"config.mask of config.augment.{name}", config.augment[name].size)
+        if most and (found := mask.most(config.augment[name].size)) > most:
+            raise configs.ConfigError(
+                f"config.mask masks up to {found} patches of {name}, more than config.method.most_masked={most}; "
+                f"use config.method.most_masked={found}, or 0"
+            )
     return [mask if name in masked else None for name in method.views]
 
 

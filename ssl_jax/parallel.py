@@ -22,8 +22,9 @@ from jax.experimental import multihost_utils, topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Shaped
 
+from ssl_jax.split import WHOLE, gathered_late
+
 AXIS = "data"  # the mapped axis that batches are split over
-WHOLE = -1  # in place of the axis that a leaf of the state is split along: it is on every device
 SPLIT_SIZE = 512  # leaves of fewer numbers are on every device
 
 
@@ -161,11 +162,14 @@ def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[A
     def mapped(state: Any, batch: Any) -> tuple[Any, Any]:
         axes = split_axes(state, mesh.size if shard_state else 1)
         specs = jax.tree.map(_spec, axes)
+        late = jax.tree_util.tree_map_with_path(
+            lambda path, spec: spec if gathered_late(path) else replicated, specs.model_state
+        )
         gradients = jax.shard_map(
             lambda state, batch: step.gradients(state, batch, axes),
             mesh=mesh,
             in_specs=(specs, split),
-            out_specs=(specs.params, replicated),
+            out_specs=(specs.params, {"model_state": late, "metrics": replicated, "finite": replicated}),
             check_vma=True,
         )
         new, metrics = step.apply(state, *gradients(state, batch))

@@ -12,6 +12,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 
+from ssl_jax import split
 from ssl_jax.evaluation import representation
 from ssl_jax.evaluation.spectrum import spectral
 
@@ -94,17 +95,17 @@ class TrainStep:
         """(the gradient of the loss of the whole batch, what else `apply` wants to know); the same on every device.
 
         Args:
-          axes: the axis along which each leaf of the state is split over the devices, negative where it is not; None:
-            none is. Gradients are split as their parameters are.
+          axes: the axis along which each leaf of the state is split over the devices, WHOLE where it is not; None:
+            none is. Gradients are split as their parameters are; of the new model state what is gathered late still is.
         """
         if axes is None:
-            axes = jax.tree.map(lambda _: -1, state)
+            axes = jax.tree.map(lambda _: split.WHOLE, state)
         rng_augment, rng_loss = jax.random.split(jax.random.fold_in(state.rng, state.step))
         batch = self.augment(rng_augment, batch)  # uint8 [batch, height, width, channels] -> the method's views
-        old_model_state = gather(state.model_state, axes.model_state, self.axis_name, to="invarying")
+        old_model_state = split.gather(state.model_state, axes.model_state, self.axis_name, to="invarying")
 
         def global_loss(params):
-            params = vary(gather(params, axes.params, self.axis_name, to="varying"), self.axis_name)
+            params = vary(split.gather(params, axes.params, self.axis_name, to="varying"), self.axis_name)
             loss, aux = self.method.loss(params, old_model_state, batch, rng_loss, axis_name=self.axis_name)
             # Inside the differentiated function, and the gradient is averaged again below: exact under shard_map, with
             # and without its check, and under pmap. Only one of the two is N times off in one of them.
@@ -112,8 +113,12 @@ class TrainStep:
 
         (loss, (model_state, metrics)), grads = jax.value_and_grad(global_loss, has_aux=True)(state.params)
         embeddings = metrics.pop("embeddings")
-        # Of a split parameter it is summed and split already.
-        grads = jax.tree.map(lambda g, axis: average_unequal(g, self.axis_name) if axis < 0 else g, grads, axes.params)
+
+        def average(gradient, axis):
+            # Of a split parameter it is summed and split already.
+            return average_unequal(gradient, self.axis_name) if axis == split.WHOLE else gradient
+
+        grads = jax.tree.map(average, grads, axes.params)
         grad_norm = global_norm(grads, self.axis_name)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         # `finite` makes the branch wait for the gradients. XLA's CPU backend (JAX 0.10.2) lets its collectives run
@@ -125,7 +130,7 @@ class TrainStep:
         )
         metrics = average_unequal(metrics, self.axis_name) | {"grad_norm": grad_norm}
         metrics |= {name: jnp.where(finite, value, jnp.nan) for name, value in measured.items()}
-        return grads, {"model_state": model_state, "metrics": metrics, "finite": finite}
+        return grads, {"model_state": split.values(model_state), "metrics": metrics, "finite": finite}
 
     def apply(
         self, state: TrainState, grads: Any, found: Mapping[str, Any]
@@ -150,19 +155,6 @@ class TrainStep:
         )
         counts = {"skipped_steps": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
         return state, found["metrics"] | counts
-
-
-def gather(tree: Any, axes: Any, axis_name: str, to: str) -> Any:
-    """The leaves, of which each device has a part along an axis, or all (a negative one), whole on every device.
-
-    to: "invarying" for leaves that are known to be the same everywhere, "varying" for each device's own, whose gradient
-    is summed over the devices and split again.
-    """
-
-    def one(x, axis):
-        return x if axis < 0 else lax.all_gather(x, axis_name, axis=axis, tiled=True, to=to)
-
-    return jax.tree.map(one, tree, axes)
 
 
 def varies(x: Any, axis_name: str) -> bool:

@@ -1,11 +1,13 @@
 """A state of which each device keeps a part: the same run as with the whole on each."""
 
+import collections
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from ssl_jax import build, checkpoint, parallel, plan, train, weights
 from ssl_jax.data import pipeline
@@ -112,6 +114,31 @@ def test_the_longest_axis_that_divides_is_split_and_small_leaves_are_not():
     shapes = [(3, 3, 16, 64), (1024,), (100,), (6, 1000), (7, 1001), ()]
     axes = parallel.split_axes([jnp.zeros(shape) for shape in shapes], 8)
     assert axes == [3, 0, parallel.WHOLE, 1, parallel.WHOLE, parallel.WHOLE]
+
+
+def equations(jaxpr):
+    """Of a jaxpr and all within it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_transformers_blocks_are_gathered_where_they_are_used_and_with_remat_again_in_the_backward_pass(remat):
+    config = load("mae").unlock()
+    config.model.update(depth=4, remat=remat)
+    training = build.training(config, build.facts(config, 60_000, 10))
+    step = parallel.map_step(training.step, parallel.make_mesh(), shard_state=True)
+    state, batch = jax.eval_shape(training.create_state), plan.batch_shapes(config, training, 60_000)
+    gathered = collections.Counter(
+        equation.outvars[0].aval.shape
+        for equation in equations(jax.make_jaxpr(step)(state, batch).jaxpr)
+        if equation.primitive.name == "all_gather"
+    )
+    dim = config.model.dim
+    assert gathered[dim, 3 * dim] == (8 if remat else 4)  # qkv of each block
+    assert gathered[4, 4, 1, dim] == 1  # the patches' embedding is whole from the beginning
 
 
 def test_a_state_saved_by_eight_goes_on_on_four_and_on_one(tmp_path):

@@ -58,6 +58,13 @@ class Mask:
             )
         return size[0] // side, size[1] // side
 
+    def most(self, size: tuple[int, int]) -> int:
+        """The most patches of an image of `size` pixels that it masks."""
+        height, width = self.grid(size)
+        return int(np.round(np.float32(height * width) * np.float32(self.ratio[1]))) * (
+            self.unit**2 if self.kind == "random" else 1
+        )
+
 
 def random_mask(key: Key[Array, ""], size: tuple[int, int], mask: Mask) -> Bool[Array, " patches"]:
     """The mask of one image of `size` (height, width) pixels, True where it is masked, row by row."""

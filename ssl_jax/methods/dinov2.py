@@ -23,6 +23,9 @@ class DINOv2:
     large crops, and all masked patches of the global batch, out equally among the prototypes. KoLeo is taken of the
     student's class tokens before the head, of each large crop by itself. The prototypes have a trainable gain.
 
+    `most_masked`: of a view's patches at most so many are masked, and no more of them pass the patches' head; 0: all
+    pass.
+
     `koleo_images`: a class token's nearest neighbor is sought among this many images, which are one device's; 0: among
     those of the global batch. The authors': among those of the device, 32 or 64.
 
@@ -40,6 +43,7 @@ class DINOv2:
     patch_prototypes: int = 65_536  # of the patches' own head, as the next
     patch_bottleneck: int = 256
     patch_weight: float = 1.0
+    most_masked: int = 0
     koleo_weight: float = 0.1
     koleo_images: int = 0
     centering: str = "mean"
@@ -59,7 +63,7 @@ class DINOv2:
         _tokens.check_vit(self)
         _dino.check(self)
         _common.check_positive(self, "patch_weight", "patch_prototypes")
-        for name in ("koleo_weight", "koleo_images"):
+        for name in ("most_masked", "koleo_weight", "koleo_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.koleo_images == 1 or (self.koleo_images and self.run.batch_size % self.koleo_images):
@@ -112,6 +116,12 @@ class DINOv2:
             return heads[name].apply({"params": params[name]}, x)
 
         masks, state = jnp.stack(batch["masks"]), {**state, "centers": dict(state["centers"])}
+        if self.most_masked:
+            first = jnp.argsort(~masks, axis=-1, stable=True)[..., : self.most_masked]
+            masks = jnp.take_along_axis(masks, first, axis=-1)
+            tokens, teacher_tokens = (
+                jnp.take_along_axis(x, first[..., None], axis=-2) for x in (tokens, teacher_tokens)
+            )
         counts = jnp.ones(teacher_h.shape[:-1])
         targets = self._targets("class", scores("head", teacher, teacher_h), state, counts, axis_name)
         patch_targets = self._targets("patch", scores(patch_head, teacher, teacher_tokens), state, masks, axis_name)

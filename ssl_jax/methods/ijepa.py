@@ -63,7 +63,7 @@ class Predictor(nn.Module):
 
         x, seen = join(x, y), join(context.valid, targets.valid)[:, None]
         for i in range(self.depth):
-            block = Block(self.heads, 4 * self.dim, layer_scale=0.0, drop_path=0.0, dtype=dtype, name=f"blocks_{i}")
+            block = Block(self.heads, 4 * self.dim, layer_scale=0.0, dtype=dtype, name=f"blocks_{i}")
             x = block(x, attend=seen)
         x = layer_norm(jnp.float32, "norm")(x[:, -room:])
         return dense(self.outputs, jnp.float32, "proj")(x).reshape(batch, blocks, room, self.outputs)

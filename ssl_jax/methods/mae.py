@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         patches = jnp.take_along_axis(jnp.concatenate([x[:, 1:], hidden], axis=1), source[..., None], axis=1)
         x = jnp.concatenate([x[:, :1], patches + sincos_positions(self.grid, self.dim)], axis=1)
         for i in range(self.depth):
-            block = Block(self.heads, 4 * self.dim, layer_scale=0.0, drop_path=0.0, dtype=x.dtype, name=f"blocks_{i}")
+            block = Block(self.heads, 4 * self.dim, layer_scale=0.0, dtype=x.dtype, name=f"blocks_{i}")
             x = block(x)
         x = layer_norm(jnp.float32, "norm")(x)
         return nn.Dense(self.pixels, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x[:, 1:])

@@ -15,6 +15,7 @@ from ssl_jax.models._options import DTYPES, check_choice
 from ssl_jax.models.conv import Conv
 from ssl_jax.models.heads import torch_init
 from ssl_jax.models.positions import RelativePositions, patch_grid, resize_positions, sincos_positions
+from ssl_jax.split import is_part, whole
 
 POOLS = ("cls", "mean", "norm_mean")
 POSITIONS = ("learned", "sincos", "relative")
@@ -42,6 +43,8 @@ class ViT(nn.Module):
     drop_path: probability of leaving out the last block's branches for an image, in training; it grows linearly from 0
       at the first. Above 0, training takes a key: apply(..., rngs={"dropout": key}).
     remat: each block's activations are computed again in the backward pass instead of kept.
+    scan: in training the blocks are one loop, so that a deep model compiles in the time of a block. Give remat with it:
+      a loop keeps all that its backward pass needs.
     microbatch: above 0, in training the blocks take so many images at a time, forward and again backward, so that no
       more images' activations are in memory: gradient accumulation, with the same result for every loss, as it is only
       the blocks that do not see the whole batch.
@@ -63,6 +66,7 @@ class ViT(nn.Module):
     layer_scale: float = 0.0
     drop_path: float = 0.0
     remat: bool = False
+    scan: bool = False
     microbatch: int = 0
     dtype: str = "float32"
 
@@ -135,13 +139,16 @@ class ViT(nn.Module):
             if grid != self.learned_grid:
                 raise ValueError(f"relative positions are of {self.learned_grid} patches, got an image of {grid}")
             bias = RelativePositions(self.heads, grid, self.class_token, name="rel_pos_bias")()
-        keys = None
-        if train and self.drop_path > 0.0:
-            # One for each row of the global batch, so that the number of devices changes nothing.
-            first = 0 if axis_name is None else lax.axis_index(axis_name) * len(x)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), first + jnp.arange(len(x)))
-        run = self.run_in_turn if train and self.microbatch else self.run_blocks
-        outputs = run(x, keys, attend, bias, max(last_blocks, 1))
+        scales = self.branch_scales(len(x), axis_name) if train and self.drop_path > 0.0 else None
+        train = train and not self.is_initializing()  # there are no parameters yet to be stacked
+        run = (
+            self.run_in_turn
+            if train and self.microbatch
+            else self.scan_blocks
+            if train and self.scan
+            else self.run_blocks
+        )
+        outputs = run(x, scales, attend, bias, max(last_blocks, 1))
         x = outputs[-1]
         if last_blocks:
             return jnp.stack(outputs, axis=1).astype(jnp.float32)
@@ -155,36 +162,66 @@ class ViT(nn.Module):
         x = layer_norm(jnp.float32, "norm")(x)
         return x if tokens else jnp.mean(x[:, self.num_prefix :], axis=1)
 
-    def run_blocks(self, x, keys, attend, bias, count):
+    def branch_scales(self, batch: int, axis_name: str | None) -> Float[Array, "batch depth 2"]:
+        """Of stochastic depth (arXiv:1603.09382): what each image's branches of each block are multiplied by, 0 with
+        that block's probability, else so much that the mean is 1."""
+        # One key for each row of the global batch, so that the number of devices changes nothing.
+        first = 0 if axis_name is None else lax.axis_index(axis_name) * batch
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), first + jnp.arange(batch))
+        keep = 1.0 - self.drop_path * jnp.arange(self.depth) / max(self.depth - 1, 1)
+
+        def draw(key, number):
+            return jax.vmap(lambda key: jax.random.bernoulli(key, keep[number]))(
+                jax.random.split(jax.random.fold_in(key, number))
+            )
+
+        kept = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, jnp.arange(self.depth))
+        return jnp.where(kept, 1.0 / keep[:, None], 0.0)
+
+    def block_options(self, dtype: Any) -> dict[str, Any]:
+        width = round(self.mlp_ratio * self.dim)
+        return dict(heads=self.heads, mlp_width=width, mlp=self.mlp, layer_scale=self.layer_scale, dtype=dtype)
+
+    def run_blocks(self, x, scales, attend, bias, count):
         """What the last `count` blocks give."""
         block = nn.remat(Block) if self.remat else Block
         outputs = []
         for i in range(self.depth):
-            x = block(
-                self.heads,
-                round(self.mlp_ratio * self.dim),
-                mlp=self.mlp,
-                layer_scale=self.layer_scale,
-                drop_path=self.drop_path * i / max(self.depth - 1, 1),
-                dtype=x.dtype,
-                name=f"blocks_{i}",
-            )(x, None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i), attend, bias)
+            of_block = None if scales is None else scales[:, i]
+            x = block(**self.block_options(x.dtype), name=f"blocks_{i}")(x, of_block, attend, bias)
             outputs.append(x)
         return tuple(outputs[-count:])
 
-    def run_in_turn(self, x, keys, attend, bias, count):
-        """`run_blocks` on `microbatch` images after the other."""
+    def scan_blocks(self, x, scales, attend, bias, count):
+        """`run_blocks` as one loop over the blocks' parameters, stacked."""
+        of_blocks = [self.variables["params"][f"blocks_{i}"] for i in range(self.depth)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_blocks)
+        block = Block(**self.block_options(x.dtype), parent=None)
+
+        def step(x, of_block):
+            params, scale = of_block
+            x = block.apply({"params": params}, x, scale, attend, bias)
+            return x, x if count > 1 else None
+
+        by_block = None if scales is None else scales.swapaxes(0, 1)
+        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+        last, outputs = lax.scan(step, x, (stacked, by_block))
+        return (last,) if count == 1 else tuple(outputs[-count:])
+
+    def run_in_turn(self, x, scales, attend, bias, count):
+        """The blocks on `microbatch` images after the other."""
         batch, size = len(x), self.microbatch
         if batch % size:
             raise ValueError(f"{batch} images a device do not divide into microbatches of {size}; use a divisor of it")
         shared = attend is None or len(attend) == 1  # by all images
 
         def step(self, _, chunk):
-            x, keys, own = chunk
-            return None, self.run_blocks(x, keys, attend if shared else own, bias, count)
+            x, scales, own = chunk
+            run = self.scan_blocks if self.scan else self.run_blocks
+            return None, run(x, scales, attend if shared else own, bias, count)
 
         chunks = jax.tree.map(
-            lambda a: a.reshape(batch // size, size, *a.shape[1:]), (x, keys, None if shared else attend)
+            lambda a: a.reshape(batch // size, size, *a.shape[1:]), (x, scales, None if shared else attend)
         )
         scan = nn.scan(nn.remat(step, prevent_cse=False), variable_broadcast="params", split_rngs={"params": False})
         _, outputs = scan(self, None, chunks)
@@ -237,36 +274,36 @@ class PatchEmbed(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim].
 
-    keys: [batch] random keys, in training with drop_path; else None.
+    scales: [batch, 2], what the two branches are multiplied by, in training with drop_path; else None.
     attend: as `ViT` has it. bias: added to attention's logits, broadcast to [batch, heads, tokens, tokens].
+    Of parameters of which each device has a part (see `split`) it gathers the rest.
     """
 
     heads: int
     mlp_width: int
     layer_scale: float
-    drop_path: float
     dtype: Any
     mlp: str = "gelu"
 
     @nn.compact
-    def __call__(self, x, keys=None, attend=None, bias=None):
-        first, second = (None, None) if keys is None else jax.vmap(jax.random.split, out_axes=1)(keys)
+    def __call__(self, x, scales=None, attend=None, bias=None):
+        if any(map(is_part, jax.tree.leaves(self.variables, is_leaf=is_part))):
+            return nn.map_variables(Block.branches, "params", whole)(self, x, scales, attend, bias)
+        return self.branches(x, scales, attend, bias)
+
+    def branches(self, x, scales, attend, bias):
+        first, second = (None, None) if scales is None else scales[:, :, None, None].swapaxes(0, 1)
         y = layer_norm(self.dtype, "norm1")(x)
         y = Attention(self.heads, self.dtype, name="attn")(y, attend, bias)
-        x = x + self.drop(self.scale(y, "ls1"), first)
+        x = x + self.scale(y, "ls1", first)
         y = layer_norm(self.dtype, "norm2")(x)
         y = FeedForward(self.mlp_width, self.dtype, self.mlp, name="mlp")(y)
-        return x + self.drop(self.scale(y, "ls2"), second)
+        return x + self.scale(y, "ls2", second)
 
-    def scale(self, y, name):
-        return y if self.layer_scale == 0.0 else LayerScale(self.layer_scale, name=name)(y)
-
-    def drop(self, y, keys):
-        """Stochastic depth (arXiv:1603.09382): each image's `y` 0 with probability drop_path, else scaled up for it."""
-        if keys is None or self.drop_path == 0.0:
-            return y
-        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.drop_path))(keys)
-        return jnp.where(keep[:, None, None], y / (1.0 - self.drop_path), 0.0).astype(y.dtype)
+    def scale(self, y, name, drop_path):
+        if self.layer_scale != 0.0:
+            y = LayerScale(self.layer_scale, name=name)(y)
+        return y if drop_path is None else (y * drop_path).astype(y.dtype)
 
 
 class LayerScale(nn.Module):

@@ -20,6 +20,13 @@ def test_exactly_the_share_of_patches_is_masked(kind, ratio):
     np.testing.assert_array_equal(masks.sum(axis=1), round(140 * ratio))
 
 
+@pytest.mark.parametrize("options", [dict(kind="block"), dict(unit=2), {}])
+def test_no_more_patches_are_masked_than_is_said(options):
+    mask = Mask(4, ratio=(0.1, 0.37), **options)
+    counts = np.asarray(random_masks(jax.random.split(jax.random.key(0), 300), (56, 40), mask)).sum(axis=1)
+    assert 0.9 * mask.most((56, 40)) < counts.max() <= mask.most((56, 40)) < 60
+
+
 def test_random_masks_are_uniform_over_patches():
     np.testing.assert_allclose(draw(4000).mean(axis=0), 0.4, atol=0.04)
 

@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import models
+from ssl_jax import build, models
+from ssl_jax.config import ConfigError
 from ssl_jax.methods import METHODS, Run
+from tests.methods.test_every_method import load
 
 RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
 
@@ -68,9 +70,12 @@ def koleo(h):
 
 @pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
 @pytest.mark.parametrize("heads", [{}, UNTIED])
-def test_loss_is_of_classes_of_masked_patches_and_of_the_spread(centering, heads):
-    method = make(centering=centering, **heads)
+@pytest.mark.parametrize("of_masked", [False, True])
+def test_loss_is_of_classes_of_masked_patches_and_of_the_spread(centering, heads, of_masked):
     batch = draw_batch()
+    most = max(int(mask.sum(axis=1).max()) for mask in batch["masks"])
+    assert 4 < most < 16
+    method = make(centering=centering, most_masked=most if of_masked else 0, **heads)
     params, state = after_some_steps(method)
     loss, (new, metrics) = method.loss(params, state, batch, jax.random.key(6))
     patch_head = "patch_head" if heads else "head"
@@ -106,6 +111,14 @@ def test_loss_is_of_classes_of_masked_patches_and_of_the_spread(centering, heads
     spread = sum(koleo(np.asarray(s[:, 0], np.float64)) for s in student[:2])
     np.testing.assert_allclose(metrics["koleo"], spread, rtol=1e-3)
     np.testing.assert_allclose(loss, class_loss + patch_loss + 0.1 * spread, rtol=1e-4)
+
+
+def test_masks_of_more_patches_than_pass_the_head_are_refused_when_they_are_built():
+    config = load("dinov2")  # 28 x 28 pixels in patches of 7, up to half of them masked
+    config.method = {**config.method, "most_masked": 7}
+    method = build.method(config, RUN)
+    with pytest.raises(ConfigError, match=r"up to 8 patches of global1, more than config.method.most_masked=7; use"):
+        build.masks(config, method)
 
 
 def test_koleo_in_groups_is_that_of_each():

@@ -149,9 +149,18 @@ def test_relative_positions_of_left_out_patches_and_of_another_size_are_refused(
         jax.eval_shape(lambda: module.init(jax.random.key(0), IMAGES[:, :6]))
 
 
-@pytest.mark.parametrize("options", [dict(remat=True), dict(microbatch=16), dict(remat=True, microbatch=32)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(remat=True),
+        dict(microbatch=16),
+        dict(remat=True, microbatch=32),
+        dict(scan=True),
+        dict(scan=True, remat=True, microbatch=16),
+    ],
+)
 @pytest.mark.parametrize("attend", [None, "shared", "own"])
-def test_recomputed_and_in_turn_the_blocks_are_the_same(options, attend):
+def test_recomputed_in_turn_and_as_a_loop_the_blocks_are_the_same(options, attend):
     images = IMAGES[:, :4]  # four patches and the class token
     if attend:
         shape = (1 if attend == "shared" else len(images), 5, 5)
@@ -172,6 +181,24 @@ def test_recomputed_and_in_turn_the_blocks_are_the_same(options, attend):
     got_value, got_gradient = value_and_gradient(small(drop_path=0.5, **options))
     np.testing.assert_allclose(got_value, value, rtol=1e-5)
     jax.tree.map(lambda got, expected: np.testing.assert_allclose(got, expected, atol=1e-5), got_gradient, gradient)
+
+
+def test_a_loop_gives_the_last_blocks_too():
+    variables = jax.jit(small(depth=3).init)(jax.random.key(0), IMAGES)
+    expected, found = (
+        small(depth=3, scan=scan).apply(variables, IMAGES, True, last_blocks=2) for scan in (False, True)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_of_a_loop_the_program_does_not_grow_with_the_depth():
+    def length(depth, **options):
+        module = small(depth=depth, remat=True, **options)
+        variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
+        gradient = jax.jit(jax.grad(lambda variables: jnp.sum(module.apply(variables, IMAGES, train=True))))
+        return gradient.lower(variables).as_text().count("dot_general")
+
+    assert length(8, scan=True) == length(2, scan=True) < length(8) / 3
 
 
 def test_microbatches_hold_the_activations_of_few_images():

@@ -1,0 +1,59 @@
+"""Parameters of which each device has a part, on their way to where they are used."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+from jax import lax
+
+WHOLE = -1  # in place of the axis that a leaf is split along: it is on every device
+
+
+class Part(flax.struct.PyTreeNode):
+    """This device's part of a parameter, in the parameter's place in a tree: its module makes it whole."""
+
+    value: Any
+    axis: int = flax.struct.field(pytree_node=False)
+    axis_name: str = flax.struct.field(pytree_node=False)
+
+    def whole(self, to: str = "varying") -> Any:
+        return lax.all_gather(self.value, self.axis_name, axis=self.axis, tiled=True, to=to)
+
+
+def is_part(x: Any) -> bool:
+    return isinstance(x, Part)
+
+
+def whole(tree: Any) -> Any:
+    """The tree with its parts gathered from all devices; their gradients are summed over them and split again."""
+    return jax.tree.map(lambda x: x.whole() if is_part(x) else x, tree, is_leaf=is_part)
+
+
+def values(tree: Any) -> Any:
+    """The tree with what this device has of its parts."""
+    return jax.tree.map(lambda x: x.value if is_part(x) else x, tree, is_leaf=is_part)
+
+
+def gathered_late(path: Sequence[Any]) -> bool:
+    """Whether a leaf of a state is gathered by its module: those of transformers' blocks are, one block after the
+    other and, with remat, again in the backward pass. All others are whole when a method gets them."""
+    return any(re.fullmatch(r"blocks_\d+", getattr(entry, "key", "")) for entry in path)
+
+
+def gather(tree: Any, axes: Any, axis_name: str, to: str) -> Any:
+    """The leaves, of which each device has a part along an axis, or all (WHOLE), whole on every device, or a `Part`
+    where they are gathered late.
+
+    to: "invarying" for leaves that are known to be the same everywhere, "varying" for each device's own, whose gradient
+    is summed over the devices and split again.
+    """
+
+    def one(path, x, axis):
+        if axis == WHOLE:
+            return x
+        part = Part(x, axis, axis_name)
+        return part if gathered_late(path) else part.whole(to)
+
+    return jax.tree_util.tree_map_with_path(one, tree, axes)
