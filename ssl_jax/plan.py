@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import build, parallel, run
 from ssl_jax import config as configs
-from ssl_jax.planning import hlo
+from ssl_jax.planning import hlo, program
 from ssl_jax.planning.chips import Slice, parse_slice
 from ssl_jax.planning.remedies import WHY, at_same_batch, remedies, spelled
 from ssl_jax.planning.roofline import ASSUMPTIONS, roofline
@@ -90,10 +90,11 @@ def plan(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
         return result
     result["compile_seconds"] = time.perf_counter() - begun
     module = hlo.parse(compiled.as_text())
-    memory |= program_memory(compiled.memory_analysis(), hlo.activation_bytes(module))
+    memory |= program_memory(compiled.memory_analysis(), program.activation_bytes(module))
     result["fits"] = None if memory["limit"] is None else memory["needed"] <= memory["limit"]
-    result |= {"flops": compiled.cost_analysis()["flops"], "memory_traffic": hlo.traffic_bytes(module)}
-    moved = hlo.collectives(module)
+    flops = compiled.cost_analysis()["flops"] + program.repeated_flops(module)
+    result |= {"flops": flops, "memory_traffic": program.traffic_bytes(module)}
+    moved = program.collectives(module)
     result["collectives"] = group_collectives(moved)
     if place:
         result["estimate"] = estimate(place, facts.steps, result, moved)
@@ -204,7 +205,7 @@ def temporaries_needed(error: str) -> tuple[int, int] | None:
     return int(float(found[1]) * UNITS[found[2]]), int(float(found[3]) * UNITS[found[4]])
 
 
-def group_collectives(moved: Iterable[hlo.Collective]) -> list[dict[str, Any]]:
+def group_collectives(moved: Iterable[program.Collective]) -> list[dict[str, Any]]:
     """One entry for each kind and line of our code, with the caller of that line, those that move most first."""
     groups = collections.defaultdict(lambda: {"calls": 0, "bytes": 0, "sent": 0.0})
     for one in moved:
@@ -220,7 +221,9 @@ def group_collectives(moved: Iterable[hlo.Collective]) -> list[dict[str, Any]]:
     return sorted(entries, key=lambda entry: -entry["sent"])
 
 
-def estimate(place: Slice, steps: int, result: Mapping[str, Any], moved: Iterable[hlo.Collective]) -> dict[str, Any]:
+def estimate(
+    place: Slice, steps: int, result: Mapping[str, Any], moved: Iterable[program.Collective]
+) -> dict[str, Any]:
     limits = roofline(place, flops=result["flops"], memory_bytes=result["memory_traffic"], collectives=moved)
     bounds = {"fastest": limits.fastest, "slowest": limits.slowest}
     return {

@@ -12,7 +12,7 @@ from jax import lax
 
 from ssl_jax import build, parallel, plan, step
 from ssl_jax import config as configs
-from ssl_jax.planning import hlo
+from ssl_jax.planning import hlo, program
 
 ROOT = Path(__file__).parents[1]
 BATCH, IMAGES = 64, 60_000
@@ -81,7 +81,7 @@ def audit(moved, facts, declared, image_sizes):
         "reduce-scatter": declared.scattered(facts),
     }
     found = []
-    for kind in hlo.COLLECTIVES:
+    for kind in program.COLLECTIVES:
         sent = sum(c.times * c.bytes for c in moved if c.kind == kind and not c.conditional)
         if sent > allowed.get(kind, 0):
             lines = [f"{c.bytes} {c.stack[:2]}" for c in moved if c.kind == kind and not c.conditional]
@@ -106,7 +106,7 @@ def compile_method(name):
         plan.tree_bytes(state.model_state.get("batch_stats", {})),
         plan.tree_bytes(state.model_state.get("teacher", {}).get("batch_stats", {})),
     )
-    return hlo.collectives(hlo.parse(compiled.as_text())), facts, {a.size for a in training.augmentations}
+    return program.collectives(hlo.parse(compiled.as_text())), facts, {a.size for a in training.augmentations}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def toy_step(step_of, toy):
     batch = {"image": jax.ShapeDtypeStruct((BATCH, 6, 5, 1), jnp.uint8)}
     compiled = parallel.compile_step(one_step, parallel.make_mesh(), state, batch)
     facts = Facts(None, plan.tree_bytes(state.params), 0, 0)
-    return audit(hlo.collectives(hlo.parse(compiled.as_text())), facts, Declared(), {(6, 5)})
+    return audit(program.collectives(hlo.parse(compiled.as_text())), facts, Declared(), {(6, 5)})
 
 
 class Twice(step.TrainStep):

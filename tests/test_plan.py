@@ -13,7 +13,7 @@ from ssl_jax import build, plan
 from ssl_jax import config as configs
 from ssl_jax.data import pipeline
 from ssl_jax.data.sources import Source
-from ssl_jax.planning import chips, hlo
+from ssl_jax.planning import chips, hlo, program
 from ssl_jax.planning.remedies import remedies, spelled
 
 ROOT = Path(__file__).parents[1]
@@ -151,9 +151,9 @@ def test_advice_for_what_does_not_fit():
 
 def test_collectives_are_summed_by_kind_and_line():
     shape = (hlo.ArrayShape("f32", (1000,)),)
-    one = hlo.Collective("all-gather", shape, 4, 3, False, "jit/x", ("a.py:1 f", "b.py:2 g", "c.py:3 h"))
-    rare = hlo.Collective("all-gather", shape, 4, 1, True, "jit/x", ("a.py:1 f", "b.py:2 g"))
-    nameless = hlo.Collective("all-reduce", shape, 4, 1, False, "", ())
+    one = program.Collective("all-gather", shape, 4, 3, False, "jit/x", ("a.py:1 f", "b.py:2 g", "c.py:3 h"))
+    rare = program.Collective("all-gather", shape, 4, 1, True, "jit/x", ("a.py:1 f", "b.py:2 g"))
+    nameless = program.Collective("all-reduce", shape, 4, 1, False, "", ())
     assert plan.group_collectives([one, nameless, rare, one]) == [
         {"kind": "all-gather", "line": "a.py:1 f < b.py:2 g", "each_step": True, "calls": 6, "bytes": 24000,
          "sent": 18000.0},

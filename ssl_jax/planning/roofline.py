@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from ssl_jax.planning.chips import Slice
-from ssl_jax.planning.hlo import Collective
+from ssl_jax.planning.program import Collective
 
 # Of one hop from chip to chip: "How to Scale Your Model" (jax-ml.github.io/scaling-book), sharding, "about 1 us".
 HOP_SECONDS = 1e-6
@@ -12,7 +12,8 @@ HOP_SECONDS = 1e-6
 ASSUMPTIONS = (
     "arithmetic and memory at the chip's peak rates, overlapping; measured steps take longer, often twice as long",
     "all products count as bfloat16; those asked for in float32 with precision 'highest' take six times as long",
-    "FLOPs are the compiler's, in which loops count once, and what is done on logged steps only as if on each",
+    "FLOPs are the compiler's, with what is done on logged steps only as if on each; of the rounds of loops after the "
+    "first products alone",
     "memory traffic is that of the compiled instructions, whose operands count whole though some read only a part",
     "collectives at the links' full rate over all axes of the slice, 1 us a hop; fastest: all hidden behind the "
     "arithmetic, slowest: none",

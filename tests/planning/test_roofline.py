@@ -1,7 +1,8 @@
 import pytest
 
 from ssl_jax.planning import chips
-from ssl_jax.planning.hlo import ArrayShape, Collective
+from ssl_jax.planning.hlo import ArrayShape
+from ssl_jax.planning.program import Collective
 from ssl_jax.planning.roofline import HOP_SECONDS, roofline
 
 

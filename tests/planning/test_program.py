@@ -1,0 +1,166 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from ssl_jax.planning import hlo, program
+from tests.planning.test_hlo import TEXT
+
+
+def test_every_collective_is_found_with_what_it_moves_and_how_often():
+    found = [
+        (c.kind, c.bytes, c.group, c.times, c.conditional, c.sent_bytes) for c in program.collectives(hlo.parse(TEXT))
+    ]
+    assert found == [
+        ("all-reduce", 32, 2, 3, False, 32.0),  # in the loop: 2 * 1/2 of 8 float32
+        ("all-reduce", 36, 4, 1, False, 54.0),  # merged, over all of the module's devices: 2 * 3/4 of 4 + 5 float32
+        ("all-gather", 48, 4, 1, False, 36.0),  # the result of the pair that start has
+        ("collective-permute", 6, 4, 1, False, 6.0),
+        ("reduce-scatter", 64, 4, 1, False, 48.0),  # asynchronous: begun once, though named twice
+        ("all-gather", 48, 4, 1, True, 36.0),  # in a branch
+    ]
+
+
+def test_activations_are_what_the_forward_pass_leaves_for_the_backward_one():
+    forward, backward = 'metadata={op_name="jit(f)/jvp(N)/x"}', 'metadata={op_name="jit(f)/transpose(jvp(N))/x"}'
+    text = f"""HloModule f, is_scheduled=true
+ENTRY %main (a: f32[100]) -> f32[100] {{
+  %a = f32[100]{{0}} parameter(0), {forward}
+  %kept = f32[10]{{0}} fusion(%a), kind=kLoop, calls=%x, {forward}
+  %two = (f32[20]{{0}}, f32[40]{{0}}) fusion(%kept), kind=kLoop, calls=%x, {forward}
+  %second = f32[40]{{0}} get-tuple-element(%two), index=1
+  %renamed = f32[40]{{0}} bitcast(%second)
+  %on_chip = f32[80]{{0:S(1)}} fusion(%a), kind=kLoop, calls=%x, {forward}
+  %out = (f32[7]{{0}}, f32[7]{{0:S(1)}}, u32[]{{:S(2)}}) copy-start(%away), cross_program_prefetch_index=0
+  %away = f32[7]{{0:S(1)}} fusion(%a), kind=kLoop, calls=%x, {forward}
+  %out_done = f32[7]{{0}} copy-done(%out)
+  %in = ((f32[7]{{0}}), f32[3]{{0:S(1)}}, s32[]{{:S(2)}}) slice-start(%out_done), slice={{[0:3]}}
+  %in_done = f32[3]{{0:S(1)}} slice-done(%in)
+  %whole = f32[7]{{0:S(1)}} custom-call(%in_done, %in_done), custom_call_target="ConcatBitcast"
+  %unused = f32[160]{{0}} fusion(%a), kind=kLoop, calls=%x, {forward}
+  %back = f32[320]{{0}} fusion(%kept, %renamed, %on_chip, %a, %whole), kind=kLoop, calls=%x, {backward}
+  ROOT %more = f32[100]{{0}} fusion(%back, %kept), kind=kLoop, calls=%x, {backward}
+}}
+"""
+    # kept, used twice, the second of two, and what is put away from the chip for a while; not the argument, what stays
+    # on the chip, is unused, or is made going back.
+    assert program.activation_bytes(hlo.parse(text)) == 4 * (10 + 40 + 7)
+    assert program.activation_bytes(hlo.parse(TEXT)) == 0
+
+
+def test_a_ring_sends_all_parts_but_one():
+    shapes = (hlo.ArrayShape("f32", (1000,)),)
+    make = lambda kind: program.Collective(kind, shapes, 8, 1, False, "", ())  # noqa: E731
+    np.testing.assert_allclose(make("all-reduce").sent_bytes, 7000)
+    np.testing.assert_allclose(make("reduce-scatter").sent_bytes + make("all-gather").sent_bytes, 7000)
+
+
+def test_traffic_is_what_instructions_read_and_write_in_the_main_memory():
+    text = """HloModule f, is_scheduled=true
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %v = f32[8]{0} get-tuple-element(%p), index=1
+  %r = f32[8]{0} negate(%v)
+  ROOT %t = (s32[], f32[8]{0}) tuple(%v, %r)
+}
+
+ENTRY %main (a: f32[100]) -> f32[100] {
+  %a = f32[100]{0} parameter(0)
+  %near = f32[100]{0:S(1)} fusion(%a), kind=kLoop, calls=%x
+  %copied = (f32[30]{0}, f32[30]{0:S(1)}, u32[]{:S(2)}) copy-start(%near)
+  %done = f32[30]{0} copy-done(%copied)
+  %part = ((f32[100]{0}), f32[20]{0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:20]}
+  %loop = (s32[], f32[8]{0}) while(%a), body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %sum = f32[100]{0} fusion(%a, %near, %done), kind=kLoop, calls=%x
+}
+"""
+    reads_a, copies_out, slices, loops, sums = 100, 30, 20, 3 * (8 + 8), 100 + 30 + 100
+    assert program.traffic_bytes(hlo.parse(text)) == 4 * (reads_a + copies_out + slices + loops + sums)
+
+
+def test_flops_of_loops_are_of_all_their_rounds():
+    def scanned(x, ws):
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0]
+
+    def compiled(rounds):
+        shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(8, 64), (rounds, 64, 64)])
+        return jax.jit(scanned).lower(*shapes).compile()
+
+    module = hlo.parse(compiled(5).as_text())
+    assert program.repeated_flops(module) == 4 * 2 * 8 * 64 * 64
+    once = compiled(5).cost_analysis()["flops"]
+    assert once < 2 * 2 * 8 * 64 * 64  # so that they are not counted twice
+
+
+# As the TPU's compiler prints it: a loop that says by its condition alone how often it goes round, products as
+# convolutions, batched ones as those of a dilated image.
+TPU = """HloModule f, is_scheduled=true
+
+%product (l: bf16[8,40], r: bf16[40,16]) -> f32[8,16] {
+  %l = bf16[8,40]{1,0} parameter(0)
+  %r = bf16[40,16]{1,0} parameter(1)
+  ROOT %c = f32[8,16]{1,0} convolution(%l, %r), dim_labels=bf_io->bf
+}
+
+%body (p: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %p = (s32[], f32[8,16]{1,0}) parameter(0)
+  %f = f32[8,16]{1,0} fusion(%p, %p), kind=kOutput, calls=%product
+  ROOT %t = (s32[], f32[8,16]{1,0}) tuple(%p, %f)
+}
+
+%condition (q: (s32[], f32[8,16])) -> pred[] {
+  %q = (s32[], f32[8,16]{1,0}) parameter(0)
+  %limit = s32[]{:T(128)} constant(5), metadata={op_name="x"}
+  %count = s32[]{:T(128)} get-tuple-element(%q), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%count, %limit), direction=LT
+}
+
+ENTRY %main (a: f32[8,16]) -> (s32[], f32[8,16]) {
+  %a = (s32[], f32[8,16]{1,0}) parameter(0)
+  ROOT %w = (s32[], f32[8,16]{1,0}) while(%a), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loop_says_by_its_condition_how_often_it_goes_round():
+    assert program.repeated_flops(hlo.parse(TPU)) == 4 * 2 * 8 * 40 * 16
+    unknown = TPU.replace("direction=LT", "direction=NE")
+    assert program.repeated_flops(hlo.parse(unknown)) == 0
+
+
+@pytest.mark.parametrize(
+    "left, right, result, how, products",
+    [
+        # Three products [4, 5] x [5, 6], one after the other.
+        (
+            "[3,4,5]",
+            "[3,5,6]",
+            "[3,4,6]",
+            "window={size=3 stride=2 lhs_dilate=3}, dim_labels=0bf_0io->0bf",
+            3 * 4 * 5 * 6,
+        ),
+        # A kernel of 3 at stride 2 over 7 pixels, one of padding on each side: 2 + 3 + 3 + 2 products.
+        ("[2,7,5]", "[3,5,6]", "[2,4,6]", "window={size=3 stride=2 pad=1_1}, dim_labels=b0f_0io->b0f", 10 * 2 * 5 * 6),
+    ],
+)
+def test_products_with_padding_are_not_counted(left, right, result, how, products):
+    body = f"""  %l = bf16{left} parameter(0)
+  %r = bf16{right} parameter(1)
+  ROOT %c = f32{result} convolution(%l, %r), {how}"""
+    text = TPU.replace(TPU[TPU.index("  %l =") : TPU.index("\n}\n\n%body")], body)
+    assert program.repeated_flops(hlo.parse(text)) == 4 * 2 * products
+
+
+def test_what_a_loop_stacks_is_kept_for_the_backward_pass():
+    forward, backward = 'metadata={op_name="jit(f)/jvp(N)/while"}', 'metadata={op_name="jit(f)/transpose(jvp(N))/x"}'
+    text = f"""HloModule f, is_scheduled=true
+ENTRY %main (a: f32[100]) -> f32[100] {{
+  %a = f32[100]{{0}} parameter(0)
+  %loop = (s32[], f32[10]{{0}}, f32[5,10]{{1,0}}) while(%a), condition=%c, body=%b, {forward}
+  %stacked = f32[5,10]{{1,0}} get-tuple-element(%loop), index=2
+  ROOT %back = f32[100]{{0}} fusion(%stacked), kind=kLoop, calls=%x, {backward}
+}}
+"""
+    assert program.activation_bytes(hlo.parse(text)) == 4 * 50
