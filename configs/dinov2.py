@@ -51,7 +51,6 @@ def _imagenet(model: dict[str, Any], batch_size: int, epochs: int, warmup: int, 
         local={**recipes.DINO_LOCAL, "size": (local, local), "crop_area": (0.05, 0.32)},
     )
     config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=4)
-    config.method.most_masked = (224 // model.get("patch_size", 16)) ** 2 // 2
     config.optimizer = dict(
         name="adamw",
         lr=lr * math.sqrt(batch_size / 1024),  # of this batch; it does not follow --config.batch_size
@@ -68,7 +67,7 @@ def imagenet_vitl16_short() -> ConfigDict:
     """The authors' short run, a day on 32 A100: 81.6 kNN, 82.9 linear."""
     model = dict(model="vit_large_patch16_224", drop_path=0.3)
     config = _imagenet(model, 2048, epochs=100, warmup=10, lr=4e-3, local=96)
-    config.method.decay = 0.992
+    config.method.update(decay=0.992, most_masked=98)  # half of 14 x 14 patches
     config.optimizer.update(layer_decay=0.9, final_weight_decay=0.4)
     return config
 
@@ -83,6 +82,7 @@ def _imagenet_long(model: dict[str, Any]) -> ConfigDict:
         bottleneck=384,
         patch_bottleneck=256,
         decay=0.994,
+        most_masked=128,  # half of 16 x 16 patches
     )
     config.optimizer.final_weight_decay = 0.2
     return config
