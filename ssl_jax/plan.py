@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import build, parallel, run
 from ssl_jax import config as configs
-from ssl_jax.planning import hlo, program
+from ssl_jax.planning import hlo, main_memory, program
 from ssl_jax.planning.chips import Slice, parse_slice
 from ssl_jax.planning.remedies import WHY, at_same_batch, remedies, spelled
 from ssl_jax.planning.roofline import ASSUMPTIONS, roofline
@@ -90,10 +90,10 @@ def plan(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
         return result
     result["compile_seconds"] = time.perf_counter() - begun
     module = hlo.parse(compiled.as_text())
-    memory |= program_memory(compiled.memory_analysis(), program.activation_bytes(module))
+    memory |= program_memory(compiled.memory_analysis(), main_memory.activation_bytes(module))
     result["fits"] = None if memory["limit"] is None else memory["needed"] <= memory["limit"]
     flops = compiled.cost_analysis()["flops"] + program.repeated_flops(module)
-    result |= {"flops": flops, "memory_traffic": program.traffic_bytes(module)}
+    result |= {"flops": flops, "memory_traffic": main_memory.traffic_bytes(module)}
     moved = program.collectives(module)
     result["collectives"] = group_collectives(moved)
     if place:

@@ -206,7 +206,7 @@ DECLARED = {
 def audit(moved, facts, declared, image_sizes):
     """A sentence for each excess; [] where nothing is sent that is not declared."""
     allowed, found = declared.allowed(facts), []
-    for kind in program.COLLECTIVES:
+    for kind in hlo.COLLECTIVES:
         sent = sum(c.times * c.bytes for c in moved if c.kind == kind and not c.conditional)
         if sent > allowed.get(kind, 0):
             lines = [f"{c.bytes} {c.stack[:2]}" for c in moved if c.kind == kind and not c.conditional]

@@ -6,11 +6,15 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePath
 
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(
     r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>.*?) (?P<opcode>[a-z][a-z0-9\-]*)\((?P<rest>.*)$"
 )
 _ARRAY = re.compile(r"\b(?P<type>pred|[a-z]+\d+\w*)\[(?P<dims>[\d,]*)\](?:\{(?P<layout>[^}]*)\})?")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _TABLE_ROW = re.compile(r'^(\d+) (?:"(.*)"|\{(.*)\})$')
 
 
@@ -146,3 +150,30 @@ def _stacks(text: str, package: str) -> dict[int, tuple[str, ...]]:
 
 def _numbers(row: str) -> dict[str, int]:
     return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row)}
+
+
+def called(instruction: Instruction) -> list[str]:
+    """The computations that it runs, each time; not branches."""
+    return _CALLED.findall(instruction.text)
+
+
+def rounds(module: Module, instruction: Instruction) -> int:
+    """Of a loop; 1 of all else, and of one that does not say. JAX's loops count from 0."""
+    if instruction.opcode != "while":
+        return 1
+    if known := _TRIPS.search(instruction.text):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", instruction.text)
+    instructions = {i.name: i for i in module.computations[condition[1]]} if condition else {}
+    if not instructions:
+        return 1
+    *_, last = instructions.values()
+    if last.opcode != "compare" or "direction=LT" not in last.text:
+        return 1
+    limits = [instructions[name] for name in last.operands if instructions[name].opcode == "constant"]
+    return int(limits[0].text.partition(")")[0]) if limits else 1
+
+
+def channel(collective: Instruction) -> str:
+    found = re.search(r"channel_id=(\d+)", collective.text)
+    return found[1] if found else collective.name

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ssl_jax.planning import hlo, program
+from ssl_jax.planning import hlo, main_memory, program
 from tests.planning.test_hlo import TEXT
 
 
@@ -45,8 +45,8 @@ ENTRY %main (a: f32[100]) -> f32[100] {{
 """
     # kept, used twice, the second of two, and what is put away from the chip for a while; not the argument, what stays
     # on the chip, is unused, or is made going back.
-    assert program.activation_bytes(hlo.parse(text)) == 4 * (10 + 40 + 7)
-    assert program.activation_bytes(hlo.parse(TEXT)) == 0
+    assert main_memory.activation_bytes(hlo.parse(text)) == 4 * (10 + 40 + 7)
+    assert main_memory.activation_bytes(hlo.parse(TEXT)) == 0
 
 
 def test_a_ring_sends_all_parts_but_one():
@@ -77,7 +77,7 @@ ENTRY %main (a: f32[100]) -> f32[100] {
 }
 """
     reads_a, copies_out, slices, loops, sums = 100, 30, 20, 3 * (8 + 8), 100 + 30 + 100
-    assert program.traffic_bytes(hlo.parse(text)) == 4 * (reads_a + copies_out + slices + loops + sums)
+    assert main_memory.traffic_bytes(hlo.parse(text)) == 4 * (reads_a + copies_out + slices + loops + sums)
 
 
 def test_flops_of_loops_are_of_all_their_rounds():
@@ -163,4 +163,4 @@ ENTRY %main (a: f32[100]) -> f32[100] {{
   ROOT %back = f32[100]{{0}} fusion(%stacked), kind=kLoop, calls=%x, {backward}
 }}
 """
-    assert program.activation_bytes(hlo.parse(text)) == 4 * 50
+    assert main_memory.activation_bytes(hlo.parse(text)) == 4 * 50

@@ -1,0 +1,163 @@
+"""What a compiled program holds in the main memory for its backward pass, and what it reads and writes there."""
+
+import re
+from collections.abc import Mapping
+
+from ssl_jax.planning import hlo
+
+# Results that are their operand under another name, or brought, whole or in part, into another memory.
+ALIASES = ("get-tuple-element", "bitcast", "copy-start", "copy-done", "slice-start", "slice-done", "opt-barrier")
+# What moves nothing itself.
+STILL = (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "opt-barrier",
+    "while",
+    "conditional",
+    "call",
+)
+SLICES = ("dynamic-slice", "dynamic-update-slice")
+
+
+def activation_bytes(module: hlo.Module) -> int:
+    """What the forward pass leaves in the main memory for the backward one, with padding.
+
+    Also what it makes on the chip and puts away into the main memory until then. Of a step that is not differentiated
+    it is 0. Values that are computed a second time instead are not counted.
+    """
+    instructions = {i.name: i for i in module.computations[module.entry]}
+    kept: dict[tuple[str, int | None], bool] = {}  # a result -> whether it is ever in the main memory
+    for instruction in instructions.values():
+        if _is_backward(instruction) and not _is_alias(instruction):
+            for operand in instruction.operands:
+                made, index, in_main_memory = _origin(instructions, operand)
+                kept[made, index] = kept.get((made, index), False) or in_main_memory
+    total = 0
+    for (name, index), in_main_memory in kept.items():
+        made = instructions.get(name)
+        loop = made is not None and made.opcode == "while"  # of which it keeps what is stacked
+        if in_main_memory and made is not None and _is_forward(made) and (loop or made.opcode not in STILL):
+            shapes = made.shapes if index is None else made.shapes[index : index + 1]
+            total += sum(shape.padded_bytes for shape in shapes)
+    return total
+
+
+def _origin(instructions: Mapping[str, hlo.Instruction], name: str) -> tuple[str, int | None, bool]:
+    """(the instruction that made a value, which of its results it is or None for all, whether the value was in the main
+    memory on its way from there)"""
+    index, in_main_memory = None, False
+    while (made := instructions.get(name)) is not None:
+        if not _is_alias(made):
+            shapes = made.shapes if index is None else made.shapes[index : index + 1]
+            in_main_memory |= any(shape.in_main_memory for shape in shapes)
+            break
+        if made.opcode == "get-tuple-element":
+            found = re.search(r"index=(\d+)", made.text)
+            index = int(found[1]) if found else None
+        counters = made.opcode.endswith("-start")  # the last of its results
+        in_main_memory |= any(shape.in_main_memory for shape in made.shapes[: -1 if counters else None])
+        name = made.operands[0]
+    return name, index, in_main_memory
+
+
+def traffic_bytes(module: hlo.Module) -> int:
+    """What a step reads from the main memory and writes to it, with padding; not in branches.
+
+    Of an operand that an instruction slices, or writes a slice of in its place, it is the slice; all others count as a
+    whole, and once for each instruction that reads them.
+    """
+    return _traffic(module, module.entry)
+
+
+def _traffic(module: hlo.Module, computation: str) -> int:
+    instructions = {i.name: i for i in module.computations[computation]}
+    total, begun = 0, set()
+    for instruction in instructions.values():
+        if instruction.opcode in ("while", "call"):
+            inside = sum(_traffic(module, name) for name in hlo.called(instruction))
+            total += inside * hlo.rounds(module, instruction)
+        if instruction.opcode in STILL or instruction.opcode.endswith("-done"):
+            continue
+        bodies = [module.computations[name] for name in hlo.called(instruction) if name in module.computations]
+        if instruction.opcode == "fusion" and bodies:
+            total += _fusion_bytes(instruction, {i.name: i for i in bodies[0]})
+            # What is gathered beside a TPU's other work is written once, though named in each piece of that work.
+            for piece in bodies[0]:
+                if piece.opcode in hlo.COLLECTIVES and hlo.channel(piece) not in begun:
+                    begun.add(hlo.channel(piece))
+                    total += sum(_main_bytes(shape) for shape in piece.shapes)
+            continue
+        if instruction.opcode == "slice-start":  # operand, slice, a counter
+            source, part = instruction.shapes[:2]
+            total += part.padded_bytes * (source.in_main_memory + part.in_main_memory)
+            continue
+        if instruction.opcode in SLICES:
+            total += 2 * _slice_bytes(instruction, instructions)
+            continue
+        touched = list(instruction.shapes)
+        if not instruction.opcode.endswith("-start"):  # whose results name their operands
+            touched += [s for name in instruction.operands if name in instructions for s in instructions[name].shapes]
+        total += sum(_main_bytes(shape) for shape in touched)
+    return total
+
+
+def _main_bytes(shape: hlo.ArrayShape) -> int:
+    return shape.padded_bytes if shape.in_main_memory else 0
+
+
+def _slice_bytes(instruction: hlo.Instruction, instructions: Mapping[str, hlo.Instruction]) -> int:
+    """Of what is sliced, or of the slice that is written."""
+    updated = instruction.opcode == "dynamic-update-slice" and instructions.get(instruction.operands[1])
+    (shape,) = updated.shapes if updated else instruction.shapes
+    return _main_bytes(shape)
+
+
+def _fusion_bytes(fusion: hlo.Instruction, body: Mapping[str, hlo.Instruction]) -> int:
+    users: dict[str, list[hlo.Instruction]] = {}
+    for inner in body.values():
+        for operand in inner.operands:
+            users.setdefault(operand, []).append(inner)
+
+    def read(value: hlo.Instruction, whole: int) -> int:
+        total = 0
+        for user in users.get(value.name, []):
+            in_place = user.opcode == "dynamic-update-slice" and user.operands[0] == value.name
+            if user.opcode == "bitcast":
+                total += read(user, whole)
+            elif user.opcode in ("dynamic-slice", "slice") and user.operands[0] == value.name:
+                total += user.shapes[0].padded_bytes
+            elif not in_place and user.opcode != "tuple" and user.opcode not in hlo.COLLECTIVES:
+                total += whole
+        return min(total, whole)
+
+    total = 0
+    for inner in body.values():
+        if inner.opcode == "parameter":
+            size = sum(_main_bytes(shape) for shape in inner.shapes)
+            total += read(inner, size) if size else 0
+    *_, root = body.values()
+    made = [body.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
+    for value, shape in zip(made, fusion.shapes, strict=False):
+        while value is not None and value.opcode == "bitcast":
+            value = body.get(value.operands[0])
+        if value is None or not shape.in_main_memory or value.opcode in ("parameter", *hlo.COLLECTIVES):
+            continue
+        updated = value.opcode == "dynamic-update-slice" and body.get(value.operands[1])
+        total += updated.shapes[0].padded_bytes if updated else shape.padded_bytes
+    return total
+
+
+def _is_alias(instruction: hlo.Instruction) -> bool:
+    # On TPUs slices that were brought on the chip one by one are put together by a custom call that does nothing.
+    return instruction.opcode in ALIASES or "ConcatBitcast" in instruction.text
+
+
+def _is_backward(instruction: hlo.Instruction) -> bool:
+    return "transpose(" in instruction.op_name
+
+
+def _is_forward(instruction: hlo.Instruction) -> bool:
+    return "jvp(" in instruction.op_name and not _is_backward(instruction)
