@@ -164,3 +164,60 @@ ENTRY %main (a: f32[100]) -> f32[100] {{
 }}
 """
     assert main_memory.activation_bytes(hlo.parse(text)) == 4 * 50
+
+
+# A TPU begins to gather in one fusion, goes on in others that do something else, too, and ends in a third.
+BESIDE = """HloModule f, is_scheduled=true, num_partitions=4
+
+%begin (p: bf16[2,8]) -> bf16[8,8] {
+  %p = bf16[2,8]{1,0} parameter(0)
+  ROOT %g.1 = bf16[8,8]{1,0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%go_on (q: bf16[2,8], r: f32[100]) -> (f32[100], bf16[8,8]) {
+  %q = bf16[2,8]{1,0} parameter(0)
+  %r = f32[100]{0} parameter(1)
+  %n = f32[100]{0} negate(%r)
+  %g.2 = bf16[8,8]{1,0} all-gather(%q), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %both = (f32[100]{0}, bf16[8,8]{1,0}) tuple(%n, %g.2)
+}
+
+ENTRY %main (a: bf16[2,8], b: f32[100]) -> f32[100] {
+  %a = bf16[2,8]{1,0} parameter(0)
+  %b = f32[100]{0} parameter(1)
+  %start = bf16[8,8]{1,0} fusion(%a), kind=kCustom, calls=%begin
+  %beside = (f32[100]{0}, bf16[8,8]{1,0}) fusion(%a, %b), kind=kLoop, calls=%go_on
+  ROOT %other = bf16[8,8]{1,0} all-gather(%a), channel_id=8, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+"""
+
+
+def test_what_is_gathered_beside_other_work_counts_once():
+    module = hlo.parse(BESIDE)
+    assert [c.bytes for c in program.collectives(module)] == [128, 128]
+    other = 32 + 128  # by itself: read and written
+    assert main_memory.traffic_bytes(module) == 128 + 2 * 400 + other
+
+
+def test_of_what_is_sliced_or_written_in_its_place_the_slice_counts():
+    text = """HloModule f, is_scheduled=true
+
+%write (s: f32[40,100], u: f32[1,100], w: f32[40,6], i: s32[]) -> f32[40,100] {
+  %s = f32[40,100]{1,0} parameter(0)
+  %u = f32[1,100]{1,0} parameter(1)
+  %w = f32[40,6]{1,0} parameter(2)
+  %i = s32[]{:S(2)} parameter(3)
+  %row = f32[1,6]{1,0} dynamic-slice(%w, %i, %i), dynamic_slice_sizes={1,6}
+  %used = f32[1,100]{1,0} add(%u, %row)
+  ROOT %new = f32[40,100]{1,0} dynamic-update-slice(%s, %used, %i, %i)
+}
+
+ENTRY %main (a: f32[40,100]) -> f32[40,100] {
+  %a = f32[40,100]{1,0} parameter(0)
+  %u = f32[1,100]{1,0} parameter(1)
+  %w = f32[40,6]{1,0} parameter(2)
+  %i = s32[]{:S(2)} parameter(3)
+  ROOT %out = f32[40,100]{1,0} fusion(%a, %u, %w, %i), kind=kLoop, calls=%write
+}
+"""
+    assert main_memory.traffic_bytes(hlo.parse(text)) == 4 * (100 + 6 + 100)
