@@ -30,8 +30,9 @@ CHANGES = {
 
 
 class Run:
-    def __init__(self, name, devices, *, shard_state):
-        config = load(name)
+    def __init__(self, name, devices, *, shard_state, **model):
+        config = load(name).unlock()
+        config.model.update(model)
         config.batch_size = 128 if name == "w_mse" else BATCH  # which whitens 128 rows together
         # Not Adam, whose first steps are as long for any gradient and make much of rounding; at a rate so small that no
         # nearest neighbor changes with it.
@@ -73,6 +74,12 @@ def held(state):
     return sum(x.addressable_shards[0].data.nbytes for x in numbers(state))
 
 
+def assert_same(found, expected, mesh):
+    pair = (jax.device_get(parallel.gather_state(numbers(state), mesh)) for state in (found, expected))
+    for a, b in zip(*pair, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(np.abs(b).max(), 1e-2))
+
+
 def each_method():
     return [name if name in QUICK else pytest.param(name, marks=pytest.mark.every_method) for name in METHODS]
 
@@ -86,9 +93,16 @@ def test_every_method_trains_as_with_the_whole_state_on_each_device(name):
     found, said_sharded = sharded.go_on(first, STEPS)
     assert held(found) == size < held(expected) / 6
     np.testing.assert_allclose(said_sharded, said, rtol=1e-5)
-    pair = (jax.device_get(parallel.gather_state(numbers(state), plain.mesh)) for state in (found, expected))
-    for a, b in zip(*pair, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(np.abs(b).max(), 1e-2))
+    assert_same(found, expected, plain.mesh)
+
+
+@pytest.mark.parametrize("model", [dict(remat=True, scan=True), dict(remat=True, scan=True, microbatch=4)])
+def test_a_split_vit_that_saves_memory_trains_as_a_whole_one_that_does_not(model):
+    plain, sharded = Run("mae", 8, shard_state=False), Run("mae", 8, shard_state=True, **model)
+    expected, said = plain.go_on(plain.first(), STEPS)
+    found, said_sharded = sharded.go_on(sharded.first(), STEPS)
+    np.testing.assert_allclose(said_sharded, said, rtol=1e-5)
+    assert_same(found, expected, plain.mesh)
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,10 @@ class ViT(nn.Module):
             x = block.apply({"params": params}, x, scale, attend, bias)
             return x, x if count > 1 else None
 
+        # Within Flax's scan, of microbatches, `x` is not always known to differ between devices, as what comes out is.
+        varying = set().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(stacked)))
+        if missing := varying - jax.typeof(x).manual_axis_type.varying:
+            x = lax.pcast(x, tuple(missing), to="varying")
         by_block = None if scales is None else scales.swapaxes(0, 1)
         step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
         last, outputs = lax.scan(step, x, (stacked, by_block))
