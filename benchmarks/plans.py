@@ -92,11 +92,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v5e:16x16")
     parser.add_argument("--only", nargs="*", default=[], help="methods, or METHOD:SCALE; all if not given")
+    parser.add_argument("--batch_size", type=int, help="in place of the config's")
     parser.add_argument("--search", action="store_true", help="tries changes of those that do not fit until they do")
     arguments = parser.parse_args()
     plans = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in imagenet_configs():
         key, (method, scale) = f"{name} {arguments.topology}", name.split(":")
+        key += f" {arguments.batch_size}" if arguments.batch_size else ""
         if key in plans or (arguments.only and not {method, name} & set(arguments.only)):
             continue
         print(f"{key} ...", flush=True)
@@ -104,6 +106,7 @@ def main():
             path = Path(directory) / "plan.json"
             config = f"--config={ROOT / 'configs' / method}.py:{scale}"
             command = [sys.executable, "-m", "ssl_jax.plan", config, f"--topology={arguments.topology}"]
+            command += [f"--config.batch_size={arguments.batch_size}"] if arguments.batch_size else []
             command += ["--search"] if arguments.search else []
             if subprocess.run([*command, f"--json={path}"], check=False).returncode:
                 print(f"{key}: no plan; see above", flush=True)
