@@ -166,7 +166,7 @@ def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[A
             lambda path, spec: spec if gathered_late(path) else replicated, specs.model_state
         )
         gradients = jax.shard_map(
-            lambda state, batch: step.gradients(state, batch, axes),
+            lambda state, batch: step.gradients(state, batch, axes, in_loops=mesh.devices.flat[0].platform != "cpu"),
             mesh=mesh,
             in_specs=(specs, split),
             out_specs=(specs.params, {"model_state": late, "metrics": replicated, "finite": replicated}),

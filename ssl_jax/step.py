@@ -1,6 +1,7 @@
 """The one train step, as one device of the mapped axis sees it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -91,21 +92,25 @@ class TrainStep:
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         return self.apply(state, *self.gradients(state, batch))
 
-    def gradients(self, state: TrainState, batch: Any, axes: TrainState | None = None) -> tuple[Any, dict[str, Any]]:
+    def gradients(
+        self, state: TrainState, batch: Any, axes: TrainState | None = None, *, in_loops: bool = True
+    ) -> tuple[Any, dict[str, Any]]:
         """(the gradient of the loss of the whole batch, what else `apply` wants to know); the same on every device.
 
         Args:
           axes: the axis along which each leaf of the state is split over the devices, WHOLE where it is not; None:
             none is. Gradients are split as their parameters are; of the new model state what is gathered late still is.
+          in_loops: whether a loop may gather in each round.
         """
         if axes is None:
             axes = jax.tree.map(lambda _: split.WHOLE, state)
         rng_augment, rng_loss = jax.random.split(jax.random.fold_in(state.rng, state.step))
         batch = self.augment(rng_augment, batch)  # uint8 [batch, height, width, channels] -> the method's views
-        old_model_state = split.gather(state.model_state, axes.model_state, self.axis_name, to="invarying")
+        gather = functools.partial(split.gather, axis_name=self.axis_name, in_loops=in_loops)
+        old_model_state = gather(state.model_state, axes.model_state, to="invarying")
 
         def global_loss(params):
-            params = vary(split.gather(params, axes.params, self.axis_name, to="varying"), self.axis_name)
+            params = vary(gather(params, axes.params, to="varying"), self.axis_name)
             loss, aux = self.method.loss(params, old_model_state, batch, rng_loss, axis_name=self.axis_name)
             # Inside the differentiated function, and the gradient is averaged again below: exact under shard_map, with
             # and without its check, and under pmap. Only one of the two is N times off in one of them.

@@ -15,7 +15,7 @@ from ssl_jax.models._options import DTYPES, check_choice
 from ssl_jax.models.conv import Conv
 from ssl_jax.models.heads import torch_init
 from ssl_jax.models.positions import RelativePositions, patch_grid, resize_positions, sincos_positions
-from ssl_jax.split import is_part, whole
+from ssl_jax.split import before_loop, has_parts, whole
 
 POOLS = ("cls", "mean", "norm_mean")
 POSITIONS = ("learned", "sincos", "relative")
@@ -141,14 +141,12 @@ class ViT(nn.Module):
             bias = RelativePositions(self.heads, grid, self.class_token, name="rel_pos_bias")()
         scales = self.branch_scales(len(x), axis_name) if train and self.drop_path > 0.0 else None
         train = train and not self.is_initializing()  # there are no parameters yet to be stacked
-        run = (
-            self.run_in_turn
-            if train and self.microbatch
-            else self.scan_blocks
-            if train and self.scan
-            else self.run_blocks
-        )
-        outputs = run(x, scales, attend, bias, max(last_blocks, 1))
+        run = ViT.run_blocks
+        if train and (self.microbatch or self.scan):
+            run = ViT.run_in_turn if self.microbatch else ViT.scan_blocks
+            if has_parts(self.variables):
+                run = nn.map_variables(run, "params", before_loop)
+        outputs = run(self, x, scales, attend, bias, max(last_blocks, 1))
         x = outputs[-1]
         if last_blocks:
             return jnp.stack(outputs, axis=1).astype(jnp.float32)
@@ -291,7 +289,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, scales=None, attend=None, bias=None):
-        if any(map(is_part, jax.tree.leaves(self.variables, is_leaf=is_part))):
+        if has_parts(self.variables):
             return nn.map_variables(Block.branches, "params", whole)(self, x, scales, attend, bias)
         return self.branches(x, scales, attend, bias)
 
