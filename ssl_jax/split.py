@@ -1,7 +1,7 @@
 """Parameters of which each device has a part, on their way to where they are used."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -35,19 +35,23 @@ def has_parts(tree: Any) -> bool:
     return any(map(is_part, jax.tree.leaves(tree, is_leaf=is_part)))
 
 
+def _map_parts(function: Callable[[Part], Any], tree: Any) -> Any:
+    return jax.tree.map(lambda x: function(x) if is_part(x) else x, tree, is_leaf=is_part)
+
+
 def whole(tree: Any) -> Any:
     """The tree with its parts gathered from all devices; their gradients are summed over them and split again."""
-    return jax.tree.map(lambda x: x.whole() if is_part(x) else x, tree, is_leaf=is_part)
+    return _map_parts(lambda part: part.whole(), tree)
 
 
 def before_loop(tree: Any) -> Any:
     """The tree with those parts gathered that may not be in a loop."""
-    return jax.tree.map(lambda x: x.whole() if is_part(x) and not x.in_loops else x, tree, is_leaf=is_part)
+    return _map_parts(lambda part: part if part.in_loops else part.whole(), tree)
 
 
 def values(tree: Any) -> Any:
     """The tree with what this device has of its parts."""
-    return jax.tree.map(lambda x: x.value if is_part(x) else x, tree, is_leaf=is_part)
+    return _map_parts(lambda part: part.value, tree)
 
 
 def gathered_late(path: Sequence[Any]) -> bool:

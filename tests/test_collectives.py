@@ -52,7 +52,8 @@ class Declared:
     passes, teacher_passes: through BatchNorm, each with its statistics, of the student again in the backward pass;
     several views that pass together are one, of two sizes two. grouped: with those of each of batch_norm_groups, too.
     reduced: by all-reduce, bytes. gathered: by all-gather, of embeddings. scattered: by reduce-scatter, which is the
-    gradient of the gathering where it has one. images: whether it may gather images.
+    gradient of the gathering where it has one. images: whether it may gather images. unused: bytes of parameters that
+    XLA finds to have no gradient, and does not send.
     """
 
     passes: int = 0
@@ -62,6 +63,7 @@ class Declared:
     gathered: Callable[[Facts], int] = lambda facts: 0
     scattered: Callable[[Facts], int] = lambda facts: 0
     images: bool = False
+    unused: int = 0
 
     def allowed(self, facts: Facts) -> dict[str, int]:
         statistics = 2 * self.passes * facts.statistics + self.teacher_passes * facts.teacher_statistics
@@ -104,6 +106,7 @@ DECLARED = {
     "cpc": Declared(
         gathered=lambda f: len(f.method.offsets) * f.method.grid**2 * f.rows(),
         scattered=lambda f: len(f.method.offsets) * f.method.grid**2 * f.rows(),
+        unused=384,
     ),
     "data2vec": Declared(),
     "dcgan": Declared(passes=2),
@@ -246,8 +249,8 @@ def each_method():
 def test_methods_send_what_is_declared_and_no_more(name):
     moved, facts, image_sizes = compile_method(name)
     assert audit(moved, facts, DECLARED[name], image_sizes) == []
-    # The gradient is among it: else nothing was found. Some parameters have none.
-    assert sum(c.bytes for c in moved if c.kind == "all-reduce") >= 0.99 * facts.parameters
+    # The gradient is among it: else nothing was found.
+    assert sum(c.bytes for c in moved if c.kind == "all-reduce") >= facts.parameters - DECLARED[name].unused
     # Now and then the embeddings are gathered for the health metrics, and nothing else.
     assert {c.kind for c in moved if c.conditional} == {"all-gather"}
 

@@ -22,6 +22,11 @@ def test_every_collective_is_found_with_what_it_moves_and_how_often():
     ]
 
 
+def test_a_merged_collective_has_the_stack_of_one_of_them():
+    (merged,) = [c for c in program.collectives(hlo.parse(TEXT)) if c.op_name]
+    assert merged.stack == ("models/norm.py:158 average", "step.py:70 train_step")
+
+
 def test_activations_are_what_the_forward_pass_leaves_for_the_backward_one():
     forward, backward = 'metadata={op_name="jit(f)/jvp(N)/x"}', 'metadata={op_name="jit(f)/transpose(jvp(N))/x"}'
     text = f"""HloModule f, is_scheduled=true
