@@ -1,12 +1,14 @@
 """Checkpoints of the train state: saved without stopping the device, restored from the newest that can be read."""
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         metrics = None if knn_top1 is None else {BEST_METRIC: knn_top1}
+        mute_late_writes()
         with self._save_errors():
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
 
@@ -149,6 +152,25 @@ class Checkpoints:
             shutil.move(self._directory / str(step), free)
         parallel.wait_for_all(f"checkpoint {step} set aside")
         self._manager.reload()
+
+
+def without_late_writes(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    """`hook`, a sys.unraisablehook, but for writes that end after the save they were part of has failed.
+
+    Orbax closes the event loop of a save at its first error, while TensorStore still writes the other arrays; each of
+    them would print that the loop is closed.
+    """
+
+    def unraisable(found: Any) -> None:
+        if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+            hook(found)
+
+    return unraisable
+
+
+@functools.cache  # once in a process
+def mute_late_writes() -> None:
+    sys.unraisablehook = without_late_writes(sys.unraisablehook)
 
 
 def digest(path: Path) -> str:

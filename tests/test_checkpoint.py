@@ -1,6 +1,8 @@
+import asyncio
 import json
 import resource
 import shutil
+import sys
 import time
 
 import jax
@@ -8,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 
-from ssl_jax.checkpoint import CheckpointError, Checkpoints
+from ssl_jax.checkpoint import CheckpointError, Checkpoints, without_late_writes
 from ssl_jax.metrics import MetricsWriter, read_metrics
 
 
@@ -168,6 +171,29 @@ def test_what_could_not_be_written_in_the_background_is_said_and_nothing_is_lost
     with pytest.raises(CheckpointError, match=message):
         go_on()
     assert_state(Checkpoints(saved).restore(make_state(0)), 5)
+
+
+def test_writes_that_end_after_their_save_failed_are_silent_and_other_errors_are_not(monkeypatch):
+    class Broken:
+        def __del__(self):
+            raise RuntimeError("something else")
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", without_late_writes(lambda found: told.append(str(found.exc_value))))
+    late, answer = tensorstore.Promise.new()
+
+    async def wait():
+        await answer
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(wait())
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    late.set_exception(OSError("no space left"))
+    assert not task.done()
+    Broken()
+    assert told == ["something else"]
 
 
 def test_checkpoints_of_versions_without_digests_are_restored(saved):
