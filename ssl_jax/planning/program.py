@@ -54,14 +54,17 @@ def _collectives(
     for instruction in module.computations[computation]:
         kind = instruction.opcode.removesuffix("-start")
         if kind in hlo.COLLECTIVES:
+            if computation.startswith("all-reduce-scatter"):  # TPUs write it as an all-reduce and the slice that stays
+                kind = "reduce-scatter"
             if caller is not None and caller.opcode == "fusion":
                 if hlo.channel(instruction) in begun:
                     continue
                 begun.add(hlo.channel(instruction))
             group = _group(instruction.text, module.devices)
-            shapes = _moved(kind, instruction, group)
-            stack = module.stacks.get(instruction.frame, ())
-            yield Collective(kind, shapes, group, times, conditional, instruction.op_name, stack)
+            shapes = _moved(instruction, group)
+            named = _named(module, instruction)
+            stack = module.stacks.get(named.frame, ())
+            yield Collective(kind, shapes, group, times, conditional, named.op_name, stack)
             continue
         if instruction.opcode in ("async-update", "async-done"):  # name again what async-start has begun
             continue
@@ -82,8 +85,15 @@ def _group(text: str, devices: int) -> int:
     return devices
 
 
-def _moved(kind: str, instruction: hlo.Instruction, group: int) -> tuple[hlo.ArrayShape, ...]:
-    shapes = instruction.shapes
+def _named(module: hlo.Module, collective: hlo.Instruction) -> hlo.Instruction:
+    """The collective, or where the compiler left it without a name, the sum that it reduces by, which keeps its own."""
+    if not collective.op_name and (reducers := hlo.called(collective)):
+        return module.computations[reducers[0]][-1]
+    return collective
+
+
+def _moved(instruction: hlo.Instruction, group: int) -> tuple[hlo.ArrayShape, ...]:
+    kind, shapes = instruction.opcode.removesuffix("-start"), instruction.shapes
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
         # Operands, results, and for a permutation two counters.
         count = len(instruction.operands)

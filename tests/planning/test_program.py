@@ -27,6 +27,33 @@ def test_a_merged_collective_has_the_stack_of_one_of_them():
     assert merged.stack == ("models/norm.py:158 average", "step.py:70 train_step")
 
 
+def test_what_a_tpu_writes_as_an_all_reduce_and_a_slice_in_one_is_a_reduce_scatter_named_as_its_sum_is():
+    text = (
+        TEXT.partition("%add (")[0]
+        + """%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %sum = f32[] add(%x, %y), metadata={op_name="transpose(jvp())/add" stack_frame_id=3}
+}
+
+%all-reduce-scatter.2 (a: f32[16,8]) -> f32[4,8] {
+  %a = f32[16,8]{1,0} parameter(0)
+  %r = f32[16,8]{1,0} all-reduce(%a), channel_id=2, replica_groups={{0,1,2,3}}, to_apply=%add
+  %i = u32[] partition-id()
+  ROOT %own = f32[4,8]{1,0} dynamic-slice(%r, %i, %i), dynamic_slice_sizes={4,8}
+}
+
+ENTRY %main (a: f32[16,8]) -> f32[4,8] {
+  %a = f32[16,8]{1,0} parameter(0)
+  ROOT %own = f32[4,8]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.2
+}
+"""
+    )
+    (found,) = program.collectives(hlo.parse(text))
+    assert (found.kind, found.bytes, found.sent_bytes) == ("reduce-scatter", 512, 384.0)
+    assert (found.op_name, found.stack[0]) == ("transpose(jvp())/add", "models/norm.py:158 average")
+
+
 def test_activations_are_what_the_forward_pass_leaves_for_the_backward_one():
     forward, backward = 'metadata={op_name="jit(f)/jvp(N)/x"}', 'metadata={op_name="jit(f)/transpose(jvp(N))/x"}'
     text = f"""HloModule f, is_scheduled=true
