@@ -8,7 +8,9 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,65 +50,82 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._failures: list[BaseException] = []  # of this process's writes
+        handler, registry = _NotingHandler(self._failures), ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for kind in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            registry.add("state", kind, handler)
+        self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=registry)
 
     def save(self, step: int, state: Any, knn_top1: float | None = None) -> None:
-        """Copies the state off the device and writes it in the background; a step that is saved already is left."""
+        """Copies the state off the device and writes it in the background; a step that is saved already is left.
+
+        What is still being written is waited for. Raises: CheckpointError if that could not be.
+        """
         if step in self._manager.all_steps():
             return
         metrics = None if knn_top1 is None else {BEST_METRIC: knn_top1}
         mute_late_writes()
+        self._wait()
         with self._save_errors():
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
 
     def check(self) -> None:
         """Raises: CheckpointError if what is written in the background could not be; else returns at once."""
-        # Orbax's own check_for_errors has nothing to say once its thread has ended.
-        if not self._manager.is_saving_in_progress():
-            with self._save_errors():
+        with self._save_errors():
+            if self._failures:
+                raise self._failures[0]
+            # Orbax's own check_for_errors has nothing to say once its thread has ended.
+            if not self._manager.is_saving_in_progress():
                 self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> Any | None:
-        """The newest state that can be read, of the shapes, types and placing of `like`; None if none was ever saved.
+        """The newest whole state, of the shapes, types and placing of `like`; None if none was ever saved.
 
-        A newer one that is damaged, by its digests or to Orbax, is moved to `DIRECTORY.damaged/` with a warning.
-        Raises: CheckpointError if there are checkpoints, but none can be read.
+        A newer one whose files are damaged, by their digests, is moved to `DIRECTORY.damaged/` with a warning. All
+        processes go on from the same.
+        Raises: CheckpointError if there are checkpoints but none is whole, or a whole one cannot be restored; nothing
+          is moved then.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        damaged = []
-        for step in steps:
-            state, problem = None, ""
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if damage := self._damage(step):
+                logging.warning("checkpoint %d cannot be read (%s)", step, damage)
+                damaged[step] = damage
+                continue
             try:
-                self._check_digests(step)
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 state = self._manager.restore(step, args=args)["state"]
-            except Exception as error:  # a damaged file surfaces as nearly any type, depending on which
-                problem = f"{type(error).__name__}: {first_line(error)}"
-            # Where one process cannot read it, none goes on from it.
-            problems = [found["problem"] for found in parallel.gather_facts({"problem": problem}) if found["problem"]]
-            if problems:
-                logging.warning("checkpoint %d cannot be read (%s)", step, problems[0])
-                damaged.append((step, problems[0]))
-                continue
-            for damaged_step, _ in damaged:
+            except Exception as error:  # as nearly any type, depending on where in Orbax it surfaced
+                raise CheckpointError(
+                    f"no file of checkpoint {step} in {self._directory} is known to be damaged, but it cannot be "
+                    f"restored ({name_and_line(error)}). Was the code or a package changed since, or is memory "
+                    "short? Nothing was removed; to begin anew use another --workdir"
+                ) from error
+            for damaged_step in damaged:
                 self._set_aside(damaged_step)
             if damaged:
                 logging.warning("going on from checkpoint %d instead", step)
             return state
         if damaged:
+            newest, damage = next(iter(damaged.items()))
             raise CheckpointError(
-                f"none of the checkpoints {[step for step, _ in damaged]} in {self._directory} can be read; "
-                f"the newest: {damaged[0][1]}. Was the code or a package changed since? Nothing was removed; to begin "
-                "anew use another --workdir"
+                f"none of the checkpoints {[*damaged]} in {self._directory} can be read; {newest}: {damage}. Nothing "
+                "was removed; to begin anew use another --workdir"
             )
         return None
 
     def close(self) -> None:
         """Waits until all is written. Raises: CheckpointError if it could not be."""
-        with self._save_errors():
-            self._manager.wait_until_finished()
+        self._wait()
         self._manager.close()
+
+    def _wait(self) -> None:
+        # Not by Orbax's own, which in the process whose write failed waits 20 minutes for the others.
+        while self._manager.is_saving_in_progress():
+            self.check()
+            time.sleep(0.02)
+        self.check()
 
     @contextlib.contextmanager
     def _save_errors(self) -> Iterator[None]:
@@ -116,8 +135,8 @@ class Checkpoints:
             # Orbax's other writes failed as well; asyncio would print the trace of each below the sentence.
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise CheckpointError(
-                f"a checkpoint could not be written to {self._directory} ({type(error).__name__}: {first_line(error)})"
-                f"; those before it, {self._steps_on_disk()}, are whole. Make room there, and make it writable; the "
+                f"a checkpoint could not be written to {self._directory} ({name_and_line(error)}); "
+                f"those before it, {self._steps_on_disk()}, are whole. Make room there, and make it writable; the "
                 "same command then goes on from the newest"
             ) from error
 
@@ -126,22 +145,43 @@ class Checkpoints:
 
     def _write_digests(self) -> None:
         # Called when all files are written, before the directory is given its final name.
-        if jax.process_index() == 0:
+        if not parallel.is_first():
+            return
+        with noting(self._failures):
             for written in self._directory.glob(UNFINISHED):
-                digests = {
-                    str(path.relative_to(written)): digest(path)
-                    for path in written.rglob("*")
-                    if path.is_file() and path.name != UNDIGESTED
-                }
-                (written / DIGESTS).write_text(json.dumps(digests, indent=1, sort_keys=True))
+                paths = [path for path in written.rglob("*") if path.is_file() and path.name != UNDIGESTED]
+                found = digests(written, [str(path.relative_to(written)) for path in paths])
+                (written / DIGESTS).write_text(json.dumps(found, indent=1, sort_keys=True))
 
-    def _check_digests(self, step: int) -> None:
-        """Raises: CheckpointError for a file that is not as it was written; OSError for one that is gone."""
+    def _damage(self, step: int) -> str:
+        """What is wrong with the checkpoint's files, by their digests; "" for those of versions that wrote none.
+
+        Each process reads a part of them; the answer is the same in all.
+        Raises: CheckpointError, in every process, where the disk gives one of them no answer.
+        """
+        damage, silence = "", ""
+        try:
+            damage = self._changed_file(step)
+        except (FileNotFoundError, ValueError) as error:
+            damage = name_and_line(error)
+        except OSError as error:
+            silence = name_and_line(error)
+        everywhere = parallel.gather_facts({"damage": damage, "silence": silence})
+        for silence in filter(None, (facts["silence"] for facts in everywhere)):
+            raise CheckpointError(
+                f"checkpoint {step} in {self._directory} cannot be read now ({silence}); it may well be whole, and "
+                "nothing was changed. When the disk answers again, the same command goes on from it"
+            )
+        return next(filter(None, (facts["damage"] for facts in everywhere)), "")
+
+    def _changed_file(self, step: int) -> str:
         directory = self._directory / str(step)
-        if (directory / DIGESTS).exists():  # not in those of earlier versions
-            for name, expected in json.loads((directory / DIGESTS).read_text()).items():
-                if digest(directory / name) != expected:
-                    raise CheckpointError(f"{name} is not as it was written")
+        if not (directory / DIGESTS).exists():
+            return ""
+        written = sorted(json.loads((directory / DIGESTS).read_text()).items())
+        own = dict(written[jax.process_index() :: jax.process_count()])
+        changed = [name for name, found in digests(directory, [*own]).items() if found != own[name]]
+        return f"{changed[0]} is not as it was written" if changed else ""
 
     def _set_aside(self, step: int) -> None:
         if parallel.is_first():
@@ -152,6 +192,42 @@ class Checkpoints:
             shutil.move(self._directory / str(step), free)
         parallel.wait_for_all(f"checkpoint {step} set aside")
         self._manager.reload()
+
+
+@contextlib.contextmanager
+def noting(failures: list[BaseException]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        failures.append(error)
+        raise
+
+
+class _NotingHandler(ocp.StandardCheckpointHandler):
+    """Orbax's, whose writes add their error to `failures` as soon as they fail.
+
+    Orbax itself tells of it when all processes are done with their writes, or after 20 minutes.
+    """
+
+    def __init__(self, failures: list[BaseException]):
+        super().__init__()
+        self._failures = failures
+
+    async def async_save(self, *args: Any, **kwargs: Any) -> list[Any]:
+        writes = await super().async_save(*args, **kwargs)
+        return [_NotingWrite(write, self._failures) for write in writes]
+
+
+class _NotingWrite:
+    def __init__(self, write: Any, failures: list[BaseException]):
+        self._write, self._failures = write, failures
+
+    def result(self, timeout: float | None = None) -> Any:
+        with noting(self._failures):
+            return self._write.result(timeout)
+
+    def cancel(self) -> bool | None:
+        return self._write.cancel()
 
 
 def without_late_writes(hook: Callable[[Any], object]) -> Callable[[Any], None]:
@@ -173,10 +249,16 @@ def mute_late_writes() -> None:
     sys.unraisablehook = without_late_writes(sys.unraisablehook)
 
 
+def digests(directory: Path, names: Sequence[str]) -> dict[str, str]:
+    """Of files in the directory."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(lambda name: digest(directory / name), names), strict=True))
+
+
 def digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:300]
+def name_and_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tensorstore
 
+from ssl_jax import checkpoint
 from ssl_jax.checkpoint import CheckpointError, Checkpoints, without_late_writes
 from ssl_jax.metrics import MetricsWriter, read_metrics
 
@@ -77,6 +78,22 @@ def test_when_none_can_be_read_nothing_is_lost_and_the_run_does_not_begin_anew(s
     with pytest.raises(CheckpointError, match=r"none of the checkpoints \[5, 4, 3, 2\]"):
         Checkpoints(saved).restore(make_state(0))
     assert steps_in(saved) == [2, 3, 4, 5]
+
+
+def test_a_disk_that_does_not_answer_is_no_damage(saved, monkeypatch):
+    def stale(path):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(checkpoint, "digest", stale)
+    with pytest.raises(CheckpointError, match=r"checkpoint 5 in .* cannot be read now \(.*Stale file handle"):
+        Checkpoints(saved).restore(make_state(0))
+    assert steps_in(saved) == [2, 3, 4, 5] and not saved.with_name("checkpoints.damaged").exists()
+
+
+def test_a_whole_checkpoint_of_another_state_is_no_damage(saved):
+    with pytest.raises(CheckpointError, match=r"no file of checkpoint 5 in .* damaged, .* code or a package changed"):
+        Checkpoints(saved).restore(make_state(0) | {"more": jnp.ones(3)})
+    assert steps_in(saved) == [2, 3, 4, 5] and not saved.with_name("checkpoints.damaged").exists()
 
 
 def test_a_save_that_fails_in_the_background_is_told_at_the_next_step(tmp_path, monkeypatch):

@@ -182,6 +182,46 @@ def test_a_process_that_waits_in_vain_names_the_likely_causes():
 
 
 @pytest.mark.slow
+def test_a_save_that_fails_in_one_process_alone_ends_the_run_at_once(tmp_path):
+    # No file of the second process may grow beyond 20 kB; the first has room, and would wait 20 minutes for it.
+    code = "import resource, sys; from ssl_jax import train; "
+    code += "'--process_id=1' in sys.argv and resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1)); "
+    code += "train.main(sys.argv[1:])"
+    settings = arguments(tmp_path / "run", steps=100_000, evaluate_every=0, **small("simclr"))
+    first, second = started = start(settings, processes=2, program=("-c", code))
+    try:
+        assert second.wait(300) == 1
+        output = second.stdout.read()
+        assert "error: a checkpoint could not be written" in output and "Make room there" in output
+    finally:
+        first.kill()
+        finish(started)
+
+
+@pytest.mark.slow
+def test_processes_restore_the_same_checkpoint_or_none_whatever_one_of_them_cannot_read(tmp_path):
+    workdir = tmp_path / "run"
+    settings = dict(processes=2, devices=1, evaluate_every=0)
+    record(workdir, **settings)
+    kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    code = "import sys; from ssl_jax import checkpoint, train\n"
+    code += "def gone(path): raise OSError(116, 'Stale file handle')\n"
+    code += "if '--process_id=1' in sys.argv: checkpoint.digest = gone\n"
+    code += "train.main(sys.argv[1:])"
+    again = arguments(workdir, evaluate_every=0, **small("simclr"))
+    for exit_code, output in finish(start(again, processes=2, program=("-c", code))):
+        assert exit_code == 1
+        assert "checkpoint 20" in output and "cannot be read now" in output and "Stale file handle" in output
+        assert "Traceback" not in output
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == kept
+    damaged = next(path for path in (workdir / "checkpoints" / "20").rglob("d/*") if path.is_file())
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    for exit_code, output in finish(start(again, processes=2)):
+        assert exit_code == 0, output
+        assert "going on from checkpoint 15" in output
+
+
+@pytest.mark.slow
 def test_a_process_may_come_to_the_first_step_much_later():
     address = f"127.0.0.1:{free_port()}"
     code = (
