@@ -251,9 +251,17 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
-def local_copy(tree: Any) -> Any:
-    """A tree that is replicated over the devices of all processes, as arrays of one device of this process."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+def own_devices(tree: Any, mesh: Mesh) -> Any:
+    """A tree that is replicated over the devices of all processes, on this process's mesh; nothing is copied."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+
+    def place(leaf: Any) -> jax.Array:
+        copies = {shard.device: shard.data for shard in leaf.addressable_shards}
+        return jax.make_array_from_single_device_arrays(
+            leaf.shape, sharding, [copies[device] for device in mesh.devices.flat]
+        )
+
+    return jax.tree.map(place, tree)
 
 
 def split_batch(batch: Any, mesh: Mesh) -> Any:

@@ -130,12 +130,14 @@ def _train_until(
             return False
     checkpoints.close()
     describe()
-    state = parallel.gather_state(state.replace(opt_state=()), mesh)
+    backbone = parallel.gather_state(method.backbone_variables(state.params, state.model_state), mesh)
+    draws = hasattr(method, "pictures")
+    variables = parallel.gather_state((state.params, state.model_state), mesh) if draws else None
     if parallel.is_first():
         writer.close()
-        if hasattr(method, "pictures"):
-            save_pictures(workdir, config, method, views, next(batches), state)
-        save_backbone(workdir, config, method, state)
+        if draws:
+            save_pictures(workdir, config, method, views, next(batches), variables)
+        save_backbone(workdir, config, backbone, facts.steps)
         print(f"finished: step {facts.steps} of {facts.steps}; the backbone is {workdir / 'backbone.safetensors'}")
     parallel.wait_for_all("finished")
     return True
@@ -172,13 +174,14 @@ def make_online_knn(config: ConfigDict, source: sources.Source, method: Any, eve
     share = sources.Subset(source, np.array_split(chosen, jax.process_count())[jax.process_index()])
     mesh = parallel.make_local_mesh()
     features = parallel.map_rows(
-        lambda variables, images: method.features(*variables, augment.normalize(images, data.mean, data.std)), mesh
+        lambda variables, images: method.backbone.apply(variables, augment.normalize(images, data.mean, data.std)), mesh
     )
     batch_size = -(-EVALUATION_BATCH // mesh.size) * mesh.size
 
     def accuracy(state: step.TrainState) -> float:
-        whole = parallel.gather_state((state.params, state.model_state), everywhere)
-        variables = parallel.replicate(parallel.local_copy(whole), mesh)
+        # Of what may be split over the devices only the backbone, as all of it need not fit on one.
+        backbone = method.backbone_variables(state.params, state.model_state)
+        variables = parallel.own_devices(parallel.gather_state(backbone, everywhere), mesh)
         read = pipeline.eval_batches(share, image_size=data.image_size, batch_size=batch_size)
         part = extract(lambda images: features(variables, parallel.split_batch(images, mesh)), read, batch_size)
         h, labels = (parallel.gather_rows(rows) for rows in part)
@@ -211,12 +214,14 @@ def save_views(workdir: Path, config: ConfigDict, source: sources.Source, views:
 
 
 def save_pictures(
-    workdir: Path, config: ConfigDict, method: Any, views: Any, batch: Any, state: step.TrainState
+    workdir: Path, config: ConfigDict, method: Any, views: Any, batch: Any, variables: tuple[Any, Any]
 ) -> None:
-    """samples/pictures.npz: what a method that draws makes of the batch's first images: {title: uint8 [n, h, w, c]}."""
+    """samples/pictures.npz: what a method that draws makes of the batch's first images: {title: uint8 [n, h, w, c]}.
+
+    `variables`: (parameters, model state).
+    """
     rng = jax.random.key(config.seed)
     few = views(rng, jax.tree.map(lambda rows: rows[:VIEW_SAMPLES], batch))
-    variables = jax.device_get((state.params, state.model_state))
     titles: list[str] = []
 
     @jax.jit
@@ -225,7 +230,7 @@ def save_pictures(
         titles.extend(made)  # in the method's order, which jit does not keep
         return list(made.values())
 
-    rows = [show(images, config) for images in draw(*variables, few, rng)]
+    rows = [show(images, config) for images in draw(*jax.device_get(variables), few, rng)]
     with files.replacing(workdir / "samples" / "pictures.npz") as file:
         np.savez(file, **dict(zip(titles, rows, strict=True)))
 
@@ -236,7 +241,7 @@ def show(images: Any, config: ConfigDict) -> np.ndarray:
     return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
 
 
-def save_backbone(workdir: Path, config: ConfigDict, method: Any, state: step.TrainState) -> None:
+def save_backbone(workdir: Path, config: ConfigDict, variables: Any, steps: int) -> None:
     data = config.data
     meta = {
         "model": build.model_options(config),
@@ -245,9 +250,9 @@ def save_backbone(workdir: Path, config: ConfigDict, method: Any, state: step.Tr
         "mean": list(data.mean),
         "std": list(data.std),
         "method": config.method.name,
-        "step": int(state.step),
+        "step": steps,
     }
-    weights.save_backbone(workdir, jax.device_get(method.backbone_variables(state.params, state.model_state)), meta)
+    weights.save_backbone(workdir, jax.device_get(variables), meta)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -168,6 +168,34 @@ def test_a_state_saved_by_eight_goes_on_on_four_and_on_one(tmp_path):
         np.testing.assert_allclose(said, expected, rtol=1e-4)
 
 
+def test_for_the_online_knn_each_device_gets_the_backbone_and_no_more(monkeypatch):
+    """Not the teacher or the queue, and no second copy: it is all that a device must hold beside its part."""
+    config = load("moco_v2").unlock()
+    config.data.split, config.online_knn.bank, config.online_knn.queries = "train[:2%]", 200, 100
+    config.method.queue_size = 1024
+    source, mesh = build.source(config), parallel.make_mesh(jax.devices()[:4])
+    training = build.training(config, build.facts(config, len(source), 10))
+    state = parallel.create_state(training.create_state, mesh, shard_state=True)
+    monkeypatch.setattr(parallel, "make_local_mesh", lambda: mesh)  # as in a process of these devices alone
+    given, gather = [], parallel.gather_state
+    monkeypatch.setattr(parallel, "gather_state", lambda tree, mesh: given.append(gather(tree, mesh)) or given[-1])
+    used, map_rows = [], parallel.map_rows
+
+    def mapped(function, mesh):
+        run = map_rows(function, mesh)
+        return lambda variables, rows: used.append(variables) or run(variables, rows)
+
+    monkeypatch.setattr(parallel, "map_rows", mapped)
+    accuracy = train.make_online_knn(config, source, training.method, mesh)(state)
+    assert 0 <= accuracy <= 100
+    backbone = training.method.backbone_variables(state.params, state.model_state)
+    assert jax.tree.map(jnp.shape, given) == [jax.tree.map(jnp.shape, backbone)]
+    places = lambda tree: [  # noqa: E731
+        {shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards} for leaf in jax.tree.leaves(tree)
+    ]
+    assert places(used[0]) == places(given)
+
+
 def test_training_gives_the_same_backbone_and_may_change_its_mind_halfway(tmp_path):
     """The program, with its online kNN, checkpoints and pictures."""
     options = [
