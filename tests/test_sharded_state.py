@@ -12,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from ssl_jax import build, checkpoint, parallel, plan, train, weights
 from ssl_jax.data import pipeline
 from ssl_jax.methods import METHODS
+from ssl_jax.step import TrainStep
 from tests.methods.test_every_method import images, load
 
 ROOT = Path(__file__).parents[1]
@@ -153,6 +154,26 @@ def test_a_transformers_blocks_are_gathered_where_they_are_used_and_with_remat_a
     dim = config.model.dim
     assert gathered[dim, 3 * dim] == (8 if remat else 4)  # qkv of each block
     assert gathered[4, 4, 1, dim] == 1  # the patches' embedding is whole from the beginning
+
+
+@pytest.mark.parametrize("model", [dict(scan=True), dict(scan=True, remat=True), dict(microbatch=2)], ids=str)
+def test_where_loops_may_gather_they_gather_a_block_at_a_time(model, monkeypatch):
+    """As on TPUs and GPUs; CPUs gather all before the loop."""
+    config = load("mae").unlock()
+    config.model.update(depth=4, **model)
+    training = build.training(config, build.facts(config, 60_000, 10))
+    state, batch = jax.eval_shape(training.create_state), plan.batch_shapes(config, training, 60_000)
+    gradients = TrainStep.gradients
+
+    def in_loops(where):
+        monkeypatch.setattr(TrainStep, "gradients", lambda *args, in_loops: gradients(*args, in_loops=where))
+        step = parallel.map_step(training.step, parallel.make_mesh(), shard_state=True)
+        loops = [e for e in equations(jax.make_jaxpr(step)(state, batch).jaxpr) if e.primitive.name == "scan"]
+        inside = [e for loop in loops for e in equations(loop.params["jaxpr"].jaxpr)]
+        return {e.outvars[0].aval.shape for e in inside if e.primitive.name == "all_gather"}
+
+    dim = config.model.dim
+    assert (dim, 3 * dim) in in_loops(True) and in_loops(False) == set()
 
 
 def test_a_state_saved_by_eight_goes_on_on_four_and_on_one(tmp_path):
