@@ -174,6 +174,10 @@ def rounds(module: Module, instruction: Instruction) -> int:
     return int(limits[0].text.partition(")")[0]) if limits else 1
 
 
-def channel(collective: Instruction) -> str:
-    found = re.search(r"channel_id=(\d+)", collective.text)
-    return found[1] if found else collective.name
+def chain(collective: Instruction) -> str | None:
+    """What the pieces have in common in which a TPU runs one collective, beside other work; None of one in one piece.
+
+    Not the channel, which all copies of one JAX function share.
+    """
+    found = re.search(r'chain_id="(\d+)"', collective.text)
+    return found[1] if found else None

@@ -86,8 +86,9 @@ def _traffic(module: hlo.Module, computation: str) -> int:
             total += _fusion_bytes(instruction, {i.name: i for i in bodies[0]})
             # What is gathered beside a TPU's other work is written once, though named in each piece of that work.
             for piece in bodies[0]:
-                if piece.opcode in hlo.COLLECTIVES and hlo.channel(piece) not in begun:
-                    begun.add(hlo.channel(piece))
+                if piece.opcode in hlo.COLLECTIVES and (chain := hlo.chain(piece)) not in begun:
+                    if chain:
+                        begun.add(chain)
                     total += sum(_main_bytes(shape) for shape in piece.shapes)
             continue
         if instruction.opcode == "slice-start":  # operand, slice, a counter

@@ -44,22 +44,22 @@ class Collective:
 
 def collectives(module: hlo.Module) -> list[Collective]:
     """All that a step runs, in the order of its program."""
-    return list(_collectives(module, module.entry, 1, False, None, set()))
+    return list(_collectives(module, module.entry, 1, False, set()))
 
 
 def _collectives(
-    module: hlo.Module, computation: str, times: int, conditional: bool, caller: hlo.Instruction | None, begun: set[str]
+    module: hlo.Module, computation: str, times: int, conditional: bool, begun: set[str]
 ) -> Iterator[Collective]:
-    """begun: the channels of those in fusions, which a TPU names again in each piece of work beside which they run."""
+    """begun: the chains of which a piece was seen."""
     for instruction in module.computations[computation]:
         kind = instruction.opcode.removesuffix("-start")
         if kind in hlo.COLLECTIVES:
             if computation.startswith("all-reduce-scatter"):  # TPUs write it as an all-reduce and the slice that stays
                 kind = "reduce-scatter"
-            if caller is not None and caller.opcode == "fusion":
-                if hlo.channel(instruction) in begun:
-                    continue
-                begun.add(hlo.channel(instruction))
+            if (chain := hlo.chain(instruction)) in begun:
+                continue
+            if chain:
+                begun.add(chain)
             group = _group(instruction.text, module.devices)
             shapes = _moved(instruction, group)
             named = _named(module, instruction)
@@ -70,10 +70,10 @@ def _collectives(
             continue
         rounds = times * hlo.rounds(module, instruction)
         for called in hlo.called(instruction):
-            yield from _collectives(module, called, rounds, conditional, instruction, begun)
+            yield from _collectives(module, called, rounds, conditional, begun)
         for several, one in _BRANCHES.findall(instruction.text):
             for called in (several or one).split(","):
-                yield from _collectives(module, called.strip().lstrip("%"), times, True, instruction, begun)
+                yield from _collectives(module, called.strip().lstrip("%"), times, True, begun)
 
 
 def _group(text: str, devices: int) -> int:

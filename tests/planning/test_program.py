@@ -198,20 +198,41 @@ ENTRY %main (a: f32[100]) -> f32[100] {{
     assert main_memory.activation_bytes(hlo.parse(text)) == 4 * 50
 
 
-# A TPU begins to gather in one fusion, goes on in others that do something else, too, and ends in a third.
+# A TPU begins to gather in one fusion, goes on in others that do something else, too, and ends in a third. Here are two
+# chains, of copies of one JAX function, which share its channel.
 BESIDE = """HloModule f, is_scheduled=true, num_partitions=4
 
 %begin (p: bf16[2,8]) -> bf16[8,8] {
   %p = bf16[2,8]{1,0} parameter(0)
-  ROOT %g.1 = bf16[8,8]{1,0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %g1 = bf16[8,8]{1,0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
 }
 
 %go_on (q: bf16[2,8], r: f32[100]) -> (f32[100], bf16[8,8]) {
   %q = bf16[2,8]{1,0} parameter(0)
   %r = f32[100]{0} parameter(1)
   %n = f32[100]{0} negate(%r)
-  %g.2 = bf16[8,8]{1,0} all-gather(%q), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
-  ROOT %both = (f32[100]{0}, bf16[8,8]{1,0}) tuple(%n, %g.2)
+  %g2 = bf16[8,8]{1,0} all-gather(%q), channel_id=7, replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+  ROOT %both = (f32[100]{0}, bf16[8,8]{1,0}) tuple(%n, %g2)
+}
+
+%end (s: bf16[2,8]) -> bf16[8,8] {
+  %s = bf16[2,8]{1,0} parameter(0)
+  ROOT %g3 = bf16[8,8]{1,0} all-gather(%s), channel_id=7, replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+}
+
+%begin_second (t: bf16[2,8]) -> bf16[8,8] {
+  %t = bf16[2,8]{1,0} parameter(0)
+  ROOT %g4 = bf16[8,8]{1,0} all-gather(%t), channel_id=7, replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="1"}
+}
+
+%end_second (v: bf16[2,8]) -> bf16[8,8] {
+  %v = bf16[2,8]{1,0} parameter(0)
+  ROOT %g5 = bf16[8,8]{1,0} all-gather(%v), channel_id=7, replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="1"}
+}
+
+%whole (w: bf16[2,8]) -> bf16[8,8] {
+  %w = bf16[2,8]{1,0} parameter(0)
+  ROOT %g6 = bf16[8,8]{1,0} all-gather(%w), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
 }
 
 ENTRY %main (a: bf16[2,8], b: f32[100]) -> f32[100] {
@@ -219,6 +240,10 @@ ENTRY %main (a: bf16[2,8], b: f32[100]) -> f32[100] {
   %b = f32[100]{0} parameter(1)
   %start = bf16[8,8]{1,0} fusion(%a), kind=kCustom, calls=%begin
   %beside = (f32[100]{0}, bf16[8,8]{1,0}) fusion(%a, %b), kind=kLoop, calls=%go_on
+  %done = bf16[8,8]{1,0} fusion(%a), kind=kCustom, calls=%end
+  %start.1 = bf16[8,8]{1,0} fusion(%a), kind=kCustom, calls=%begin_second
+  %done.1 = bf16[8,8]{1,0} fusion(%a), kind=kCustom, calls=%end_second
+  %fused = bf16[8,8]{1,0} fusion(%a), kind=kCustom, calls=%whole
   ROOT %other = bf16[8,8]{1,0} all-gather(%a), channel_id=8, replica_groups={{0,1,2,3}}, dimensions={0}
 }
 """
@@ -226,9 +251,9 @@ ENTRY %main (a: bf16[2,8], b: f32[100]) -> f32[100] {
 
 def test_what_is_gathered_beside_other_work_counts_once():
     module = hlo.parse(BESIDE)
-    assert [c.bytes for c in program.collectives(module)] == [128, 128]
+    assert [c.bytes for c in program.collectives(module)] == [128] * 4
     other = 32 + 128  # by itself: read and written
-    assert main_memory.traffic_bytes(module) == 128 + 2 * 400 + other
+    assert main_memory.traffic_bytes(module) == 3 * 128 + 2 * 400 + other
 
 
 def test_of_what_is_sliced_or_written_in_its_place_the_slice_counts():
