@@ -214,9 +214,13 @@ def gather_state(tree: Any, mesh: Mesh) -> Any:
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
 
 
-def described_devices(topology: str) -> Sequence[Any]:
-    """The devices of a TPU slice, "v5e:16x16", that is not there: to compile for, not to run on. Needs libtpu."""
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+def described_devices(topology: str, cores: int) -> Sequence[Any]:
+    """The devices of a TPU slice, "v5e:16x16", that is not there: to compile for, not to run on. Needs libtpu.
+
+    cores: of a chip; two of them are one device, as at run time ("megacore"; of a v4 libtpu would describe two).
+    """
+    chip = "megacore" if cores == 2 else "default"
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, chip_config_name=chip).devices
 
 
 def compile_step(step: Any, mesh: Mesh, state: Any, batch: Any, *, shard_state: bool = False) -> jax.stages.Compiled:

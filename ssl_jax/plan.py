@@ -132,7 +132,7 @@ def tried_as(changes: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str,
 
 
 def describe(place: Slice) -> Any:
-    """The slice's devices. Raises: ConfigError without libtpu, and for a slice that it does not know."""
+    """The slice's devices, one a chip. Raises: ConfigError without libtpu, and for a slice that it does not know."""
     if importlib.util.find_spec("libtpu") is None:
         raise configs.ConfigError("--topology needs the TPU compiler, which is not installed: pip install libtpu")
     # libtpu would ask a TPU machine's metadata server who it is, and refuse to be loaded twice on one machine.
@@ -144,9 +144,15 @@ def describe(place: Slice) -> Any:
     }
     jax.config.update("jax_platforms", "cpu")  # no other device is looked for
     try:
-        return parallel.described_devices(place.name)
+        devices = parallel.described_devices(place.name, place.chip.cores)
     except jax.errors.JaxRuntimeError as error:
         raise configs.ConfigError(f"--topology={place.name}: {str(error).splitlines()[0]}") from error
+    if len(devices) != place.chips:  # whose memory and rates the plan goes by
+        raise configs.ConfigError(
+            f"--topology={place.name}: libtpu describes {len(devices)} devices, the slice has {place.chips} chips; "
+            "install another version of libtpu"
+        )
+    return devices
 
 
 def count_images(config: ConfigDict) -> tuple[int, int]:

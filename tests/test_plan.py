@@ -100,6 +100,22 @@ def test_a_plan_for_a_slice_that_is_not_there(tmp_path):
     assert 0 < found["step_seconds"]["fastest"] < found["step_seconds"]["slowest"] < 0.1
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="asks the TPU compiler; pip install libtpu")
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_a_chip_is_one_device_also_where_it_has_two_cores(topology):
+    code = f"from ssl_jax import plan; print(len(plan.describe(plan.parse_slice('{topology}'))))"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed == "4\n"
+
+
+def test_devices_that_are_not_chips_are_refused(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(plan.os, "environ", {})
+    monkeypatch.setattr(plan.parallel, "described_devices", lambda *_: ["core"] * 8)
+    with pytest.raises(SystemExit, match="v4:2x2x1: libtpu describes 8 devices, the slice has 4 chips"):
+        plan.main([f"--config={SIMCLR}:tiny", "--topology=v4:2x2x1"])
+
+
 def test_without_the_compiler_for_tpus_it_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install libtpu"):
