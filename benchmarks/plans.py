@@ -28,8 +28,8 @@ our code, and the assumptions.
 
 Memory is of one chip. Activations: kept for the gradient, as far as they can be told; temporaries: the rest. Sent: by
 each chip in a step. Step time and chip-hours are lower bounds, from collectives all hidden behind the arithmetic to
-none; the utilization is that of the faster. Where a config does not fit, the compiler says how much memory its
-temporaries take, and no more. Commit: of the code whose step was compiled.
+none; the utilization is that of the faster. Where a config does not fit, the compiler says how much memory it
+needs in all, and no more. Commit: of the code whose step was compiled.
 
 """
 COLUMNS = (

@@ -37,7 +37,7 @@ DATA_SETS = {
     "cifar100": (50_000, 100),
     "fashion_mnist": (60_000, 10),
 }
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def plan(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
@@ -81,10 +81,9 @@ def plan(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
             training.step, parallel.make_mesh(devices), state, batch, shard_state=config.shard_state
         )
     except jax.errors.JaxRuntimeError as error:
-        if (found := temporaries_needed(str(error))) is None:
+        if (needed := memory_needed(str(error))) is None:
             raise
-        memory["needed"] = sum(memory[name] for name in (*STATE, "batch")) + found[0]
-        memory |= {"temporaries": found[0], "limit": found[1]}
+        memory |= {"needed": needed, "temporaries": needed - sum(memory[name] for name in (*STATE, "batch"))}
         result |= {"fits": False, "compile_seconds": time.perf_counter() - begun}
         result["advice"] = advice(result, place)
         return result
@@ -202,13 +201,13 @@ def program_memory(analysis: Any, activations: int) -> dict[str, int]:
     return {**parts, "needed": sum(parts.values())}
 
 
-def temporaries_needed(error: str) -> tuple[int, int] | None:
-    """(bytes of temporaries, bytes there are) of the TPU compiler's message that memory does not suffice; None for
-    other messages."""
-    found = re.search(r"([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)", error)
-    if found is None:
-        return None
-    return int(float(found[1]) * UNITS[found[2]]), int(float(found[3]) * UNITS[found[4]])
+def memory_needed(error: str) -> int | None:
+    """Bytes, of the TPU compiler's message that memory does not suffice; None for other messages.
+
+    They are all of the step's: what the message calls temporaries has the arguments in it (libtpu 0.0.52).
+    """
+    found = re.search(r"([\d.]+)([KMGT])\) exceeds available HBM", error)
+    return int(float(found[1]) * UNITS[found[2]]) if found else None
 
 
 def group_collectives(moved: Iterable[program.Collective]) -> list[dict[str, Any]]:

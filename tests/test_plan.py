@@ -92,7 +92,7 @@ def test_a_plan_for_a_slice_that_is_not_there(tmp_path):
         and "fits: " in printed
         and "chip-hours on v5litepod-4" in printed
     )
-    assert result["memory"]["limit"] == 16 * 2**30
+    assert result["memory"]["limit"] == 15.75 * 2**30
     reduced = sum(e["bytes"] for e in result["collectives"] if e["kind"] == "all-reduce" and e["each_step"])
     # The gradient once; what is left are statistics and the gradient of the gathered embeddings.
     assert result["memory"]["parameters"] <= reduced < 1.5 * result["memory"]["parameters"]
@@ -127,14 +127,37 @@ def test_a_topology_that_there_is_not_is_refused():
         plan.main([f"--config={SIMCLR}:tiny", "--topology=v7:4x4"])
 
 
-def test_what_the_compiler_says_of_too_little_memory_is_read():
-    # libtpu 0.0.52, for NT-Xent's matrix at batch 131,072 on v5e:4x4.
-    message = (
-        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
-        "temporaries (16.83G) exceeds available HBM (15.75G). HLO module: jit_train_step."
-    )
-    assert plan.temporaries_needed(message) == (int(16.83 * 2**30), int(15.75 * 2**30))
-    assert plan.temporaries_needed("INVALID_ARGUMENT: something else") is None
+# libtpu 0.0.52, for NT-Xent's matrix at batch 131,072 on v5e:4x4.
+TOO_LITTLE = (
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+    "temporaries (16.83G) exceeds available HBM (15.75G). HLO module: jit_train_step."
+)
+
+
+def refuse(message):
+    def compile_step(*_, **__):
+        raise jax.errors.JaxRuntimeError(message)
+
+    return compile_step
+
+
+def test_what_the_compiler_says_of_too_little_memory_is_all_that_is_needed(monkeypatch, capsys):
+    """What it calls temporaries has the step's arguments in it: state and batch."""
+    monkeypatch.setattr(plan, "describe", lambda place: jax.devices())
+    monkeypatch.setattr(plan.parallel, "compile_step", refuse(TOO_LITTLE))
+    plan.main([f"--config={SIMCLR}:tiny", "--topology=v5e:2x4"])
+    assert "DOES NOT FIT: 16.83 GiB of 15.75 GiB" in capsys.readouterr().out
+    memory = plan.plan(configs.load_file(f"{SIMCLR}:tiny"), chips.parse_slice("v5e:2x4"))["memory"]
+    assert memory["needed"] == int(16.83 * 2**30) and memory["limit"] == 15.75 * 2**30
+    arguments = ("parameters", "optimizer", "method_state", "batch")
+    assert memory["temporaries"] == memory["needed"] - sum(memory[name] for name in arguments)
+    assert plan.memory_needed(TOO_LITTLE.replace("16.83G", "2.93T")) == int(2.93 * 2**40)
+
+
+def test_other_errors_of_the_compiler_are_left_as_they_are(monkeypatch):
+    monkeypatch.setattr(plan.parallel, "compile_step", refuse("INVALID_ARGUMENT: something else"))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        plan.plan(configs.load_file(f"{SIMCLR}:tiny"), None)
 
 
 def not_fitting(**changes):

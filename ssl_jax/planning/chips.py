@@ -1,7 +1,8 @@
 """TPU chips and the slices that they are rented in.
 
 Source: Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs/v4, and so on),
-their tables of specifications as of 2025; v4's links: Jouppi et al. 2023, arXiv:2304.01433, table 4.
+their tables of specifications as of 2025; v4's links: Jouppi et al. 2023, arXiv:2304.01433, table 4. Memory: what
+libtpu 0.0.52 says is available when a program needs more, of a v5e 15.75 of the 16 GiB.
 """
 
 import dataclasses
@@ -10,10 +11,10 @@ import math
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """memory: bytes of HBM. flops: a second, the peak in bfloat16. memory_bandwidth: bytes a second. link_bandwidth:
-    bytes a second and direction of one link to a neighbor (Google gives the sum over links and directions). axes: of
-    the torus. wraps: the multiple that an axis' size must be for its ends to be linked. accelerator: what Google calls
-    a slice, before the number of its cores; cores: of a chip, as counted there."""
+    """memory: bytes of HBM that a program may have. flops: a second, the peak in bfloat16. memory_bandwidth: bytes a
+    second. link_bandwidth: bytes a second and direction of one link to a neighbor (Google gives the sum over links and
+    directions). axes: of the torus. wraps: the multiple that an axis' size must be for its ends to be linked.
+    accelerator: what Google calls a slice, before the number of its cores; cores: of a chip, as counted there."""
 
     name: str
     memory: int
@@ -29,10 +30,10 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32 * 2**30, 275e12, 1200e9, 50e9, 3, 4, "v4", 2),
-        Chip("v5e", 16 * 2**30, 197e12, 819e9, 50e9, 2, 16, "v5litepod", 1),
-        Chip("v5p", 95 * 2**30, 459e12, 2765e9, 100e9, 3, 4, "v5p", 2),
-        Chip("v6e", 32 * 2**30, 918e12, 1640e9, 100e9, 2, 16, "v6e", 1),
+        Chip("v4", int(30.75 * 2**30), 275e12, 1200e9, 50e9, 3, 4, "v4", 2),
+        Chip("v5e", int(15.75 * 2**30), 197e12, 819e9, 50e9, 2, 16, "v5litepod", 1),
+        Chip("v5p", int(95.73 * 2**30), 459e12, 2765e9, 100e9, 3, 4, "v5p", 2),
+        Chip("v6e", int(31.24 * 2**30), 918e12, 1640e9, 100e9, 2, 16, "v6e", 1),
     )
 }
 
