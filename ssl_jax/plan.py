@@ -103,21 +103,25 @@ def plan(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
 
 
 def search(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
-    """The plan of the config, or of the first of its `remedies` that fits, or of the last if none does; with "tried":
-    the changes of each, and the bytes that it needs."""
-    result = plan(config, place)
-    if result["fits"] is None:
+    """The plan of the config, or with the first of its `remedies` that make it fit, without those that do not help; the
+    smallest if none fits. With "tried": the changes of each, and the bytes that it needs."""
+    best = plan(config, place)
+    if best["fits"] is None:
         raise configs.ConfigError("--search: the devices do not say how much memory they have; give a --topology")
-    tried = [tried_as({}, result)]
+    kept: dict[str, Any] = {}
+    tried = [tried_as(kept, best)]
     settings = {**configs.plain(config), "model": model_settings(config)}
-    for changes in remedies(settings, result["devices"]):
-        if result["fits"]:
+    for change in remedies(settings, kept, best["devices"]):
+        if best["fits"]:
             break
         changed = ConfigDict(configs.plain(config))
-        changed.update_from_flattened_dict(changes)
+        changed.update_from_flattened_dict(kept | change)
         result = plan(changed, place)
-        tried.append(tried_as(changes, result))
-    return result | {"tried": tried}
+        tried.append(tried_as(kept | change, result))
+        if result["memory"]["needed"] < best["memory"]["needed"]:
+            best = result
+            kept |= change
+    return best | {"tried": tried}
 
 
 def model_settings(config: ConfigDict) -> dict[str, Any]:

@@ -230,17 +230,17 @@ def test_activations_are_no_more_than_all_temporaries():
 def test_remedies_come_in_the_order_of_what_they_cost():
     vit = {"remat": False, "microbatch": 0}
     settings = {"batch_size": 64, "compute_dtype": "float32", "shard_state": False, "model": vit}
-    found = list(remedies(settings, devices=8))
     shard, remat, eighths = {"shard_state": True}, {"model.remat": True}, {"model.microbatch": 2}
     half = {"compute_dtype": "bfloat16"}
-    assert found[:4] == [shard, shard | remat, shard | remat | eighths, shard | remat | eighths | half]
-    assert [f["batch_size"] for f in found[4:]] == [32, 16, 8]
-    assert [f["model.microbatch"] for f in found[4:]] == [2, 2, 1]
+    batches = [{"batch_size": 32}, {"batch_size": 16}, {"batch_size": 8}]
+    assert list(remedies(settings, {}, devices=8)) == [shard, remat, eighths, half, *batches]
+    # A microbatch that is kept must divide the images of a device.
+    assert list(remedies(settings, eighths, devices=8))[4:] == [*batches[:2], batches[2] | {"model.microbatch": 1}]
     assert spelled(shard | remat) == "--config.shard_state=True --config.model.remat=True"
     done = {"batch_size": 64, "compute_dtype": "bfloat16", "shard_state": True, "model": vit | {"remat": True}}
-    assert list(remedies(done, devices=64)) == []
+    assert list(remedies(done, {}, devices=64)) == []
     resnet = done | {"shard_state": False, "model": {"remat": True}}
-    assert list(remedies(resnet, devices=64)) == [shard]
+    assert list(remedies(resnet, {}, devices=64)) == [shard]
 
 
 def test_a_search_ends_with_the_first_that_fits(monkeypatch, capsys):
@@ -261,6 +261,50 @@ def test_a_search_ends_with_the_first_that_fits(monkeypatch, capsys):
     assert [entry["changes"] for entry in found["tried"]] == [{}, {"shard_state": True}]
     assert "tried the config as it is: " in capsys.readouterr().out
     assert not config.shard_state
+
+
+@pytest.mark.parametrize(
+    "limit, found, tried",
+    [
+        (14, {"model.remat"}, [set(), {"shard_state"}, {"model.remat"}]),
+        (
+            5,  # nothing fits: the smallest
+            {"model.remat", "compute_dtype"},
+            [
+                set(),
+                {"shard_state"},
+                {"model.remat"},
+                {"model.remat", "compute_dtype"},
+                {"model.remat", "compute_dtype", "batch_size"},
+            ],
+        ),
+    ],
+)
+def test_a_search_drops_what_does_not_help(monkeypatch, limit, found, tried):
+    """shard_state, by which a step needs more, and a smaller batch, by which it needs no less."""
+    config = configs.load_file(f"{SIMCLR}:tiny")
+    config.batch_size = 2 * jax.device_count()
+    config.compute_dtype = "float32"
+
+    def made_up(config, place):
+        changes = {
+            "shard_state": config.shard_state,
+            "model.remat": config.model.get("remat", False),
+            "compute_dtype": config.compute_dtype == "bfloat16",
+        }
+        sizes = {"shard_state": 7, "model.remat": -3, "compute_dtype": -4}
+        needed = 16 + sum(sizes[key] for key, changed in changes.items() if changed)
+        return {
+            "fits": needed <= limit,
+            "devices": jax.device_count(),
+            "memory": {"needed": needed},
+            "changed": {key for key, changed in changes.items() if changed},
+        }
+
+    monkeypatch.setattr(plan, "plan", made_up)
+    result = plan.search(config, None)
+    assert result["changed"] == found
+    assert [set(entry["changes"]) for entry in result["tried"]] == tried
 
 
 def test_a_search_needs_to_know_the_memory():

@@ -33,19 +33,17 @@ def at_same_batch(settings: Mapping[str, Any], images: int, devices: int) -> dic
     return changes
 
 
-def remedies(settings: Mapping[str, Any], devices: int) -> Iterator[dict[str, Any]]:
-    """Changes, each together with those before it: `at_same_batch`, and at last batches of half the size, down to an
-    image on each device. `settings` has the batch_size, too."""
+def remedies(settings: Mapping[str, Any], kept: Mapping[str, Any], devices: int) -> Iterator[dict[str, Any]]:
+    """Changes, one after the other: `at_same_batch`, and at last batches of half the size, down to an image on each
+    device. `settings` has the batch_size, too; `kept`: of the changes so far those that stay, filled in meanwhile."""
     batch = settings["batch_size"]
-    changes: dict[str, Any] = {}
     for key, value in at_same_batch(settings, batch // devices, devices).items():
-        yield (changes := changes | {key: value})
+        yield {key: value}
+    microbatch = kept.get("model.microbatch", settings["model"].get("microbatch", 0))
     while batch % (2 * devices) == 0:
         batch //= 2
-        microbatch = changes.get("model.microbatch", 0)
-        if microbatch and batch // devices % microbatch:
-            changes = changes | {"model.microbatch": batch // devices}
-        yield (changes := changes | {"batch_size": batch})
+        divides = not microbatch or batch // devices % microbatch == 0
+        yield {"batch_size": batch} | ({} if divides else {"model.microbatch": batch // devices})
 
 
 def spelled(changes: Mapping[str, Any]) -> str:
