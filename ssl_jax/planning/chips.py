@@ -13,8 +13,9 @@ import math
 class Chip:
     """memory: bytes of HBM that a program may have. flops: a second, the peak in bfloat16. memory_bandwidth: bytes a
     second. link_bandwidth: bytes a second and direction of one link to a neighbor (Google gives the sum over links and
-    directions). axes: of the torus. wraps: the multiple that an axis' size must be for its ends to be linked.
-    accelerator: what Google calls a slice, before the number of its cores; cores: of a chip, as counted there."""
+    directions). axes: of the torus. wraps: the multiple that an axis' size must be for its ends to be linked; of three
+    axes all must be, as slices of whole cubes have such links alone. accelerator: what Google calls a slice, before the
+    number of its cores; cores: of a chip, as counted there."""
 
     name: str
     memory: int
@@ -70,7 +71,8 @@ class Slice:
         return sum(size // 2 if self._wraps(size) else size - 1 for size in self.shape)
 
     def _wraps(self, size: int) -> bool:
-        return size % self.chip.wraps == 0
+        sizes = self.shape if self.chip.axes == 3 else (size,)
+        return all(size % self.chip.wraps == 0 for size in sizes)
 
 
 def parse_slice(text: str) -> Slice:

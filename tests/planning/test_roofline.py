@@ -12,8 +12,9 @@ from ssl_jax.planning.roofline import HOP_SECONDS, roofline
         ("v5e:16x16", 256, "v5litepod-256", 4, 16),  # both axes closed to rings
         ("v5e:4x4", 16, "v5litepod-16", 2, 6),  # open axes: from corner to corner
         ("v6e:8x16", 128, "v6e-128", 3, 7 + 8),
-        ("v5p:2x2x4", 16, "v5p-32", 4, 1 + 1 + 2),
+        ("v5p:2x2x4", 16, "v5p-32", 3, 1 + 1 + 3),  # smaller than a cube of 4x4x4: open
         ("v4:4x4x4", 64, "v4-128", 6, 6),
+        ("v5p:4x4x8", 128, "v5p-256", 6, 2 + 2 + 4),
         ("v5e:1x1", 1, "v5litepod-1", 0, 0),
     ],
 )
