@@ -15,8 +15,8 @@ ASSUMPTIONS = (
     "FLOPs are the compiler's, with what is done on logged steps only as if on each; of the rounds of loops after the "
     "first products alone",
     "memory traffic is that of the compiled instructions: slices of what they slice, of all else the whole operands",
-    "collectives at the links' full rate over all axes of the slice, 1 us a hop; fastest: all hidden behind the "
-    "arithmetic, slowest: none",
+    "collectives at the links' full rate over all axes of the slice, 1 us a hop, those that permute over one link to a "
+    "neighbor; fastest: all hidden behind the arithmetic, slowest: none",
     "the hosts deliver images in time; compiling, evaluating and saving take none",
 )
 
@@ -56,8 +56,10 @@ def roofline(place: Slice, *, flops: float, memory_bytes: float, collectives: It
     for collective in collectives:
         if collective.conditional or not place.links:
             continue
-        sent = collective.times * collective.sent_bytes / place.links
+        neighbors = collective.kind == "collective-permute"
+        links, hops = (1, 1) if neighbors else (place.links, place.hops)
+        sent = collective.times * collective.sent_bytes / links
         rounds = collective.times * (2 if collective.kind == "all-reduce" else 1)
         link_bytes += sent
-        seconds += sent / chip.link_bandwidth + rounds * place.hops * HOP_SECONDS
+        seconds += sent / chip.link_bandwidth + rounds * hops * HOP_SECONDS
     return Roofline(flops / chip.flops, memory_bytes / chip.memory_bandwidth, seconds, link_bytes)

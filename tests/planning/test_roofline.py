@@ -77,3 +77,10 @@ def test_small_collectives_cost_hops_not_bytes():
     place = chips.parse_slice("v5e:16x16")
     found = roofline(place, flops=0.0, memory_bytes=0.0, collectives=[collective("all-reduce", 64, times=100)])
     assert found.links == pytest.approx(100 * 2 * 16 * HOP_SECONDS, rel=1e-3)
+
+
+def test_a_step_around_the_ring_takes_one_link_and_one_hop():
+    permute = collective("collective-permute", 4 * 10**6, times=255)
+    found = roofline(chips.parse_slice("v5e:16x16"), flops=0.0, memory_bytes=0.0, collectives=[permute])
+    assert found.link_bytes == pytest.approx(255 * 4e6)
+    assert found.links == pytest.approx(255 * (4e6 / 50e9 + HOP_SECONDS))
