@@ -19,7 +19,9 @@ STILL = (
     "conditional",
     "call",
 )
-SLICES = ("dynamic-slice", "dynamic-update-slice")
+# Of their first operand they read a part, their result, or write the operand of this number into a part.
+READ_PARTS = ("slice", "dynamic-slice", "gather")
+WRITE_PARTS = {"dynamic-update-slice": 1, "scatter": 2}
 
 
 def activation_bytes(module: hlo.Module) -> int:
@@ -66,8 +68,8 @@ def _origin(instructions: Mapping[str, hlo.Instruction], name: str) -> tuple[str
 def traffic_bytes(module: hlo.Module) -> int:
     """What a step reads from the main memory and writes to it, with padding; not in branches.
 
-    Of an operand that an instruction slices, or writes a slice of in its place, it is the slice; all others count as a
-    whole, and once for each instruction that reads them.
+    Of an operand that an instruction slices or gathers from, or writes a slice or rows of in its place, it is that
+    part; all others count as a whole, and once for each instruction that reads them.
     """
     return _traffic(module, module.entry)
 
@@ -95,8 +97,8 @@ def _traffic(module: hlo.Module, computation: str) -> int:
             source, part = instruction.shapes[:2]
             total += part.padded_bytes * (source.in_main_memory + part.in_main_memory)
             continue
-        if instruction.opcode in SLICES:
-            total += 2 * _slice_bytes(instruction, instructions)
+        if instruction.opcode in (*READ_PARTS, *WRITE_PARTS):
+            total += _part_bytes(instruction, instructions)
             continue
         touched = list(instruction.shapes)
         if not instruction.opcode.endswith("-start"):  # whose results name their operands
@@ -109,11 +111,21 @@ def _main_bytes(shape: hlo.ArrayShape) -> int:
     return shape.padded_bytes if shape.in_main_memory else 0
 
 
-def _slice_bytes(instruction: hlo.Instruction, instructions: Mapping[str, hlo.Instruction]) -> int:
-    """Of what is sliced, or of the slice that is written."""
-    updated = instruction.opcode == "dynamic-update-slice" and instructions.get(instruction.operands[1])
-    (shape,) = updated.shapes if updated else instruction.shapes
-    return _main_bytes(shape)
+def _part_bytes(instruction: hlo.Instruction, instructions: Mapping[str, hlo.Instruction]) -> int:
+    """Of a part that is read or written: in the whole, and where it goes to or comes from; and the indices."""
+    whole, *others = (instructions[name].shapes[0] for name in instruction.operands)
+    if instruction.opcode in READ_PARTS:
+        part = instruction.shapes[0]
+        others.append(part)
+    else:
+        part = _written(instruction, instructions).shapes[0]
+    return part.padded_bytes * whole.in_main_memory + sum(_main_bytes(shape) for shape in others)
+
+
+def _written(instruction: hlo.Instruction, instructions: Mapping[str, hlo.Instruction]) -> hlo.Instruction:
+    """What is written: the instruction's result, but of one that writes a part that part."""
+    number = WRITE_PARTS.get(instruction.opcode)
+    return instruction if number is None else instructions[instruction.operands[number]]
 
 
 def _fusion_bytes(fusion: hlo.Instruction, body: Mapping[str, hlo.Instruction]) -> int:
@@ -125,10 +137,10 @@ def _fusion_bytes(fusion: hlo.Instruction, body: Mapping[str, hlo.Instruction]) 
     def read(value: hlo.Instruction, whole: int) -> int:
         total = 0
         for user in users.get(value.name, []):
-            in_place = user.opcode == "dynamic-update-slice" and user.operands[0] == value.name
+            in_place = user.opcode in WRITE_PARTS and user.operands[0] == value.name
             if user.opcode == "bitcast":
                 total += read(user, whole)
-            elif user.opcode in ("dynamic-slice", "slice") and user.operands[0] == value.name:
+            elif user.opcode in READ_PARTS and user.operands[0] == value.name:
                 total += user.shapes[0].padded_bytes
             elif not in_place and user.opcode != "tuple" and user.opcode not in hlo.COLLECTIVES:
                 total += whole
@@ -146,8 +158,8 @@ def _fusion_bytes(fusion: hlo.Instruction, body: Mapping[str, hlo.Instruction]) 
             value = body.get(value.operands[0])
         if value is None or not shape.in_main_memory or value.opcode in ("parameter", *hlo.COLLECTIVES):
             continue
-        updated = value.opcode == "dynamic-update-slice" and body.get(value.operands[1])
-        total += updated.shapes[0].padded_bytes if updated else shape.padded_bytes
+        written = _written(value, body)
+        total += shape.padded_bytes if written is value else written.shapes[0].padded_bytes
     return total
 
 

@@ -278,3 +278,48 @@ ENTRY %main (a: f32[40,100]) -> f32[40,100] {
 }
 """
     assert main_memory.traffic_bytes(hlo.parse(text)) == 4 * (100 + 6 + 100)
+
+
+def test_of_a_bank_the_rows_that_are_gathered_or_scattered_count():
+    body = """
+  %bank = f32[1000,8]{1,0} parameter(0)
+  %at = s32[5,1]{1,0} parameter(1)
+  %rows = f32[5,8]{1,0} parameter(2)
+  %old = f32[5,8]{1,0} gather(%bank, %at), offset_dims={1}, slice_sizes={1,8}"""
+    scatter = "f32[1000,8]{1,0} scatter(%bank, %at, %rows), update_window_dims={1}, to_apply=%add"
+    signature = "(bank: f32[1000,8], at: s32[5,1], rows: f32[5,8])"
+    bare = f"""{TEXT.partition("%body")[0]}
+ENTRY %main {signature} -> f32[1000,8] {{{body}
+  %near = f32[5,8]{{1,0:S(1)}} gather(%bank, %at), offset_dims={{1}}, slice_sizes={{1,8}}
+  ROOT %new = {scatter}
+}}
+"""
+    rows, at = 5 * 8, 5
+    brought, near, written = rows + at + rows, rows + at, rows + at + rows
+    assert main_memory.traffic_bytes(hlo.parse(bare)) == 4 * (brought + near + written)
+    fused = f"""{TEXT.partition("%body")[0]}
+%update {signature} -> (f32[1000,8], f32[5,8]) {{{body}
+  %new = {scatter}
+  ROOT %both = (f32[1000,8]{{1,0}}, f32[5,8]{{1,0}}) tuple(%new, %old)
+}}
+
+ENTRY %main {signature} -> (f32[1000,8], f32[5,8]) {{
+  %bank = f32[1000,8]{{1,0}} parameter(0)
+  %at = s32[5,1]{{1,0}} parameter(1)
+  %rows = f32[5,8]{{1,0}} parameter(2)
+  ROOT %out = (f32[1000,8]{{1,0}}, f32[5,8]{{1,0}}) fusion(%bank, %at, %rows), kind=kCustom, calls=%update
+}}
+"""
+    assert main_memory.traffic_bytes(hlo.parse(fused)) == 4 * (rows + at + rows + rows + rows)
+
+
+def test_a_slice_that_is_brought_on_the_chip_is_read_all_the_same():
+    text = """HloModule f, is_scheduled=true
+ENTRY %main (a: f32[40,100]) -> f32[40,100] {
+  %a = f32[40,100]{1,0} parameter(0)
+  %i = s32[]{:S(2)} parameter(1)
+  %row = f32[1,100]{1,0:S(1)} dynamic-slice(%a, %i, %i), dynamic_slice_sizes={1,100}
+  ROOT %new = f32[40,100]{1,0} dynamic-update-slice(%a, %row, %i, %i)
+}
+"""
+    assert main_memory.traffic_bytes(hlo.parse(text)) == 4 * (100 + 100)
