@@ -92,7 +92,11 @@ def plan(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
     memory |= program_memory(compiled.memory_analysis(), main_memory.activation_bytes(module))
     result["fits"] = None if memory["limit"] is None else memory["needed"] <= memory["limit"]
     flops = compiled.cost_analysis()["flops"] + program.repeated_flops(module)
-    result |= {"flops": flops, "memory_traffic": main_memory.traffic_bytes(module)}
+    result |= {
+        "flops": flops,
+        "memory_traffic": main_memory.traffic_bytes(module),
+        "warnings": program.warnings(module),
+    }
     moved = program.collectives(module)
     result["collectives"] = group_collectives(moved)
     if place:

@@ -54,8 +54,9 @@ def test_the_batch_planned_for_is_the_pipeline_s(memory_bytes):
     assert of(planned) == of(made)
 
 
-def test_a_plan_for_the_devices_at_hand(tmp_path, capsys):
+def test_a_plan_for_the_devices_at_hand(tmp_path, capsys, monkeypatch):
     path = tmp_path / "plan.json"
+    monkeypatch.setattr(plan.program, "warnings", lambda module: ["loops: 3"])
     plan.main([f"--config={SIMCLR}:tiny", "--config.batch_size=64", f"--json={path}"])
     result, printed = json.loads(path.read_text()), capsys.readouterr().out
     memory = result["memory"]
@@ -76,6 +77,7 @@ def test_a_plan_for_the_devices_at_hand(tmp_path, capsys):
     gathered = [e for e in result["collectives"] if e["kind"] == "all-gather" and e["each_step"]]
     assert sum(e["bytes"] for e in gathered) == 2 * 64 * 64 * 4  # two views of 64 embeddings of 64 float32
     assert gathered[0]["line"].startswith("losses/_common.py")
+    assert result["warnings"] == ["loops: 3"] and "not counted as often as they run: loops: 3" in printed
     assert "memory of the devices is not known" in printed and "GFLOP" in printed and "all-gather" in printed
 
 

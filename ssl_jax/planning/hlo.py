@@ -158,20 +158,24 @@ def called(instruction: Instruction) -> list[str]:
 
 
 def rounds(module: Module, instruction: Instruction) -> int:
-    """Of a loop; 1 of all else, and of one that does not say. JAX's loops count from 0."""
-    if instruction.opcode != "while":
-        return 1
-    if known := _TRIPS.search(instruction.text):
+    """Of a loop; 1 of all else, and of one that does not say."""
+    known = known_rounds(module, instruction) if instruction.opcode == "while" else None
+    return 1 if known is None else known
+
+
+def known_rounds(module: Module, loop: Instruction) -> int | None:
+    """None of one that does not say. JAX's loops count from 0."""
+    if known := _TRIPS.search(loop.text):
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", instruction.text)
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.text)
     instructions = {i.name: i for i in module.computations[condition[1]]} if condition else {}
     if not instructions:
-        return 1
+        return None
     *_, last = instructions.values()
     if last.opcode != "compare" or "direction=LT" not in last.text:
-        return 1
+        return None
     limits = [instructions[name] for name in last.operands if instructions[name].opcode == "constant"]
-    return int(limits[0].text.partition(")")[0]) if limits else 1
+    return int(limits[0].text.partition(")")[0]) if limits else None
 
 
 def chain(collective: Instruction) -> str | None:

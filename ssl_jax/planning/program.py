@@ -11,6 +11,7 @@ from ssl_jax.planning import hlo
 
 _BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%?[\w.\-]+))")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
+_LIBRARY_CALL = re.compile(r'custom_call_target="__(?:cublas|cudnn)')
 _DIM_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 
 
@@ -106,6 +107,27 @@ def _moved(instruction: hlo.Instruction, group: int) -> tuple[hlo.ArrayShape, ..
 def repeated_flops(module: hlo.Module) -> float:
     """Of matrix products and convolutions in the rounds of loops after the first, which XLA's analysis leaves out."""
     return _products(module, module.entry, every_round=True) - _products(module, module.entry, every_round=False)
+
+
+def warnings(module: hlo.Module) -> list[str]:
+    """What is not counted of the loops that each step runs."""
+    loops = [i for i in _run(module, module.entry) if i.opcode == "while"]
+    unknown = [loop for loop in loops if hlo.known_rounds(module, loop) is None]
+    inside = [i for loop in loops for name in hlo.called(loop) for i in _run(module, name)]
+    hidden = {i.name for i in inside if _LIBRARY_CALL.search(i.text)}
+    found = {
+        "loops that do not say how many rounds they have, and count as one": len(unknown),
+        "products by cuBLAS and cuDNN in loops, of which FLOPs count the first round alone": len(hidden),
+    }
+    return [f"{what}: {count}" for what, count in found.items() if count]
+
+
+def _run(module: hlo.Module, computation: str) -> Iterator[hlo.Instruction]:
+    """Its instructions, and those of what it calls, not of branches."""
+    for instruction in module.computations[computation]:
+        yield instruction
+        for name in hlo.called(instruction):
+            yield from _run(module, name)
 
 
 def _products(module: hlo.Module, computation: str, *, every_round: bool) -> float:

@@ -42,6 +42,8 @@ def print_plan(result: Mapping[str, Any]) -> None:
             print(f"  {title:<38}{size(memory[name]):>12}")
     if "flops" in result:
         print(f"\n{result['flops'] / 1e9:,.1f} GFLOP and {size(result['memory_traffic'])} of memory traffic")
+        for warning in result["warnings"]:
+            print(f"not counted as often as they run: {warning}")
         print_collectives(result["collectives"])
     if "estimate" in result:
         print_estimate(result)

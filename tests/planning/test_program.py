@@ -162,6 +162,34 @@ def test_a_loop_says_by_its_condition_how_often_it_goes_round():
     assert program.repeated_flops(hlo.parse(unknown)) == 0
 
 
+def test_what_loops_do_not_say_is_told():
+    assert program.warnings(hlo.parse(TPU)) == []
+    endless = TPU.replace("direction=LT", "direction=NE")
+    assert program.warnings(hlo.parse(endless)) == [
+        "loops that do not say how many rounds they have, and count as one: 1"
+    ]
+    now_and_then = (
+        endless.replace("ENTRY %main", "%rare")
+        + """
+ENTRY %main (b: f32[8,16]) -> f32[8,16] {
+  ROOT %c = f32[8,16]{1,0} conditional(%e, %b, %b), branch_computations={%rare, %product}
+}
+"""
+    )
+    assert program.warnings(hlo.parse(now_and_then)) == []
+
+
+def test_products_in_loops_that_a_library_makes_are_told():
+    product, call = "convolution(%l, %r), dim_labels=bf_io->bf", 'custom-call(%l), custom_call_target="__cublas$gemm"'
+    gemm = TPU.replace(product, call)
+    assert program.warnings(hlo.parse(gemm)) == [
+        "products by cuBLAS and cuDNN in loops, of which FLOPs count the first round alone: 1"
+    ]
+    outside = gemm.replace("body=%body", "body=%add").replace("ROOT %w", "%f = f32[] call(), to_apply=%body\n  %w")
+    outside = outside.replace("ENTRY", TEXT[TEXT.index("%add (") : TEXT.index("%body")] + "ENTRY")
+    assert program.warnings(hlo.parse(outside)) == []
+
+
 @pytest.mark.parametrize(
     "left, right, result, how, products",
     [
