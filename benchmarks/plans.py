@@ -1,7 +1,8 @@
 """Plans of the methods' ImageNet configs: python benchmarks/plans.py [--topology v5e:16x16] [--only simclr mae]
 
 Each is compiled by a `python -m ssl_jax.plan` of its own (3 to 10 minutes on an idle core; libtpu must be installed),
-and kept in docs/plans.json, so that a second start goes on where the first was. Then writes docs/plans.md.
+and kept in docs/plans.json, so that a second start goes on where the first was, but for rows that do not fit and are
+now to be searched, or with --again. Then writes docs/plans.md.
 """
 
 import argparse
@@ -94,12 +95,16 @@ def main():
     parser.add_argument("--only", nargs="*", default=[], help="methods, or METHOD:SCALE; all if not given")
     parser.add_argument("--batch_size", type=int, help="in place of the config's")
     parser.add_argument("--search", action="store_true", help="tries changes of those that do not fit until they do")
+    parser.add_argument("--again", action="store_true", help="makes rows that there are once more")
     arguments = parser.parse_args()
     plans = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in imagenet_configs():
         key, (method, scale) = f"{name} {arguments.topology}", name.split(":")
         key += f" {arguments.batch_size}" if arguments.batch_size else ""
-        if key in plans or (arguments.only and not {method, name} & set(arguments.only)):
+        if arguments.only and not {method, name} & set(arguments.only):
+            continue
+        to_search = arguments.search and key in plans and not plans[key]["fits"] and "tried" not in plans[key]
+        if key in plans and not (arguments.again or to_search):
             continue
         print(f"{key} ...", flush=True)
         with tempfile.TemporaryDirectory() as directory:

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import runpy
 import subprocess
 import sys
 import types
@@ -312,3 +313,37 @@ def test_a_search_drops_what_does_not_help(monkeypatch, limit, found, tried):
 def test_a_search_needs_to_know_the_memory():
     with pytest.raises(SystemExit, match="give a --topology"):
         plan.main([f"--config={SIMCLR}:tiny", "--config.batch_size=64", "--search"])
+
+
+@pytest.mark.parametrize(
+    "flags, made",
+    [
+        ([], []),
+        (["--search"], ["simclr:imagenet_r50"]),  # alone does not fit, and was not searched
+        (["--again", "--only", "mae"], ["mae:imagenet_vitl16"]),
+    ],
+)
+def test_of_the_table_s_rows_those_are_made_that_are_asked_for(tmp_path, monkeypatch, flags, made):
+    table = runpy.run_path(str(ROOT / "benchmarks" / "plans.py"))
+    row = {"fits": False, "memory": {"needed": 2}}
+    kept = {
+        "mae:imagenet_vitl16 v5e:4x4": {"fits": True},
+        "simclr:imagenet_r50 v5e:4x4": row,
+        "simclr:imagenet_r50x2 v5e:4x4": row | {"tried": []},
+    }
+    results = tmp_path / "plans.json"
+    results.write_text(json.dumps(kept))
+    asked = []
+    scope = table["main"].__globals__
+    monkeypatch.setitem(scope, "RESULTS", results)
+    monkeypatch.setitem(scope, "imagenet_configs", lambda: [key.split()[0] for key in kept])
+    monkeypatch.setitem(scope, "write", lambda plans: None)
+
+    def run(command, check):
+        asked.append(command[3].rpartition("/")[2].replace(".py", ""))
+        return types.SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["plans.py", "--topology=v5e:4x4", *flags])
+    table["main"]()
+    assert asked == made
