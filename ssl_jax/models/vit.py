@@ -47,7 +47,7 @@ class ViT(nn.Module):
       a loop keeps all that its backward pass needs.
     microbatch: above 0, in training the blocks take so many images at a time, forward and again backward, so that no
       more images' activations are in memory: gradient accumulation, with the same result for every loss, as it is only
-      the blocks that do not see the whole batch.
+      the blocks that do not see the whole batch (of contrastive losses known as GradCache, arXiv:2101.06983).
     dtype: of the computation, "float32" or "bfloat16".
 
     Raises: ValueError for an option or an image size that it cannot have.
