@@ -271,7 +271,7 @@ def advice(result: Mapping[str, Any], place: Slice | None) -> list[str]:
     if per_device:
         found.append(f"--config.batch_size={per_device * devices}, if activations shrink with the batch")
     chips = -(-result["batch_size"] // max(per_device, 1))
-    if per_device and place:
+    if per_device and place and chips <= math.prod(place.chip.largest):
         found.append(f"a slice of {chips} chips or more of {place.chip.name}, for the same batch")
     if not per_device:
         found.append("one image on a device does not fit: use a smaller model or image, or a chip with more memory")

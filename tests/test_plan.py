@@ -177,6 +177,10 @@ def test_advice_for_what_does_not_fit():
         "--config.batch_size=2048, if activations shrink with the batch",
         "a slice of 32 chips or more of v5e, for the same batch",
     ]
+    # 512 chips there are not of a v5e.
+    assert plan.advice(not_fitting(devices=256, batch_size=65536), chips.parse_slice("v5e:16x16")) == [
+        "--config.batch_size=32768, if activations shrink with the batch"
+    ]
     assert "bfloat16" in plan.advice(not_fitting(compute_dtype="float32"), place)[0]
     one_image = not_fitting(batch_size=16)
     assert plan.advice(one_image, place) == [

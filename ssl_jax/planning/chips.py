@@ -13,16 +13,16 @@ import math
 class Chip:
     """memory: bytes of HBM that a program may have. flops: a second, the peak in bfloat16. memory_bandwidth: bytes a
     second. link_bandwidth: bytes a second and direction of one link to a neighbor (Google gives the sum over links and
-    directions). axes: of the torus. wraps: the multiple that an axis' size must be for its ends to be linked; of three
-    axes all must be, as slices of whole cubes have such links alone. accelerator: what Google calls a slice, before the
-    number of its cores; cores: of a chip, as counted there."""
+    directions). largest: slice, in chips along each axis. wraps: the multiple that an axis' size must be for its
+    ends to be linked; of three axes all must be, as slices of whole cubes have such links alone. accelerator: what
+    Google calls a slice, before the number of its cores; cores: of a chip, as counted there."""
 
     name: str
     memory: int
     flops: float
     memory_bandwidth: float
     link_bandwidth: float
-    axes: int
+    largest: tuple[int, ...]
     wraps: int
     accelerator: str
     cores: int
@@ -31,10 +31,10 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", int(30.75 * 2**30), 275e12, 1200e9, 50e9, 3, 4, "v4", 2),
-        Chip("v5e", int(15.75 * 2**30), 197e12, 819e9, 50e9, 2, 16, "v5litepod", 1),
-        Chip("v5p", int(95.73 * 2**30), 459e12, 2765e9, 100e9, 3, 4, "v5p", 2),
-        Chip("v6e", int(31.24 * 2**30), 918e12, 1640e9, 100e9, 2, 16, "v6e", 1),
+        Chip("v4", int(30.75 * 2**30), 275e12, 1200e9, 50e9, (16, 16, 16), 4, "v4", 2),
+        Chip("v5e", int(15.75 * 2**30), 197e12, 819e9, 50e9, (16, 16), 16, "v5litepod", 1),
+        Chip("v5p", int(95.73 * 2**30), 459e12, 2765e9, 100e9, (16, 16, 24), 4, "v5p", 2),
+        Chip("v6e", int(31.24 * 2**30), 918e12, 1640e9, 100e9, (16, 16), 16, "v6e", 1),
     )
 }
 
@@ -71,7 +71,7 @@ class Slice:
         return sum(size // 2 if self._wraps(size) else size - 1 for size in self.shape)
 
     def _wraps(self, size: int) -> bool:
-        sizes = self.shape if self.chip.axes == 3 else (size,)
+        sizes = self.shape if len(self.shape) == 3 else (size,)
         return all(size % self.chip.wraps == 0 for size in sizes)
 
 
@@ -81,8 +81,13 @@ def parse_slice(text: str) -> Slice:
     if name not in CHIPS:
         raise ValueError(f"topology {text!r}: no chip {name!r}; it is CHIP:SHAPE with one of {', '.join(CHIPS)}")
     chip = CHIPS[name]
+    axes = len(chip.largest)
     sizes = shape.split("x")
-    if len(sizes) != chip.axes or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        example = f"{name}:{'x'.join(['4'] * chip.axes)}"
-        raise ValueError(f"topology {text!r}: {name} has {chip.axes} axes of chips, as in {example}")
-    return Slice(chip, tuple(map(int, sizes)))
+    if len(sizes) != axes or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        example = f"{name}:{'x'.join(['4'] * axes)}"
+        raise ValueError(f"topology {text!r}: {name} has {axes} axes of chips, as in {example}")
+    place, largest = Slice(chip, tuple(map(int, sizes))), Slice(chip, chip.largest)
+    # Of three axes optical switches join cubes in any shape, 12x12x24; of two the chips stay where they are.
+    if place.chips > largest.chips or (axes == 2 and max(place.shape) > max(largest.shape)):
+        raise ValueError(f"topology {text!r}: the largest slice of {name} is {largest.name}")
+    return place

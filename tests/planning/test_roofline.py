@@ -15,6 +15,8 @@ from ssl_jax.planning.roofline import HOP_SECONDS, roofline
         ("v5p:2x2x4", 16, "v5p-32", 3, 1 + 1 + 3),  # smaller than a cube of 4x4x4: open
         ("v4:4x4x4", 64, "v4-128", 6, 6),
         ("v5p:4x4x8", 128, "v5p-256", 6, 2 + 2 + 4),
+        ("v4:12x12x24", 3456, "v4-6912", 6, 6 + 6 + 12),  # longer than the largest, but of fewer cubes
+        ("v5p:16x16x24", 6144, "v5p-12288", 6, 8 + 8 + 12),
         ("v5e:1x1", 1, "v5litepod-1", 0, 0),
     ],
 )
@@ -34,6 +36,10 @@ def test_slices(text, count, accelerator, links, hops):
         ("v4:4x4", r"3 axes of chips, as in v4:4x4x4"),
         ("v5e:0x4", "2 axes"),
         ("v5e:4xfour", "2 axes"),
+        ("v5e:32x32", "the largest slice of v5e is v5e:16x16"),
+        ("v6e:1x32", "the largest slice of v6e is v6e:16x16"),
+        ("v4:16x16x20", "the largest slice of v4 is v4:16x16x16"),
+        ("v5p:16x20x28", "the largest slice of v5p is v5p:16x16x24"),
     ],
 )
 def test_slices_that_there_are_not_are_refused(text, message):
