@@ -14,7 +14,7 @@ ASSUMPTIONS = (
     "all products count as bfloat16; those asked for in float32 with precision 'highest' take six times as long",
     "FLOPs are the compiler's, with what is done on logged steps only as if on each; of the rounds of loops after the "
     "first products alone",
-    "memory traffic is that of the compiled instructions: slices of what they slice, of all else the whole operands",
+    "memory traffic is that of the compiled instructions: of what they slice or gather parts, of all else the whole",
     "collectives at the links' full rate over all axes of the slice, 1 us a hop, those that permute over one link to a "
     "neighbor; fastest: all hidden behind the arithmetic, slowest: none",
     "the hosts deliver images in time; compiling, evaluating and saving take none",
