@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # bash launch/tpu_pod.sh [--dry-run] NAME TYPE ZONE ARGUMENTS: ssl_jax.train ARGUMENTS on all workers of a TPU slice.
 #
-#     SETUP='sudo mount -o nolock 10.0.0.2:/share /mnt/share' bash launch/tpu_pod.sh first v5litepod-256 us-west4-a \
-#         --config configs/simclr.py:imagenet_r50 --workdir /mnt/share/first --config.data.path=/mnt/share/imagenet
+#     export SETUP='sudo mkdir -p /nfs; mountpoint -q /nfs || sudo mount -o nolock 10.0.0.2:/share /nfs'
+#     bash launch/tpu_pod.sh first v5litepod-256 us-west4-a \
+#         --config configs/simclr.py:imagenet_r50 --workdir /nfs/first --config.data.path=/nfs/imagenet
 #
-# Asks for the slice as a queued resource, waits for it, installs this clone on its workers and trains. Where the slice is
-# taken away it is asked for again, until the run is finished; then it is deleted. What fails for another reason ends this
-# with an error, and the slice stays, to be looked at. --dry-run prints the commands.
+# Asks for the slice as a queued resource, waits for it, installs this clone on its workers, with Python 3.11 and the
+# packages of requirements.lock, and trains. Where the slice is taken away it is asked for again, until the run is finished;
+# then it is deleted. What fails for another reason ends this with an error, and the slice stays, to be looked at. gcloud
+# reaches several workers after `ssh-add ~/.ssh/google_compute_engine`. --dry-run prints the commands.
 #   $SETUP          done on each worker first: mounts the file system that holds --workdir and the data, shared by all
 #   $RUNTIME        the machines' software (v2-alpha-tpuv5-lite; v2-alpha-tpuv6e for v6e, tpu-ubuntu2204-base for v4)
 #   $PROVISIONING   --spot, the default; empty for a slice that is not taken away
@@ -63,12 +65,17 @@ wait_for_slice() {
     done
 }
 
+# Python is uv's: that of the machines' software is older than JAX needs, and has no venv.
 install() {
+    local jax
+    jax=$(sed -n 's/^jax==/jax[tpu]==/p' requirements.lock)
     say "installing on all workers"
     run git archive --format tar.gz --output "/tmp/$name.tar.gz" HEAD &&
         run gcloud compute tpus tpu-vm scp "/tmp/$name.tar.gz" "$name:/tmp/" --zone "$zone" --worker all &&
-        on all "set -e; ${SETUP:-true}; mkdir -p ssl_jax; tar -xzf /tmp/$name.tar.gz -C ssl_jax; cd ssl_jax; \
-[ -d .venv ] || python3 -m venv .venv; .venv/bin/pip install -q -r requirements.txt 'jax[tpu]' -e ."
+        on all "set -e; (${SETUP:-true}); mkdir -p ssl_jax; tar -xzf /tmp/$name.tar.gz -C ssl_jax; \
+[ -x uv/bin/uv ] || python3 -m pip install -q --target uv uv==0.13.9; cd ssl_jax; \
+[ -x .venv/bin/python ] || ../uv/bin/uv venv -q --clear --python 3.11; \
+../uv/bin/uv pip install -q -r requirements.lock '$jax' -e ."
 }
 
 while true; do

@@ -1,6 +1,7 @@
 """The scripts in launch/, with stand-ins for Python and for the clusters' programs, or printing what they would do."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -46,6 +47,20 @@ def stand_in(tmp_path):
         python.write_text(f"#!/usr/bin/env bash\n{lines}\n")
         python.chmod(0o755)
         return {"PYTHON": str(python)}
+
+    return make
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """name=lines of bash, ... -> the environment in which the scripts find these programs first."""
+
+    def make(**named):
+        (tmp_path / "bin").mkdir()
+        for name, lines in named.items():
+            (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{lines}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+        return {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
     return make
 
@@ -129,17 +144,24 @@ def test_slurm_trains_and_is_queued_again():
 
 
 @pytest.mark.parametrize("code, requeued", [(0, False), (3, False), (75, True)])
-def test_slurm_queues_only_what_was_stopped(tmp_path, code, requeued):
-    for name, line in (("srun", f"exit {code}"), ("scontrol", f'echo "$@" >{tmp_path}/requeued')):
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
-        (tmp_path / name).chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    assert run(LAUNCH / "slurm.sbatch", *TRAINING, PATH=path, SLURM_JOB_ID="77")[0] == code
+def test_slurm_queues_only_what_was_stopped(tmp_path, programs, code, requeued):
+    environment = programs(srun=f"exit {code}", scontrol=f'echo "$@" >{tmp_path}/requeued')
+    assert run(LAUNCH / "slurm.sbatch", *TRAINING, SLURM_JOB_ID="77", **environment)[0] == code
     assert (tmp_path / "requeued").exists() == requeued
 
 
+POD = ["pod", "v5litepod-256", "us-west4-a", *TRAINING]
+
+
+def on_workers(**environment):
+    """The commands for the workers of a dry run: [install, train]."""
+    code, output, error = run(LAUNCH / "tpu_pod.sh", "--dry-run", *POD, **environment)
+    assert code == 0, error
+    return [command[-1] for command in printed(output) if "ssh" in command]
+
+
 def test_tpu_pod_asks_installs_trains_and_deletes():
-    code, output, _ = run(LAUNCH / "tpu_pod.sh", "--dry-run", "first", "v5litepod-256", "us-west4-a", *TRAINING)
+    code, output, _ = run(LAUNCH / "tpu_pod.sh", "--dry-run", *POD)
     assert code == 0
     create, archive, copy, install, train, delete = printed(output)
     assert create[:5] == ["gcloud", "compute", "tpus", "queued-resources", "create"] and create[-1] == "--spot"
@@ -147,9 +169,29 @@ def test_tpu_pod_asks_installs_trains_and_deletes():
     assert archive[:2] == ["git", "archive"] and "scp" in copy
     for command in (install, train):
         assert command[command.index("--worker") + 1] == "all"
-    assert "jax[tpu]" in install[-1]
-    assert shlex.split(train[-1]) == ["cd", "ssl_jax", "&&", "bash", "launch/train.sh", *TRAINING]
+    assert shlex.split(train[-1])[-len(TRAINING) - 2 :] == ["bash", "launch/train.sh", *TRAINING]
     assert "delete" in delete and "--force" in delete
+
+
+# On a machine whose own Python can no more than install with pip.
+PYTHON = """echo "python3 $*" >>{0}/calls
+[[ $* == "-m pip install "* ]] && mkdir -p uv/bin && cp {0}/bin/uv uv/bin"""
+UV = """echo "uv $*" >>{0}/calls
+[[ $1 != venv ]] || {{ mkdir -p .venv/bin && cp {0}/bin/uv .venv/bin/python; }}"""
+
+
+def test_tpu_pod_installs_the_locked_versions_with_a_python_of_its_own(tmp_path, programs):
+    install, _ = on_workers(SETUP="cd /; touch ~/mounted")
+    environment = programs(python3=PYTHON.format(tmp_path), uv=UV.format(tmp_path), tar="")
+    for _ in range(2):
+        code, _, error = run("-c", f"cd; {install}", HOME=str(tmp_path), **environment)
+        assert code == 0, error
+    assert (tmp_path / "mounted").exists()
+    tool, environment, packages, again = (tmp_path / "calls").read_text().splitlines()
+    assert "--target uv uv==" in tool
+    assert environment.startswith("uv venv") and "--python 3.11" in environment
+    (version,) = re.findall(r"^jax==(.+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert packages == again == f"uv pip install -q -r requirements.lock jax[tpu]=={version} -e ."
 
 
 GCLOUD = """#!/usr/bin/env bash
