@@ -5,6 +5,10 @@
 # Compiled programs are kept from one start to the next.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 
+# Exit codes of train.sh, beside 0 where the run is finished and those of errors.
+# shellcheck disable=SC2034  # read by the scripts
+readonly STOPPED=75 NOT_MET=69 # by SIGTERM before the last step; other processes of the run did not come
+
 say() {
     printf '[%02d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"
 }

@@ -47,8 +47,8 @@ while ((${#started[@]} > 0)); do
         code=0
         wait "${started[index]}" || code=$?
         unset 'started[index]'
-        ((code == 0 || result != 0 && result != 75)) || result=$code
-        ((code == 0 || code == 75)) || stop # it failed: the others would wait for it
+        ((code == 0 || result != 0 && result != STOPPED)) || result=$code
+        ((code == 0 || code == STOPPED)) || stop # it failed: the others would wait for it
     done
     sleep 0.2
 done

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# bash launch/tpu_pod.sh [--dry-run] NAME TYPE ZONE ARGUMENTS: ssl_jax.train ARGUMENTS on all workers of a TPU slice.
+# bash launch/tpu_pod.sh [--dry-run] NAME TYPE ZONE ARGUMENTS: ssl_jax.train ARGUMENTS on_all workers of a TPU slice.
 #
 #     export SETUP='sudo mkdir -p /nfs; mountpoint -q /nfs || sudo mount -o nolock 10.0.0.2:/share /nfs'
 #     bash launch/tpu_pod.sh first v5litepod-256 us-west4-a \
 #         --config configs/simclr.py:imagenet_r50 --workdir /nfs/first --config.data.path=/nfs/imagenet
 #
 # Asks for the slice as a queued resource, waits for it, installs this clone on its workers, with Python 3.11 and the
-# packages of requirements.lock, and trains. Where the slice is taken away it is asked for again, until the run is finished;
-# then it is deleted. What fails for another reason ends this with an error, and the slice stays, to be looked at. gcloud
-# reaches several workers after `ssh-add ~/.ssh/google_compute_engine`. --dry-run prints the commands.
+# packages of requirements.lock, and trains. Where the slice is taken away it is asked for again, and where a connection
+# broke the training is started again, until it is finished; then the slice is deleted. What fails for another reason ends
+# this with an error, and the slice stays, to be looked at; each worker's last output is in its train.log. gcloud reaches
+# several workers after `ssh-add ~/.ssh/google_compute_engine`. --dry-run prints the commands.
 #   $SETUP          done on each worker first: mounts the file system that holds --workdir and the data, shared by all
 #   $RUNTIME        the machines' software (v2-alpha-tpuv5-lite; v2-alpha-tpuv6e for v6e, tpu-ubuntu2204-base for v4)
 #   $PROVISIONING   --spot, the default; empty for a slice that is not taken away
@@ -31,16 +32,25 @@ workdir=$(workdir_of "$@")
 [[ $dry_run == yes ]] || command -v gcloud >/dev/null || fail "gcloud is not installed: https://cloud.google.com/sdk"
 provisioning=${PROVISIONING---spot}
 
-queued() {
-    gcloud compute tpus queued-resources "$1" "$name" --zone "$zone" "${@:2}"
-}
-
+# Prints the request's state, NONE where there is no such request. Other errors say nothing about the slice.
 state() {
-    queued describe --format 'value(state.state)' 2>/dev/null || echo NONE
-}
+    local try error
+    for try in {1..10}; do
+        if error=$(gcloud compute tpus queued-resources describe "$name" --zone "$zone" \
+            --format 'value(state.state)' 2>&1 >&3); then
+            return
+        elif [[ $error == *NOT_FOUND* ]]; then
+            echo NONE
+            return
+        fi
+        say "the state of $name could not be read ($try of 10): $error" >&2
+        sleep 20
+    done
+    fail "the state of $name could not be read, and nothing was done to it; the same command goes on"
+} 3>&1
 
-on() { # on WORKER COMMAND
-    run gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker "$1" --command "$2"
+on_all() { # on_all COMMAND
+    run gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker all --command "$1"
 }
 
 create() {
@@ -53,48 +63,62 @@ delete() {
     run gcloud compute tpus queued-resources delete "$name" --zone "$zone" --force --quiet
 }
 
-wait_for_slice() {
-    local now
-    [[ $dry_run == no ]] || return 0
-    until now=$(state) && [[ $now == ACTIVE ]]; do
-        case $now in
-            FAILED | SUSPENDED | NONE) fail "the request $name is $now" ;;
-        esac
-        say "$name is $now"
-        sleep 60
-    done
-}
+# gcloud repeats a command whose connection broke, while the first may be running still.
+alone="exec 9>ssl_jax.lock; flock -n 9 || { echo 'an earlier start is still running here' >&2; exit $STOPPED; }"
 
 # Python is uv's: that of the machines' software is older than JAX needs, and has no venv.
 install() {
     local jax
     jax=$(sed -n 's/^jax==/jax[tpu]==/p' requirements.lock)
-    say "installing on all workers"
+    say "installing on_all workers"
     run git archive --format tar.gz --output "/tmp/$name.tar.gz" HEAD &&
         run gcloud compute tpus tpu-vm scp "/tmp/$name.tar.gz" "$name:/tmp/" --zone "$zone" --worker all &&
-        on all "set -e; (${SETUP:-true}); mkdir -p ssl_jax; tar -xzf /tmp/$name.tar.gz -C ssl_jax; \
+        on_all "set -e; (${SETUP:-true}); $alone; mkdir -p ssl_jax; tar -xzf /tmp/$name.tar.gz -C ssl_jax; \
 [ -x uv/bin/uv ] || python3 -m pip install -q --target uv uv==0.13.9; cd ssl_jax; \
 [ -x .venv/bin/python ] || ../uv/bin/uv venv -q --clear --python 3.11; \
 ../uv/bin/uv pip install -q -r requirements.lock '$jax' -e ."
 }
 
+# The output goes into a file, since a training that writes into a broken connection would fail.
+train() {
+    on_all "$alone; : >train.log; cd ssl_jax; bash launch/train.sh ${*@Q} >>../train.log 2>&1 & \
+tail -n +1 -f --pid=\$! ../train.log; wait \$!"
+}
+
+if [[ $dry_run == yes ]]; then
+    create && install && train "$@" && delete
+    exit
+fi
+now=$(state)
+[[ $now != NONE ]] || create
 while true; do
-    if [[ $dry_run == yes || $(state) == NONE ]]; then
-        create
-    fi
-    wait_for_slice
-    if install && on all "cd ssl_jax && bash launch/train.sh ${*@Q}"; then
-        say "finished; deleting $name"
-        delete
-        exit 0
-    fi
-    case $(state) in
+    now=$(state)
+    case $now in
         ACTIVE)
-            # SIGTERM comes some 30 s before the slice is gone.
+            code=0
+            { install && train "$@"; } || code=$?
+            if ((code == 0)); then
+                say "finished; deleting $name"
+                delete
+                exit
+            fi
+            say "exit code $code; looking at $name again in a minute"
+            sleep 60 # SIGTERM comes some 30 s before the slice is gone
+            # Stopped, or a connection broke (255), and the other workers may have waited for that one.
+            ((code == STOPPED || code == NOT_MET || code == 255)) && continue
+            now=$(state)
+            [[ $now != ACTIVE ]] || fail "the run has ended with an error, and $name is there still: see above"
+            ;;
+        FAILED | SUSPENDED)
+            say "$name is $now; asking again"
+            delete
+            sleep 60 # some requests fail at once
+            create
+            ;;
+        NONE) fail "$name is not there any more: deleted, but not by this script" ;;
+        *)
+            say "$name is $now"
             sleep 60
-            [[ $(state) != ACTIVE ]] || fail "the run has ended with an error, and $name is there still: see above"
             ;;
     esac
-    say "$name was taken away"
-    delete
 done

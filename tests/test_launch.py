@@ -1,5 +1,6 @@
 """The scripts in launch/, with stand-ins for Python and for the clusters' programs, or printing what they would do."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -169,7 +170,8 @@ def test_tpu_pod_asks_installs_trains_and_deletes():
     assert archive[:2] == ["git", "archive"] and "scp" in copy
     for command in (install, train):
         assert command[command.index("--worker") + 1] == "all"
-    assert shlex.split(train[-1])[-len(TRAINING) - 2 :] == ["bash", "launch/train.sh", *TRAINING]
+    words = shlex.split(train[-1])
+    assert words[words.index("launch/train.sh") :][: len(TRAINING) + 1] == ["launch/train.sh", *TRAINING]
     assert "delete" in delete and "--force" in delete
 
 
@@ -194,27 +196,124 @@ def test_tpu_pod_installs_the_locked_versions_with_a_python_of_its_own(tmp_path,
     assert packages == again == f"uv pip install -q -r requirements.lock jax[tpu]=={version} -e ."
 
 
-GCLOUD = """#!/usr/bin/env bash
-# Knows the states of a slice that is taken away during the first training.
-echo "$*" >>{0}/calls
+# A slice, which `create` makes ACTIVE at once. A line of `trainings` is the exit code of one, the state that it leaves,
+# and how many times that cannot be read; the lines of `later` are states that come while the script sleeps.
+GCLOUD = """cd {0}; echo "$*" >>calls
 case "$*" in
-    *describe*) cat {0}/state 2>/dev/null || exit 1 ;;
-    *create*) echo ACTIVE >{0}/state ;;
-    *delete*) rm {0}/state ;;
-    *launch/train.sh*) [[ -f {0}/taken ]] && exit 0; touch {0}/taken; echo SUSPENDED >{0}/state; exit 1 ;;
-esac
-"""
+    *" describe "*)
+        if [[ -s failing ]]; then sed -i 1d failing; echo "ERROR: (gcloud) UNAVAILABLE: 503" >&2; exit 1; fi
+        cat state 2>/dev/null || {{ echo "ERROR: (gcloud) NOT_FOUND: 'pod' was not found." >&2; exit 1; }} ;;
+    *" create "*) [[ ! -f state ]] && echo ACTIVE >state ;;
+    *" delete "*) rm state ;;
+    *launch/train.sh*)
+        read -r code after failing <trainings; sed -i 1d trainings
+        [[ -z $after ]] || echo "$after" >state; [[ $after != NONE ]] || rm state
+        yes | head -n "${{failing:-0}}" >failing
+        exit "$code" ;;
+esac"""
+SLEEP = "cd {0}; [[ ! -s later ]] || {{ head -n 1 later >state; sed -i 1d later; }}"
 
 
-def test_tpu_pod_asks_again_for_a_slice_that_was_taken_away(tmp_path):
-    (tmp_path / "gcloud").write_text(GCLOUD.format(tmp_path))
-    (tmp_path / "gcloud").chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    code, output, error = run(LAUNCH / "tpu_pod.sh", "pod", "v4-8", "us-central2-b", *TRAINING, PATH=path)
-    assert code == 0, error
-    assert "taken away" in output
-    calls = (tmp_path / "calls").read_text()
-    assert [calls.count(word) for word in (" create ", "launch/train.sh", " delete ")] == [2, 2, 2]
+@pytest.fixture
+def on_slice(tmp_path, programs):
+    """(first state, trainings) -> exit code, what was printed, [number of requests, of trainings, of deletions]."""
+    environment = programs(gcloud=GCLOUD.format(tmp_path), sleep=SLEEP.format(tmp_path), git="")
+
+    def train(state, *trainings, later=(), failing=0):
+        files = {"trainings": trainings, "later": later, "failing": "y" * failing, "calls": ()}
+        for name, lines in (files | ({} if state == "NONE" else {"state": [state]})).items():
+            (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+        code, output, error = run(LAUNCH / "tpu_pod.sh", *POD, **environment)
+        calls = (tmp_path / "calls").read_text()
+        return code, output + error, [calls.count(word) for word in (" create ", "launch/train.sh", " delete ")]
+
+    return train
+
+
+def test_tpu_pod_asks_again_for_a_slice_that_was_taken_away(on_slice):
+    code, output, counts = on_slice("NONE", "1 SUSPENDED", "0")
+    assert (code, counts) == (0, [2, 2, 2]), output
+    assert "pod is SUSPENDED" in output
+
+
+@pytest.mark.parametrize(
+    "state, later", [("SUSPENDED", ()), ("FAILED", ()), ("SUSPENDING", ["SUSPENDED"]), ("PROVISIONING", ["SUSPENDED"])]
+)
+def test_tpu_pod_asks_again_where_it_finds_the_slice_taken_away(on_slice, state, later):
+    code, output, counts = on_slice(state, "0", later=later)
+    assert (code, counts) == (0, [1, 1, 2]), output
+
+
+def test_tpu_pod_goes_on_where_the_state_cannot_be_read_for_a_while(on_slice):
+    code, output, counts = on_slice("ACTIVE", "0", failing=3)
+    assert (code, counts) == (0, [0, 1, 1]), output
+    assert "UNAVAILABLE: 503" in output
+
+
+def test_tpu_pod_deletes_nothing_where_the_state_cannot_be_read(on_slice):
+    for trainings, failing in (([], 100), (["1 SUSPENDED 100"], 0)):
+        code, output, counts = on_slice("ACTIVE", *trainings, failing=failing)
+        assert (code, counts) == (1, [0, len(trainings), 0]), output
+        assert "state of pod could not be read" in output
+
+
+@pytest.mark.parametrize("training", ["75", "255", "69"])
+def test_tpu_pod_starts_again_on_a_slice_that_is_there_still(on_slice, training):
+    code, output, counts = on_slice("ACTIVE", training, training, "0")
+    assert (code, counts) == (0, [0, 3, 1]), output
+
+
+@pytest.mark.parametrize("training", ["1", "1 ACTIVE 1"])
+def test_tpu_pod_leaves_the_slice_of_a_training_that_fails(on_slice, training):
+    code, output, counts = on_slice("ACTIVE", training)
+    assert (code, counts) == (1, [0, 1, 0]), output
+    assert "ended with an error" in output
+
+
+def test_tpu_pod_does_not_ask_again_for_a_slice_that_others_deleted(on_slice):
+    code, output, counts = on_slice("NONE", "255 NONE")
+    assert (code, counts) == (1, [1, 1, 0]), output
+    assert "pod is not there any more" in output
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """(lines of launch/train.sh, options of Popen) -> the training, begun as on a worker whose home is tmp_path."""
+    started = []
+    _, train = on_workers()
+
+    def start(lines, **options):
+        (tmp_path / "ssl_jax" / "launch").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ssl_jax" / "launch" / "train.sh").write_text(lines)
+        started.append(subprocess.Popen(["bash", "-c", train], cwd=tmp_path, start_new_session=True, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_tpu_pod_trains_once_at_a_time_on_a_worker(tmp_path, worker):
+    first = worker("touch ../begun; until [[ -f ../go ]]; do sleep 0.1; done; exit 3")
+    wait_for(tmp_path / "begun")
+    for command in on_workers():
+        code, _, error = run("-c", f"cd {tmp_path}; {command}")
+        assert code == 75 and "still running here" in error
+    (tmp_path / "go").touch()
+    assert first.wait(timeout=60) == 3
+    assert worker("exit 4").wait(timeout=60) == 4
+
+
+def test_tpu_pod_training_outlives_its_connection(tmp_path, worker):
+    lines = "set -e; echo first; until [[ -f ../go ]]; do sleep 0.1; done; seq 100000; echo last; touch ../finished"
+    training = worker(lines, stdout=subprocess.PIPE, text=True)
+    assert training.stdout.readline() == "first\n"
+    training.stdout.close()
+    (tmp_path / "go").touch()
+    assert training.wait(timeout=60) == 0
+    assert (tmp_path / "finished").exists()
 
 
 def test_kubernetes_has_what_the_processes_need():
