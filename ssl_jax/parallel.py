@@ -26,6 +26,7 @@ from ssl_jax.split import WHOLE, gathered_late
 
 AXIS = "data"  # the mapped axis that batches are split over
 SPLIT_SIZE = 512  # leaves of fewer numbers are on every device
+NOT_MET = os.EX_UNAVAILABLE  # 69, the exit code of a process that waited in vain; launch/common.sh has it too
 
 
 class ProcessError(RuntimeError):
@@ -112,7 +113,7 @@ def _give_up(coordinator: str, seconds: float) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(1)  # the main thread is inside of JAX and cannot be interrupted
+    os._exit(NOT_MET)  # the main thread is inside of JAX and cannot be interrupted
 
 
 @contextlib.contextmanager

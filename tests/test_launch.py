@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ssl_jax import parallel
+
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
@@ -29,6 +31,15 @@ def run(*command, **environment):
 def printed(output):
     """The commands that a dry run has printed."""
     return [shlex.split(line) for line in output.splitlines() if line.startswith("'")]
+
+
+def exit_codes():
+    _, output, _ = run("-c", f"source {LAUNCH}/common.sh; echo $STOPPED $NOT_MET")
+    return dict(zip(("STOPPED", "NOT_MET"), map(int, output.split()), strict=True))
+
+
+def test_scripts_know_the_exit_code_of_a_process_that_waited_in_vain():
+    assert exit_codes()["NOT_MET"] == parallel.NOT_MET
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -334,6 +345,7 @@ def test_kubernetes_has_what_the_processes_need():
     assert int(port) == service["spec"]["ports"][0]["port"] == container["ports"][0]["containerPort"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     ignored = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
-    assert ignored == [{"containerName": container["name"], "operator": "In", "values": [75]}]
+    values = sorted(exit_codes().values())
+    assert ignored == [{"containerName": container["name"], "operator": "In", "values": values}]
     config = next(argument for argument in container["args"] if argument.startswith("--config="))
     assert (ROOT / config.removeprefix("--config=").split(":")[0]).is_file()
