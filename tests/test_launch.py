@@ -146,16 +146,19 @@ def test_local_refuses_what_it_cannot_start(arguments):
 
 
 def test_slurm_trains_and_is_queued_again():
-    code, output, _ = run(LAUNCH / "slurm.sbatch", *TRAINING, DRY_RUN="yes", SLURM_JOB_ID="77")
+    asked = {"SLURM_JOB_ID": "77", "SLURM_CPUS_PER_TASK": "8"}
+    code, output, _ = run(LAUNCH / "slurm.sbatch", *TRAINING, DRY_RUN="yes", **asked)
     train, requeue = printed(output)
     assert code == 0
-    assert train == ["srun", "--kill-on-bad-exit=1", "bash", "launch/train.sh", *TRAINING]
+    assert train[0] == "srun" and train[-len(TRAINING) - 2 :] == ["bash", "launch/train.sh", *TRAINING]
+    assert "--cpus-per-task=8" in train  # srun does not take it from sbatch
+    assert "--kill-on-bad-exit=0" in train  # the first that has saved would end those that save still
     assert requeue == ["scontrol", "requeue", "77"]
     text = (LAUNCH / "slurm.sbatch").read_text()
     assert "#SBATCH --requeue\n" in text and "#SBATCH --signal=TERM@" in text
 
 
-@pytest.mark.parametrize("code, requeued", [(0, False), (3, False), (75, True)])
+@pytest.mark.parametrize("code, requeued", [(0, False), (3, False), (69, False), (143, False), (75, True)])
 def test_slurm_queues_only_what_was_stopped(tmp_path, programs, code, requeued):
     environment = programs(srun=f"exit {code}", scontrol=f'echo "$@" >{tmp_path}/requeued')
     assert run(LAUNCH / "slurm.sbatch", *TRAINING, SLURM_JOB_ID="77", **environment)[0] == code
