@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bash launch/tpu_pod.sh [--dry-run] NAME TYPE ZONE ARGUMENTS: ssl_jax.train ARGUMENTS on_all workers of a TPU slice.
+# bash launch/tpu_pod.sh [--dry-run] NAME TYPE ZONE ARGUMENTS: ssl_jax.train ARGUMENTS on all workers of a TPU slice.
 #
 #     export SETUP='sudo mkdir -p /nfs; mountpoint -q /nfs || sudo mount -o nolock 10.0.0.2:/share /nfs'
 #     bash launch/tpu_pod.sh first v5litepod-256 us-west4-a \
@@ -70,7 +70,7 @@ alone="exec 9>ssl_jax.lock; flock -n 9 || { echo 'an earlier start is still runn
 install() {
     local jax
     jax=$(sed -n 's/^jax==/jax[tpu]==/p' requirements.lock)
-    say "installing on_all workers"
+    say "installing on all workers"
     run git archive --format tar.gz --output "/tmp/$name.tar.gz" HEAD &&
         run gcloud compute tpus tpu-vm scp "/tmp/$name.tar.gz" "$name:/tmp/" --zone "$zone" --worker all &&
         on_all "set -e; (${SETUP:-true}); $alone; mkdir -p ssl_jax; tar -xzf /tmp/$name.tar.gz -C ssl_jax; \
