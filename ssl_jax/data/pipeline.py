@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import cv2
 import grain
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from tqdm import tqdm
 
 from ssl_jax.data.crop import RandomCrop, center_crop, random_crop
@@ -52,13 +52,14 @@ def train_batches(
 
     A set that decoded takes no more than `memory_bytes` is kept so, each image as `center_crop` gives it; the device
     makes the views: {"image": uint8 [rows, height, width, channels], "index": int32 [rows], "label": int32 [rows]}.
-    Images that cannot be decoded are left out.
 
     A larger set is decoded anew for each batch, and the views are cropped here, from the whole images:
     {"crops": (uint8 [rows, *size, channels] for each view), "boxes": (float32 [rows, 4] for each view, see
-    `random_crop`), "index", "label"}. Instead of an image that cannot be decoded comes another.
+    `random_crop`), "index", "label"}.
 
-    "index" is the image's in `source`; "label" is -1 for an image without one.
+    "index" is the image's in `source`; "label" is -1 for an image without one. The order is that of all images of the
+    source. Instead of one that cannot be decoded comes another, in its row alone: what one process cannot read, or
+    one start of a run, moves no other image.
 
     Args:
       seed: of order and crops, >= 0.
@@ -72,7 +73,7 @@ def train_batches(
       threads: that decode, at least 1.
       prefetch: batches made ahead.
     Raises: ValueError for a set smaller than a batch or without images that can be decoded, and for a batch that does
-      not divide over the processes.
+      not divide over the processes; with a batch, where image after image cannot be decoded.
     """
     if batch_size % process_count:
         raise ValueError(
@@ -80,24 +81,24 @@ def train_batches(
             f"use {-(-batch_size // process_count) * process_count}"
         )
     share = slice(process_index * batch_size // process_count, (process_index + 1) * batch_size // process_count)
-    reader = _Reader(source, threads)
-    if len(source) * image_size[0] * image_size[1] * reader.channels() <= memory_bytes:
-        everything = reader.read_all(image_size)
-        num_images = len(everything["index"])
+    reader, num_images = _Reader(source, threads), len(source)
+    channels = reader.channels()
+    if num_images < batch_size:
+        raise ValueError(
+            f"{source.name} has {num_images} images, fewer than one batch; use a batch size of {num_images} or less"
+        )
+    if num_images * image_size[0] * image_size[1] * channels <= memory_bytes:
+        everything, decoded = reader.read_all(image_size)
 
         def make(step: int, rows: np.ndarray) -> Batch:
-            return {name: values[rows] for name, values in everything.items()}
+            used = rows.copy()
+            for k in np.flatnonzero(~decoded[rows]):
+                used[k] = reader.or_another(lambda index: index if decoded[index] else None, int(rows[k]), seed, step)
+            return {name: values[used] for name, values in everything.items()}
     else:
-        num_images = len(source)
 
         def make(step: int, rows: np.ndarray) -> Batch:
             return reader.read_crops(rows.tolist(), crops, seed, step)
-
-    if num_images < batch_size:
-        raise ValueError(
-            f"{source.name} has {num_images} images ({len(reader.skipped)} more cannot be decoded), fewer than one "
-            f"batch; use a batch size of {num_images} or less"
-        )
 
     def batch(step: int) -> Batch:
         return make(step, batch_rows(step, seed=seed, num_images=num_images, batch_size=batch_size)[share])
@@ -187,10 +188,11 @@ class _Reader:
                 return found[0].shape[-1]
         raise _none_decodable(self.skipped)
 
-    def read_all(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """`read_centers` of the whole source."""
-        everything: dict[str, np.ndarray] = {}
-        num_images, indices = 0, range(len(self._source))
+    def read_all(self, size: tuple[int, int]) -> tuple[Batch, Bool[np.ndarray, " images"]]:
+        """(`read_centers` with a row for each image of the source, which of them could be decoded)."""
+        everything: Batch = {}
+        indices = range(len(self._source))
+        decoded = np.zeros(len(indices), bool)
         with tqdm(desc=f"reading {self._source.name}", total=len(indices), unit=" images", delay=1) as progress:
             for start in indices[::READ_BATCH]:
                 part = indices[start : start + READ_BATCH]
@@ -198,10 +200,10 @@ class _Reader:
                 if not everything:
                     everything = {name: np.empty((len(indices), *v.shape[1:]), v.dtype) for name, v in batch.items()}
                 for name, values in batch.items():
-                    everything[name][num_images : num_images + len(values)] = values
-                num_images += len(batch.get("index", ()))
+                    everything[name][batch["index"]] = values
+                decoded[batch.get("index", [])] = True
                 progress.update(len(part))
-        return {name: values[:num_images] for name, values in everything.items()}
+        return everything, decoded
 
     def read_centers(self, indices: Sequence[int], size: tuple[int, int], share: float = 1.0) -> Batch | None:
         """{"image", "index", "label"} of those that can be decoded; None if none can."""
@@ -219,29 +221,39 @@ class _Reader:
         return {"image": np.stack(images), "index": np.array(kept, np.int32), "label": np.array(labels, np.int32)}
 
     def read_crops(self, indices: Sequence[int], crops: Sequence[RandomCrop], seed: int, step: int) -> Batch:
-        """{"crops", "boxes", "index", "label"}. Raises: ValueError if one image after the other cannot be decoded."""
+        """{"crops", "boxes", "index", "label"}."""
 
-        def row(index: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], int, int]:
-            for attempt in range(MAX_REPLACEMENTS):
-                if (found := self._read(index)) is not None:
-                    image, label = found
-                    rngs = (_crop_rng(seed, step, index, view) for view in range(len(crops)))
-                    made = [random_crop(image, crop, rng) for crop, rng in zip(crops, rngs, strict=True)]
-                    views, boxes = zip(*made, strict=True)
-                    return views, boxes, index, label
-                index = int(np.random.default_rng((seed, step, index, attempt)).integers(len(self._source)))
-            name, reason = next(reversed(self.skipped.items()))
-            raise ValueError(
-                f"{MAX_REPLACEMENTS} images drawn one after the other cannot be decoded; one of them, {name}: {reason}"
-            )
+        def row(index: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], int, int] | None:
+            if (found := self._read(index)) is None:
+                return None
+            image, label = found
+            rngs = (_crop_rng(seed, step, index, view) for view in range(len(crops)))
+            made = [random_crop(image, crop, rng) for crop, rng in zip(crops, rngs, strict=True)]
+            views, boxes = zip(*made, strict=True)
+            return views, boxes, index, label
 
-        views, boxes, used, labels = zip(*self._map(row, indices), strict=True)
+        rows = self._map(lambda index: self.or_another(row, index, seed, step), indices)
+        views, boxes, used, labels = zip(*rows, strict=True)
         return {
             "crops": tuple(np.stack(view) for view in zip(*views, strict=True)),
             "boxes": tuple(np.stack(box) for box in zip(*boxes, strict=True)),
             "index": np.array(used, np.int32),
             "label": np.array(labels, np.int32),
         }
+
+    def or_another(self, make: Callable[[int], R | None], index: int, seed: int, step: int) -> R:
+        """make(index); if that is None, of another image, which (seed, step, index) alone decide.
+
+        Raises: ValueError if one image after the other gives None.
+        """
+        for attempt in range(MAX_REPLACEMENTS):
+            if (made := make(index)) is not None:
+                return made
+            index = int(np.random.default_rng((seed, step, index, attempt)).integers(len(self._source)))
+        name, reason = next(reversed(self.skipped.items()))
+        raise ValueError(
+            f"{MAX_REPLACEMENTS} images drawn one after the other cannot be decoded; one of them, {name}: {reason}"
+        )
 
     def _read(self, index: int) -> tuple[np.ndarray, int] | None:
         """(image, label); None if it cannot be decoded."""
