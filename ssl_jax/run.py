@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from ml_collections import ConfigDict
@@ -24,6 +24,8 @@ from ssl_jax.step import is_logged
 
 PACKAGES = ("ssl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
 
+R = TypeVar("R")
+
 # Share of a run after which a collapsed network is warned of: before, all are near chance.
 COLLAPSE_FROM = 0.1
 
@@ -35,7 +37,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        differences = configs.differences(_load(path), _completed(config))
+        differences = configs.differences(_completed(_load(path, configs.loads)), _completed(config))
         if differences:
             listed = "\n  ".join(differences)
             raise configs.ConfigError(
@@ -64,13 +66,31 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise configs.ConfigError(f"{workdir} holds no run (there is no {path}); make one with ssl_jax.train")
-    return _load(path)
+    return _completed(_load(path, configs.loads))
 
 
-def _load(path: Path) -> ConfigDict:
+def check_images(workdir: Path, *, num_images: int, images_digest: str) -> None:
+    """Raises: ConfigError if the run in `workdir` has checkpoints and began on other images, as its run.json says."""
+    path = workdir / "run.json"
+    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+        return
+    begun = _load(path, lambda text: dict(json.loads(text)))
+    if (then := begun.get("num_images", num_images)) != num_images:
+        differs = f"{num_images:,} images, {then:,} when the run began"
+    elif begun.get("images_digest", images_digest) != images_digest:
+        differs = f"{num_images:,} images as when the run began, but not the same ones, or in another order"
+    else:
+        return
+    raise configs.ConfigError(
+        f"the data set has changed, and with it the order of its images, since the run in {workdir} began: {differs}\n"
+        "restore the data set as it was, or begin anew in another --workdir"
+    )
+
+
+def _load(path: Path, parse: Callable[[str], R]) -> R:
     try:
-        return _completed(configs.loads(path.read_text()))
-    except (ValueError, RecursionError) as error:
+        return parse(path.read_text())
+    except (ValueError, TypeError, RecursionError) as error:
         raise configs.ConfigError(
             f"{path} is damaged ({error}), so what ran there cannot be told; put back a copy of it, or move it away: "
             "ssl_jax.train with the config of that run writes it again and goes on"

@@ -55,11 +55,13 @@ def _train_until(
     configs.check_devices(config.batch_size, jax.device_count())
     data = config.data
     source = build.source(config) if source is None else source
-    parallel.check_same({"images": len(source), "classes": list(source.class_names)})
+    images = {"num_images": len(source), "images_digest": source.digest()}
+    parallel.check_same(images | {"classes": list(source.class_names)})
     facts = build.facts(config, len(source), len(source.class_names))
     training = build.training(config, facts)
     method, views = training.method, training.views
     run.claim(workdir, config)
+    run.check_images(workdir, **images)
 
     mesh, shard_state = parallel.make_mesh(), config.shard_state
     state = parallel.create_state(functools.partial(first_state, training, begin), mesh, shard_state=shard_state)
@@ -79,9 +81,7 @@ def _train_until(
         threads=data.threads,
         prefetch=data.prefetch,
     )
-    describe = functools.partial(
-        run.describe, workdir, seed=config.seed, num_images=len(source), skipped=batches.skipped
-    )
+    describe = functools.partial(run.describe, workdir, seed=config.seed, skipped=batches.skipped, **images)
     describe()
     online_knn = make_online_knn(config, source, method, mesh)
     writer = MetricsWriter(workdir, start) if parallel.is_first() else None

@@ -82,6 +82,32 @@ def test_run_json_says_what_ran(tmp_path):
     assert described["versions"]["jax"].count(".") == 2
 
 
+def test_a_run_goes_on_with_the_images_that_it_began_with_alone(tmp_path):
+    images = dict(num_images=1234, images_digest="abc")
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    run.check_images(tmp_path, **images)  # run.json is gone
+    run.describe(tmp_path, skipped={"a.b": "cut short"}, **images)
+    run.check_images(tmp_path, **images)
+    for changed, message in [
+        (dict(num_images=1230), r"1,230 images, 1,234 when the run began\nrestore the data set .*another --workdir"),
+        (dict(images_digest="abd"), r"1,234 images as when the run began, but not the same ones"),
+    ]:
+        with pytest.raises(configs.ConfigError, match=message):
+            run.check_images(tmp_path, **(images | changed))
+    run.describe(tmp_path, skipped={}, num_images=1234)  # of before there were digests
+    run.check_images(tmp_path, **images)
+    (tmp_path / "checkpoints" / "5").rmdir()  # none yet: nothing to go on with
+    run.check_images(tmp_path, num_images=1230, images_digest="abc")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"\xff\xfe", b"[" * 100_000, b"[1, 2]", b"null"])
+def test_a_damaged_run_json_is_a_sentence(tmp_path, content):
+    (tmp_path / "run.json").write_bytes(content)
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(configs.ConfigError, match=r"run\.json is damaged .*put back a copy"):
+        run.check_images(tmp_path, num_images=1, images_digest="")
+
+
 def test_sigterm_is_noted_and_only_within_the_context():
     previous = signal.getsignal(signal.SIGTERM)
     with run.Termination() as termination:

@@ -16,7 +16,7 @@ from scipy import stats
 from ssl_jax import config as configs
 from ssl_jax import study
 from ssl_jax.data import fashion_mnist
-from ssl_jax.data.sources import ArraySource
+from ssl_jax.data.sources import ArraySource, Subset
 from ssl_jax.studies import STUDIES, augmentations, intervals, measure, methods, subjects
 from ssl_jax.studies.cells import Cells
 from ssl_jax.studies.convergence import steps_saved
@@ -263,9 +263,11 @@ def test_source_and_target_need_one_network():
 def test_images_of_rare_classes_lose_their_label():
     images = np.zeros((6, 2, 2, 1), np.uint8)
     labels = np.array([0, 1, 2, 2, -1, 0], np.int32)
-    few = subjects.ClassSubset(ArraySource(images, labels, class_names=("a", "b", "c")), [0, 2])
+    whole = ArraySource(images, labels, class_names=("a", "b", "c"))
+    few = subjects.ClassSubset(whole, [0, 2])
     assert few.class_names == ("a", "c")
     assert few.labels.tolist() == [few.read(k)[1] for k in range(6)] == [0, -1, 1, 1, -1, 0]
+    assert few.digest() != subjects.ClassSubset(Subset(whole, np.arange(6)[::-1]), [0, 2]).digest()
 
 
 def test_no_two_seeds_share_draws(small):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -222,6 +223,23 @@ def test_another_config_in_the_same_workdir_is_refused_with_the_difference(unbro
     workdir, _ = unbroken
     with pytest.raises(SystemExit, match=r"optimizer\.lr: .* -> 0\.5"):
         train.main(arguments(workdir, folder, "--config.optimizer.lr=0.5"))
+
+
+def test_other_images_in_the_folder_of_a_run_are_refused(tmp_path):
+    path, workdir = make_folder(tmp_path / "images"), tmp_path / "run"
+    settings = arguments(workdir, path, "--config.steps=2", "--config.evaluate_every=0")
+    train.main(settings)
+    expected = (workdir / "backbone.safetensors").read_bytes()
+    more = path / "064.png"
+    more.write_bytes((path / "000.png").read_bytes())
+    with pytest.raises(SystemExit, match="65 images, 64 when the run began"):
+        train.main(settings)
+    more.unlink()
+    train.main(settings)
+    assert (workdir / "backbone.safetensors").read_bytes() == expected
+    more.write_bytes((path / "000.png").read_bytes())
+    shutil.rmtree(workdir / "checkpoints")  # as of a run that has not come to one: there is no order to keep to
+    train.main(settings)
 
 
 def test_a_run_that_diverges_says_where_to_look(tmp_path, folder):

@@ -75,6 +75,9 @@ class ClassSubset(sources.Source):
         image, label = self._source.read(index)
         return image, int(self._new[label])
 
+    def digest(self):
+        return self._source.digest()
+
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:

@@ -270,6 +270,26 @@ def test_arrays_that_are_no_images_are_refused(images, labels, names, message):
         ArraySource(images, labels, names)
 
 
+def test_digests_tell_other_images_and_another_order(tmp_path, tfds_dir):
+    files = [tmp_path / "photos" / name for name in ("a.png", "b.png", "c.png")]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_bytes(png(1))
+    begun = load("folder", path=str(tmp_path / "photos"))
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    digest = lambda: load("folder", path=str(tmp_path / "moved")).digest()  # noqa: E731
+    assert digest() == begun.digest()
+    (tmp_path / "moved" / "c.png").rename(tmp_path / "moved" / "d.png")
+    assert digest() != begun.digest()  # as many, by another name
+    (tmp_path / "moved" / "d.png").rename(tmp_path / "moved" / "c.png")
+    assert digest() == begun.digest()
+
+    others = [Subset(begun, np.array(indices)) for indices in ([0, 1], [1, 0])]
+    others += [ArraySource(np.zeros((2, 3, 3), np.uint8), name=name) for name in ("one", "two")]
+    others += [load("tiny_shapes", split=split, path=str(tfds_dir)) for split in COLORS]
+    assert len({source.digest() for source in [begun, *others]}) == 1 + len(others)
+
+
 def test_subset():
     source = ArraySource(np.arange(5, dtype=np.uint8).reshape(5, 1, 1), np.arange(5), "abcde")
     subset = Subset(source, np.array([4, 0, 4]))
