@@ -11,8 +11,9 @@ import struct
 PNG, GIF, BMP, RIFF, JPEG = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a"), b"BM", b"RIFF", b"\xff\xd8"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # with a + it is BigTIFF
 TIFF_SIDES = {256: 0, 322: 0, 257: 1, 323: 1}  # tag -> axis: widths and heights of the image and of its tiles
-TIFF_TYPES = {3: "H", 4: "I", 16: "Q"}
-PNM = re.compile(rb"P[1-6]" + 2 * rb"(?:\s|#[^\n]*\n)+(\d{1,9})\b")
+TIFF_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}  # all that libtiff takes for a side
+# As OpenCV reads it, which passes over the character after a number, whatever it is: a # there begins no comment.
+PNM = re.compile(rb"P[1-6]" + 2 * rb"\s(?:\s|#[^\r\n]*[\r\n])*(\d{1,9})" + rb"\b")
 # Baseline to arithmetic coded frames; 0xC4, 0xC8 and 0xCC among them are tables.
 JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_SCAN, JPEG_ALONE = {0xDA, 0xD9}, {0x01, *range(0xD0, 0xD9)}  # where pixels begin or end; markers without a length
@@ -102,7 +103,10 @@ def _webp(data: bytes) -> tuple[int, int]:
 
 
 def _tiff(data: bytes) -> tuple[int, int]:
-    """Of the first directory; a tile larger than the image counts instead, as a whole one is decoded."""
+    """Of the first directory. The larger counts of a side that is there twice, and of those of the image and a tile.
+
+    Of the one libtiff takes the first; of a tile a whole one is decoded.
+    """
     endian = "<" if data.startswith(b"II") else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     offset, count, entry_bytes, value_at = ("Q", "Q", 20, 12) if big else ("I", "H", 12, 8)
@@ -114,7 +118,12 @@ def _tiff(data: bytes) -> tuple[int, int]:
     sides = [0, 0]
     for entry in range(first, min(first + entry_bytes * entries, len(data)), entry_bytes):
         tag, kind = struct.unpack_from(endian + "HH", data, entry)
-        if tag in TIFF_SIDES and kind in TIFF_TYPES:
-            (side,) = struct.unpack_from(endian + TIFF_TYPES[kind], data, entry + value_at)
+        if tag in TIFF_SIDES:
+            if kind not in TIFF_TYPES:
+                raise ValueError(f"broken: a TIFF with a side of type {kind}, which is no integer")
+            value, at = endian + TIFF_TYPES[kind], entry + value_at
+            if struct.calcsize(value) > struct.calcsize(offset):
+                (at,) = struct.unpack_from(endian + offset, data, at)  # what has no room stands elsewhere
+            (side,) = struct.unpack_from(value, data, at)
             sides[TIFF_SIDES[tag]] = max(sides[TIFF_SIDES[tag]], side)
     return sides[0], sides[1]

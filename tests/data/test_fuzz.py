@@ -1,5 +1,6 @@
 """A thousand damaged files beside some whole ones: they are named and passed over, in bounded memory."""
 
+import contextlib
 import io
 import json
 import os
@@ -12,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from ssl_jax.data.decode import UndecodableImage, decode_image
+from ssl_jax.data.header import image_size
 
 ROOT = Path(__file__).parents[2]
 SIZE = (64, 48)  # width, height
@@ -43,14 +47,22 @@ def flipped(data: bytes, rng: random.Random) -> bytes:
 
 
 def absurd(data: bytes, rng: random.Random) -> bytes:
-    """Other sides, from 0 to all that fit the bytes, wherever the sides may stand; what cannot be found is flipped."""
+    """Other sides, from 0 to all that fit the bytes, wherever the sides may stand; what cannot be found is flipped.
+
+    A TIFF's may be of any type and there twice, a PNM's behind a comment.
+    """
     changed = data
+    for tag in (256, 257):
+        changed = changed.replace(struct.pack("<HHI", tag, 4, 1), struct.pack("<HHI", tag, rng.randrange(1, 19), 1))
+    planes = struct.pack("<HHI", 284, 3, 1)  # how colors are stored, 1: what is taken where it is not said
+    changed = changed.replace(planes, struct.pack("<HHI", rng.choice([256, 257, 284]), 3, 1))
     for layout in SIZES:
         top = 2 ** (8 * struct.calcsize(layout) // 2 - 1)
         sides = [rng.choice([0, 1, 2**9, top // 2, top - 1]) for _ in range(2)]
         for size in (SIZE, SIZE[::-1]):
             changed = changed.replace(struct.pack(layout, *size), struct.pack(layout, *sides))
-    changed = changed.replace(b"64 48", rng.choice([b"99999 99999", b"0 0", b"999999999 1", b"1 -1"]))
+    size = rng.choice([b"99999 99999", b"0 0", b"999999999 1", b"1 -1", b"48 64"])
+    changed = changed.replace(b"64 48", rng.choice([b"", b"#9 9\r", b"#9 9\n", b"#9 9\r\n"]) + size)
     return changed if changed != data else flipped(data, rng)
 
 
@@ -109,6 +121,17 @@ def test_a_thousand_damaged_files_end_nothing_in_bounded_memory(fuzzed):
     # Eight threads, each with an image of up to 2^26 pixels that its header promises, and its file. Without a bound
     # on PNG's chunks it was 4 GB.
     assert result["megabytes"] < 1600
+
+
+def test_what_is_decoded_has_the_size_that_was_bounded(fuzzed):
+    decoded = 0
+    for file in sorted(fuzzed.iterdir()):
+        data = file.read_bytes()
+        with contextlib.suppress(UndecodableImage):
+            height, width, _ = decode_image(data, 3, file.name).shape
+            assert (width, height) == image_size(data), file.name
+            decoded += 1
+    assert decoded > 180
 
 
 @pytest.mark.slow

@@ -30,6 +30,26 @@ def tiled_tiff(side: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
 
 
+def tiff(*sides: tuple[int, int, int], big: bool = False) -> bytes:
+    """WIDTH x HEIGHT zeros, whose sides are those of (tag, type, value), with what has no room after the directory."""
+    tags = [(258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 4000), (277, 3, 1), (278, 3, HEIGHT), (279, 4, 300 * 41)]
+    offset, count, room = ("Q", "Q", 8) if big else ("I", "H", 4)
+    head = b"II+\0\x08\0\0\0" if big else b"II*\0"
+    start = len(head) + room
+    made = head + struct.pack("<" + offset, start) + struct.pack("<" + count, len(sides) + len(tags))
+    after = start + struct.calcsize(count) + (len(sides) + len(tags)) * (4 + 2 * room) + room
+    elsewhere = b""
+    for tag, kind, value in sorted([*sides, *tags], key=lambda entry: entry[0]):
+        packed = struct.pack(
+            "<" + {1: "B", 3: "H", 4: "I", 5: "Q", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}[kind], value
+        )
+        if len(packed) > room:
+            elsewhere += packed
+            packed = struct.pack("<I", after + len(elsewhere) - len(packed))
+        made += struct.pack("<HH" + offset, tag, kind, 1) + packed.ljust(room, b"\0")
+    return (made + bytes(room) + elsewhere).ljust(4000, b"\0") + bytes(300 * 41)
+
+
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -54,6 +74,7 @@ FILES = {
     "png, bytes after its end": encode("PNG") + b"more",
     "pnm": encode("PPM"),
     "pnm, with comments": b"P5 # one\n#two\n300\t# three\n 41 255\n" + bytes(300 * 41),
+    "pnm, comments that a carriage return ends": b"P5 #9 9\r300 #9\r\n\v41 255\n" + bytes(300 * 41),
     "tiff": encode("TIFF"),
     "tiff, big": encode("TIFF", big_tiff=True),
     "webp, lossy": encode("WEBP"),
@@ -67,6 +88,23 @@ FILES = {
 def test_sizes_are_those_of_the_image(name):
     assert image_size(FILES[name]) == (WIDTH, HEIGHT)
     assert decode_image(FILES[name], 3, name).shape == (HEIGHT, WIDTH, 3)  # it is OpenCV's size, too
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("kind", [3, 4, 8, 9, 16, 17])
+def test_sides_of_a_tiff_are_read_in_every_type_that_libtiff_reads(kind, big):
+    sides = [(256, kind, WIDTH), (257, kind, HEIGHT)]
+    data = tiff(*sides, big=big)
+    assert decode_image(data, 1, "one.tiff").shape == (HEIGHT, WIDTH, 1)
+    assert image_size(data) == (WIDTH, HEIGHT)
+    # libtiff takes the first of two.
+    data = tiff(*sides, (256, 3, 16), (257, 3, 16), big=big)
+    assert decode_image(data, 1, "one.tiff").shape == (HEIGHT, WIDTH, 1)
+    assert image_size(data) == (WIDTH, HEIGHT)
+
+
+def test_sides_of_a_tiff_may_be_bytes():
+    assert image_size(tiff((256, 1, 255), (257, 6, 41))) == (255, 41)
 
 
 def test_motorola_tiff():
@@ -94,6 +132,8 @@ def test_a_header_cut_anywhere_is_said(name):
         (encode("JPEG").replace(struct.pack(">HH", HEIGHT, WIDTH), bytes(4), 1), "0 x 0 pixels"),
         (b"II*\0" + struct.pack("<I", 2**31) + bytes(99), "directory is not in the file"),
         (b"II*\0" + struct.pack("<IH", 8, 0), "0 x 0 pixels"),
+        (tiff((256, 5, WIDTH), (257, 3, HEIGHT)), "a side of type 5"),
+        (b"P5 300# 99999\n41 255\n", "format that is read"),  # 300 x 99999 for OpenCV
         (FILES["png"].replace(b"IHDR", b"tEXt", 1), "without a header"),
     ],
 )
@@ -116,9 +156,12 @@ def test_a_chunk_longer_than_the_file_is_refused_before_memory_is_taken_for_it(p
         png_of_size(8193, 8192),
         encode("GIF").replace(struct.pack("<HH", WIDTH, HEIGHT), b"\xff" * 4, 1),
         b"P5 8193 8192 255\n",
+        b"P5 #1 1\r8193 8192 255\n",
         tiled_tiff(2**14),
+        tiff((256, 9, 2**14), (256, 3, 16), (257, 9, 2**14), (257, 3, 16)),
+        tiff((256, 16, 2**14), (257, 17, 2**14)),
     ],
-    ids=["png", "gif", "pnm", "tiled tiff"],
+    ids=["png", "gif", "pnm", "pnm, comment", "tiled tiff", "tiff, signed and twice", "tiff, of 64 bits"],
 )
 def test_too_many_pixels_are_refused_with_the_remedy(data):
     assert len(data) < 100_000
