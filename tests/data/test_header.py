@@ -169,6 +169,49 @@ def test_too_many_pixels_are_refused_with_the_remedy(data):
         decode_image(data, 3, "bomb")
 
 
+def many_scans(count: int, between: bytes = b"") -> bytes:
+    """A gray progressive JPEG with restarts whose last scan comes `count` times more, each time after `between`."""
+    data = encode("JPEG", Image.new("RGB", (WIDTH, HEIGHT)), progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:2] + b"\xff\xdd\0\x04\0\x01" + data[2:-2] + (between + last) * count + data[-2:]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        b"",
+        b"\xff\xfe\0\x04\xff\xd9",  # a comment that holds an end of the image
+        b"\xff\x02\xff\xff",  # none that has a length: libjpeg finds the next marker within what would be 65535 bytes
+    ],
+)
+def test_scans_without_end_are_refused(between):
+    """Each takes a few bytes, and the time of a whole image."""
+    assert len(many_scans(200, between)) < 10_000
+    with pytest.raises(UndecodableImage, match="a JPEG of more than 100 scans"):
+        decode_image(many_scans(200, between), 3, "slow")
+
+
+def test_scans_of_one_color_are_counted_without_progression_too():
+    """As libjpeg has it: it reads on after a first scan that is not of all colors, and stops after one that is."""
+    data, one = FILES["jpeg"], b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"
+    first = data.rindex(b"\xff\xda")
+    with pytest.raises(UndecodableImage, match="a JPEG of more than 100 scans"):
+        decode_image(data[:first] + one * 200 + data[-2:], 3, "slow")
+    more = data[:-2] + one * 200 + data[-2:]
+    np.testing.assert_array_equal(decode_image(more, 3, "one"), decode_image(data, 3, "one"))
+
+
+def test_what_looks_like_scans_and_is_none_of_the_image_is_not_counted():
+    looks = b"\xff\xda" * 200
+    segment = b"\xff\xe1" + struct.pack(">H", 2 + len(looks)) + looks  # a thumbnail, a map of depths
+    for name in ("jpeg", "jpeg, progressive"):
+        data = FILES[name]
+        expected = decode_image(data, 3, name)
+        for more in (data[:2] + segment + data[2:], data + looks, data[:-2] + segment + data[-2:]):  # a film at its end
+            np.testing.assert_array_equal(decode_image(more, 3, name), expected)
+    assert decode_image(many_scans(80, b"\xff\x02\xff\xff"), 3, "one").shape == (HEIGHT, WIDTH, 3)
+
+
 def test_the_bound_itself_is_decoded(monkeypatch):
     monkeypatch.setattr(decode, "MAX_PIXELS", WIDTH * HEIGHT)
     assert decode_image(FILES["png"], 1, "one").shape == (HEIGHT, WIDTH, 1)
