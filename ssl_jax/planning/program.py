@@ -115,11 +115,12 @@ def warnings(module: hlo.Module) -> list[str]:
     unknown = [loop for loop in loops if hlo.known_rounds(module, loop) is None]
     inside = [i for loop in loops for name in hlo.called(loop) for i in _run(module, name)]
     hidden = {i.name for i in inside if _LIBRARY_CALL.search(i.text)}
+    places = sorted({next(iter(module.stacks.get(loop.frame, ())), "(the compiler's)") for loop in unknown})
     found = {
-        "loops that do not say how many rounds they have, and count as one": len(unknown),
+        "loops that do not say how many rounds they have, and count as one": ", ".join(places),
         "products by cuBLAS and cuDNN in loops, of which FLOPs count the first round alone": len(hidden),
     }
-    return [f"{what}: {count}" for what, count in found.items() if count]
+    return [f"{what}: {where}" for what, where in found.items() if where]
 
 
 def _run(module: hlo.Module, computation: str) -> Iterator[hlo.Instruction]:

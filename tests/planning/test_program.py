@@ -166,7 +166,13 @@ def test_what_loops_do_not_say_is_told():
     assert program.warnings(hlo.parse(TPU)) == []
     endless = TPU.replace("direction=LT", "direction=NE")
     assert program.warnings(hlo.parse(endless)) == [
-        "loops that do not say how many rounds they have, and count as one: 1"
+        "loops that do not say how many rounds they have, and count as one: (the compiler's)"
+    ]
+    named = TEXT.partition("%add (")[0] + endless.partition("\n\n")[2].replace(
+        "condition=%condition", 'metadata={op_name="while" stack_frame_id=3}, condition=%condition'
+    )
+    assert program.warnings(hlo.parse(named)) == [
+        "loops that do not say how many rounds they have, and count as one: models/norm.py:158 average"
     ]
     now_and_then = (
         endless.replace("ENTRY %main", "%rare")
