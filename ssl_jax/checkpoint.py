@@ -48,7 +48,12 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._write_digests,
+                # In the background its failure would leave threads that wait for it, and the program with them, for 20
+                # minutes.
+                create_directories_asynchronously=False,
+            ),
         )
         self._failures: list[BaseException] = []  # of this process's writes
         handler, registry = _NotingHandler(self._failures), ocp.handlers.DefaultCheckpointHandlerRegistry()

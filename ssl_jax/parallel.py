@@ -9,6 +9,7 @@ import glob
 import importlib.util
 import json
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -55,6 +56,8 @@ def start_processes(
     }
     if any(given.values()):
         options = _explicit(**given)
+        if options["process_id"] == 0 and options["num_processes"] > 1:
+            _check_port(options["coordinator_address"])
     elif "SLURM_STEP_NODELIST" in os.environ:
         # By JAX's own rule each task sees one of its node's devices. A single task is to see all of them.
         options = {"num_processes": int(os.environ["SLURM_NTASKS"])}
@@ -97,6 +100,17 @@ def _explicit(coordinator: str, num_processes: str, process_id: str) -> dict[str
     }
 
 
+def _check_port(coordinator: str) -> None:
+    """Raises: ProcessError for a port that this process cannot open, of which JAX's server would die."""
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except (OSError, OverflowError) as error:
+        raise ProcessError(
+            f"process 0 cannot open port {port} ({error}); give all processes another --coordinator=HOST:PORT"
+        ) from error
+
+
 def _on_tpu() -> bool:
     allowed = os.environ.get("JAX_PLATFORMS") or "tpu"
     devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
@@ -131,6 +145,11 @@ def leaving_on_error() -> Iterator[None]:
             print(error.code, file=sys.stderr)
         else:
             traceback.print_exc()
+            print(
+                "error: this process failed, or lost the others. If one of them ended, its own output says why; the "
+                "same command goes on from the newest checkpoint",
+                file=sys.stderr,
+            )
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

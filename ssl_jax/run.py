@@ -1,6 +1,7 @@
 """A run's workdir and its course: claiming and describing the workdir, progress, and stopping when asked."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -54,6 +55,33 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             f"process 0 has made {path}, and process {jax.process_index()} does not see it; --workdir must be on a "
             "file system that all machines share"
         )
+
+
+@contextlib.contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Within it no other start trains in `workdir`: two would each undo what the other writes.
+
+    To be entered by all processes of a run. Where the file system has no locks nothing is checked.
+    Raises: ConfigError, in every process, where another start is in it.
+    """
+    with contextlib.ExitStack() as stack:
+        holder = ""
+        if parallel.is_first():
+            lock = stack.enter_context((workdir / ".lock").open("a+"))  # freed when it is closed, by a kill too
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.truncate(0)
+                print(f"process {os.getpid()} on {platform.node()}", file=lock, flush=True)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip()
+            except OSError as error:
+                logging.warning("%s cannot be locked (%s): start no second run in it", workdir, error.strerror)
+        if holder := parallel.gather_facts({"holder": holder})[0]["holder"]:
+            raise configs.ConfigError(
+                f"another start is training in {workdir}, {holder}; wait until it has ended, or use another --workdir"
+            )
+        yield
 
 
 def _completed(config: ConfigDict) -> ConfigDict:

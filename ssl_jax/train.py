@@ -6,6 +6,7 @@ devices and processes. Every process of a run is started with the same command: 
 """
 
 import collections
+import contextlib
 import functools
 import sys
 from pathlib import Path
@@ -39,17 +40,18 @@ def train(
       source: the images, if they are not all of the config's training split.
       begin: a backbone whose weights it begins with, in place of the initialization.
     """
-    with run.Termination() as termination:
-        return _train_until(termination, config, workdir, source, begin)
+    with contextlib.ExitStack() as until_the_end:
+        return _train_until(until_the_end, config, workdir, source, begin)
 
 
 def _train_until(
-    termination: run.Termination,
+    the_end: contextlib.ExitStack,
     config: ConfigDict,
     workdir: Path,
     source: sources.Source | None,
     begin: weights.Backbone | None,
 ) -> bool:
+    termination = the_end.enter_context(run.Termination())
     run.check_processes(config, workdir)
     configs.check(config)
     configs.check_devices(config.batch_size, jax.device_count())
@@ -62,6 +64,7 @@ def _train_until(
     method, views = training.method, training.views
     run.claim(workdir, config)
     run.check_images(workdir, **images)
+    the_end.enter_context(run.alone(workdir))
 
     mesh, shard_state = parallel.make_mesh(), config.shard_state
     state = parallel.create_state(functools.partial(first_state, training, begin), mesh, shard_state=shard_state)
@@ -82,7 +85,8 @@ def _train_until(
         prefetch=data.prefetch,
     )
     describe = functools.partial(run.describe, workdir, seed=config.seed, skipped=batches.skipped, **images)
-    describe()
+    if start < facts.steps:  # a run that is finished stays as it was described
+        describe()
     online_knn = make_online_knn(config, source, method, mesh)
     writer = MetricsWriter(workdir, start) if parallel.is_first() else None
     progress = run.Progress(
@@ -129,7 +133,8 @@ def _train_until(
                 print(f"stopped by SIGTERM; step {number} is saved, and the same command goes on from there")
             return False
     checkpoints.close()
-    describe()
+    if start < facts.steps:
+        describe()
     backbone = parallel.gather_state(method.backbone_variables(state.params, state.model_state), mesh)
     draws = hasattr(method, "pictures")
     variables = parallel.gather_state((state.params, state.model_state), mesh) if draws else None
@@ -158,8 +163,11 @@ def print_banner(config: ConfigDict, source: sources.Source, facts: Run, start: 
     )
     if parallel.is_first():
         print(f"{config.method.name} on {source.name}: {len(source):,} images, {config.model.name}")
-        print(f"steps {start + 1} to {facts.steps}, {facts.steps_per_epoch} steps an epoch")
-        print("compiling the train step ...", flush=True)
+        if start == facts.steps:
+            print(f"all {facts.steps} steps are done already", flush=True)
+        else:
+            print(f"steps {start + 1} to {facts.steps}, {facts.steps_per_epoch} steps an epoch")
+            print("compiling the train step ...", flush=True)
 
 
 def make_online_knn(config: ConfigDict, source: sources.Source, method: Any, everywhere: parallel.Mesh) -> Any:

@@ -168,6 +168,28 @@ def test_processes_that_run_something_else_are_told_what(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_port_in_use_is_a_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(parallel.ProcessError, match=rf"cannot open port {port} .*in use.*another --coordinator"):
+            parallel.start_processes(f"127.0.0.1:{port}", "2", "0")
+    with pytest.raises(parallel.ProcessError, match="cannot open port 99999"):
+        parallel.start_processes("127.0.0.1:99999", "2", "0")
+
+
+@pytest.mark.slow
+def test_where_a_process_is_killed_the_other_says_what_to_look_at(tmp_path):
+    settings = arguments(tmp_path / "run", steps=100_000, evaluate_every=0, **small("simclr"))
+    first, second = started = start(settings, processes=2)
+    while not ((tmp_path / "run" / "metrics.jsonl").exists() and read_metrics(tmp_path / "run" / "metrics.jsonl")):
+        assert first.poll() is None and second.poll() is None
+        time.sleep(0.2)
+    second.kill()
+    (code, output), _ = finish(started)
+    assert code == 1
+    assert "If one of them ended, its own output says why" in output, output
+
+
 def test_a_process_that_waits_in_vain_names_the_likely_causes():
     address = f"127.0.0.1:{free_port()}"
     code = f"from ssl_jax import parallel; parallel.start_processes({address!r}, '2', '0', wait_seconds=2)"

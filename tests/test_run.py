@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -48,6 +49,29 @@ def test_a_run_may_go_on_with_other_keys_of_how_it_is_done(tmp_path):
     assert configs.differences(ConfigDict({"a": {"b": configs.base_config()}}), ConfigDict({"a": {"b": config}})) == [
         "a.b.seed: 0 -> 1"
     ]
+
+
+def test_one_start_at_a_time_trains_in_a_workdir(tmp_path):
+    second = lambda: run.alone(tmp_path)  # noqa: E731
+    with run.alone(tmp_path):
+        with (
+            pytest.raises(configs.ConfigError, match=rf"another start is training in .*process {os.getpid()} on "),
+            second(),
+        ):
+            raise AssertionError("it must not come here")
+        with pytest.raises(configs.ConfigError, match=rf"process {os.getpid()} on "), second():
+            raise AssertionError("it must not come here")
+    with run.alone(tmp_path):
+        pass
+
+
+def test_where_the_file_system_has_no_locks_a_run_is_warned_and_goes_on(tmp_path, monkeypatch, caplog):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run.fcntl, "flock", no_locks)
+    with run.alone(tmp_path):
+        assert "cannot be locked (No locks available)" in caplog.text
 
 
 def test_a_timer_passes_after_its_time_and_again_after_a_restart(monkeypatch):

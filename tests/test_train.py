@@ -175,6 +175,38 @@ def test_broken_files_are_named_and_do_not_stop_the_run(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_finished_run_that_is_started_again_stays_as_it_was(unbroken, folder, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken[0], workdir)
+    described = (workdir / "run.json").read_text().replace('"processes": 1', '"processes": 7')
+    (workdir / "run.json").write_text(described)
+    code, output = run_whole(*arguments(workdir, folder))
+    assert code == 0 and "all 20 steps are done already" in output and "compiling" not in output
+    assert (workdir / "run.json").read_text() == described and '"processes": 7' in described
+    for name in ("metrics.jsonl", "backbone.safetensors"):
+        assert (workdir / name).read_bytes() == (unbroken[0] / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_where_no_checkpoint_can_be_made_the_program_ends_with_a_sentence_at_once(folder, tmp_path):
+    code = "import os; mkdir = os.mkdir\n"
+    code += "def refuse(path, *args, **options):\n"
+    code += "    if 'orbax-checkpoint-tmp' in str(path): raise PermissionError(13, 'Permission denied', str(path))\n"
+    code += "    mkdir(path, *args, **options)\n"
+    code += "os.mkdir = refuse; import sys; from ssl_jax import train; train.main(sys.argv[1:])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *arguments(tmp_path / "run", folder)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,  # it would take 20 minutes
+    )
+    assert ended.returncode == 1
+    assert "error: a checkpoint could not be written" in ended.stderr and "Permission denied" in ended.stderr
+
+
+@pytest.mark.slow
 def test_a_full_disk_is_a_sentence_and_with_room_the_run_goes_on_to_the_same_bytes(unbroken, folder, tmp_path):
     expected, _ = unbroken
     workdir = tmp_path / "run"
