@@ -5,11 +5,11 @@
 #     bash launch/tpu_pod.sh first v5litepod-256 us-west4-a \
 #         --config configs/simclr.py:imagenet_r50 --workdir /nfs/first --config.data.path=/nfs/imagenet
 #
-# Asks for the slice as a queued resource, waits for it, installs this clone on its workers, with Python 3.11 and the
-# packages of requirements.lock, and trains. Where the slice is taken away it is asked for again, and where a connection
-# broke the training is started again, until it is finished; then the slice is deleted. What fails for another reason ends
-# this with an error, and the slice stays, to be looked at; each worker's last output is in its train.log. gcloud reaches
-# several workers after `ssh-add ~/.ssh/google_compute_engine`. --dry-run prints the commands.
+# Asks for the slice as a queued resource, waits for it, installs the commit of this clone on its workers, with Python
+# 3.11 and the packages of requirements.lock, and trains. Where the slice is taken away it is asked for again, and where
+# a connection broke the training is started again, until it is finished; then the slice is deleted. What fails for
+# another reason ends this with an error, and the slice stays, to be looked at; each worker's last output is in its
+# train.log. gcloud reaches several workers after `ssh-add ~/.ssh/google_compute_engine`. --dry-run prints the commands.
 #   $SETUP          done on each worker first: mounts the file system that holds --workdir and the data, shared by all
 #   $RUNTIME        the machines' software (v2-alpha-tpuv5-lite; v2-alpha-tpuv6e for v6e, tpu-ubuntu2204-base for v4)
 #   $PROVISIONING   --spot, the default; empty for a slice that is not taken away
@@ -31,6 +31,9 @@ workdir=$(workdir_of "$@")
 [[ $workdir == /* ]] || fail "--workdir=$workdir must be the full name of a directory that all workers share"
 [[ $dry_run == yes ]] || command -v gcloud >/dev/null || fail "gcloud is not installed: https://cloud.google.com/sdk"
 provisioning=${PROVISIONING---spot}
+changed=$(git status --porcelain)
+[[ -z $changed ]] || fail "what is not committed would not be sent to the workers; commit it first:
+$(head -n 5 <<<"$changed")"
 
 # Prints the request's state, NONE where there is no such request. Other errors say nothing about the slice.
 state() {

@@ -168,6 +168,19 @@ def test_slurm_queues_only_what_was_stopped(tmp_path, programs, code, requeued):
 POD = ["pod", "v5litepod-256", "us-west4-a", *TRAINING]
 
 
+@pytest.fixture(autouse=True)
+def clone(tmp_path_factory, monkeypatch):
+    """What git takes for the clone: nothing in it is changed, as it may be in that of the tests."""
+    path = tmp_path_factory.mktemp("clone")
+    (path / "kept.py").touch()
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=path, check=True)
+    monkeypatch.setenv("GIT_DIR", str(path / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(path))
+    return path
+
+
 def on_workers(**environment):
     """The commands for the workers of a dry run: [install, train]."""
     code, output, error = run(LAUNCH / "tpu_pod.sh", "--dry-run", *POD, **environment)
@@ -187,6 +200,16 @@ def test_tpu_pod_asks_installs_trains_and_deletes():
     words = shlex.split(train[-1])
     assert words[words.index("launch/train.sh") :][: len(TRAINING) + 1] == ["launch/train.sh", *TRAINING]
     assert "delete" in delete and "--force" in delete
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+@pytest.mark.parametrize("changed", ["kept.py", "new.py"])
+def test_tpu_pod_refuses_to_leave_out_what_is_not_committed(tmp_path, programs, clone, options, changed):
+    (clone / changed).write_text("changed")
+    environment = programs(gcloud=f"touch {tmp_path}/asked; exit 1", sleep="")
+    code, output, error = run(LAUNCH / "tpu_pod.sh", *options, *POD, **environment)
+    assert (code, output) == (1, "") and not (tmp_path / "asked").exists()
+    assert "would not be sent" in error and "commit" in error and changed in error
 
 
 # On a machine whose own Python can no more than install with pip.
