@@ -174,12 +174,13 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Of the clone that the code runs from, with a + where files differ from it; None outside of one."""
+    """Of the clone that the code runs from, with a + where files differ from it, or of git's archive; else None."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
+        archived = Path(__file__).with_name("commit.txt").read_text().strip()  # filled in by git archive
+        return archived[:12] if archived.isalnum() else None
 
 
 class Termination:

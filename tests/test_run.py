@@ -1,7 +1,10 @@
 import errno
 import json
 import os
+import shutil
 import signal
+import subprocess
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -104,6 +107,31 @@ def test_run_json_says_what_ran(tmp_path):
     described = json.loads((tmp_path / "run.json").read_text())
     assert described["seed"] == 3 and described["skipped"] == {"a.png": "cut short"}
     assert described["versions"]["jax"].count(".") == 2
+
+
+def test_the_commit_is_told_in_a_clone_and_in_an_archive_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+
+    def git(*command):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+        command = ["git", "-C", tmp_path / "clone", *identity, *command]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def told(directory):
+        monkeypatch.setattr(run, "__file__", str(tmp_path / directory / "ssl_jax" / "run.py"))
+        return run.commit()
+
+    for name in (".gitattributes", "ssl_jax/commit.txt"):
+        (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(__file__).parents[1] / name, tmp_path / "clone" / name)
+    shutil.copytree(tmp_path / "clone", tmp_path / "copy")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    git("archive", "-o", tmp_path / "archive.tar", "HEAD")
+    shutil.unpack_archive(tmp_path / "archive.tar", tmp_path / "unpacked")
+    assert told("unpacked") == told("clone") == git("rev-parse", "HEAD")[:12]
+    assert told("copy") is None
 
 
 def test_a_run_goes_on_with_the_images_that_it_began_with_alone(tmp_path):
