@@ -34,6 +34,9 @@ provisioning=${PROVISIONING---spot}
 changed=$(git status --porcelain)
 [[ -z $changed ]] || fail "what is not committed would not be sent to the workers; commit it first:
 $(head -n 5 <<<"$changed")"
+# Of now, also where the clone has changed when the slice comes.
+commit=$(git rev-parse HEAD)
+jax=$(sed -n 's/^jax==/jax[tpu]==/p' requirements.lock)
 
 # Prints the request's state, NONE where there is no such request. Other errors say nothing about the slice.
 state() {
@@ -71,10 +74,8 @@ alone="exec 9>ssl_jax.lock; flock -n 9 || { echo 'an earlier start is still runn
 
 # Python is uv's: that of the machines' software is older than JAX needs, and has no venv.
 install() {
-    local jax
-    jax=$(sed -n 's/^jax==/jax[tpu]==/p' requirements.lock)
     say "installing on all workers"
-    run git archive --format tar.gz --output "/tmp/$name.tar.gz" HEAD &&
+    run git archive --format tar.gz --output "/tmp/$name.tar.gz" "$commit" &&
         run gcloud compute tpus tpu-vm scp "/tmp/$name.tar.gz" "$name:/tmp/" --zone "$zone" --worker all &&
         on_all "set -e; (${SETUP:-true}); $alone; mkdir -p ssl_jax; tar -xzf /tmp/$name.tar.gz -C ssl_jax; \
 [ -x uv/bin/uv ] || python3 -m pip install -q --target uv uv==0.13.9; cd ssl_jax; \
