@@ -19,6 +19,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+NO_FOLDER = "a folder is to be there, so use another --workdir"
 NO_ROOM, NO_RIGHT = "make room there", "make it readable and writable, or use another --workdir"
 DISK_REMEDIES = {
     errno.ENOSPC: NO_ROOM,
@@ -27,6 +28,8 @@ DISK_REMEDIES = {
     errno.EROFS: NO_RIGHT,
     errno.EACCES: NO_RIGHT,
     errno.EPERM: NO_RIGHT,
+    errno.ENOTDIR: NO_FOLDER,
+    errno.EEXIST: NO_FOLDER,
     errno.EIO: "the disk fails; copy what is there, and use another",
 }
 

@@ -265,7 +265,7 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with configs.user_errors():
+    with configs.user_errors(pipeline.ImagesError):
         flags = configs.read_flags(
             sys.argv[1:] if argv is None else argv,
             program="ssl_jax.evaluate: what the frozen features of a run are worth",

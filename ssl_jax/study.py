@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from ssl_jax import config as configs
 from ssl_jax import run
 from ssl_jax.checkpoint import CheckpointError
+from ssl_jax.data.pipeline import ImagesError
 from ssl_jax.studies import STUDIES, page
 from ssl_jax.studies.measure import check, measure
 from ssl_jax.studies.subjects import Stopped, claim
@@ -41,7 +42,7 @@ def study(config: ConfigDict, workdir: Path) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with configs.user_errors(run.Diverged, CheckpointError):
+    with configs.user_errors(run.Diverged, CheckpointError, ImagesError):
         flags = configs.read_flags(
             sys.argv[1:] if argv is None else argv,
             program="ssl_jax.study: what pre-training is worth",

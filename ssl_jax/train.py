@@ -266,7 +266,7 @@ def save_backbone(workdir: Path, config: ConfigDict, variables: Any, steps: int)
 def main(argv: list[str] | None = None) -> None:
     with (
         parallel.leaving_on_error(),
-        configs.user_errors(run.Diverged, CheckpointError, MetricsError, parallel.ProcessError),
+        configs.user_errors(run.Diverged, CheckpointError, MetricsError, parallel.ProcessError, pipeline.ImagesError),
     ):
         flags = configs.read_flags(
             sys.argv[1:] if argv is None else argv,

@@ -245,6 +245,23 @@ def test_what_cannot_run_stops_before_any_work(tmp_path, folder, overrides, mess
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("memory_bytes", [0, 2**31])
+def test_a_folder_of_which_no_file_can_be_decoded_is_a_sentence(tmp_path, memory_bytes):
+    (tmp_path / "images").mkdir()
+    for number in range(40):
+        (tmp_path / "images" / f"{number}.png").write_text("not an image")
+    with pytest.raises(SystemExit, match=r"error: none of the 40 images that were tried can be decoded; for one, "):
+        train.main(arguments(tmp_path / "run", tmp_path / "images", f"--config.data.memory_bytes={memory_bytes}"))
+
+
+def test_a_workdir_below_a_file_is_a_sentence(tmp_path, folder):
+    (tmp_path / "notes.txt").write_text("mine")
+    for workdir in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "run"):
+        with pytest.raises(SystemExit, match=r"error: .*notes\.txt.*use another --workdir"):
+            train.main(arguments(workdir, folder))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_an_empty_folder_is_a_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="empty"):

@@ -34,6 +34,10 @@ MAX_REPLACEMENTS = 100  # tries to replace an image by another; if none can be d
 EVAL_SHARE, EVAL_SHARE_FROM = 224 / 256, 96
 
 
+class ImagesError(ValueError):
+    """A data set that cannot be trained or evaluated on; its text is for the user."""
+
+
 def train_batches(
     source: Source,
     *,
@@ -72,8 +76,8 @@ def train_batches(
       memory_bytes: 0 to keep none in memory.
       threads: that decode, at least 1.
       prefetch: batches made ahead.
-    Raises: ValueError for a set smaller than a batch or without images that can be decoded, and for a batch that does
-      not divide over the processes; with a batch, where image after image cannot be decoded.
+    Raises: ImagesError for a set smaller than a batch or without images that can be decoded, and with a batch, where
+      image after image cannot be decoded; ValueError for a batch that does not divide over the processes.
     """
     if batch_size % process_count:
         raise ValueError(
@@ -84,7 +88,7 @@ def train_batches(
     reader, num_images = _Reader(source, threads), len(source)
     channels = reader.channels()
     if num_images < batch_size:
-        raise ValueError(
+        raise ImagesError(
             f"{source.name} has {num_images} images, fewer than one batch; use a batch size of {num_images} or less"
         )
     if num_images * image_size[0] * image_size[1] * channels <= memory_bytes:
@@ -119,7 +123,7 @@ def eval_batches(
     A batch has `batch_size` rows; fewer at the end, and where images cannot be decoded. The images are as
     `center_crop` gives them, from 96 pixels on with a share of 224/256.
 
-    Raises: ValueError, at the end, if no image could be decoded.
+    Raises: ImagesError, at the end, if no image could be decoded.
     """
     reader = _Reader(source, threads)
     share = EVAL_SHARE if min(image_size) >= EVAL_SHARE_FROM else 1.0
@@ -244,14 +248,14 @@ class _Reader:
     def or_another(self, make: Callable[[int], R | None], index: int, seed: int, step: int) -> R:
         """make(index); if that is None, of another image, which (seed, step, index) alone decide.
 
-        Raises: ValueError if one image after the other gives None.
+        Raises: ImagesError if one image after the other gives None.
         """
         for attempt in range(MAX_REPLACEMENTS):
             if (made := make(index)) is not None:
                 return made
             index = int(np.random.default_rng((seed, step, index, attempt)).integers(len(self._source)))
         name, reason = next(reversed(self.skipped.items()))
-        raise ValueError(
+        raise ImagesError(
             f"{MAX_REPLACEMENTS} images drawn one after the other cannot be decoded; one of them, {name}: {reason}"
         )
 
@@ -271,8 +275,8 @@ class _Reader:
         return list(itertools.chain.from_iterable(self._pool.map(lambda part: [work(index) for index in part], parts)))
 
 
-def _none_decodable(skipped: dict[str, str]) -> ValueError:
+def _none_decodable(skipped: dict[str, str]) -> ImagesError:
     if not skipped:
-        return ValueError("the data set has no images")
+        return ImagesError("the data set has no images")
     name, reason = next(iter(skipped.items()))
-    return ValueError(f"none of the {len(skipped)} images that were tried can be decoded; for one, {name}: {reason}")
+    return ImagesError(f"none of the {len(skipped)} images that were tried can be decoded; for one, {name}: {reason}")
