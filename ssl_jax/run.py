@@ -244,6 +244,7 @@ class Progress:
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._warned = False
         self._alarms: set[str] = set()
+        self._losses: list[float] = []  # of logged steps, from COLLAPSE_FROM on
         # Of the current interval between logged steps, without pauses; it begins when the first step is compiled.
         self._interval_start_step: int | None = None
         self._interval_start, self._waited, self._first = 0.0, 0.0, start + 1
@@ -330,7 +331,8 @@ class Progress:
             )
 
     def _warn_of_collapse(self, step: int, scalars: Mapping[str, float]) -> None:
-        for name, sentence in alarms.collapse(scalars, self._chance_level).items():
+        self._losses.append(scalars["loss"])
+        for name, sentence in alarms.collapse(scalars, self._chance_level, self._losses).items():
             if name not in self._alarms:
                 self._alarms.add(name)
                 logging.warning("step %d, %s: %s", step, name, sentence)

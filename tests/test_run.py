@@ -198,6 +198,15 @@ def test_progress_writes_one_line_for_each_logged_step(tmp_path, capsys):
     assert "step  4/10  loss 4.0000 (chance 6.000)  kNN 71.5%" in printed and "left" in printed
 
 
+@pytest.mark.parametrize("losses, alarms", [([3.77, 4.02, 6.0, 4.0, 6.0], 0), ([6.0, 6.001, 6.0, 6.0, 6.0], 1)])
+def test_progress_warns_once_of_a_loss_that_stays_at_chance(tmp_path, caplog, losses, alarms):
+    progress = make_progress(tmp_path, log_every=1)
+    for step, loss in enumerate(losses, 2):
+        progress.step(step, metrics_of(step) | {"loss": jnp.float32(loss)})
+    progress.flush()
+    assert caplog.text.count("nothing is learnt") == alarms
+
+
 def test_progress_stops_after_skipped_updates_in_a_row(tmp_path):
     progress = make_progress(tmp_path)
     progress.step(2, metrics_of(2, skipped_in_a_row=2))

@@ -1,18 +1,20 @@
 """What the metrics that are logged during training warn of."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 # Shares of the possible at which a look is asked for; a collapse is far below, a healthy run far above.
 LEAST_SPREAD, LEAST_RANK = 0.25, 0.1
-# Of the chance level, where it is more than 1: a loss this near to it has not left it, or has come back.
-CHANCE_MARGIN = 0.002
+# Of the chance level, where it is more than 1: a loss that stays this near to it has not left it, or has come back. A
+# single noisy batch may be as near.
+CHANCE_MARGIN, LEAST_STAY = 0.002, 3
 
 
-def collapse(metrics: Mapping[str, float], chance_level: float | None) -> dict[str, str]:
+def collapse(metrics: Mapping[str, float], chance_level: float | None, losses: Sequence[float] = ()) -> dict[str, str]:
     """What the logged metrics of a step say of a collapse: {metric: a sentence}, {} for a healthy run.
 
-    Not for the first steps, in which every network is near chance.
+    Not for the first steps, in which every network is near chance. `losses`: of the logged steps up to this one; of
+    less than LEAST_STAY nothing is said.
     """
     found = {}
     if metrics.get("embedding_std", math.inf) < LEAST_SPREAD / math.sqrt(metrics.get("embedding_dim", math.inf)):
@@ -23,10 +25,11 @@ def collapse(metrics: Mapping[str, float], chance_level: float | None) -> dict[s
     if metrics.get("rankme", math.inf) < LEAST_RANK * metrics.get("rank_limit", 0.0):
         found["rankme"] = "Few dimensions are in use: the embeddings have partly collapsed."
     margin = CHANCE_MARGIN * max(1.0, abs(chance_level or 0.0))
-    if chance_level is not None and abs(metrics.get("loss", math.inf) - chance_level) < margin:
+    last = losses[-LEAST_STAY:]
+    if chance_level is not None and len(last) == LEAST_STAY and all(abs(x - chance_level) < margin for x in last):
         found["loss"] = (
-            f"The loss is at {chance_level:.4g}, that of equal embeddings: nothing is learnt. Lower "
-            "config.optimizer.lr, or lengthen config.optimizer.warmup_steps."
+            f"The loss, now {last[-1]:.5g}, stays at {chance_level:.5g}, that of equal embeddings: nothing is learnt. "
+            "Lower config.optimizer.lr, or lengthen config.optimizer.warmup_steps."
         )
     if metrics.get("colored_share", 1.0) == 0.0:
         found["colored_share"] = (
