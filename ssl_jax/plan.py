@@ -153,7 +153,10 @@ def describe(place: Slice) -> Any:
     try:
         devices = parallel.described_devices(place.name, place.chip.cores)
     except jax.errors.JaxRuntimeError as error:
-        raise configs.ConfigError(f"--topology={place.name}: {str(error).splitlines()[0]}") from error
+        sentence = str(error).splitlines()[0]
+        if "not divisible" in sentence:
+            sentence = "there is no such slice; a host has 2x2 chips, and the first two axes are 1 or even"
+        raise configs.ConfigError(f"--topology={place.name}: {sentence}") from error
     if len(devices) != place.chips:  # whose memory and rates the plan goes by
         raise configs.ConfigError(
             f"--topology={place.name}: libtpu describes {len(devices)} devices, the slice has {place.chips} chips; "
@@ -278,16 +281,26 @@ def advice(result: Mapping[str, Any], place: Slice | None) -> list[str]:
     return found
 
 
+def check_writable(path: Path) -> None:
+    """Before minutes of compiling. Raises: ConfigError."""
+    if not path.parent.is_dir():
+        raise configs.ConfigError(f"--json={path}: there is no directory {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise configs.ConfigError(f"--json={path}: it cannot be written")
+
+
 def main(argv: list[str] | None = None) -> None:
     with configs.user_errors():
         flags = configs.read_flags(
             sys.argv[1:] if argv is None else argv,
             program="ssl_jax.plan: what a run needs and costs, before it is run",
             defaults=build.defaults,
-            topology="a slice of TPUs, v5e:16x16 (v4, v5e, v5p, v6e); the devices at hand if not given",
+            topology="a slice of TPUs, v5e:16x16 or v5litepod-256 (v4, v5e, v5p, v6e); the devices at hand if not given",
             switches={"search": "if it does not fit, tries changes until it does"},
             json="a file to write the plan to as JSON",
         )
+        if flags.json:
+            check_writable(Path(flags.json))
         place = configs.call(parse_slice, {}, "--topology", flags.topology) if flags.topology else None
         result = search(flags.config, place) if flags.search else plan(flags.config, place)
         print_plan(result)

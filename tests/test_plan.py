@@ -119,6 +119,26 @@ def test_devices_that_are_not_chips_are_refused(monkeypatch):
         plan.main([f"--config={SIMCLR}:tiny", "--topology=v4:2x2x1"])
 
 
+def test_a_slice_that_the_compiler_cannot_divide_among_hosts_is_refused_in_a_sentence(monkeypatch):
+    def described_devices(*_):
+        raise jax.errors.JaxRuntimeError('INVALID_ARGUMENT: "v5e:3x3" is not divisible by ... bounds "2x2x1"')
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(plan.os, "environ", {})
+    monkeypatch.setattr(plan.parallel, "described_devices", described_devices)
+    with pytest.raises(SystemExit, match="--topology=v5e:3x3: there is no such slice; .* the first two axes are 1 or"):
+        plan.main([f"--config={SIMCLR}:tiny", "--topology=v5e:3x3"])
+
+
+@pytest.mark.parametrize("where", ["nowhere/p.json", "a file/p.json", "directory"])
+def test_a_place_that_cannot_be_written_to_is_refused_before_compiling(tmp_path, monkeypatch, where):
+    monkeypatch.setattr(plan, "plan", lambda *_: pytest.fail("compiled"))
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "a file").touch()
+    with pytest.raises(SystemExit, match=f"--json={tmp_path / where}: "):
+        plan.main([f"--config={SIMCLR}:tiny", f"--json={tmp_path / where}"])
+
+
 def test_without_the_compiler_for_tpus_it_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install libtpu"):

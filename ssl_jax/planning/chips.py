@@ -7,6 +7,7 @@ libtpu 0.0.52 says is available when a program needs more, of a v5e 15.75 of the
 
 import dataclasses
 import math
+import re
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +77,45 @@ class Slice:
 
 
 def parse_slice(text: str) -> Slice:
-    """The slice "v5e:16x16". Raises: ValueError for one that there is not."""
-    name, _, shape = text.partition(":")
+    """The slice "v5e:16x16", also as "V5E: 16x16" or by the name it is rented by, "v5litepod-256".
+
+    Raises: ValueError for one that there is not.
+    """
+    plain = "".join(text.lower().split())
+    if rented := re.fullmatch(r"(\w+)-(\d+)", plain):
+        plain = _usual_slice(text, rented[1], int(rented[2]))
+    name, _, shape = plain.partition(":")
     if name not in CHIPS:
         raise ValueError(f"topology {text!r}: no chip {name!r}; it is CHIP:SHAPE with one of {', '.join(CHIPS)}")
     chip = CHIPS[name]
     axes = len(chip.largest)
     sizes = shape.split("x")
-    if len(sizes) != axes or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+    if len(sizes) != axes or not all(size.isdecimal() for size in sizes):
         example = f"{name}:{'x'.join(['4'] * axes)}"
         raise ValueError(f"topology {text!r}: {name} has {axes} axes of chips, as in {example}")
+    if not all(map(int, sizes)):
+        raise ValueError(f"topology {text!r}: an axis of 0 chips; each has 1 or more")
     place, largest = Slice(chip, tuple(map(int, sizes))), Slice(chip, chip.largest)
     # Of three axes optical switches join cubes in any shape, 12x12x24; of two the chips stay where they are.
     if place.chips > largest.chips or (axes == 2 and max(place.shape) > max(largest.shape)):
         raise ValueError(f"topology {text!r}: the largest slice of {name} is {largest.name}")
     return place
+
+
+def _usual_slice(text: str, accelerator: str, cores: int) -> str:
+    """The shape that Google gives a slice that is asked for by its cores: the axes as equal as powers of two can be,
+    the last ones the longer. Raises: ValueError where there is none."""
+    known = {chip.accelerator: chip for chip in CHIPS.values()} | CHIPS
+    if accelerator not in known:
+        names = ", ".join(f"{chip.accelerator}-{4 * chip.cores}" for chip in CHIPS.values())
+        raise ValueError(f"topology {text!r}: no accelerator {accelerator!r}; there are {names}, and so on")
+    chip = known[accelerator]
+    chips, odd = divmod(cores, chip.cores)
+    if odd or chips.bit_count() != 1:
+        example = Slice(chip, (4,) * len(chip.largest)).name
+        raise ValueError(f"topology {text!r}: {cores / chip.cores:g} chips have no usual shape; give one, {example}")
+    axes = len(chip.largest)
+    powers = [(chips.bit_length() - 1 + axis) // axes for axis in range(axes)]
+    if chips == 4 and axes == 3:
+        powers = [1, 1, 0]  # a host's chips
+    return Slice(chip, tuple(2**power for power in powers)).name

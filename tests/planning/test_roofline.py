@@ -28,13 +28,40 @@ def test_slices(text, count, accelerator, links, hops):
 
 
 @pytest.mark.parametrize(
+    "text, name",
+    [
+        ("V5E:4x4", "v5e:4x4"),
+        (" v5e: 4X4", "v5e:4x4"),
+        ("v5litepod-1", "v5e:1x1"),
+        ("v5litepod-8", "v5e:2x4"),
+        ("v5litepod-16", "v5e:4x4"),
+        ("v5e-128", "v5e:8x16"),
+        ("v6e-16", "v6e:4x4"),
+        ("v4-8", "v4:2x2x1"),  # two cores a chip
+        ("v4-32", "v4:2x2x4"),
+        ("V5P-64", "v5p:2x4x4"),
+        ("v4-128", "v4:4x4x4"),
+        ("v4-4096", "v4:8x16x16"),
+    ],
+)
+def test_slices_by_their_other_names(text, name):
+    assert chips.parse_slice(text).name == name
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         ("v5:4x4", r"no chip 'v5'.*v4, v5e, v5p, v6e"),
         ("v5e", r"v5e has 2 axes of chips, as in v5e:4x4"),
         ("v5e:4x4x4", "2 axes"),
         ("v4:4x4", r"3 axes of chips, as in v4:4x4x4"),
-        ("v5e:0x4", "2 axes"),
+        ("v5e:0x4", "an axis of 0 chips"),
+        ("v5e:-1x4", "2 axes"),
+        ("v3-32", "no accelerator 'v3'; there are v4-8, v5litepod-4, v5p-8, v6e-4"),
+        ("v4-7", "3.5 chips have no usual shape; give one, v4:4x4x4"),
+        ("v5p-12288", "6144 chips have no usual shape"),
+        ("v6e-0", "0 chips have no usual shape"),
+        ("v6e-512", "the largest slice of v6e is v6e:16x16"),
         ("v5e:4xfour", "2 axes"),
         ("v5e:32x32", "the largest slice of v5e is v5e:16x16"),
         ("v6e:1x32", "the largest slice of v6e is v6e:16x16"),
