@@ -108,7 +108,8 @@ def plan(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
 
 def search(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
     """The plan of the config, or with the first of its `remedies` that make it fit, without those that do not help; the
-    smallest if none fits. With "tried": the changes of each, and the bytes that it needs."""
+    smallest if none fits. With "tried": the changes of each, and the bytes that it needs; "changes" of the one found;
+    "images_fewer": that it sees than the config, whose steps stay where the batch shrinks (its epochs see all)."""
     best = plan(config, place)
     if best["fits"] is None:
         raise configs.ConfigError("--search: the devices do not say how much memory they have; give a --topology")
@@ -125,7 +126,8 @@ def search(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
         if result["memory"]["needed"] < best["memory"]["needed"]:
             best = result
             kept |= change
-    return best | {"tried": tried}
+    fewer = config.batch_size - kept.get("batch_size", config.batch_size)
+    return best | {"tried": tried, "changes": kept, "images_fewer": config.steps * fewer}
 
 
 def model_settings(config: ConfigDict) -> dict[str, Any]:
@@ -200,13 +202,17 @@ def state_bytes(tree: Any, devices: int, *, shard_state: bool) -> int:
 
 
 def program_memory(analysis: Any, activations: int) -> dict[str, int]:
-    """The compiler's account: arguments as they lie in memory, with what it pads; the new state takes their place."""
+    """The compiler's account: arguments as they lie in memory, with what it pads; the new state takes their place.
+
+    Without "activations" where none were told apart from the temporaries: a step with a gradient has some.
+    """
     temporary = analysis.temp_size_in_bytes
+    activations = min(activations, temporary)
     parts = {
         "arguments": analysis.argument_size_in_bytes,
         "new_outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        "activations": min(activations, temporary),
-        "temporaries": temporary - min(activations, temporary),
+        **({"activations": activations} if activations else {}),
+        "temporaries": temporary - activations,
         "program": analysis.generated_code_size_in_bytes,
     }
     return {**parts, "needed": sum(parts.values())}
@@ -242,6 +248,7 @@ def estimate(
 ) -> dict[str, Any]:
     limits = roofline(place, flops=result["flops"], memory_bytes=result["memory_traffic"], collectives=moved)
     bounds = {"fastest": limits.fastest, "slowest": limits.slowest}
+    images_per_second = result["batch_size"] / limits.fastest
     return {
         "compute_seconds": limits.compute,
         "memory_seconds": limits.memory,
@@ -252,6 +259,8 @@ def estimate(
         "utilization": {name: limits.utilization(seconds) for name, seconds in bounds.items()},
         "hours": {name: steps * seconds / 3600 for name, seconds in bounds.items()},
         "chip_hours": {name: place.chips * steps * seconds / 3600 for name, seconds in bounds.items()},
+        "images_per_second": images_per_second,  # that the hosts must deliver for the fastest
+        "images_per_second_each_chip": images_per_second / place.chips,
     }
 
 
@@ -295,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
             sys.argv[1:] if argv is None else argv,
             program="ssl_jax.plan: what a run needs and costs, before it is run",
             defaults=build.defaults,
-            topology="a slice of TPUs, v5e:16x16 or v5litepod-256 (v4, v5e, v5p, v6e); the devices at hand if not given",
+            topology="a slice of TPUs, v5e:16x16 or v5litepod-256 (v4, v5e, v5p, v6e); without it the devices here",
             switches={"search": "if it does not fit, tries changes until it does"},
             json="a file to write the plan to as JSON",
         )

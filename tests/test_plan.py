@@ -16,6 +16,7 @@ from ssl_jax.data import pipeline
 from ssl_jax.data.sources import Source
 from ssl_jax.planning import chips, hlo, program
 from ssl_jax.planning.remedies import remedies, spelled
+from ssl_jax.planning.show import print_plan
 
 ROOT = Path(__file__).parents[1]
 SIMCLR = str(ROOT / "configs" / "simclr.py")
@@ -126,7 +127,7 @@ def test_a_slice_that_the_compiler_cannot_divide_among_hosts_is_refused_in_a_sen
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(plan.os, "environ", {})
     monkeypatch.setattr(plan.parallel, "described_devices", described_devices)
-    with pytest.raises(SystemExit, match="--topology=v5e:3x3: there is no such slice; .* the first two axes are 1 or"):
+    with pytest.raises(SystemExit, match="v5e:3x3: there is no such slice; a host has 2x2 chips"):
         plan.main([f"--config={SIMCLR}:tiny", "--topology=v5e:3x3"])
 
 
@@ -232,13 +233,14 @@ def test_collectives_are_summed_by_kind_and_line():
 
 def test_an_estimate_and_its_price():
     place = chips.parse_slice("v5e:1x1")
-    result = {"flops": 197e12 * 0.5, "memory_traffic": 819e9 * 0.25}
+    result = {"flops": 197e12 * 0.5, "memory_traffic": 819e9 * 0.25, "batch_size": 64}
     found = plan.estimate(place, 7200, result, [])
     assert found["bound"] == "compute"
     for name in ("fastest", "slowest"):
         assert found["step_seconds"][name] == pytest.approx(0.5)
         assert found["utilization"][name] == pytest.approx(1.0)
         assert found["hours"][name] == found["chip_hours"][name] == pytest.approx(1.0)
+    assert found["images_per_second"] == found["images_per_second_each_chip"] == pytest.approx(128.0)
 
 
 def test_activations_are_no_more_than_all_temporaries():
@@ -252,6 +254,8 @@ def test_activations_are_no_more_than_all_temporaries():
     expected = {"arguments": 50, "new_outputs": 2, "activations": 60, "temporaries": 40, "program": 7, "needed": 159}
     assert plan.program_memory(analysis, 60) == expected
     assert plan.program_memory(analysis, 1000)["activations"] == 100
+    none_told_apart = plan.program_memory(analysis, 0)
+    assert "activations" not in none_told_apart and none_told_apart["temporaries"] == 100
 
 
 def test_remedies_come_in_the_order_of_what_they_cost():
@@ -286,7 +290,10 @@ def test_a_search_ends_with_the_first_that_fits(monkeypatch, capsys):
     found = plan.search(config, None)
     assert found["fits"] and found["shard_state"]
     assert [entry["changes"] for entry in found["tried"]] == [{}, {"shard_state": True}]
+    assert (found["changes"], found["images_fewer"]) == ({"shard_state": True}, 0)
     assert "tried the config as it is: " in capsys.readouterr().out
+    print_plan(found)
+    assert capsys.readouterr().out.endswith("this is the plan with --config.shard_state=True\n")
     assert not config.shard_state
 
 
@@ -332,6 +339,19 @@ def test_a_search_drops_what_does_not_help(monkeypatch, limit, found, tried):
     result = plan.search(config, None)
     assert result["changed"] == found
     assert [set(entry["changes"]) for entry in result["tried"]] == tried
+
+
+@pytest.mark.parametrize("steps, fewer", [(10, 10 * 8), (0, 0)])  # epochs see all images
+def test_a_smaller_batch_found_sees_fewer_images_in_as_many_steps(monkeypatch, steps, fewer):
+    config = configs.load_file(f"{SIMCLR}:tiny")
+    config.batch_size, config.steps, config.epochs = 16, steps, 1
+
+    def made_up(config, place):
+        return {"fits": config.batch_size == 8, "devices": 8, "memory": {"needed": config.batch_size}}
+
+    monkeypatch.setattr(plan, "plan", made_up)
+    found = plan.search(config, None)
+    assert (found["changes"], found["images_fewer"]) == ({"batch_size": 8}, fewer)
 
 
 def test_a_search_needs_to_know_the_memory():

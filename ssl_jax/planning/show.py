@@ -1,8 +1,11 @@
 """A plan for people to read."""
 
 import collections
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ssl_jax.planning.remedies import spelled
 
 # What a plan's "memory" says of the state that a step changes.
 STATE = ("parameters", "optimizer", "method_state")
@@ -14,10 +17,16 @@ TIMES = {"arithmetic": "compute", "memory": "memory", "links": "link"}
 def size(count: float) -> str:
     """Bytes for people: "1.31 GiB"."""
     for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
+        if count < 999.5:  # what three digits can say
             return f"{count:.3g} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
+
+
+def number(value: float) -> str:
+    """Three digits, without an exponent: "0.00526", "14.3", "1,234"."""
+    digits = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:,.{max(digits, 0)}f}"
 
 
 def print_plan(result: Mapping[str, Any]) -> None:
@@ -41,7 +50,8 @@ def print_plan(result: Mapping[str, Any]) -> None:
         if name in memory:
             print(f"  {title:<38}{size(memory[name]):>12}")
     if "flops" in result:
-        print(f"\n{result['flops'] / 1e9:,.1f} GFLOP and {size(result['memory_traffic'])} of memory traffic")
+        print(f"\neach step on each device: {number(result['flops'] / 1e9)} GFLOP, ", end="")
+        print(f"{size(result['memory_traffic'])} of memory traffic")
         for warning in result["warnings"]:
             print(f"not counted as often as they run: {warning}")
         print_collectives(result["collectives"])
@@ -49,6 +59,10 @@ def print_plan(result: Mapping[str, Any]) -> None:
         print_estimate(result)
     for remedy in result["advice"]:
         print(f"  try {remedy}")
+    if result.get("changes"):  # by a search
+        print(f"\nthis is the plan with {spelled(result['changes'])}")
+        if result["images_fewer"]:
+            print(f"its {result['steps']:,} steps see {result['images_fewer']:,} images fewer than those of the config")
 
 
 def print_collectives(entries: Sequence[Mapping[str, Any]]) -> None:
@@ -69,14 +83,16 @@ def print_collectives(entries: Sequence[Mapping[str, Any]]) -> None:
 def print_estimate(result: Mapping[str, Any]) -> None:
     found = result["estimate"]
 
-    def both(values: Mapping[str, float], spec: str) -> str:
-        return f"{format(values['fastest'], spec)} to {format(values['slowest'], spec)}"
+    def both(values: Mapping[str, float], factor: float = 1.0) -> str:
+        return f"{number(factor * values['fastest'])} / {number(factor * values['slowest'])}"
 
-    step = {name: 1e3 * seconds for name, seconds in found["step_seconds"].items()}
-    print(f"\na step takes at least {both(step, '.2f')} ms, bound by {found['bound']}: ", end="")
-    times = (f"{name} {1e3 * found[f'{key}_seconds']:.2f}" for name, key in TIMES.items())
-    print(f"{', '.join(times)} ms; {size(found['link_bytes'])} over each link")
-    print(f"{both(found['utilization'], '.0%')} of the peak arithmetic")
-    print(f"{result['steps']:,} steps: {both(found['hours'], '.1f')} hours, ", end="")
-    print(f"{both(found['chip_hours'], ',.0f')} chip-hours on {result['accelerator_type']}")
+    print("\nat least, with all collectives hidden behind the arithmetic / with none:")
+    times = ", ".join(f"{name} {number(1e3 * found[f'{key}_seconds'])}" for name, key in TIMES.items())
+    print(f"  a step: {both(found['step_seconds'], 1e3)} ms, bound by {found['bound']} ({times} ms; ", end="")
+    print(f"{size(found['link_bytes'])} over each link)")
+    print(f"  at most {both(found['utilization'], 100)} % of the peak arithmetic")
+    print(f"  {result['steps']:,} steps: {both(found['hours'])} hours, ", end="")
+    print(f"{both(found['chip_hours'])} chip-hours on {result['accelerator_type']}")
+    print(f"the fastest step needs {found['images_per_second']:,.0f} images a second of all hosts together, ", end="")
+    print(f"{found['images_per_second_each_chip']:,.0f} for each chip")
     print("assuming that\n  " + ";\n  ".join(result["assumptions"]))
