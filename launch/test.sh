@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# bash launch/test.sh [pytest arguments]: makes .venv if needed and runs the tests, without arguments all but the slow ones.
+# bash launch/test.sh [pytest arguments]: makes .venv if needed and runs the tests in up to four processes, without
+# arguments all but the slow ones.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -8,4 +9,4 @@ source launch/common.sh
 
 make_environment requirements-test.txt
 get_fashion_mnist || say "the tests on real images will fail without it"
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"

@@ -31,6 +31,7 @@ def workdir(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_every_protocol_beside_its_baselines(workdir, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "Recipe", functools.partial(Recipe, steps=5, learning_rates=(1e-3,)))
     checksum = (workdir / weights.FILE).read_bytes()
@@ -64,6 +65,7 @@ def test_every_protocol_beside_its_baselines(workdir, capsys, monkeypatch):
     assert predicted["class_names"].tolist() == found["data"]["classes"]
 
 
+@pytest.mark.slow
 def test_the_other_protocols(workdir, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "CORRUPTED_IMAGES", 8)
     names = (

@@ -98,15 +98,10 @@ def record(workdir, *, name="simclr", processes, devices, **changes):
     return np.array(losses), np.concatenate([r[:steps] for r in rows], axis=1), [output for _, output in results]
 
 
-METHODS = [
-    "simclr",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("moco_v2", "byol", "swav", "dino", "barlow_twins", "mae")
-    ),
-]
+METHODS = ["simclr", "moco_v2", "byol", "swav", "dino", "barlow_twins", "mae"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_of_two_devices_are_one_of_four_and_one_of_one(name, tmp_path):
     losses, rows, outputs = record(tmp_path / "2x2", name=name, processes=2, devices=2)
@@ -122,6 +117,7 @@ def test_two_processes_of_two_devices_are_one_of_four_and_one_of_one(name, tmp_p
         np.testing.assert_array_equal(rows[:STEPS], same_rows[:STEPS])
 
 
+@pytest.mark.slow
 def test_saved_with_eight_devices_it_goes_on_with_any_other_number(tmp_path):
     losses, rows, _ = record(tmp_path / "eight", processes=1, devices=8)
     for processes, devices in ((2, 2), (1, 1)):
@@ -134,6 +130,7 @@ def test_saved_with_eight_devices_it_goes_on_with_any_other_number(tmp_path):
         np.testing.assert_array_equal(more_rows, rows[10:])
 
 
+@pytest.mark.slow
 def test_sigterm_for_one_process_stops_both_at_one_step_and_they_go_on(tmp_path):
     workdir = tmp_path / "run"
     settings = arguments(workdir, steps=200, checkpoint_every=1000, evaluate_every=0, **{"model.width": 0.5})

@@ -97,6 +97,7 @@ def test_every_method_trains_as_with_the_whole_state_on_each_device(name):
     assert_same(found, expected, plain.mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [dict(remat=True, scan=True), dict(remat=True, scan=True, microbatch=4)])
 def test_a_split_vit_that_saves_memory_trains_as_a_whole_one_that_does_not(model):
     plain, sharded = Run("mae", 8, shard_state=False), Run("mae", 8, shard_state=True, **model)
@@ -176,6 +177,7 @@ def test_where_loops_may_gather_they_gather_a_block_at_a_time(model, monkeypatch
     assert (dim, 3 * dim) in in_loops(True) and in_loops(False) == set()
 
 
+@pytest.mark.slow
 def test_a_state_saved_by_eight_goes_on_on_four_and_on_one(tmp_path):
     eight = Run("byol", 8, shard_state=True)
     halfway, _ = eight.go_on(eight.first(), 2)
@@ -217,6 +219,7 @@ def test_for_the_online_knn_each_device_gets_the_backbone_and_no_more(monkeypatc
     assert places(used[0]) == places(given)
 
 
+@pytest.mark.slow
 def test_training_gives_the_same_backbone_and_may_change_its_mind_halfway(tmp_path):
     """The program, with its online kNN, checkpoints and pictures."""
     options = [

@@ -100,6 +100,7 @@ def test_a_run_leaves_what_the_readme_says(unbroken):
     assert backbone.features(views["original"]).shape == (8, backbone.dim)
 
 
+@pytest.mark.slow
 def test_a_method_that_draws_leaves_pictures(tmp_path, folder):
     options = ["data.channels=3", "data.mean=(0.5,0.5,0.5)", "data.std=(0.25,0.25,0.25)", "method.decoder_width=4"]
     settings = arguments(tmp_path / "run", folder, "--config.data.name=folder", *(f"--config.{o}" for o in options))
@@ -274,6 +275,7 @@ def test_another_config_in_the_same_workdir_is_refused_with_the_difference(unbro
         train.main(arguments(workdir, folder, "--config.optimizer.lr=0.5"))
 
 
+@pytest.mark.slow
 def test_other_images_in_the_folder_of_a_run_are_refused(tmp_path):
     path, workdir = make_folder(tmp_path / "images"), tmp_path / "run"
     settings = arguments(workdir, path, "--config.steps=2", "--config.evaluate_every=0")

@@ -30,6 +30,7 @@ def projection(method, params, state, x):
     return np.asarray(x, np.float64)
 
 
+@pytest.mark.slow
 def test_loss_is_that_of_the_correlation_of_views_that_passed_by_themselves():
     method = make(off_diagonal_weight=0.3, loss_scale=0.5)
     params, state, views = start(method)

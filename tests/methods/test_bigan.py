@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Run
@@ -19,6 +20,7 @@ def setup():
     return method, {"views": (x,), "index": jnp.arange(8)}, *method.init(jax.random.key(1), x[:1])
 
 
+@pytest.mark.slow
 def test_each_player_is_moved_by_its_own_loss_alone():
     method, batch, params, state = setup()
 

@@ -24,6 +24,7 @@ def log_softmax(x):
     return x - np.log(np.sum(np.exp(x), axis=-1, keepdims=True))
 
 
+@pytest.mark.slow
 def test_loss_weighs_rare_colors_and_leaves_out_gray_images():
     method, rgb, x, params, state = setup(uniform_share=0.3)
     loss, (new_state, metrics) = method.loss(params, state, {"views": (x,)}, jax.random.key(2))
@@ -46,6 +47,7 @@ def test_loss_weighs_rare_colors_and_leaves_out_gray_images():
     np.testing.assert_allclose(metrics["gray_distance"], np.mean(np.linalg.norm(colors[:3], axis=-1)), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_images_without_color_teach_nothing():
     method, _, x, params, state = setup()
     gray = jnp.broadcast_to(x[3:], x.shape)

@@ -19,6 +19,7 @@ def batch(channels=1):
     return {"views": (view,), "index": jnp.array([5, 1, 20])}
 
 
+@pytest.mark.slow
 def test_loss_finds_each_patch_below_among_all_patches_of_the_batch():
     method = make(directions=1, scale=0.5)
     params, state = method.init(jax.random.key(1), batch()["views"][0][:1])

@@ -130,6 +130,7 @@ def test_koleo_in_groups_is_that_of_each():
     np.testing.assert_allclose(metrics["koleo"], expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_batch_without_any_mask_gives_finite_gradients():
     method = make(centering="sinkhorn")
     params, state = after_some_steps(method)

@@ -32,6 +32,7 @@ def cosine(a, b):
     return jnp.mean(jnp.sum(a * b, -1) / jnp.linalg.norm(a, axis=-1) / jnp.linalg.norm(b, axis=-1))
 
 
+@pytest.mark.slow
 def test_each_view_predicts_the_constant_mean_of_the_others():
     method = make(num_views=3)
     views = some_views(3)

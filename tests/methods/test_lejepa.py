@@ -49,6 +49,7 @@ def test_directions_are_new_in_each_step_and_the_views_are_not():
     assert abs(float(first["sigreg"] - second["sigreg"])) > 1e-3
 
 
+@pytest.mark.slow
 def test_gradient_flows_through_the_mean_of_the_global_views():
     """Moving all embeddings alike changes no distance; were the mean constant, its gradient would say otherwise."""
     method = make(num_global=1, num_local=1, weight=0.0)

@@ -45,6 +45,7 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [0.0, 0.25])
 def test_loss_is_the_authors_with_the_anchors_patches_left_out(power):
     method, batch = make(power=power, me_max=0.7), draw_batch()
@@ -86,6 +87,7 @@ def test_teachers_decay_is_linear_and_stretched():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new, expected)
 
 
+@pytest.mark.slow
 def test_prototypes_learn_are_not_decayed_and_are_the_students():
     method = make()
     params, state = after_some_steps(method)

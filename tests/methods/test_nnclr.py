@@ -84,6 +84,7 @@ def test_heads_are_the_papers():
     assert state["queue"]["rows"].shape == (24, 6)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_constant_neighbors():
     method = make()
     params, state = method.init(jax.random.key(1), VIEWS[0])

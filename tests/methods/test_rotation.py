@@ -20,6 +20,7 @@ def test_rotations_move_pixels_counterclockwise():
     np.testing.assert_array_equal(turned, [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]]])
 
 
+@pytest.mark.slow
 def test_loss_is_the_cross_entropy_of_all_four_copies():
     method = make()
     x = jax.random.normal(jax.random.key(0), (6, 12, 12, 1))

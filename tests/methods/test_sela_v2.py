@@ -29,6 +29,7 @@ def codes(z, prototypes):
     return losses.sinkhorn(log_p, epsilon=1 / 5.0, iterations=50, tolerance=0.1)
 
 
+@pytest.mark.slow
 def test_labels_of_the_memory_are_what_all_crops_are_classified_as():
     method = make()
     loss, update = jax.jit(method.loss), jax.jit(method.update)

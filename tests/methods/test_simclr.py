@@ -27,6 +27,7 @@ def _projection(method, params, state, x):
     return x
 
 
+@pytest.mark.slow
 def test_loss_is_nt_xent_of_the_projections_of_both_views_in_one_batch():
     method = make(temperature=0.3)
     x1, x2 = jax.random.normal(jax.random.key(0), (2, 6, 16, 16, 1))
@@ -69,6 +70,7 @@ def test_refuses_a_temperature_that_is_not_positive(temperature):
         make(temperature=temperature)
 
 
+@pytest.mark.slow
 def test_learns_on_real_images():
     """kNN on Fashion-MNIST beats that of the same network untrained, its statistics calibrated or not."""
     source = sources.load("fashion_mnist", split="train", channels=1)

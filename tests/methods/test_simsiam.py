@@ -32,6 +32,7 @@ def cosine(a, b):
     return jnp.mean(jnp.sum(a * b, -1) / jnp.linalg.norm(a, axis=-1) / jnp.linalg.norm(b, axis=-1))
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_are_those_of_constant_targets():
     method = make()
     params, state, batch = start(method)

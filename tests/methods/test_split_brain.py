@@ -20,6 +20,7 @@ def setup():
     return method, rgb, x, *method.init(jax.random.key(1), x[:1])
 
 
+@pytest.mark.slow
 def test_loss_is_the_cross_entropy_of_lightness_plus_that_of_color():
     method, rgb, x, params, state = setup()
     loss, (_, metrics) = method.loss(params, state, {"views": (x,)}, jax.random.key(2))
@@ -35,6 +36,7 @@ def test_loss_is_the_cross_entropy_of_lightness_plus_that_of_color():
     np.testing.assert_allclose(loss, metrics["loss_color"] + metrics["loss_lightness"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_half_learns_from_its_own_task():
     method, _, x, params, state = setup()
 

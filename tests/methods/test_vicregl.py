@@ -49,6 +49,7 @@ def test_positions_are_those_of_the_pixels_that_a_view_shows(flip):
     np.testing.assert_allclose(positions[:, 1:-1, 1:-1], shown[:, 1:-1, 1:-1], atol=0.01)
 
 
+@pytest.mark.slow
 def test_loss_is_that_of_pooled_features_and_of_maps_over_pairs_with_a_global_view():
     method = make(num_local=1, alpha=0.6)
     batch = a_batch()
