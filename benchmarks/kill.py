@@ -106,9 +106,10 @@ def kill_one(workdir, unbroken, kill_with, phase, victims, rng):
     again = Running(workdir, unbroken.processes)
     if any(again.wait()):
         return f"does not go on: {again.text}"
-    first = re.search(r"steps (\d+) to", again.text)
+    goes_on = re.search(r"steps (\d+) to", again.text)  # not where the last step was saved already
+    step = int(goes_on[1]) - 1 if goes_on else STEPS
     different = differences(unbroken.workdir, workdir)
-    where = f"ended with {codes}{'' if reached else ' before that'}, went on from step {int(first[1]) - 1}"
+    where = f"ended with {codes}{'' if reached else ' before that'}, went on from step {step}"
     return f"different: {different}; {where}" if different else f"identical: {where}"
 
 
