@@ -7,6 +7,7 @@ it, so its decoders of other formats are out of reach.
 
 import re
 import struct
+from collections.abc import Iterator
 
 PNG, GIF, BMP, RIFF, JPEG = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a"), b"BM", b"RIFF", b"\xff\xd8"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # with a + it is BigTIFF
@@ -77,33 +78,48 @@ def _png(data: bytes) -> tuple[int, int]:
 
 def _jpeg(data: bytes) -> tuple[int, int]:
     """Of the first frame. Raises: ValueError for more than MAX_SCANS scans, too."""
-    size, components, progressive, scans, position = None, 0, False, 0, 2
-    while (position := data.find(b"\xff", position)) >= 0:  # libjpeg passes over what is between markers, too
-        (marker,) = struct.unpack_from("B", data, position + 1)
-        if marker in JPEG_FRAMES and size is None:
-            height, width, components = struct.unpack_from(">HHB", data, position + 5)
-            size, progressive = (width, height), marker in JPEG_PROGRESSIVE
-        elif marker == JPEG_SCAN and size is not None:
-            if not scans:
-                (first,) = struct.unpack_from("B", data, position + 4)
-                single = not progressive and first == components  # libjpeg reads no other, then
-                # What is not of the image, as the film in a telephone's photo, may look like more scans than there are.
-                if single or data.count(bytes([0xFF, JPEG_SCAN]), position) <= MAX_SCANS:
-                    break
-            scans += 1
-            if scans > MAX_SCANS:
-                raise ValueError(f"a JPEG of more than {MAX_SCANS} scans, of which each takes as long as an image")
-        elif marker in (JPEG_SCAN, JPEG_END):
+    markers = _jpeg_markers(data)
+    for frame, start in markers:
+        if frame in (JPEG_SCAN, JPEG_END):
             break
+        if frame in JPEG_FRAMES:
+            height, width, components = struct.unpack_from(">HHB", data, start + 5)
+            _check_scans(data, markers, components, progressive=frame in JPEG_PROGRESSIVE)
+            return width, height
+    raise ValueError("a broken or truncated JPEG")
+
+
+def _check_scans(data: bytes, markers: Iterator[tuple[int, int]], components: int, *, progressive: bool) -> None:
+    """`markers`: those after the frame. Raises: ValueError for more than MAX_SCANS scans."""
+    scans = 0
+    for marker, start in markers:
+        if marker == JPEG_END:
+            return
+        if marker != JPEG_SCAN:
+            continue
+        if not scans:
+            (first,) = struct.unpack_from("B", data, start + 4)
+            single = not progressive and first == components  # libjpeg reads no other, then
+            # What is not of the image, as the film in a telephone's photo, may look like more scans than there are.
+            if single or data.count(bytes([0xFF, JPEG_SCAN]), start) <= MAX_SCANS:
+                return
+        scans += 1
+        if scans > MAX_SCANS:
+            raise ValueError(f"a JPEG of more than {MAX_SCANS} scans, of which each takes as long as an image")
+
+
+def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """(marker, where its 0xFF is), as libjpeg walks from one to the next: it passes over what is between them, too."""
+    position = 2
+    while (position := data.find(b"\xff", position)) >= 0:
+        (marker,) = struct.unpack_from("B", data, position + 1)
+        yield marker, position
         if marker == 0xFF:
             position += 1
         elif marker in JPEG_ALONE:
             position += 2
         else:
             position += 2 + max(struct.unpack_from(">H", data, position + 2)[0], 2)
-    if size is None:
-        raise ValueError("a broken or truncated JPEG")
-    return size
 
 
 def _webp(data: bytes) -> tuple[int, int]:
