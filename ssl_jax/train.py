@@ -40,8 +40,8 @@ def train(
       source: the images, if they are not all of the config's training split.
       begin: a backbone whose weights it begins with, in place of the initialization.
     """
-    with contextlib.ExitStack() as until_the_end:
-        return _train_until(until_the_end, config, workdir, source, begin)
+    with contextlib.ExitStack() as the_end:
+        return _train_until(the_end, config, workdir, source, begin)
 
 
 def _train_until(
