@@ -50,7 +50,10 @@ def sinkhorn(
     scores = lax.stop_gradient(scores.astype(jnp.float32))
     largest = jnp.max(scores, axis=1, keepdims=True)
     # Near 0, where codes are large, float32 is at its finest: so each row is divided by its largest entry beforehand.
-    log_kernel, log_c = (scores - largest) / epsilon, largest / epsilon
+    # Beyond 1e6, where no code is anything but 0 or 1, float32 is so coarse that a compiler's two ways to round a sum,
+    # one for the maximum and one for what it is subtracted from, differ by enough for exp to overflow.
+    log_kernel = jnp.maximum((scores - largest) / epsilon, -1e6)
+    log_c = jnp.clip(largest / epsilon, -1e6, 1e6)
     if weights is None:
         log_share, log_weight, counts = math.log(_common.num_rows(scores, axis_name) / scores.shape[1]), 0.0, True
     else:
