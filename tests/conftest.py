@@ -1,4 +1,5 @@
-"""Runs before any test module is imported: the devices, the compilation cache, and the checking of annotations."""
+"""Runs before any test module is imported: the devices, the compilation cache, the checking of annotations, and what is
+said of times."""
 
 import os
 import typing
@@ -31,9 +32,18 @@ jaxtyping.install_import_hook("ssl_jax", "beartype.beartype(conf=beartype.Bearty
 typing.runtime_checkable(linear.PromoteDtypeFn)
 jaxtyping.config.update("jaxtyping_remove_typechecker_stack", True)
 
-from tests import compiled
+from tests import compiled, times
 
 compiled.install()
+pytest_addoption = times.add_options
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(times.Times(config))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    times.keep_a_third(config, items)
 
 
 @pytest.fixture

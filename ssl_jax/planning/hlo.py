@@ -4,8 +4,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
+# Where this package is: a clone of its name, which holds the environment too, is not it.
+PACKAGE = Path(__file__).parents[1]
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{$")
@@ -71,8 +73,9 @@ class Module:
     stacks: Mapping[int, tuple[str, ...]]
 
 
-def parse(text: str, package: str = "ssl_jax") -> Module:
-    """`compiled.as_text()`. `package`: the directory whose files a stack names; all others are left out of it.
+def parse(text: str, package: PurePath = PACKAGE) -> Module:
+    """`compiled.as_text()`. `package`: the directory whose files a stack names, all others are left out of it; by
+    default the one that this package was imported from.
 
     Raises: ValueError for a text without an entry computation.
     """
@@ -122,7 +125,7 @@ def _bits(dtype: str) -> int:
     return int(digits[0]) if digits else 8
 
 
-def _stacks(text: str, package: str) -> dict[int, tuple[str, ...]]:
+def _stacks(text: str, package: PurePath) -> dict[int, tuple[str, ...]]:
     """The tables FileNames, FunctionNames, FileLocations and StackFrames before the first computation, joined."""
     tables: dict[str, dict[int, str]] = {}
     rows: dict[int, str] = {}
@@ -139,9 +142,8 @@ def _stacks(text: str, package: str) -> dict[int, tuple[str, ...]]:
         place = _numbers(tables["FileLocations"][numbers["file_location_id"]])
         path = PurePath(tables["FileNames"][place["file_name_id"]])
         own: tuple[str, ...] = ()
-        if package in path.parts:
-            inside = PurePath(*path.parts[path.parts.index(package) + 1 :])
-            own = (f"{inside}:{place['line']} {tables['FunctionNames'][place['function_name_id']]}",)
+        if path.is_relative_to(package):
+            own = (f"{path.relative_to(package)}:{place['line']} {tables['FunctionNames'][place['function_name_id']]}",)
         # What is printed is one more than the caller's number, so that 1 stands for none (XLA of jaxlib 0.10). Callers
         # precede what they call.
         stacks[frame] = own + stacks[numbers["parent_frame_id"] - 1]

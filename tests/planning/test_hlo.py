@@ -1,3 +1,5 @@
+from pathlib import PurePath
+
 import pytest
 
 from ssl_jax.planning import hlo
@@ -6,9 +8,9 @@ from ssl_jax.planning import hlo
 TEXT = """HloModule jit_step, is_scheduled=true, num_partitions=4
 
 FileNames
-1 "/home/somebody/ssl_jax/models/norm.py"
-2 "/usr/lib/flax/linen.py"
-3 "/home/somebody/ssl_jax/step.py"
+1 "CLONE/ssl_jax/models/norm.py"
+2 "CLONE/.venv/lib/flax/linen.py"
+3 "CLONE/ssl_jax/step.py"
 
 FunctionNames
 1 "average"
@@ -63,14 +65,22 @@ ENTRY %main (a: f32[8], b: bf16[2,3]) -> f32[8] {
   %ad = f32[4]{0} async-done(%as), calls=%wrapped
   ROOT %cond = bf16[8,3]{1,0} conditional(%e, %b, %b), branch_computations={%rare, %never}
 }
-"""
+""".replace("CLONE", str(hlo.PACKAGE.parent))
 
 
 def test_stacks_name_the_lines_of_the_package_alone_innermost_first():
     module = hlo.parse(TEXT)
     (merged,) = [i for i in module.computations[module.entry] if i.op_name]
     assert module.stacks[merged.frame] == ("models/norm.py:158 average", "step.py:70 train_step")
-    assert hlo.parse(TEXT, package="flax").stacks[3] == ("linen.py:9 call",)
+    flax = hlo.PACKAGE.parent / ".venv" / "lib" / "flax"
+    assert hlo.parse(TEXT, package=flax).stacks[3] == ("linen.py:9 call",)
+
+
+def test_of_a_clone_of_the_packages_name_no_stack_names_the_environment_within():
+    clone = PurePath("/home/some body/ssl_jax")
+    text = TEXT.replace(str(hlo.PACKAGE.parent), str(clone))
+    assert hlo.parse(text, package=clone / "ssl_jax").stacks[3] == hlo.parse(TEXT).stacks[3] != ()
+    assert hlo.parse(text, package=PurePath("/home/some body/other/ssl_jax")).stacks[3] == ()
 
 
 def test_a_text_without_a_program_is_refused():
