@@ -3,6 +3,8 @@ import json
 import numpy as np
 import pytest
 
+from tests.report.pages import Page
+
 
 def scores(knn, linear, std):
     return {
@@ -11,10 +13,8 @@ def scores(knn, linear, std):
     }
 
 
-@pytest.fixture
-def workdir(tmp_path):
-    """A finished run's files, of few and random images."""
-    made = tmp_path / "a run"
+def finish_run(made):
+    """A finished run's files, of few and random images, in the directory `made`."""
     (made / "samples").mkdir(parents=True)
     config = {
         "seed": 0,
@@ -60,9 +60,8 @@ def workdir(tmp_path):
     return made
 
 
-@pytest.fixture
-def measured(workdir):
-    """The same, with all that an evaluation can leave behind."""
+def measure_run(workdir):
+    """Adds all that an evaluation can leave behind."""
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     more = {"linear/100_per_class/top1": 82.0, "linear/all/top1": 85.0}
     more |= {"finetune/10_per_class/top1": 76.0, "finetune/100_per_class/top1": 84.0}
@@ -88,3 +87,19 @@ def measured(workdir):
         },
     )
     return workdir
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return finish_run(tmp_path / "a run")
+
+
+@pytest.fixture
+def measured(workdir):
+    return measure_run(workdir)
+
+
+@pytest.fixture(scope="session")
+def finished_page(tmp_path_factory):
+    """The page of `workdir` as it is: for those who only read it."""
+    return Page(finish_run(tmp_path_factory.mktemp("finished") / "a run"))

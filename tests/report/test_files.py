@@ -1,3 +1,5 @@
+import contextlib
+import io
 import re
 from xml.etree import ElementTree
 
@@ -7,19 +9,22 @@ import pytest
 
 from ssl_jax.report import palette
 from ssl_jax.report.__main__ import main
+from tests.report.conftest import finish_run, measure_run
 
 CHARTS = {"loss", "knn", "scores", "labels-linear", "labels-finetune", "confusion", "map"}
 HEALTH = {"embedding-spread", "effective-rank-rankme", "alignment", "uniformity", "gradient-norm", "waiting-for-data"}
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-@pytest.fixture
-def written(measured, capsys):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     """The files of a run that has everything, by name."""
+    measured = measure_run(finish_run(tmp_path_factory.mktemp("written") / "a run"))
     drawn = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 3), dtype=np.uint8)
     np.savez(measured / "samples" / "pictures.npz", **{"image": drawn, "seen $x_": drawn, "n" * 90: drawn})
-    main([str(measured), "--files"])
-    paths = [line for line in capsys.readouterr().out.splitlines() if "/pictures/" in line]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main([str(measured), "--files"])
+    paths = [line for line in printed.getvalue().splitlines() if "/pictures/" in line]
     found = {path.name: path for path in (measured / "pictures").iterdir()}
     assert sorted(paths) == sorted(map(str, found.values()))
     return found
@@ -59,13 +64,14 @@ def test_map_as_a_file_has_its_marks_and_colors(written):
     assert colors == [palette.LIGHT[f"c{i}"] for i in range(3)]
 
 
-def test_images_are_in_the_grid_as_they_are(measured):
+def test_images_are_in_the_grid_as_they_are(tmp_path):
+    (tmp_path / "samples").mkdir()
     drawn = np.zeros((2, 8, 8, 3), np.uint8)
     drawn[0, :, :] = (250, 10, 60)
     drawn[1, :, :] = (20, 200, 90)
-    np.savez(measured / "samples" / "pictures.npz", image=drawn)
-    main([str(measured), "--files"])
-    grid = cv2.cvtColor(cv2.imread(str(measured / "pictures" / "drawn.png")), cv2.COLOR_BGR2RGB)
+    np.savez(tmp_path / "samples" / "pictures.npz", image=drawn)
+    main([str(tmp_path), "--files"])
+    grid = cv2.cvtColor(cv2.imread(str(tmp_path / "pictures" / "drawn.png")), cv2.COLOR_BGR2RGB)
     for color in drawn[:, 0, 0]:
         assert (grid == color).all(axis=2).mean() > 0.15
     assert grid[0, 0].tolist() == [255, 255, 255]
