@@ -8,17 +8,11 @@ from pathlib import Path
 
 import pytest
 
-# Before JAX is imported. Programs that a test starts inherit these. Most of a test's time goes into compiling: without
-# these optimizations it takes a sixth of it. A test of what the optimized program does says so to jax.jit
-# (compiler_options={"xla_backend_optimization_level": 3}).
-FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
-)
+from tests.flags import flags
+
+# Before JAX is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags(devices=8)}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
@@ -32,7 +26,7 @@ jaxtyping.install_import_hook("ssl_jax", "beartype.beartype(conf=beartype.Bearty
 typing.runtime_checkable(linear.PromoteDtypeFn)
 jaxtyping.config.update("jaxtyping_remove_typechecker_stack", True)
 
-from tests import compiled, times
+from tests import compiled, times  # noqa: E402, after the hook: their imports are checked, too
 
 compiled.install()
 pytest_addoption = times.add_options

@@ -13,7 +13,7 @@ from ssl_jax.finetune import Recipe, _Trainer, finetune
 from ssl_jax.weights import Backbone
 
 SIZE = (12, 12)
-RECIPE = Recipe(Augmentation(size=SIZE, crop_area=(0.9, 1.0)), steps=30, batch_size=32, learning_rates=(1e-6, 1e-2))
+RECIPE = Recipe(Augmentation(size=SIZE, crop_area=(0.9, 1.0)), steps=20, batch_size=32, learning_rates=(1e-6, 1e-2))
 
 
 def stripes(images, seed):
@@ -41,7 +41,7 @@ def small():
 def test_learns_with_the_rate_that_suits_the_held_out_labels(small):
     before = jax.tree.map(np.array, small.variables)
     tuned = finetune(
-        small, stripes(300, 0), stripes(200, 1), recipe=RECIPE, image_size=SIZE, per_class=40, measured=(0, 30)
+        small, stripes(300, 0), stripes(200, 1), recipe=RECIPE, image_size=SIZE, per_class=40, measured=(0, 20)
     )
     assert tuned.learning_rate == 1e-2
     assert tuned.accuracies.shape == (3, 2)
@@ -52,9 +52,10 @@ def test_learns_with_the_rate_that_suits_the_held_out_labels(small):
 def test_is_the_same_every_time_and_depends_on_the_seed(small):
     recipe = dataclasses.replace(RECIPE, steps=5, learning_rates=(1e-2,))
     data = stripes(300, 0), stripes(500, 1)
-    run = [finetune(small, *data, recipe=recipe, image_size=SIZE, per_class=40, seeds=(s,)) for s in (0, 0, 1)]
-    np.testing.assert_array_equal(run[0].accuracies, run[1].accuracies)
-    assert run[0].accuracies != run[2].accuracies
+    run = [finetune(small, *data, recipe=recipe, image_size=SIZE, per_class=40, seeds=s) for s in ((0,), (0, 1))]
+    (first,), (again, other) = (found.accuracies for found in run)
+    np.testing.assert_array_equal(first, again)
+    assert first != other
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
@@ -63,14 +64,19 @@ def test_the_learning_rate_in_the_state_is_the_optimizers(small, name):
     trainer = _Trainer(small, recipe, 2, SIZE, num_images=64, memory_bytes=2**20)
     state = trainer.first_state(0.03, seed=0)
     expected_tx, _ = optim.create(name, lr=0.03, weight_decay=0.1, warmup_steps=2, steps=5)
-    got, expected = state.params, state.params
-    opt_state, expected_state = state.opt_state, expected_tx.init(expected)
-    for number in range(4):
-        grads = jax.tree.map(lambda p, number=number: jnp.cos(p + number), got)
-        updates, opt_state = trainer.tx.update(grads, opt_state, got)
-        got = optax.apply_updates(got, updates)
-        updates, expected_state = expected_tx.update(grads, expected_state, expected)
-        expected = optax.apply_updates(expected, updates)
+
+    @jax.jit
+    def four_steps(params, opt_state):
+        got, expected, expected_state = params, params, expected_tx.init(params)
+        for number in range(4):
+            grads = jax.tree.map(lambda p, number=number: jnp.cos(p + number), got)
+            updates, opt_state = trainer.tx.update(grads, opt_state, got)
+            got = optax.apply_updates(got, updates)
+            updates, expected_state = expected_tx.update(grads, expected_state, expected)
+            expected = optax.apply_updates(expected, updates)
+        return got, expected
+
+    got, expected = four_steps(state.params, state.opt_state)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
 
 
@@ -79,7 +85,8 @@ def test_a_vits_first_layers_learn_more_slowly():
     recipe = dataclasses.replace(RECIPE, optimizer={**RECIPE.optimizer, "warmup_steps": 0, "weight_decay": 0.0})
     trainer = _Trainer(vit, recipe, 2, SIZE, num_images=64, memory_bytes=2**20)
     state = trainer.first_state(1.0, seed=0)
-    updates, _ = trainer.tx.update(jax.tree.map(jnp.ones_like, state.params), state.opt_state, state.params)
+    ones = jax.tree.map(np.ones_like, state.params)
+    updates, _ = jax.jit(trainer.tx.update)(ones, state.opt_state, state.params)
     sizes = {
         "pos_embed": updates["backbone"]["pos_embed"],
         "first": updates["backbone"]["blocks_0"]["norm1"]["bias"],

@@ -1,6 +1,5 @@
 """Runs of several processes on this machine, as users start them: each is a program of its own."""
 
-import os
 import re
 import shutil
 import signal
@@ -15,6 +14,7 @@ import pytest
 
 from ssl_jax import parallel
 from ssl_jax.metrics import read_metrics
+from tests.flags import environment
 
 ROOT = Path(__file__).parents[1]
 STEPS, BATCH = 20, 32
@@ -24,11 +24,6 @@ def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
-
-
-def environment(devices):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
 def start(arguments, processes=1, devices=1, program=("-m", "ssl_jax.train")):

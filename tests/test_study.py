@@ -22,6 +22,7 @@ from ssl_jax.studies.cells import Cells
 from ssl_jax.studies.convergence import steps_saved
 from ssl_jax.studies.label_efficiency import at_each, labels_saved
 from ssl_jax.studies.measure import Protocol
+from tests.flags import environment
 from tests.test_train import make_folder
 
 ROOT = Path(__file__).parents[1]
@@ -369,7 +370,7 @@ def start(name, workdir):
     return subprocess.Popen(
         [sys.executable, "-m", "ssl_jax.study", f"--config=configs/studies/{name}.py:smoke", f"--workdir={workdir}"],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},  # one device
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,7 +1,6 @@
 """Where the time of the tests goes, by file and by phase, and a limit for those that everybody waits for."""
 
 import collections
-import time
 
 import pytest
 

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import random
 import struct
 import subprocess
@@ -16,6 +15,7 @@ from PIL import Image
 
 from ssl_jax.data.decode import UndecodableImage, decode_image
 from ssl_jax.data.header import image_size
+from tests.flags import environment
 
 ROOT = Path(__file__).parents[2]
 SIZE = (64, 48)  # width, height
@@ -110,9 +110,8 @@ def fuzzed(tmp_path_factory):
 
 
 def test_a_thousand_damaged_files_end_nothing_in_bounded_memory(fuzzed):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", READ, str(fuzzed)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     result = json.loads(run.stdout)
     assert result["rows"] == [[32] * 20] * 2
@@ -143,7 +142,7 @@ def test_training_goes_through_a_thousand_damaged_files(fuzzed, tmp_path):
             *("--config.augment.view.size=(16,16)", "--config.batch_size=16", "--config.steps=70"),
             *("--config.data.memory_bytes=0", "--config.evaluate_every=0"),
         ],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

@@ -22,6 +22,8 @@ STEPS = 20
 QUICK = ("simclr", "byol", "moco_v2")
 LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5, "pcl": 1e-6, "counting": 1e-6, "vae": 1e-7}  # of the others 1e-4
 
+SMALLER = {"width": 0.5, "depth": 2, "base_width": 8}  # networks
+
 
 def each_method():
     return [name if name in QUICK else pytest.param(name, marks=pytest.mark.every_method) for name in METHODS]
@@ -51,8 +53,7 @@ class Training:
 
     def __init__(self, name, devices):
         self.config = load(name)
-        smaller = {"width": 0.5, "depth": 2, "base_width": 8}
-        self.config.model.update({key: value for key, value in smaller.items() if key in self.config.model})
+        self.config.model.update({key: value for key, value in SMALLER.items() if key in self.config.model})
         self.config.optimizer = {
             "name": "sgd",
             "lr": LEARNING_RATE.get(name, 1e-4),
