@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash launch/test.sh [pytest arguments]: makes .venv if needed and runs the tests in up to four processes, without
-# arguments all but the slow ones.
+# arguments those of the default tier (CONTRIBUTING.md has the others).
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -8,7 +8,10 @@ import pytest
 from ssl_jax import report
 from tests.report.pages import CHROMIUM, WIDTHS, browse, edit
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install chromium or google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install chromium or google-chrome"),
+]
 
 
 def check(source, tmp_path):
