@@ -20,7 +20,7 @@ from ssl_jax.data.masks import Mask
 from ssl_jax.methods import METHODS, Run
 
 # What of optim.create is not the config's to choose.
-OPTIMIZER_FACTS = ("steps", "depth", "frozen_steps", "constant_lr")
+OPTIMIZER_FACTS = ("steps", "depth", "frozen_steps", "still_steps", "constant_lr")
 
 
 def defaults(config: ConfigDict) -> dict[str, dict[str, Any]]:
@@ -198,6 +198,7 @@ def optimizer(
         steps=steps,
         depth=getattr(method.backbone, "depth", 0),
         frozen_steps=getattr(method, "frozen_steps", {}),
+        still_steps=getattr(method, "still_steps", {}),
         constant_lr=getattr(method, "constant_lr", ()),
     )
     taken = [*inspect.signature(optim.create).parameters, *inspect.signature(optim.OPTIMIZERS[name]).parameters]

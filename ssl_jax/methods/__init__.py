@@ -22,7 +22,8 @@ A method is a frozen dataclass. Its first fields are `backbone` (a Linen module)
 and where it needs them
 
     masked           names of the views that come with a mask, made as `config.mask` says
-    frozen_steps     {beginning of a parameter's path: steps for which it does not move}
+    frozen_steps     {beginning of a parameter's path: steps for which the optimizer does not see it}
+    still_steps      as frozen_steps: steps for which its learning rate is 0, while the optimizer gathers moments
     constant_lr      beginnings of paths of parameters whose learning rate is not decayed
     pictures(params, state, batch, rng) -> {title: images [batch, height, width, channels]}
                      for the report: what it makes of a few images, normalized as views are
