@@ -27,6 +27,10 @@ and where it needs them
     constant_lr      beginnings of paths of parameters whose learning rate is not decayed
     pictures(params, state, batch, rng) -> {title: images [batch, height, width, channels]}
                      for the report: what it makes of a few images, normalized as views are
+    prepare(params, state, batch, rng, *, axis_name=None) -> (state, embeddings [views, batch, dim])
+    prepared(params, state) -> state
+                     for what a method must know of all images before it trains: before the first step, `prepare` gets
+                     each batch of a pass over them, and after the last of these comes `prepared`. No parameter moves.
     constrain(params) -> params
                      after each step of the optimizer, before `update`: SwAV's prototypes are made unit vectors again
 
