@@ -28,6 +28,7 @@ def imagenet_vitb16() -> ConfigDict:
         name="adamw",
         lr=recipes.lr_for(config, 1.5e-3 / 8),
         weight_decay=0.05,
+        exempt=(*recipes.VECTORS, "cls_token", "pos_embed"),
         clip_norm=3.0,
         warmup_steps=recipes.imagenet_steps(10, 2048),
         final_lr=1e-5,

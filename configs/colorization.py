@@ -29,14 +29,14 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """40.1 linear with a ResNet-50; a VGG in the paper, whose learning rate is lowered twice, not along a cosine."""
+    """40.1 linear with a ResNet-50; a VGG in the paper."""
     config = recipes.imagenet("lightness_resnet50", batch_size=40, epochs=0)
     config.steps = 500_000
     config.model.update(recipes.data_normalization(config))
     config.method = dict(name="colorization", uniform_share=0.5, temperature=0.38, decoder_width=256)
     # Squares of 176 of images of 256 pixels a side.
     config.augment.view = dict(size=(176, 176), crop_area=(0.47, 0.47), crop_aspect=(1.0, 1.0), flip=0.5)
-    config.optimizer = dict(name="adam", lr=3e-5, b2=0.99, weight_decay=1e-3, warmup_steps=0, final_lr=3e-6)
+    config.optimizer = recipes.colorization_adam()
     return config
 
 

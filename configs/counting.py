@@ -15,11 +15,12 @@ def tiny() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """An AlexNet and a constant learning rate in the paper."""
+    """The constant learning rate of the paper, whose network is an AlexNet."""
     config = recipes.imagenet("resnet50", batch_size=256, epochs=105)
     config.method = dict(name="counting", width=1000, margin=10.0)
     config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, grayscale=0.67)
     config.optimizer = recipes.pretext_sgd(config, 0.01)
+    config.optimizer.milestones = ()
     return config
 
 

@@ -55,7 +55,7 @@ def imagenet_r50() -> ConfigDict:
     )
     config.optimizer = dict(
         name="sgd",
-        exclude_vectors=True,
+        exempt=recipes.VECTORS,
         lr=recipes.lr_for(config, 0.03),
         weight_decay=1e-4,
         warmup_steps=recipes.imagenet_steps(10, 1024),

@@ -26,7 +26,7 @@ def tiny() -> ConfigDict:
         global1=recipes.tiny_view(), global2=recipes.tiny_view(), local=recipes.tiny_local(size=(14, 14))
     )
     config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=1)
-    config.optimizer.update(lr=2e-3, clip_norm=3.0, weight_decay=0.04, final_weight_decay=0.4)
+    config.optimizer.update(lr=2e-3, clip_networks=3.0, weight_decay=0.04, final_weight_decay=0.4)
     return config
 
 
@@ -57,7 +57,7 @@ def _imagenet(model: dict[str, Any], batch_size: int, epochs: int, warmup: int, 
         weight_decay=0.04,
         warmup_steps=warmup * STEPS,
         final_lr=1e-6,
-        clip_norm=3.0,  # the authors' is of each network by itself
+        clip_networks=3.0,
         patch_embed_lr_scale=0.2,
     )
     return config

@@ -1,4 +1,6 @@
-"""EMP-SSL: Tong et al. 2023, arXiv:2304.03977. Settings of the authors' code, whose SGD within LARS is Nesterov's."""
+"""EMP-SSL: Tong et al. 2023, arXiv:2304.03977. Settings of the authors' code."""
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -7,6 +9,21 @@ from ssl_jax import recipes
 _PATCH = dict(
     crop_area=(0.25, 0.25), flip=0.5, grayscale=0.2, blur=0.1, solarize=0.1, **recipes.jitter(0.4, 0.4, 0.4, 0.2)
 )
+
+
+def _optimizer() -> dict[str, Any]:
+    """main.py's LARSWrapper(SGD(nesterov=True), eta=0.005, clip=True, exclude_bias_n_norm=True)."""
+    return dict(
+        name="larc",
+        lr=0.3,
+        weight_decay=1e-4,
+        warmup_steps=0,
+        final_lr=0.0,
+        nesterov=True,
+        trust_coefficient=0.005,
+        clip=True,
+        exempt=recipes.VECTORS,
+    )
 
 
 def tiny() -> ConfigDict:
@@ -24,9 +41,7 @@ def cifar_r18() -> ConfigDict:
     config.epochs = 30
     config.method = dict(name="emp_ssl", projector=(4096, 4096, 1024), num_patches=20, eps=0.2, invariance=200.0)
     config.augment.patch = dict(_PATCH, size=(32, 32), crop_aspect=(1.0, 1.0), blur_kernel=3)
-    config.optimizer = dict(
-        name="lars", lr=0.3, weight_decay=1e-4, warmup_steps=0, final_lr=0.0, trust_coefficient=0.005
-    )
+    config.optimizer = _optimizer()
     return config
 
 
@@ -35,9 +50,7 @@ def imagenet_r18() -> ConfigDict:
     config = recipes.imagenet("resnet18", batch_size=100, epochs=30)
     config.method = dict(name="emp_ssl", projector=(4096, 4096, 1024), num_patches=20, eps=0.2, invariance=200.0)
     config.augment.patch = dict(_PATCH, size=(224, 224), interpolation="bicubic")
-    config.optimizer = dict(
-        name="lars", lr=0.3, weight_decay=1e-4, warmup_steps=0, final_lr=0.0, trust_coefficient=0.005
-    )
+    config.optimizer = _optimizer()
     return config
 
 

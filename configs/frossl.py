@@ -28,13 +28,14 @@ def imagenet_r18() -> ConfigDict:
     config.method = dict(name="frossl", projector=(2048, 2048, 1024), num_views=2)
     config.augment.view = dict(recipes.BYOL_1, crop_area=(0.2, 1.0), blur=0.5, solarize=0.1)
     config.optimizer = dict(
-        name="lars",
+        name="larc",
         lr=recipes.lr_for(config, 0.3),
         weight_decay=1e-4,
         warmup_steps=recipes.imagenet_steps(10, 256),
         final_lr=0.0,
         trust_coefficient=0.02,
         clip=True,
+        exempt=recipes.VECTORS,
     )
     return config
 

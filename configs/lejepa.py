@@ -32,7 +32,9 @@ def cifar_r18() -> ConfigDict:
     )
     config.augment = {"global": {**recipes.CIFAR_SYMMETRIC, "interpolation": "bilinear", "solarize": 0.2}}
     # 1 epoch of warm-up, of 195 steps.
-    config.optimizer = dict(name="adamw", lr=2e-3, weight_decay=5e-4, warmup_steps=195, final_lr=2e-6)
+    config.optimizer = dict(
+        name="adamw", lr=2e-3, weight_decay=5e-4, exempt=(), warmup_steps=195, final_lr=2e-6
+    )
     return config
 
 
@@ -47,6 +49,7 @@ def imagenet_r50() -> ConfigDict:
         name="adamw",
         lr=5e-4,
         weight_decay=5e-4,
+        exempt=(),  # the minimal example decays every parameter
         warmup_steps=recipes.imagenet_steps(1, 512),
         final_lr=5e-7,
     )

@@ -24,33 +24,53 @@ def cifar_r18() -> ConfigDict:
 
 
 def cifar_r50() -> ConfigDict:
-    """The authors': 40 views of each of 32 images, a constant learning rate in place of this cosine."""
+    """The authors': 40 views of each of 32 images."""
     config = cifar_r18()
     config.batch_size = 32
     config.model.name = "resnet50"
     config.method.update(projector=(512, 128), num_views=40)
     view = {**recipes.CIFAR_WEAK, "blur": 0.0, "interpolation": "bilinear"}
     config.augment = dict(view1=view, view2=dict(view))
-    config.optimizer = dict(name="adam", lr=1e-3, weight_decay=1e-6, warmup_steps=0, final_lr=0.0)
-    return config
-
-
-def imagenet_r50() -> ConfigDict:
-    """The authors' code, 100 epochs: 69.5 linear with 2 views, 71.4 with 4, 72.1 with 8."""
-    config = recipes.imagenet("resnet50", batch_size=2048, epochs=100, zero_init_residual=True)
-    config.method = dict(name="mmcr", projector=(8192, 8192, 512), num_views=2, weight=0.0, momentum=False, decay=0.99)
-    config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)
     config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.6),
-        weight_decay=1e-6,
-        warmup_steps=recipes.imagenet_steps(10, 2048),
-        final_lr=recipes.lr_for(config, 0.6 * 0.001),
+        name="adam", lr=1e-3, weight_decay=1e-6, warmup_steps=0, schedule="multistep", milestones=()
     )
     return config
 
 
-SCALES = {"tiny": tiny, "cifar_r18": cifar_r18, "cifar_r50": cifar_r50, "imagenet_r50": imagenet_r50}
+def imagenet_r50() -> ConfigDict:
+    """The authors' command, 100 epochs of 8 views beside a moving average of the weights: 72.1 linear.
+
+    Their 16 devices gather the embeddings without a gradient, and then average their gradients, which makes each of
+    them 1/16 of the loss's. LARS takes no notice, but what it does not adapt and what it decays do.
+    """
+    config = recipes.imagenet("resnet50", batch_size=2048, epochs=100, zero_init_residual=True)
+    config.method = dict(name="mmcr", projector=(8192, 8192, 512), num_views=8, weight=0.0, momentum=True, decay=0.99)
+    config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)
+    config.optimizer = dict(
+        name="lars",
+        lr=recipes.lr_for(config, 0.8),
+        vector_lr_scale=1 / 16,
+        weight_decay=16e-6,  # 1e-6 beside the 1/16
+        warmup_steps=recipes.imagenet_steps(10, 2048),
+        final_lr=recipes.lr_for(config, 0.8 * 0.001),
+    )
+    return config
+
+
+def imagenet_r50_2views() -> ConfigDict:
+    """The same with --n_aug 2: 69.5 linear in the paper; 71.4 with 4."""
+    config = imagenet_r50()
+    config.method.num_views = 2
+    return config
+
+
+SCALES = {
+    "tiny": tiny,
+    "cifar_r18": cifar_r18,
+    "cifar_r50": cifar_r50,
+    "imagenet_r50": imagenet_r50,
+    "imagenet_r50_2views": imagenet_r50_2views,
+}
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:

@@ -57,11 +57,11 @@ def imagenet_vits16() -> ConfigDict:
         frozen_patches=True,
     )
     config.augment = imagenet_views(0.08)
-    # The authors decay biases and normalization scales, too.
     config.optimizer = dict(
         name="adamw",
         lr=recipes.lr_for(config, 1.5e-4),
         weight_decay=0.1,
+        exempt=(),  # biases and normalizations are decayed, too
         warmup_steps=recipes.imagenet_steps(40, 4096),
         final_lr=0.0,
     )

@@ -7,6 +7,9 @@ from ssl_jax import recipes
 POWER = 0.25  # PMSN's
 
 
+EXEMPT = (*recipes.VECTORS, "prototypes")  # neither does the authors' optimizer decay the prototypes
+
+
 def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
     config.method = dict(
@@ -21,7 +24,7 @@ def tiny() -> ConfigDict:
     view = recipes.tiny_view(crop_area=(0.3, 1.0))
     config.augment = dict(target=view, anchor=view, focal=recipes.tiny_local(size=(14, 14)))
     config.mask = dict(kind="random", ratio=(0.15, 0.15))
-    config.optimizer.update(lr=1e-3, clip_norm=3.0, weight_decay=0.04, final_weight_decay=0.4)
+    config.optimizer.update(lr=1e-3, clip_norm=3.0, weight_decay=0.04, final_weight_decay=0.4, exempt=EXEMPT)
     return config
 
 
@@ -43,6 +46,7 @@ def imagenet_vits16() -> ConfigDict:
         lr=recipes.lr_for(config, 2.5e-4),  # 1e-3 at a batch of 1024
         weight_decay=0.04,
         final_weight_decay=0.4,
+        exempt=EXEMPT,
         first_lr=2e-4,
         warmup_steps=recipes.imagenet_steps(15, 1024),
         final_lr=1e-6,

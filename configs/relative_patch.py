@@ -20,6 +20,7 @@ def imagenet_r50() -> ConfigDict:
     # Cells of 158 pixels: patches are moved by up to 7 to either side.
     config.augment.view = dict(size=(474, 474), crop_area=(0.5, 1.0), flip=0.5)
     config.optimizer = recipes.pretext_sgd(config, 0.1)
+    config.optimizer.update(warmup_steps=recipes.imagenet_steps(5, 256), **recipes.in_steps(15, 25, of=35))
     return config
 
 

@@ -70,7 +70,7 @@ def imagenet_r50() -> ConfigDict:
         weight_decay=1e-4,
         warmup_steps=recipes.imagenet_steps(5, 256),
         final_lr=0.0,
-        exclude_vectors=True,
+        exempt=recipes.VECTORS,
     )
     return config
 

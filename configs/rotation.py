@@ -14,18 +14,25 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """The authors' for CIFAR-10, with another network; their rates are a fifth from epochs 60, 120 and 160 on."""
+    """The authors' for CIFAR-10, with another network."""
     config = recipes.cifar_r18()
     config.batch_size = 128
     config.epochs = 200
     config.method = dict(name="rotation")
     config.augment.view = dict(size=(32, 32), crop_area=(0.6, 1.0), flip=0.5)
-    config.optimizer = dict(name="sgd", lr=0.1, weight_decay=5e-4, nesterov=True, warmup_steps=0, final_lr=0.0)
+    config.optimizer = dict(
+        name="sgd",
+        lr=0.1,
+        weight_decay=5e-4,
+        nesterov=True,
+        warmup_steps=0,
+        **recipes.in_steps(60, 120, 160, of=200, gamma=0.2),
+    )
     return config
 
 
 def imagenet_r50() -> ConfigDict:
-    """48.2 linear in VISSL, with learning rates of a tenth from epochs 30, 60, 90 and 100 on, not a cosine."""
+    """48.2 linear in VISSL."""
     config = recipes.imagenet("resnet50", batch_size=256, epochs=105)
     config.method = dict(name="rotation")
     config.augment.view = dict(size=(224, 224), crop_area=(0.08, 1.0), flip=0.5)

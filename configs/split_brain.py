@@ -19,7 +19,7 @@ def imagenet_r50() -> ConfigDict:
     config.model.update(recipes.data_normalization(config))
     config.method = dict(name="split_brain", uniform_share=1.0, temperature=0.38, decoder_width=256)
     config.augment.view = dict(size=(176, 176), crop_area=(0.47, 0.47), crop_aspect=(1.0, 1.0), flip=0.5)
-    config.optimizer = dict(name="adam", lr=3e-5, b2=0.99, weight_decay=1e-3, warmup_steps=0, final_lr=3e-6)
+    config.optimizer = recipes.colorization_adam()
     return config
 
 

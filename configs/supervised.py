@@ -24,7 +24,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """VISSL's: 75.45, with learning rates of a tenth from epochs 30, 60, 90 and 100 on, not a cosine."""
+    """VISSL's: 75.45."""
     config = recipes.imagenet("resnet50", batch_size=256, epochs=105, zero_init_residual=True)
     config.method = dict(name="supervised")
     view = dict(size=(224, 224), crop_area=(0.08, 1.0), flip=0.5)
@@ -33,10 +33,10 @@ def imagenet_r50() -> ConfigDict:
         name="sgd",
         lr=recipes.lr_for(config, 0.1),
         weight_decay=1e-4,
-        exclude_vectors=True,
+        exempt=("scale", "offset"),  # regularize_bn is False, regularize_bias True
         nesterov=True,
-        warmup_steps=recipes.imagenet_steps(5, 256),
-        final_lr=0.0,
+        warmup_steps=0,
+        **recipes.in_steps(30, 60, 90, 100, of=105),
     )
     return config
 

@@ -20,7 +20,7 @@ from ssl_jax.data.masks import Mask
 from ssl_jax.methods import METHODS, Run
 
 # What of optim.create is not the config's to choose.
-OPTIMIZER_FACTS = ("steps", "depth", "frozen_steps", "constant_lr")
+OPTIMIZER_FACTS = ("steps", "depth", "frozen_steps", "still_steps", "constant_lr")
 
 
 def defaults(config: ConfigDict) -> dict[str, dict[str, Any]]:
@@ -58,7 +58,8 @@ class Training:
     """What a run does with its batches.
 
     augmentations: one for each of the method's views. views: (rng, batch) -> the batch with the views made. schedule:
-    step -> learning rate. create_state: () -> the state before the first step. step: for `parallel.map_step`.
+    step -> learning rate. create_state: () -> the state before the first step. step: for `parallel.map_step`; as is
+    prepare, for `preparation` batches before the first step, None for a method that needs none.
     """
 
     method: Any
@@ -67,6 +68,8 @@ class Training:
     schedule: Callable[[int], float]
     create_state: Callable[[], step.TrainState]
     step: step.TrainStep
+    prepare: step.TrainStep | None
+    preparation: int
 
 
 def facts(config: ConfigDict, num_images: int, num_classes: int) -> Run:
@@ -87,13 +90,24 @@ def training(config: ConfigDict, run: Run) -> Training:
     tx, schedule = optimizer(config, run.steps, made)
     views = augment.make_augment(crops, mean=data.mean, std=data.std, masks=masks(config, made))
     example = (1, *crops[0].size, data.channels)
+    train_step = step.TrainStep(
+        method=made, tx=tx, augment=views, axis_name=parallel.AXIS, log_every=config.log_every
+    )
+    prepare, preparation = None, 0
+    if hasattr(made, "prepare"):
+        preparation = run.steps_per_epoch
+        prepare = dataclasses.replace(
+            train_step, method=step.Preparing(made, preparation), tx=step.standing_still(tx), log_every=preparation
+        )
     return Training(
         method=made,
         augmentations=crops,
         views=views,
         schedule=schedule,
         create_state=lambda: step.create_state(made, tx, jnp.zeros(example), config.seed),
-        step=step.TrainStep(method=made, tx=tx, augment=views, axis_name=parallel.AXIS, log_every=config.log_every),
+        step=train_step,
+        prepare=prepare,
+        preparation=preparation,
     )
 
 
@@ -198,6 +212,7 @@ def optimizer(
         steps=steps,
         depth=getattr(method.backbone, "depth", 0),
         frozen_steps=getattr(method, "frozen_steps", {}),
+        still_steps=getattr(method, "still_steps", {}),
         constant_lr=getattr(method, "constant_lr", ()),
     )
     taken = [*inspect.signature(optim.create).parameters, *inspect.signature(optim.OPTIMIZERS[name]).parameters]

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax.config import base_config
 
+VECTORS = ("bias", "offset", "scale")  # what papers call biases and normalization: see optim.kinds
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -112,15 +113,16 @@ CIFAR_WARMUP = 1950  # 10 epochs of 195 steps
 
 
 def cifar_lars(config: ConfigDict, lr_of_256: float, *, weight_decay: float) -> dict[str, Any]:
-    """solo-learn's optimizer for CIFAR: LARS whose steps are capped at SGD's."""
+    """solo-learn's optimizer for CIFAR, its LARS with clip_lr: SGD whose steps are capped."""
     return dict(
-        name="lars",
+        name="larc",
         lr=lr_for(config, lr_of_256),
         weight_decay=weight_decay,
         warmup_steps=CIFAR_WARMUP,
         final_lr=0.0,
         trust_coefficient=0.02,
         clip=True,
+        exempt=VECTORS,
     )
 
 
@@ -157,30 +159,55 @@ def lr_for(config: ConfigDict, lr_of_256: float) -> Any:
     return lr_of_256 * config.get_ref("batch_size").to_float() / 256
 
 
+def in_steps(*epochs: int, of: int, gamma: float = 0.1) -> dict[str, Any]:
+    """The learning rate is multiplied by `gamma` from each of these epochs on, counted from 0, of a run of `of`."""
+    return dict(schedule="multistep", milestones=tuple(epoch / of for epoch in epochs), gamma=gamma)
+
+
 def pretext_sgd(config: ConfigDict, lr_of_256: float) -> dict[str, Any]:
-    """VISSL's SGD for pretext tasks on ImageNet in batches of 256, with 5 epochs of warm-up."""
+    """VISSL's SGD for pretext tasks on ImageNet, 105 epochs of batches of 256, without warm-up.
+
+    Its regularize_bn is False: normalizations are not decayed, other biases are (configs/config/pretrain/rotnet).
+    """
     return dict(
         name="sgd",
         lr=lr_for(config, lr_of_256),
         weight_decay=1e-4,
-        warmup_steps=imagenet_steps(5, 256),
-        final_lr=0.0,
+        exempt=("scale", "offset"),
+        warmup_steps=0,
+        **in_steps(30, 60, 90, 100, of=105),
+    )
+
+
+def colorization_adam() -> dict[str, Any]:
+    """Adam as in the code of Zhang et al. 2016, arXiv:1603.08511, for views of 176 pixels a side.
+
+    Its loss is summed over an image's positions, 44 x 44; here it is their mean. Adam takes no notice of that, but its
+    decay does, which is added to the gradient: the authors' 1e-3 becomes 1e-3 over the number of positions. The paper's
+    learning rates are 3e-5, 1e-5 from 200,000 steps and 3e-6 from 375,000 on; these are 3e-5, 9.5e-6 and 3e-6.
+    """
+    return dict(
+        name="adam",
+        lr=3e-5,
+        b2=0.99,
+        weight_decay=1e-3 / 44**2,
+        warmup_steps=0,
+        **in_steps(200_000, 375_000, of=500_000, gamma=0.1**0.5),
     )
 
 
 def larc(config: ConfigDict, lr_of_256: float, *, warmup_steps: int) -> dict[str, Any]:
-    """The optimizer of SwAV's authors' code: LARS on all parameters, biases and BatchNorm included.
+    """The optimizer of SwAV's authors' code: apex's LARC on all parameters, biases and BatchNorm included.
 
     The learning rate rises from 0.3 in the warm-up, if there is any, and falls to a thousandth of its peak.
     """
     return dict(
-        name="lars",
+        name="larc",
         lr=lr_for(config, lr_of_256),
         weight_decay=1e-6,
         first_lr=0.3,
         warmup_steps=warmup_steps,
         final_lr=lr_for(config, lr_of_256 / 1000),
-        exclude_vectors=False,
     )
 
 

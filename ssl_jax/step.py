@@ -162,6 +162,28 @@ class TrainStep:
         return state, found["metrics"] | counts
 
 
+@dataclasses.dataclass(frozen=True)
+class Preparing:
+    """A method during the pass over all images that comes before its training: the method of a `TrainStep` of
+    `standing_still`, which moves nothing but the model state."""
+
+    method: Any
+    batches: int  # of the pass
+
+    def loss(self, params, state, batch, rng, *, axis_name=None):
+        state, z = self.method.prepare(params, state, batch, rng, axis_name=axis_name)
+        loss = lax.stop_gradient(jnp.mean(jnp.square(z)))  # of no use but to show what is not finite
+        return loss, (state, {"loss": loss, "embeddings": z})
+
+    def update(self, params: Any, state: Any, step: Any) -> Any:
+        return lax.cond(step == self.batches, self.method.prepared, lambda _, state: state, params, state)
+
+
+def standing_still(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer with the state of `tx`, under which nothing changes."""
+    return optax.GradientTransformation(tx.init, lambda grads, state, _: (jax.tree.map(jnp.zeros_like, grads), state))
+
+
 def varies(x: Any, axis_name: str) -> bool:
     """Whether shard_map's check, of which pmap has none, knows `x` as one that may differ between devices."""
     return axis_name in jax.typeof(x).manual_axis_type.varying

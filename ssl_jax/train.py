@@ -9,6 +9,7 @@ import collections
 import contextlib
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +72,25 @@ def _train_until(
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = checkpoints.restore(state) or state
     start = int(state.step)
-    batches = pipeline.train_batches(
+    read = functools.partial(
+        pipeline.train_batches,
         source,
-        seed=config.seed,
         batch_size=config.batch_size,
         image_size=data.image_size,
         crops=[augmentation.crop for augmentation in training.augmentations],
-        start_step=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         memory_bytes=data.memory_bytes,
         threads=data.threads,
         prefetch=data.prefetch,
     )
+    if start == 0 and training.prepare is not None:
+        other = read(seed=config.seed + 1)  # than the first epoch's order and crops
+        number = training.preparation
+        state = prepare(training.prepare, number, state, other, mesh, termination, shard_state=shard_state)
+        if state is None:
+            return False
+    batches = read(seed=config.seed, start_step=start)
     describe = functools.partial(run.describe, workdir, seed=config.seed, skipped=batches.skipped, **images)
     if start < facts.steps:  # a run that is finished stays as it was described
         describe()
@@ -151,6 +158,39 @@ def _train_until(
 def first_state(training: build.Training, begin: weights.Backbone | None) -> step.TrainState:
     state = training.create_state()
     return state if begin is None else step.with_backbone(state, begin.variables)
+
+
+def prepare(
+    one_step: step.TrainStep,
+    number: int,
+    state: step.TrainState,
+    batches: Iterator[Any],
+    mesh: parallel.Mesh,
+    termination: run.Termination,
+    *,
+    shard_state: bool,
+) -> step.TrainState | None:
+    """The state after the pass of `number` batches that a method wants before its first step; None after SIGTERM.
+
+    Its augmentations are others than the first epoch's.
+    """
+    if parallel.is_first():
+        print(f"a pass over all images before the first step: {number} batches", flush=True)
+    mapped = parallel.map_step(one_step, mesh, shard_state=shard_state)
+    agree, ahead = parallel.Agreement(mesh, delay=STEPS_AHEAD), collections.deque()
+    rng = state.rng
+    state = state.replace(rng=jax.jit(lambda key: jax.random.fold_in(key, 1))(rng))
+    for _ in range(number):
+        state, metrics = mapped(state, parallel.split_batch(next(batches), mesh))
+        ahead.append(metrics["loss"])
+        if len(ahead) > STEPS_AHEAD:
+            ahead.popleft().block_until_ready()
+        (stop,) = agree(termination.requested)
+        if stop:
+            if parallel.is_first():
+                print("stopped by SIGTERM before the first step; the same command begins again")
+            return None
+    return jax.jit(lambda state, rng: state.replace(step=state.step * 0, rng=rng))(state, rng)
 
 
 def print_banner(config: ConfigDict, source: sources.Source, facts: Run, start: int) -> None:

@@ -12,6 +12,12 @@ def dino(local_views):
     return settings, build.method(settings, RUN)
 
 
+def test_a_pass_over_all_images_comes_before_training_where_the_method_wants_one():
+    made = [build.training(config.load_file(f"configs/{name}.py:tiny"), RUN) for name in ("deepcluster_v2", "simclr")]
+    assert [training.preparation for training in made] == [10, 0]
+    assert [training.prepare is None for training in made] == [False, True]
+
+
 def test_an_augmentation_that_is_not_used_is_warned_of(caplog):
     settings, method = dino(local_views=0)
     assert len(build.augmentations(settings, method.views)) == 2

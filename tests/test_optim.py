@@ -33,18 +33,6 @@ def test_schedule_without_warmup_begins_at_its_peak_and_a_short_run_ends_in_its_
     np.testing.assert_allclose(short(20), 0.4)
 
 
-def test_lars_scales_weights_by_the_trust_ratio_and_leaves_biases_alone():
-    tx = optim.lars(lambda step: 2.0, weight_decay=0.1, momentum=0.9, trust_coefficient=0.01, lr_in_momentum=True)
-    state = tx.init(PARAMS)
-    updates, state = tx.update(GRADS, state, PARAMS)
-    g = np.array(GRADS["kernel"]) + 0.1 * np.array(PARAMS["kernel"])
-    first = -2.0 * 0.01 * 5.0 / np.linalg.norm(g) * g  # |kernel| = 5
-    np.testing.assert_allclose(updates["kernel"], first, rtol=1e-5)
-    np.testing.assert_allclose(updates["bias"], -2.0 * np.array(GRADS["bias"]), rtol=1e-6)
-    updates, _ = tx.update(GRADS, state, PARAMS)  # the learning rate is inside of what the momentum accumulates
-    np.testing.assert_allclose(updates["kernel"], 1.9 * first, rtol=1e-5)
-
-
 def test_adamw_decays_weights_only():
     tx = optim.adamw(lambda step: 0.1, weight_decay=0.5)
     zero = {name: jnp.zeros_like(value) for name, value in PARAMS.items()}
@@ -66,8 +54,8 @@ def test_sgd_decays_everything_as_torch_does():
     np.testing.assert_allclose(params["bias"], expected, rtol=1e-6)
 
 
-def test_sgd_with_exclude_vectors_decays_weights_only():
-    tx = optim.sgd(lambda step: 0.1, weight_decay=0.5, exclude_vectors=True)
+def test_sgd_does_not_decay_what_is_exempt():
+    tx = optim.sgd(lambda step: 0.1, weight_decay=0.5, exempt=("bias",))
     updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     kernel = np.array(GRADS["kernel"]) + 0.5 * np.array(PARAMS["kernel"])
     np.testing.assert_allclose(updates["kernel"], -0.1 * kernel, rtol=1e-6)
@@ -80,26 +68,6 @@ def run(tx, steps, grads=GRADS, params=PARAMS):
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     return params
-
-
-def test_lars_with_the_rate_after_the_momentum_as_barlow_twins_code():
-    schedule = lambda step: jnp.asarray([2.0, 0.5])[step]  # noqa: E731  only a changing rate tells the two apart
-    params = run(optim.lars(schedule, weight_decay=0.1, trust_coefficient=0.01, vector_lr_scale=0.25), 2)
-    p, velocity = np.array(PARAMS["kernel"]), np.zeros((2, 2))
-    bias, bias_velocity = np.array(PARAMS["bias"]), np.zeros(2)
-    for lr in (2.0, 0.5):
-        g = np.array(GRADS["kernel"]) + 0.1 * p
-        velocity = 0.9 * velocity + g * 0.01 * np.linalg.norm(p) / np.linalg.norm(g)
-        bias_velocity = 0.9 * bias_velocity + np.array(GRADS["bias"])
-        p, bias = p - lr * velocity, bias - 0.25 * lr * bias_velocity
-    np.testing.assert_allclose(params["kernel"], p, rtol=1e-5)
-    np.testing.assert_allclose(params["bias"], bias, rtol=1e-5)
-
-
-def test_larc_adapts_and_decays_every_leaf():
-    params = run(optim.lars(lambda _: 1.0, weight_decay=0.1, trust_coefficient=0.01, exclude_vectors=False), 1)
-    g = np.array(GRADS["bias"]) + 0.1 * np.array(PARAMS["bias"])
-    np.testing.assert_allclose(params["bias"], np.array(PARAMS["bias"]) - 0.01 * 2.0 * g / np.linalg.norm(g), rtol=1e-5)
 
 
 def create(**options):
@@ -140,13 +108,28 @@ def test_weight_decay_goes_by_a_cosine_to_its_last_value():
 
 def test_layer_decay_scales_a_vits_blocks():
     names = ("patch_embed", "blocks_0", "blocks_1", "norm")
-    params = {"backbone": {name: {"w": jnp.ones(1)} for name in names}}
-    moved = run(create(layer_decay=0.5, depth=2, final_lr=0.1), 1, params, params)["backbone"]
-    steps = [float(1.0 - moved[name]["w"][0]) for name in names]
+    params = {"backbone": {name: {"w": jnp.ones(1)} for name in names}, "mask_token": jnp.ones(1)}
+    moved = run(create(layer_decay=0.5, depth=2, final_lr=0.1), 1, params, params)
+    steps = [float(1.0 - moved["backbone"][name]["w"][0]) for name in names]
     np.testing.assert_allclose(steps, [0.1 / 8, 0.1 / 4, 0.1 / 2, 0.1], rtol=1e-5)
+    np.testing.assert_allclose(1.0 - moved["mask_token"], 0.1 / 8, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"clip_norm": 0.0}, {"clip_each": -1.0}, {"layer_decay": 0.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip_norm": 0.0},
+        {"clip_networks": 0.0},
+        {"clip_each": -1.0},
+        {"layer_decay": 0.0},
+        {"schedule": "step"},
+        {"milestones": (0.5,)},  # of a cosine
+        {"milestones": (0.8, 0.6), "schedule": "multistep"},
+        {"milestones": (120,), "schedule": "multistep"},
+        {"final_lr": 0.1, "schedule": "multistep"},
+        {"exempt": ("norms",)},
+    ],
+)
 def test_numbers_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         create(**options)
@@ -178,11 +161,46 @@ def test_stretched_schedule_ends_before_the_bottom():
         optim.create("sgd", lr=1.0, warmup_steps=0, steps=80, schedule_stretch=0.8)
 
 
-@pytest.mark.parametrize("lr, ratio", [(2.0, None), (0.001, 0.001)])
-def test_lars_clipped_is_sgd_whose_steps_are_capped(lr, ratio):
-    """At a large rate the trust ratio decides, at a small one the rate."""
-    params = run(optim.lars(lambda _: lr, weight_decay=0.0, trust_coefficient=0.01, clip=True), 1)
-    g = np.array(GRADS["kernel"])
-    ratio = ratio or 0.01 * 5.0 / np.linalg.norm(g)
-    np.testing.assert_allclose(params["kernel"], np.array(PARAMS["kernel"]) - ratio * g, rtol=1e-5)
-    np.testing.assert_allclose(params["bias"], np.array(PARAMS["bias"]) - lr * np.array(GRADS["bias"]), rtol=1e-5)
+@pytest.mark.parametrize("epoch, rate", [(0, 0.2), (5, 0.6), (10, 1.0), (119, 1.0), (120, 0.1), (160, 0.01)])
+def test_multistep_has_its_new_rate_from_the_first_step_of_the_epoch_on(epoch, rate):
+    """Of 200 epochs of 7 steps; the rate is that of PyTorch's MultiStepLR with milestones 120 and 160."""
+    _, schedule = optim.create(
+        "sgd", lr=1.0, first_lr=0.2, warmup_steps=70, steps=1400, schedule="multistep", milestones=(0.6, 0.8)
+    )
+    np.testing.assert_allclose(schedule(7 * epoch), rate, rtol=1e-6)
+
+
+def test_kinds_go_by_names():
+    """A vector that is a token or a gain is none of the biases; a bias beside a scale is a normalization's."""
+    names = {
+        "conv": {"kernel": 4, "bias": 1},
+        "norm": {"scale": 1, "bias": 1},
+        "ls1": {"gamma": 1},
+        "last": {"kernel": 2, "gain": 1},
+        "prototypes": [2, 2],
+        "cls_token": 3,
+        "mask_token": 1,
+        "rel_pos_bias": {"relative_position_bias_table": 2},
+        "users": {"own": 1, "matrix": 2},
+    }
+    found = optim.kinds(jax.tree.map(lambda rank: np.zeros((1,) * rank), names))
+    assert found == {
+        "conv": {"kernel": "weight", "bias": "bias"},
+        "norm": {"scale": "scale", "bias": "offset"},
+        "ls1": {"gamma": "scale"},
+        "last": {"kernel": "weight", "gain": "gain"},
+        "prototypes": ["weight", "weight"],
+        "cls_token": "cls_token",
+        "mask_token": "mask_token",
+        "rel_pos_bias": {"relative_position_bias_table": "weight"},
+        "users": {"own": "bias", "matrix": "weight"},
+    }
+
+
+def test_clipping_of_each_network():
+    """A leaf at the top, such as a mask token, is the backbone's."""
+    grads = {"backbone": {"kernel": jnp.array([3.0])}, "mask_token": jnp.array([4.0]), "head": {"kernel": jnp.ones(1)}}
+    clipped, _ = optim.clip_parts(2.5).update(grads, optax.EmptyState())
+    np.testing.assert_allclose(clipped["backbone"]["kernel"], 1.5, rtol=1e-6)
+    np.testing.assert_allclose(clipped["mask_token"], 2.0, rtol=1e-6)
+    np.testing.assert_allclose(clipped["head"]["kernel"], 1.0)

@@ -215,8 +215,8 @@ def _optimizer(
     lr = functools.partial(_lr, recipe, peak_lr, steps_per_epoch)
     if recipe.optimizer == "sgd":
         return optim.sgd(lr, weight_decay=lambda _: weight_decay, momentum=MOMENTUM, nesterov=recipe.nesterov)
-    exclude_vectors = recipe.optimizer == "lars"  # LARC scales the biases, too
-    return optim.lars(lr, weight_decay=lambda _: weight_decay, momentum=MOMENTUM, exclude_vectors=exclude_vectors)
+    adapted = optim.lars if recipe.optimizer == "lars" else optim.larc
+    return adapted(lr, weight_decay=lambda _: weight_decay, momentum=MOMENTUM)
 
 
 def _lr(recipe: ProbeRecipe, peak_lr: float | Array, steps_per_epoch: int, step: Int[Array, ""]) -> Array:

@@ -22,10 +22,15 @@ A method is a frozen dataclass. Its first fields are `backbone` (a Linen module)
 and where it needs them
 
     masked           names of the views that come with a mask, made as `config.mask` says
-    frozen_steps     {beginning of a parameter's path: steps for which it does not move}
+    frozen_steps     {beginning of a parameter's path: steps for which the optimizer does not see it}
+    still_steps      as frozen_steps: steps for which its learning rate is 0, while the optimizer gathers moments
     constant_lr      beginnings of paths of parameters whose learning rate is not decayed
     pictures(params, state, batch, rng) -> {title: images [batch, height, width, channels]}
                      for the report: what it makes of a few images, normalized as views are
+    prepare(params, state, batch, rng, *, axis_name=None) -> (state, embeddings [views, batch, dim])
+    prepared(params, state) -> state
+                     for what a method must know of all images before it trains: before the first step, `prepare` gets
+                     each batch of a pass over them, and after the last of these comes `prepared`. No parameter moves.
     constrain(params) -> params
                      after each step of the optimizer, before `update`: SwAV's prototypes are made unit vectors again
 

@@ -49,7 +49,7 @@ def temperature(method: Any, start: float, end: float, step: Any) -> Any:
 
 
 def frozen_steps(method: Any, *paths: str) -> dict[str, int]:
-    """These parameters stay as they are for the first `freeze_epochs`."""
+    """These parameters and the steps of the first `freeze_epochs`, in which they stay as they are."""
     steps = method.freeze_epochs * method.run.steps_per_epoch
     return {path: steps for path in paths if steps}
 

@@ -16,13 +16,11 @@ from ssl_jax.methods import _common, _kmeans, _prototypes
 class DeepClusterV2:
     """Classifies all crops of an image as the cluster that k-means put it into, from a memory of its projections.
 
-    The memory has a row of each image for each of the two large crops, as the last step that saw the image left it.
-    Every `cluster_every` epochs each head clusters one of the two memories (they take turns) by spherical k-means, from
-    random rows; the centroids are the head's prototypes until the next time, and no gradient moves them.
-
-    Before their first epoch, the authors fill the memory by a forward pass over all images. Here the first steps do:
-    until the first clustering the loss is 0. Where that comes before the end of the first epoch (`cluster_every` below
-    1), an image not seen by then is classified as the cluster nearest to its large crop at hand.
+    The memory has a row of each image for each of the two large crops, as the last step that saw the image left it; a
+    pass over all images before training (`prepare`) fills it. Then, and every `cluster_every` epochs, each head
+    clusters one of the two memories (they take turns) by spherical k-means, from random rows; the centroids are the
+    head's prototypes until the next time, and no gradient moves them. An image that the memory did not have then, as it
+    did not fill a batch at the end of an epoch, has no label.
 
     All of the memory is on every device, 1.3 GB for ImageNet, and every device runs the whole k-means, in blocks of
     images.
@@ -64,7 +62,6 @@ class DeepClusterV2:
             "memory": _prototypes.create_memory(rng_memory, self.run.num_images, self.projector[-1]),
             "prototypes": _prototypes.create_heads(rng_prototypes, self.prototypes, self.projector[-1]),
             "assignments": jnp.full((len(self.prototypes), self.run.num_images), -1, jnp.int32),
-            "clustered": jnp.zeros((), bool),  # whether it ever was
             "rng": rng_cluster,
         }
 
@@ -72,16 +69,22 @@ class DeepClusterV2:
         z, batch_stats = _prototypes.forward(
             self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng
         )
-        nearest = [
-            jnp.argmax(_prototypes.scores(z[head % 2], rows), axis=-1) for head, rows in enumerate(state["prototypes"])
-        ]
-        assigned = state["assignments"][:, batch["index"]]
-        labels = jnp.where(state["clustered"] & (assigned < 0), jnp.stack(nearest), assigned)
+        labels = state["assignments"][:, batch["index"]]
         loss = _prototypes.classification(
             z, state["prototypes"], labels, temperature=self.temperature, axis_name=axis_name
         )
         memory = _prototypes.remember(state["memory"], batch["index"], z[:2], axis_name)
         return loss, ({**state, "batch_stats": batch_stats, "memory": memory}, {"loss": loss, "embeddings": z[:2]})
+
+    def prepare(self, params, state, batch, rng, *, axis_name=None):
+        z, batch_stats = _prototypes.forward(
+            self.networks, params, state["batch_stats"], batch["views"][:2], axis_name=axis_name, rng=rng
+        )
+        memory = _prototypes.remember(state["memory"], batch["index"], z, axis_name)
+        return {**state, "batch_stats": batch_stats, "memory": memory}, z
+
+    def prepared(self, params: Any, state: Any) -> Any:
+        return self._cluster(state, 0)
 
     def update(self, params: Any, state: Any, step: Any) -> Any:
         every = _prototypes.steps_between(self.cluster_every, self.run.steps_per_epoch)
@@ -100,8 +103,7 @@ class DeepClusterV2:
             for head, count in enumerate(self.prototypes)
         ]
         prototypes, assignments = zip(*clusterings, strict=True)
-        clustered = jnp.ones((), bool)
-        return {**state, "prototypes": list(prototypes), "assignments": jnp.stack(assignments), "clustered": clustered}
+        return {**state, "prototypes": list(prototypes), "assignments": jnp.stack(assignments)}
 
     backbone_variables = _common.online_backbone
     features = _common.features

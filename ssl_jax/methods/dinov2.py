@@ -85,7 +85,8 @@ class DINOv2:
         }
 
     @property
-    def frozen_steps(self) -> dict[str, int]:
+    def still_steps(self) -> dict[str, int]:
+        """The authors' learning rate of the prototypes is 0 at first; Adam gathers their moments all the same."""
         return _dino.frozen_steps(self, *(f"{name}/last" for name in self.heads))
 
     def init(self, rng, images):

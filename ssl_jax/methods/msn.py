@@ -21,8 +21,8 @@ class MSN:
     are whole. `power`: 0 is MSN, all prototypes are to be used alike; above 0 it is PMSN, whose prototypes' use is to
     follow the power law k^-power (0.25), for data of unequally many images a concept.
 
-    The prototypes are kept as one long vector, because optimizers decay matrices and these are not to be decayed. In
-    the authors' code they have no part in the norm that the gradient is clipped by, as they have here.
+    The prototypes are not to be decayed: config.optimizer.exempt names them. In the authors' code they have no part in
+    the norm that the gradient is clipped by, as they have here.
     The teacher's decay goes from `decay` in a straight line towards 1, where it would be after `decay_stretch` runs.
 
     Source: Assran et al. 2022, arXiv:2204.07141, section 3; PMSN: Assran et al. 2022, arXiv:2210.07277.
@@ -78,7 +78,7 @@ class MSN:
         teacher = _common.make_teacher(self.networks, params, batch_stats)
         dim = self.projector[-1]
         params["prototypes"] = jax.random.uniform(
-            rng_prototypes, (self.prototypes * dim,), minval=-(dim**-0.5), maxval=dim**-0.5
+            rng_prototypes, (self.prototypes, dim), minval=-(dim**-0.5), maxval=dim**-0.5
         )
         return params, {"batch_stats": batch_stats, "teacher": teacher}
 
@@ -97,7 +97,7 @@ class MSN:
         loss = losses.pmsn(
             anchors,
             z_target[0],
-            params["prototypes"].reshape(self.prototypes, -1),
+            params["prototypes"],
             temperature=self.temperature,
             sharpen=self.sharpen,
             iterations=self.iterations,

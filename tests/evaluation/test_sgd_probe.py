@@ -53,10 +53,11 @@ def numpy_heads(passes, labels, recipe, lr, weight_decay, start):
             for i, gradient in enumerate((x.T @ residuals, residuals.sum(axis=0))):
                 vector = i == 1
                 if not (vector and recipe.optimizer == "lars"):
-                    gradient = gradient + weight_decay * params[i]
-                    norm = np.linalg.norm(params[i])
-                    if recipe.optimizer != "sgd" and norm > 0:
-                        gradient = gradient * 0.001 * norm / np.linalg.norm(gradient)
+                    decayed, norm = gradient + weight_decay * params[i], np.linalg.norm(params[i])
+                    below = np.linalg.norm(decayed)
+                    if recipe.optimizer == "larc":
+                        below = np.linalg.norm(gradient) + weight_decay * norm
+                    gradient = decayed * 0.001 * norm / below if recipe.optimizer != "sgd" and norm > 0 else decayed
                 momenta[i] = 0.9 * momenta[i] + gradient
                 params[i] = params[i] - rate * (gradient + 0.9 * momenta[i] if recipe.nesterov else momenta[i])
             step += 1

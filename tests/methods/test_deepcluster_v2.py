@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 
@@ -6,23 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import models
+from ssl_jax import models, optim, parallel, recipes, run, step, train
 from ssl_jax.methods import METHODS, Run
 
 BATCH, IMAGES = 8, 24
 
 
 def make(num_images=IMAGES, **options):
-    run = Run(batch_size=BATCH, steps=100, steps_per_epoch=3, num_images=num_images)
+    facts = Run(batch_size=BATCH, steps=100, steps_per_epoch=3, num_images=num_images)
     options = {"projector": (16, 8), "prototypes": (4, 3, 2), "local_views": 1, **options}
-    return METHODS["deepcluster_v2"](models.create("resnet8", width=0.25), run, **options)
+    return METHODS["deepcluster_v2"](models.create("resnet8", width=0.25), facts, **options)
 
 
-def draw(step):
+def draw(number):
     """The batch of step 0, 1, ... of an epoch of three."""
-    rngs = jax.random.split(jax.random.key(step), 3)
+    rngs = jax.random.split(jax.random.key(number), 3)
     views = tuple(jax.random.normal(r, (BATCH, s, s, 1)) for r, s in zip(rngs, (16, 16, 8), strict=True))
-    return {"views": views, "index": jnp.arange(BATCH) + BATCH * (step % 3)}
+    return {"views": views, "index": jnp.arange(BATCH) + BATCH * (number % 3)}
 
 
 @functools.cache
@@ -32,9 +33,9 @@ def course(steps, **options):
     params, state = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     loss, update = jax.jit(method.loss), jax.jit(method.update)
     history = []
-    for step in range(steps):
-        value, (middle, metrics) = loss(params, state, draw(step), jax.random.key(1))
-        after = update(params, middle, step + 1)
+    for number in range(steps):
+        value, (middle, metrics) = loss(params, state, draw(number), jax.random.key(1))
+        after = update(params, middle, number + 1)
         history.append((state, value, metrics, middle, after))
         state = after
     return history
@@ -50,13 +51,13 @@ def cross_entropy(scores, labels):
 
 
 def test_memory_keeps_the_large_crops_of_the_images_seen():
-    for step, (before, _, metrics, middle, _) in enumerate(course(3)):
-        here = np.arange(BATCH) + BATCH * step
+    for number, (before, _, metrics, middle, _) in enumerate(course(3)):
+        here = np.arange(BATCH) + BATCH * number
         np.testing.assert_allclose(middle["memory"]["rows"][:, here], metrics["embeddings"], atol=1e-5)
         others = np.setdiff1d(np.arange(IMAGES), here)
         old = before["memory"]["rows"]
         np.testing.assert_array_equal(middle["memory"]["rows"][:, others], old[:, others])
-        np.testing.assert_array_equal(middle["memory"]["seen"], np.arange(IMAGES) < BATCH * (step + 1))
+        np.testing.assert_array_equal(middle["memory"]["seen"], np.arange(IMAGES) < BATCH * (number + 1))
 
 
 def test_no_label_and_no_gradient_before_the_first_clustering():
@@ -96,17 +97,29 @@ def test_loss_classifies_every_crop_as_its_images_cluster():
     np.testing.assert_allclose(value, np.mean(expected), rtol=1e-4)
 
 
-def test_an_image_that_was_not_seen_before_the_clustering_takes_the_nearest_cluster():
-    state, value, metrics, *_ = course(2, cluster_every=0.34)[1]
-    assert np.all(state["assignments"][:, :BATCH] >= 0) and np.all(state["assignments"][:, BATCH:] == -1)
-    flat = {**state, "assignments": jnp.full_like(state["assignments"], -1)}
-    for head in range(3):
-        nearest = np.argmax(metrics["embeddings"][head % 2] @ state["prototypes"][head].T, axis=1)
-        flat["assignments"] = flat["assignments"].at[head, BATCH : 2 * BATCH].set(nearest)
-    params, _ = make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
-    expected, _ = make().loss(params, flat, draw(1), jax.random.key(1))
-    assert value > 0.1
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
+def test_a_pass_over_all_images_comes_first_and_the_first_epoch_has_labels():
+    """By the program's own function, on one device, at the optimizer of the scale for ImageNet in batches of 256."""
+    method, config = make(), recipes.imagenet("resnet50", batch_size=256, epochs=800)
+    config.optimizer = recipes.larc(config, 0.3, warmup_steps=recipes.imagenet_steps(10, 256))
+    tx, _ = optim.create(**config.optimizer.to_dict(), steps=recipes.imagenet_steps(800, 256))
+    one_step = step.TrainStep(method=method, tx=tx, augment=lambda _, x: x, axis_name=parallel.AXIS, log_every=100)
+    preparing = dataclasses.replace(one_step, method=step.Preparing(method, 3), tx=step.standing_still(tx))
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    first = parallel.create_state(lambda: step.create_state(method, tx, jnp.zeros((1, 16, 16, 1)), 0), mesh)
+    params, key = jax.device_get(first.params), jax.random.key_data(first.rng)
+    state = train.prepare(preparing, 3, first, map(draw, range(3)), mesh, run.Termination(), shard_state=False)
+    assert state.step == 0 and np.array_equal(jax.random.key_data(state.rng), key)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), params)
+    assert np.all(state.model_state["memory"]["seen"]) and np.all(state.model_state["assignments"] >= 0)
+    mapped, losses = parallel.map_step(one_step, mesh), []
+    for number in range(3):
+        state, metrics = mapped(state, draw(number))
+        losses.append(float(metrics["loss"]))
+    assert min(losses) > 0.5  # of log(3) where nothing is learnt
+    kernels = [(p, q) for p, q in zip(*map(jax.tree.leaves, (params, state.params)), strict=True) if p.ndim > 1]
+    for before, after in kernels:
+        assert not np.array_equal(before, after)
+        np.testing.assert_allclose(np.linalg.norm(after), np.linalg.norm(before), rtol=0.01)
 
 
 def test_prototypes_are_no_parameters():

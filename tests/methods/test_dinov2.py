@@ -144,8 +144,8 @@ def test_a_batch_without_any_mask_gives_finite_gradients():
 
 def test_heads_are_tied_or_not_with_trainable_gains_and_frozen_prototypes():
     tied, untied = make(freeze_epochs=2), make(freeze_epochs=2, **UNTIED)
-    assert tied.frozen_steps == {"head/last": 20}
-    assert untied.frozen_steps == {"head/last": 20, "patch_head/last": 20}
+    assert tied.still_steps == {"head/last": 20}
+    assert untied.still_steps == {"head/last": 20, "patch_head/last": 20}
     params, state = untied.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     assert jax.tree.map(jnp.shape, params["head"]["last"]) == {"kernel": (4, 12), "gain": (12,)}
     assert jax.tree.map(jnp.shape, params["patch_head"]["last"]) == {"kernel": (6, 10), "gain": (10,)}
