@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _queue
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,8 @@ class MoCoV2:
 
     Source: He et al. 2019, arXiv:1911.05722, algorithm 1 and section 3.3; v2: Chen et al. 2020, arXiv:2003.04297.
     v1's head is one linear layer, projector=(128,), its temperature 0.07. `symmetric`: each view is query and key in
-    turn, as in the authors' CIFAR demonstration. The loss is the sum of both directions, and the keys of both views join
-    the queue, those of the first view first.
+    turn, as in the authors' CIFAR demonstration. The loss is the sum of both directions, and the keys of both views
+    join the queue, those of the first view first.
     """
 
     backbone: nn.Module
@@ -45,7 +45,9 @@ class MoCoV2:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True)
+        projector = MLP(
+            self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init
+        )
         return {"backbone": self.backbone, "projector": projector}
 
     @property
