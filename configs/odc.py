@@ -34,7 +34,12 @@ def imagenet_r50() -> ConfigDict:
     config.method = dict(name="odc", projector=(512, 256), clusters=10_000, momentum=0.5, min_size=20, move_every=10)
     # OpenSelfSup, configs/selfsup/odc/r50_v1.py.
     config.augment.view = dict(
-        size=(224, 224), crop_area=(0.08, 1.0), flip=0.5, **recipes.jitter(0.4, 0.4, 1.0, 0.5, 1.0), grayscale=0.2
+        size=(224, 224),
+        crop_area=(0.08, 1.0),
+        flip=0.5,
+        rotate=2.0,
+        **recipes.jitter(0.4, 0.4, 1.0, 0.5, 1.0),
+        grayscale=0.2,
     )
     # 0.06 at batch 512
     config.optimizer = dict(

@@ -19,11 +19,11 @@ class ODC:
     """Classifies images by labels that change with every step, one batch at a time, instead of clustering anew.
 
     The samples memory has a unit feature and a label of each image, the centroids memory the mean feature of each
-    cluster, which is shorter than 1. Images go to the centroid with the largest scalar product. After the loss, the features of the batch are averaged with their old ones and take the label of the
-    nearest centroid; every `move_every` steps each centroid moves to the mean of its members. After every step, the
-    members of clusters with fewer than `min_size` go to the nearest of the others, and each cluster so emptied gets
-    one part of what is then the largest, split in two by k-means. Each image is weighted by 1 / sqrt(size of its
-    cluster).
+    cluster, which is shorter than 1. Images go to the centroid with the largest scalar product. After the loss, the
+    features of the batch are averaged with their old ones and take the label of the nearest centroid; every
+    `move_every` steps each centroid moves to the mean of its members. After every step, the members of clusters with
+    fewer than `min_size` go to the nearest of the others, and each cluster so emptied gets one part of what is then the
+    largest, split in two by k-means. Each image is weighted by 1 / sqrt(size of its cluster).
 
     The first labels are by one k-means, of the features of the untrained network, for which the authors pass all images
     through it. Here the first `first_epochs` fill the memory: until then the loss is 0. An image not seen by then is
@@ -34,7 +34,8 @@ class ODC:
 
     Source: Zhan et al. 2020, arXiv:2006.10645, section 3, and the authors' code (OpenSelfSup), whose head has a dropout
     of a half between its layers and a BatchNorm without scale and offset; the dropout is left out here, and BatchNorm
-    has both. They keep the best of ten k-means for each split, here there is one.
+    has both. Their classifier is trained without momentum, here with the optimizer's. They keep the best of ten k-means
+    for each split, here there is one.
     """
 
     backbone: nn.Module
