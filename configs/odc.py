@@ -29,10 +29,18 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """57.6 linear. Augmentation: MoCo v1's."""
+    """57.6 linear."""
     config = recipes.imagenet("resnet50", batch_size=512, epochs=440)
     config.method = dict(name="odc", projector=(512, 256), clusters=10_000, momentum=0.5, min_size=20, move_every=10)
-    config.augment.view = recipes.MOCO_V1
+    # OpenSelfSup, configs/selfsup/odc/r50_v1.py.
+    config.augment.view = dict(
+        size=(224, 224),
+        crop_area=(0.08, 1.0),
+        flip=0.5,
+        rotate=2.0,
+        **recipes.jitter(0.4, 0.4, 1.0, 0.5, 1.0),
+        grayscale=0.2,
+    )
     # 0.06 at batch 512
     config.optimizer = dict(
         name="sgd",

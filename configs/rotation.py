@@ -18,8 +18,10 @@ def cifar_r18() -> ConfigDict:
     config = recipes.cifar_r18()
     config.batch_size = 128
     config.epochs = 200
+    # Their dataloader.py.
+    config.data.update(mean=(125.3 / 255, 123.0 / 255, 113.9 / 255), std=(63.0 / 255, 62.1 / 255, 66.7 / 255))
     config.method = dict(name="rotation")
-    config.augment.view = dict(size=(32, 32), crop_area=(0.6, 1.0), flip=0.5)
+    config.augment.view = dict(size=(32, 32), shorter_side=32, padding=4, flip=0.5)
     config.optimizer = dict(
         name="sgd",
         lr=0.1,
@@ -32,9 +34,13 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """48.2 linear in VISSL."""
+    """48.2 linear in VISSL.
+
+    Its rotnet_8gpu_resnet.yaml: one turn of each image, not all four. It flips after turning, with which 90 and 270
+    degrees are alike; here images are flipped first, as in the authors' code.
+    """
     config = recipes.imagenet("resnet50", batch_size=256, epochs=105)
-    config.method = dict(name="rotation")
+    config.method = dict(name="rotation", all_turns=False)
     config.augment.view = dict(size=(224, 224), crop_area=(0.08, 1.0), flip=0.5)
     config.optimizer = recipes.pretext_sgd(config, 0.1)
     return config

@@ -43,7 +43,9 @@ def imagenet_r50() -> ConfigDict:
         strength=25.0,
         relabelings=400,
     )
-    config.augment = {"global": dict(recipes.SWAV, size=(160, 160)), "local": recipes.SWAV_LOCAL}
+    # VISSL's deepcluster_v2/transforms/multicrop_2x160_4x96.yaml; the authors have no script for SeLa-v2.
+    large = dict(recipes.SWAV, size=(160, 160), crop_area=(0.08, 1.0))
+    config.augment = {"global": large, "local": recipes.SWAV_LOCAL}
     # 4.8 at batch 4096
     config.optimizer = recipes.larc(config, 0.3, warmup_steps=recipes.imagenet_steps(10, 4096))
     return config

@@ -26,10 +26,12 @@ def folder() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """The authors' settings for CIFAR (the paper's section B.9, their code's command), with ResNet-18: about 91."""
+    """The authors' command for CIFAR-10 (their code's README; the paper's section B.9), with ResNet-18: about 91."""
     config = recipes.cifar_r18()
     config.batch_size = 512
-    config.method = dict(name="simclr", temperature=0.5, projector=(512, 128))
+    # run.py's num_proj_layers=3; resnet.py starts the last BatchNorm scale of each block at 0.
+    config.model.zero_init_residual = True
+    config.method = dict(name="simclr", temperature=0.5, projector=(512, 512, 128))
     # Color distortion of strength 0.5; no blur at 32 pixels.
     config.augment.view = {**recipes.CIFAR_SYMMETRIC, **recipes.jitter(0.4, 0.4, 0.4, 0.1), "blur": 0.0}
     # lr 1.0 a 256 images, weight decay 1e-4; 10 epochs of warm-up, of 97 steps.

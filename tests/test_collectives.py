@@ -152,9 +152,9 @@ DECLARED = {
     "maskfeat": Declared(),
     "mmcr": Declared(passes=1, reduced=lambda f: moments(f.method.projector[-1])),
     # Each view passes as query and as key. The keys' images are gathered for a shuffle, the keys to be put back in
-    # order and, of one view, for the queue.
+    # order and for the queue.
     "moco_v2": Declared(
-        passes=2, teacher_passes=2, grouped=True, gathered=lambda f: 2 * f.batch * IMAGE + f.rows(3), images=True
+        passes=2, teacher_passes=2, grouped=True, gathered=lambda f: 2 * f.batch * IMAGE + f.rows(4), images=True
     ),
     "moco_v3": Declared(passes=2, teacher_passes=2, gathered=lambda f: f.rows(2)),
     # The mean over all of each view's assignments, and its gradient.

@@ -37,6 +37,11 @@ DRAWS = {
     "blur": (),
     "blur_sigma": (),
     "solarize": (),
+    "rotate": (),
+    "photometric": (),
+    "bits": (),
+    "sharpness": (),
+    "threshold": (),
 }
 
 
@@ -45,17 +50,24 @@ class Augmentation:
     """How one view is made: the operations of SimCLR and BYOL, in the order of the fields, as torchvision has them.
 
     An operation whose probability or strength is 0 costs nothing. Source of the operations and their order:
-    Chen et al. 2020, arXiv:2002.05709, appendix A; solarize: Grill et al. 2020, arXiv:2006.07733, appendix B.
+    Chen et al. 2020, arXiv:2002.05709, appendix A; solarize: Grill et al. 2020, arXiv:2006.07733, appendix B;
+    photometric: VISSL's ImgPilRandomPhotometric, for PIRL, Misra & van der Maaten 2019, arXiv:1912.01991.
 
     Attributes:
       size: (height, width) of the view.
       crop_area: (least, most) share of the image's area that a crop has, in (0, 1], uniform.
       crop_aspect: (least, most) width / height of a crop, log-uniform.
-      interpolation: "bilinear" or "bicubic", antialiased, from the crop to `size`; where the host crops, that chooses.
+      shorter_side: where above 0, no random area and aspect: the image is resized so that its shorter side has this
+        many pixels, and a window of `size` at a random place of it is taken.
+      padding: black pixels that are put around the image resized to `shorter_side`.
+      interpolation: "bilinear" or "bicubic", antialiased, from the crop to `size`.
       flip: probability of mirroring left and right.
+      rotate: degrees by which the view is turned at most to either side, uniform; nearest neighbors, on black.
       brightness, contrast, saturation: factors are uniform in max(0, 1 - x)..1 + x.
       hue: shifts are uniform in -x..x of the full circle; at most 0.5.
       jitter: probability that those four are applied, in random order; else none is.
+      photometric: probability that the view is posterized to 4..8 bits, its sharpness changed by a factor in 0.1..1.9,
+        solarized from a threshold in 0..256 on, and its contrast stretched to the full range, in this order.
       grayscale: probability of taking the color away.
       blur: probability of a Gaussian blur.
       blur_sigma: (least, most) standard deviation in pixels of `size`, uniform.
@@ -66,13 +78,17 @@ class Augmentation:
     size: tuple[int, int]
     crop_area: tuple[float, float] = (0.08, 1.0)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    shorter_side: int = 0
+    padding: int = 0
     interpolation: str = "bilinear"
     flip: float = 0.5
+    rotate: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
     jitter: float = 0.8
+    photometric: float = 0.0
     grayscale: float = 0.0
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
@@ -82,7 +98,14 @@ class Augmentation:
 
     @property
     def crop(self) -> RandomCrop:
-        return RandomCrop(size=self.size, area=self.crop_area, aspect=self.crop_aspect)
+        return RandomCrop(
+            size=self.size,
+            area=self.crop_area,
+            aspect=self.crop_aspect,
+            interpolation=self.interpolation,
+            shorter_side=self.shorter_side,
+            padding=self.padding,
+        )
 
     @property
     def blur_taps(self) -> int:
@@ -91,8 +114,9 @@ class Augmentation:
 
     def check(self, channels: int) -> None:
         """Raises: ValueError for a number out of its range, or an operation that images of `channels` cannot have."""
-        for name in ("flip", "jitter", "grayscale", "blur", "solarize", "solarize_threshold"):
+        for name in ("flip", "jitter", "photometric", "grayscale", "blur", "solarize", "solarize_threshold"):
             self._check_range(name, 0.0, 1.0)
+        self._check_range("rotate", 0.0, 180.0)
         for name in ("brightness", "contrast", "saturation"):
             self._check_range(name, 0.0, np.inf)
         self._check_range("hue", 0.0, 0.5)
@@ -102,6 +126,16 @@ class Augmentation:
                 raise ValueError(f"{name} must be (least, most) with 0 < least <= most <= {most:g}, got {value}")
         if not (len(self.size) == 2 and min(self.size) > 0):
             raise ValueError(f"size must be (height, width) in pixels, got {self.size}")
+        if min(self.shorter_side, self.padding) < 0 or (self.padding and not self.shorter_side):
+            raise ValueError(
+                f"shorter_side and padding must be at least 0, and padding needs shorter_side; got {self.shorter_side} "
+                f"and {self.padding}"
+            )
+        if self.shorter_side and max(self.size) > self.shorter_side + 2 * self.padding:
+            raise ValueError(
+                f"a window of {self.size} is larger than shorter_side={self.shorter_side} with padding={self.padding} "
+                f"on both sides; use shorter_side={max(self.size) - 2 * self.padding} or more"
+            )
         if self.interpolation not in resample.KERNELS:
             raise ValueError(f"interpolation must be one of {', '.join(resample.KERNELS)}, got {self.interpolation!r}")
         # An edge is reflected once, so a kernel cannot reach further than the other edge.
@@ -203,7 +237,11 @@ def random_view(
     draws = _draw(key)
     image = _unit_range(image).transpose(2, 0, 1)
     image, box = (_flip if cropped else _crop_and_flip)(image, draws, augmentation)
+    if augmentation.rotate:
+        image = resample.turned(image, augmentation.rotate * (2.0 * draws["rotate"] - 1.0))
     image = _jitter(image, draws, augmentation)
+    if augmentation.photometric:
+        image = jnp.where(draws["photometric"] < augmentation.photometric, _photometric(image, draws), image)
     if augmentation.grayscale:
         image = jnp.where(draws["grayscale"] < augmentation.grayscale, color.luma(image), image)
     if augmentation.blur:
@@ -229,6 +267,8 @@ def _crop_and_flip(
     image: Image, draws: Draws, augmentation: Augmentation
 ) -> tuple[Float[Array, "channels new_height new_width"], Float[Array, "5"]]:
     _, height, width = image.shape
+    if augmentation.shorter_side:
+        return _window_and_flip(image, draws, augmentation)
     box = resample.random_box(draws["crop"], image_size=(height, width), crop=augmentation.crop)
     top, left, box_height, box_width = box
     resize = functools.partial(resample.interpolation_matrix, interpolation=augmentation.interpolation)
@@ -238,6 +278,30 @@ def _crop_and_flip(
     image = resample.separable(image, rows, columns)
     shares = box / np.array([height, width, height, width], np.float32)
     return jnp.clip(image, 0.0, 1.0), jnp.append(shares, flipped)  # the cubic kernel overshoots
+
+
+def _window_and_flip(
+    image: Image, draws: Draws, augmentation: Augmentation
+) -> tuple[Float[Array, "channels new_height new_width"], Float[Array, "5"]]:
+    crop, sides = augmentation.crop, image.shape[1:]
+    resized = crop.resized(*sides)
+    starts = jnp.floor(draws["crop"][0, 2:] * np.array(crop.room(*resized))).astype(jnp.int32)
+    flipped = draws["flip"] < augmentation.flip
+    rows, columns = (
+        resample.window_matrix(
+            start,
+            old=old,
+            resized=new,
+            padding=crop.padding,
+            new=window,
+            interpolation=crop.interpolation,
+            reverse=reverse,
+        )
+        for start, old, new, window, reverse in zip(starts, sides, resized, crop.size, (False, flipped), strict=True)
+    )
+    image = resample.separable(image, rows, columns)
+    shares = jnp.concatenate([(starts - crop.padding) / np.array(resized), np.array(crop.size) / np.array(resized)])
+    return jnp.clip(image, 0.0, 1.0), jnp.append(shares.astype(jnp.float32), flipped)
 
 
 def _flip(image: Image, draws: Draws, augmentation: Augmentation) -> tuple[Image, Float[Array, "5"]]:
@@ -275,6 +339,13 @@ def _amount(name: str, strength: float, draw: Float[Array, ""]) -> Float[Array, 
     """The factor or, of the hue, the shift."""
     low, high = (-strength, strength) if name == "hue" else (max(0.0, 1.0 - strength), 1.0 + strength)
     return low + (high - low) * draw
+
+
+def _photometric(image: Image, draws: Draws) -> Image:
+    image = color.posterize(image, 4.0 + jnp.floor(5.0 * draws["bits"]))
+    image = color.adjust_sharpness(image, 0.1 + 1.8 * draws["sharpness"])
+    image = color.solarize(image, jnp.floor(257.0 * draws["threshold"]) / 255.0)
+    return color.autocontrast(image)
 
 
 def _blur(image: Image, draws: Draws, augmentation: Augmentation) -> Image:

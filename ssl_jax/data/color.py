@@ -62,3 +62,30 @@ def adjust_hue(image: ColorImage, shift: Scalar) -> ColorImage:
 def solarize(image: Image, threshold: Scalar) -> Image:
     """Inverts the values from `threshold` on."""
     return jnp.where(image >= threshold, 1.0 - image, image)
+
+
+def posterize(image: Image, bits: Scalar) -> Image:
+    """Keeps the highest `bits` of the 8 that a value has."""
+    step = 2.0 ** (8.0 - bits)
+    return jnp.floor(jnp.round(image * 255.0) / step) * step / 255.0
+
+
+def adjust_sharpness(image: Image, factor: Scalar) -> Image:
+    """Moves away from the smoothed image: 0 gives that, 1 the image, above 1 sharper edges. The border stays.
+
+    Each pixel is smoothed with its eight neighbors, itself with five times their weight, as Pillow and torchvision do.
+    """
+    smooth = image
+    for axis in (1, 2):
+        smooth = jnp.roll(smooth, 1, axis) + smooth + jnp.roll(smooth, -1, axis)
+    smooth = (smooth + 4.0 * image) / 13.0
+    _, height, width = image.shape
+    row, column = np.arange(height)[:, None], np.arange(width)
+    inner = (row > 0) & (row < height - 1) & (column > 0) & (column < width - 1)
+    return _blend(image, jnp.where(inner, smooth, image), factor)
+
+
+def autocontrast(image: Image) -> Image:
+    """Stretches each channel's values to 0..1; a channel of one value stays."""
+    low, high = (f(image, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
+    return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1.0), image)

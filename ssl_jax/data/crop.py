@@ -5,24 +5,46 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
+from PIL import Image
 
 CROP_TRIES = 10  # torchvision's
 OPENCV_CHANNELS = 4  # that it resizes at most
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True)
 class RandomCrop:
     """A random region of an image, resized: torchvision's RandomResizedCrop.
 
+    With `shorter_side`, a window of the resized image instead: its Resize, Pad and RandomCrop.
+
     Attributes:
       size: (height, width) of the result, in pixels.
       area: (low, high) of the region, as a share of the image's; uniform.
       aspect: (low, high) of the region, width over height; its logarithm is uniform.
+      interpolation: a key of `FILTERS`, antialiased.
+      shorter_side: that the image is resized to before a window of `size` is taken; 0: see above.
+      padding: black pixels around the resized image, in which the window may lie.
     """
 
     size: tuple[int, int]
     area: tuple[float, float]
     aspect: tuple[float, float]
+    interpolation: str = "bilinear"
+    shorter_side: int = 0
+    padding: int = 0
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of an image after its shorter side has become `shorter_side`."""
+        height, width = (int(self.shorter_side * side / min(height, width)) for side in (height, width))
+        return height, width
+
+    def room(self, height: int, width: int) -> tuple[int, int]:
+        """How many places the window has in the padded image of height x width pixels: (down, across)."""
+        down, across = (
+            side + 2 * self.padding - window + 1 for side, window in zip((height, width), self.size, strict=True)
+        )
+        return down, across
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """(top, left, height, width) in an image of height x width pixels: the first of ten that lies within it."""
@@ -48,11 +70,40 @@ class RandomCrop:
 def random_crop(
     image: UInt8[np.ndarray, "height width channels"], crop: RandomCrop, rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "crop_height crop_width channels"], Float32[np.ndarray, "4"]]:
-    """(the crop, its top, left, height and width as shares of the image's sides)."""
+    """(the crop, its top, left, height and width as shares of the image's sides; outside 0..1 where it is padded)."""
     height, width = image.shape[:2]
-    top, left, h, w = crop.box(height, width, rng)
-    box = np.array([top / height, left / width, h / height, w / width], np.float32)
-    return _resize(image[top : top + h, left : left + w], crop.size), box
+    if crop.shorter_side:
+        height, width = crop.resized(height, width)
+        image = resample(image, (height, width), crop.interpolation)
+        top, left = (int(draw * room) for draw, room in zip(rng.random(2), crop.room(height, width), strict=True))
+        image = np.pad(image, ((crop.padding,) * 2, (crop.padding,) * 2, (0, 0)))
+        h, w = crop.size
+        shown = image[top : top + h, left : left + w]
+        top, left = top - crop.padding, left - crop.padding
+    else:
+        top, left, h, w = crop.box(height, width, rng)
+        shown = resample(image[top : top + h, left : left + w], crop.size, crop.interpolation)
+    return shown, np.array([top / height, left / width, h / height, w / width], np.float32)
+
+
+def resample(
+    image: UInt8[np.ndarray, "height width channels"], size: tuple[int, int], interpolation: str
+) -> UInt8[np.ndarray, "new_height new_width channels"]:
+    """To (height, width), antialiased, by Pillow, as torchvision; data/resample.py has the same on the device."""
+    if image.shape[:2] == tuple(size):
+        return image
+    if image.shape[2] == 3:
+        # Pillow has four bytes a pixel. Given such it need not convert, for which it would hold Python's lock.
+        four = _pillow(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), "RGBX", size, interpolation)
+        return cv2.cvtColor(four, cv2.COLOR_RGBA2RGB)
+    channels = (np.ascontiguousarray(image[:, :, channel]) for channel in range(image.shape[2]))
+    return np.stack([_pillow(channel, "L", size, interpolation) for channel in channels], axis=2)
+
+
+def _pillow(pixels: np.ndarray, mode: str, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    image = Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
+    return np.asarray(image.resize((size[1], size[0]), FILTERS[interpolation]))
 
 
 def center_crop(

@@ -5,11 +5,12 @@ multiplication units of an accelerator do the work. The numbers may be traced, f
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ssl_jax.data.crop import RandomCrop
 
@@ -94,6 +95,44 @@ def interpolation_matrix(
     pixel = jnp.arange(old) + 0.5 - start
     weights = KERNELS[interpolation]((pixel - center[:, None]) / jnp.maximum(scale, 1.0))
     return _rows_sum_to_one(jnp.where((pixel > 0) & (pixel < length), weights, 0.0))
+
+
+def window_matrix(
+    start: Int[Array, ""], *, old: int, resized: int, padding: int, new: int, interpolation: str, reverse: Any = False
+) -> Float[Array, "new old"]:
+    """A line of `old` pixels resized to `resized`, `padding` zeros put at both ends, and of that [start, start + new).
+
+    reverse: whether the new line is mirrored.
+    """
+    whole = interpolation_matrix(
+        jnp.float32(0.0), jnp.float32(old), old=old, new=resized, interpolation=interpolation
+    )
+    padded = jnp.pad(whole, ((padding, padding), (0, 0)))
+    position = jnp.arange(new)
+    return padded[start + jnp.where(reverse, new - 1 - position, position)]
+
+
+def nearest_affine(
+    image: Float[Array, "channels height width"], matrix: Float[Array, "2 2"], shift: Float[Array, "2"]
+) -> Float[Array, "channels height width"]:
+    """The pixel at (row, column), from the image's middle, is the one nearest to matrix @ (row, column) + shift.
+
+    Black where that is outside of the image.
+    """
+    _, height, width = image.shape
+    middle = jnp.array([(height - 1) / 2, (width - 1) / 2])[:, None]
+    place = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")).reshape(2, -1)
+    source = jnp.matmul(matrix, place - middle, precision="highest") + shift[:, None] + middle
+    row, column = jnp.floor(source + 0.5).astype(jnp.int32)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    flat = jnp.where(inside, row * width + column, 0)
+    return jnp.where(inside, image.reshape(len(image), -1)[:, flat], 0.0).reshape(image.shape)
+
+
+def turned(image: Float[Array, "channels height width"], degrees: Scalar) -> Float[Array, "channels height width"]:
+    """Turned counterclockwise about its middle, nearest neighbors, on black: torchvision's RandomRotation."""
+    sine, cosine = jnp.sin(jnp.radians(degrees)), jnp.cos(jnp.radians(degrees))
+    return nearest_affine(image, jnp.array([[cosine, sine], [-sine, cosine]]), jnp.zeros(2))
 
 
 def blur_matrix(sigma: Scalar, *, taps: int, size: int) -> Float[Array, "size size"]:

@@ -12,6 +12,7 @@ from ssl_jax.losses.contrastive import (
     patch_info_nce,
     ressl,
     supcon,
+    supcon_inside,
 )
 from ssl_jax.losses.decorrelation import barlow_twins, vibcreg, vicreg, vicregl_global, vicregl_local, w_mse
 from ssl_jax.losses.distillation import cross_view, dino, ibot, koleo, masked_patches, msn, negative_cosine, pmsn
@@ -59,6 +60,7 @@ __all__ = [
     "smog",
     "squared_error",
     "supcon",
+    "supcon_inside",
     "swav",
     "tico",
     "vae",

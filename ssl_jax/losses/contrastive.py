@@ -8,7 +8,7 @@ from jax import lax, nn
 from jaxtyping import Array, Float, Int
 
 from ssl_jax.losses import _common
-from ssl_jax.losses._logsumexp import logsumexp, matmul
+from ssl_jax.losses._logsumexp import MASKED, logsumexp, matmul
 
 
 def nt_xent(
@@ -125,18 +125,9 @@ def supcon(
     Raises: ValueError if features are not [batch, views, dim] and labels [batch], or chunk_size < 1.
     Source: Khosla et al. 2020, arXiv:2004.11362, eq. 2 (L_out), as a mean over the anchors where it has a sum.
     """
-    if features.ndim != 3 or labels.shape != features.shape[:1]:
-        raise ValueError(
-            f"features must be [batch, views, dim] and labels [batch], got {features.shape}, {labels.shape}"
-        )
-    _, views, dim = features.shape
-    anchors = _common.normalize(features).reshape(-1, dim)
-    own = _common.first_row(anchors, axis_name) + jnp.arange(len(anchors))
+    anchors, own, group = _anchors_of_classes(features, labels, axis_name)
     others = logsumexp(anchors / temperature, anchors, own[:, None], chunk_size, axis_name)
-    # Positives are summed as vectors, class by class, which needs no matrix of all pairs. A class is known by where
-    # its labels begin in the sorted labels; that of an unlabeled image by a label that no other image has.
-    labels = _common.all_rows(jnp.where(labels < 0, -1 - own[::views] // views, labels), axis_name)
-    group = jnp.repeat(jnp.searchsorted(jnp.sort(labels), labels), views)
+    # Positives are summed as vectors, class by class, which needs no matrix of all pairs.
     keys = _common.all_rows(anchors, axis_name)
     members = jax.ops.segment_sum(jnp.ones(len(keys), jnp.float32), group, len(keys))[group[own]]
     sums = jax.ops.segment_sum(keys, group, len(keys))[group[own]]
@@ -144,6 +135,49 @@ def supcon(
     mean_positive = jnp.sum(anchors * (sums - anchors), axis=-1) / jnp.maximum(positives, 1.0) / temperature
     loss = jnp.mean(jnp.where(positives > 0, others - mean_positive, 0.0))
     return loss if base_temperature is None else loss * temperature / base_temperature
+
+
+def supcon_inside(
+    features: Float[Array, "batch views dim"],
+    labels: Int[Array, "batch"],
+    *,
+    temperature: float = 0.1,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """`supcon` with the positives summed inside the logarithm, so that one near positive suffices.
+
+    loss_i = -log[sum over p in P(i) of exp(s(i, p) / temperature) / sum_{k != i} exp(s(i, k) / temperature)], 0 if
+    P(i) is empty; the mean over the anchors. It has the matrix of all pairs.
+
+    Args, Raises: as `supcon`.
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Source: Khosla et al. 2020, arXiv:2004.11362, eq. 3 (L_in) without its 1 / |P(i)|, as solo-learn has it.
+    """
+    anchors, own, group = _anchors_of_classes(features, labels, axis_name)
+    keys = _common.all_rows(anchors, axis_name)
+    logits = matmul(anchors, keys.T) / temperature
+    other = own[:, None] != jnp.arange(len(keys))
+    positive = other & (group[own][:, None] == group)
+    nearest = nn.logsumexp(jnp.where(positive, logits, MASKED), axis=-1)
+    others = nn.logsumexp(jnp.where(other, logits, MASKED), axis=-1)
+    return jnp.mean(jnp.where(jnp.any(positive, axis=-1), others - nearest, 0.0))
+
+
+def _anchors_of_classes(features, labels, axis_name):
+    """(unit rows [batch * views, dim], their places among those of all devices, the class of each of all of these).
+
+    A class is known by where its labels begin in the sorted labels; that of an unlabeled image by a label that no other
+    image has.
+    """
+    if features.ndim != 3 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"features must be [batch, views, dim] and labels [batch], got {features.shape}, {labels.shape}"
+        )
+    _, views, dim = features.shape
+    anchors = _common.normalize(features).reshape(-1, dim)
+    own = _common.first_row(anchors, axis_name) + jnp.arange(len(anchors))
+    labels = _common.all_rows(jnp.where(labels < 0, -1 - own[::views] // views, labels), axis_name)
+    return anchors, own, jnp.repeat(jnp.searchsorted(jnp.sort(labels), labels), views)
 
 
 def info_nce(

@@ -139,6 +139,16 @@ def forward_views(
     return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts), batch_stats
 
 
+def with_local(views: Sequence[str], local_views: int) -> tuple[str, ...]:
+    """Names of the views of multi-crop: the large ones, and `local_views` small ones that are made alike.
+
+    Raises: ValueError for fewer than none.
+    """
+    if local_views < 0:
+        raise ValueError(f"local_views must be at least 0, got {local_views}")
+    return (*views, *("local",) * local_views)
+
+
 def select(variables: Variables, names: Iterable[str]) -> Variables:
     """The parts of `variables` of these networks."""
     return {name: variables[name] for name in names}

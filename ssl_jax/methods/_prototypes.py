@@ -18,7 +18,7 @@ from ssl_jax.models.heads import MLP, unit
 
 def views(local_views: int) -> tuple[str, ...]:
     """Two large crops, and small ones."""
-    return ("global", "global") + ("local",) * local_views
+    return _common.with_local(("global", "global"), local_views)
 
 
 def networks(backbone: nn.Module, projector: tuple[int, ...]) -> dict[str, nn.Module]:
@@ -71,8 +71,7 @@ def steps_between(epochs: float, steps_per_epoch: int) -> int:
 
 
 def check_local_views(local_views: int) -> None:
-    if local_views < 0:
-        raise ValueError(f"local_views must be at least 0, got {local_views}")
+    views(local_views)
 
 
 # Of DeepCluster-v2 and SeLa-v2: several heads, and a memory of all images.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ssl_jax.methods import _common, _instances, _queue
-from ssl_jax.models.heads import unit
+from ssl_jax.models.heads import torch_dense, unit
 from ssl_jax.models.split import SplitResNet
 
 
@@ -23,7 +23,7 @@ class HalvesProjector(nn.Module):
         self, h: Float[Array, "batch features"], train: bool = False, axis_name: str | None = None
     ) -> Float[Array, "2 batch dim"]:
         halves = zip(("first", "second"), jnp.split(h, 2, axis=-1), strict=True)
-        return jnp.stack([nn.Dense(self.dim, name=name)(half) for name, half in halves])
+        return jnp.stack([torch_dense(self.dim, half.shape[-1], name)(half) for name, half in halves])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """DCL and DCLW."""
 
 import dataclasses
+import functools
+import itertools
 import math
-from typing import ClassVar
 
 import flax.linen as nn
 
@@ -17,9 +18,10 @@ class DCL:
 
     So a pair that is alike already does not weaken the push away from the other images, and small batches suffice.
     `weighted`: DCLW, where pairs that are less alike than others of the batch weigh more, by a softmax of temperature
-    `sigma`. Network and views are SimCLR's.
+    `sigma`. Network and views are SimCLR's. `local_views`: small crops, each of which is paired with each of the two
+    large ones; the loss is the mean over all pairs. Views of one size pass as one batch.
 
-    Source: Yeh et al. 2021, arXiv:2110.06848, section 3.
+    Source: Yeh et al. 2021, arXiv:2110.06848, section 3; there is no source for how small crops are paired.
     """
 
     backbone: nn.Module
@@ -28,13 +30,17 @@ class DCL:
     weighted: bool = False
     sigma: float = 0.5
     projector: tuple[int, ...] = (2048, 128)
-
-    views: ClassVar[tuple[str, ...]] = ("view", "view")
+    local_views: int = 0
 
     def __post_init__(self):
         _common.check_positive(self, "temperature", "sigma")
+        _common.with_local((), self.local_views)
         if self.run.batch_size < 2:
             raise ValueError(f"batch_size={self.run.batch_size} leaves no other image to differ from; use 2 or more")
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return _common.with_local(("view", "view"), self.local_views)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -52,12 +58,11 @@ class DCL:
         outputs, batch_stats = _common.forward_views(
             self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng, together=True
         )
-        z1, z2 = z = outputs["projector"]
-        if self.weighted:
-            loss = losses.dclw(z1, z2, temperature=self.temperature, sigma=self.sigma, axis_name=axis_name)
-        else:
-            loss = losses.dcl(z1, z2, temperature=self.temperature, axis_name=axis_name)
-        return loss, ({"batch_stats": batch_stats}, {"loss": loss, "embeddings": z})
+        z, options = outputs["projector"], dict(temperature=self.temperature, axis_name=axis_name)
+        pair_loss = functools.partial(losses.dclw, sigma=self.sigma) if self.weighted else losses.dcl
+        pairs = [(0, 1), *itertools.product((0, 1), range(2, len(z)))]
+        loss = sum(pair_loss(z[large], z[other], **options) for large, other in pairs) / len(pairs)
+        return loss, ({"batch_stats": batch_stats}, {"loss": loss, "embeddings": z[:2]})
 
     update = _common.keep_state
     backbone_variables = _common.online_backbone

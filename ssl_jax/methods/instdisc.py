@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _instances, _queue
-from ssl_jax.models.heads import MLP, unit
+from ssl_jax.models.heads import MLP, torch_init, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class InstDisc:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone, "projector": MLP((self.dim,), output_bias=True)}
+        return {"backbone": self.backbone, "projector": MLP((self.dim,), output_bias=True, kernel_init=torch_init)}
 
     @property
     def chance_level(self) -> float | None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ssl_jax import losses
 from ssl_jax.methods import _common, _tiles
 from ssl_jax.methods._permutations import far_permutations
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Jigsaw:
 
     Each tile goes through backbone and a layer by itself; a linear layer on all of them finds the permutation. What
     would give it away without looking at objects is taken away: tiles are cut at random places of their cells, so that
-    edges do not continue; each is normalized by its own mean and deviation; its channels are shifted against each
-    other, by up to `channel_shift` pixels (chromatic aberration); and gray views are to be had by
+    edges do not continue; with `normalize_tiles` each is normalized by its own mean and deviation; its channels are
+    shifted against each other, by up to `channel_shift` pixels (chromatic aberration); and gray views are to be had by
     config.augment.view.grayscale (0.3 in the paper).
 
     Source: Noroozi & Favaro 2016, arXiv:1603.09246, section 3; the head for ResNets is VISSL's, 1000 wide, with
@@ -37,6 +37,7 @@ class Jigsaw:
     tile: int = 64  # pixels a side
     channel_shift: int = 2
     width: int = 1000  # of each tile's layer
+    normalize_tiles: bool = True
 
     views: ClassVar[tuple[str, ...]] = ("view",)
 
@@ -53,8 +54,8 @@ class Jigsaw:
     def networks(self) -> dict[str, nn.Module]:
         return {
             "backbone": self.backbone,
-            "tile": MLP((self.width,), output_norm="full", output_bias=True),
-            "classifier": MLP((self.permutations,), output_bias=True),
+            "tile": MLP((self.width,), output_norm="full", output_bias=True, kernel_init=torch_init),
+            "classifier": MLP((self.permutations,), output_bias=True, kernel_init=torch_init),
         }
 
     @property
@@ -97,7 +98,9 @@ class Jigsaw:
         rng_cut, rng_shift, rng_label = jax.random.split(rng, 3)
         if self.channel_shift:
             images = _tiles.shift_channels(rng_shift, index, images, self.channel_shift)
-        tiles = _tiles.normalize(_tiles.cut(rng_cut, index, images, grid=self.grid, side=self.tile))
+        tiles = _tiles.cut(rng_cut, index, images, grid=self.grid, side=self.tile)
+        if self.normalize_tiles:
+            tiles = _tiles.normalize(tiles)
         labels = _tiles.offsets(rng_label, index, (), len(permutations))
         order = permutations[labels][:, :, None, None, None]
         return jnp.take_along_axis(tiles, order, axis=1), labels

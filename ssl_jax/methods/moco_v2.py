@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _queue
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,8 @@ class MoCoV2:
 
     Source: He et al. 2019, arXiv:1911.05722, algorithm 1 and section 3.3; v2: Chen et al. 2020, arXiv:2003.04297.
     v1's head is one linear layer, projector=(128,), its temperature 0.07. `symmetric`: each view is query and key in
-    turn, as in the authors' CIFAR demonstration; the keys of the second view join the queue.
+    turn, as in the authors' CIFAR demonstration. The loss is the sum of both directions, and the keys of both views
+    join the queue, those of the first view first.
     """
 
     backbone: nn.Module
@@ -44,12 +45,14 @@ class MoCoV2:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True)
+        projector = MLP(
+            self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init
+        )
         return {"backbone": self.backbone, "projector": projector}
 
     @property
     def chance_level(self) -> float:
-        return math.log(1 + self.queue_size)
+        return math.log(1 + self.queue_size) * (2 if self.symmetric else 1)
 
     def init(self, rng, images):
         rng_networks, rng_queue = jax.random.split(rng)
@@ -81,8 +84,10 @@ class MoCoV2:
             losses.info_nce(query, key, queue=queue["rows"], temperature=self.temperature, axis_name=axis_name)
             for query, key in zip(q, k, strict=True)
         ]
-        loss = sum(pairs) / len(pairs)
-        state = {"batch_stats": batch_stats, "teacher": teacher, "queue": _queue.push(queue, k[0], axis_name)}
+        loss = sum(pairs)
+        for key in reversed(k):
+            queue = _queue.push(queue, key, axis_name)
+        state = {"batch_stats": batch_stats, "teacher": teacher, "queue": queue}
         return loss, (state, {"loss": loss, "embeddings": jnp.stack([q[0], k[0]])})
 
     def update(self, params: Any, state: Any, step: Any) -> Any:

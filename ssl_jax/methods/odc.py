@@ -19,21 +19,23 @@ class ODC:
     """Classifies images by labels that change with every step, one batch at a time, instead of clustering anew.
 
     The samples memory has a unit feature and a label of each image, the centroids memory the mean feature of each
-    cluster. After the loss, the features of the batch are averaged with their old ones and take the label of the
-    nearest centroid; every `move_every` steps each centroid moves to the mean of its members. After every step, the
-    members of clusters with fewer than `min_size` go to the nearest of the others, and each cluster so emptied gets
-    one part of what is then the largest, split in two by k-means. Images are weighted by 1 / sqrt(size of its
-    cluster).
+    cluster, which is shorter than 1. Images go to the centroid with the largest scalar product. After the loss, the
+    features of the batch are averaged with their old ones and take the label of the nearest centroid; every
+    `move_every` steps each centroid moves to the mean of its members. After every step, the members of clusters with
+    fewer than `min_size` go to the nearest of the others, and each cluster so emptied gets one part of what is then the
+    largest, split in two by k-means. Each image is weighted by 1 / sqrt(size of its cluster).
 
     The first labels are by one k-means, of the features of the untrained network, for which the authors pass all images
     through it. Here the first `first_epochs` fill the memory: until then the loss is 0. An image not seen by then is
-    classified, when it comes, by the centroid nearest to its feature at hand.
+    classified, when it comes, by the centroid nearest to its feature at hand. An epoch has each image once; the
+    authors draw its images with replacement.
 
     All of the memory is on every device, 1.3 GB for ImageNet. The second of the metrics' embeddings is the memory's.
 
     Source: Zhan et al. 2020, arXiv:2006.10645, section 3, and the authors' code (OpenSelfSup), whose head has a dropout
-    of a half between its layers, left out here. All centroids are moved where they move those of the classes touched
-    since: the others have no new members.
+    of a half between its layers and a BatchNorm without scale and offset; the dropout is left out here, and BatchNorm
+    has both. Their classifier is trained without momentum, here with the optimizer's. They keep the best of ten k-means
+    for each split, here there is one.
     """
 
     backbone: nn.Module
@@ -59,11 +61,11 @@ class ODC:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, hidden_bias=True, output_bias=True)
+        he_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         return {
             "backbone": self.backbone,
-            "projector": projector,
-            "classifier": MLP((self.clusters,), output_bias=True),
+            "projector": MLP(self.projector, hidden_bias=True, output_bias=True, kernel_init=he_init),
+            "classifier": MLP((self.clusters,), output_bias=True, kernel_init=nn.initializers.normal(0.01)),
         }
 
     @property
@@ -123,15 +125,15 @@ class ODC:
             state["features"],
             self.clusters,
             iterations=self.iterations,
+            spherical=False,
             valid=jnp.any(state["features"] != 0, axis=1),
         )
-        return {**state, "centroids": centroids, "labels": labels.astype(jnp.int32), "clustered": jnp.ones((), bool)}
+        labels = labels.astype(jnp.int32)
+        return self._move({**state, "centroids": centroids, "labels": labels, "clustered": jnp.ones((), bool)})
 
     def _move(self, state):
-        labels, weights = jnp.maximum(state["labels"], 0), (state["labels"] >= 0).astype(jnp.float32)
-        sums = jax.ops.segment_sum(state["features"] * weights[:, None], labels, self.clusters)
-        count = sizes(state["labels"], self.clusters)[:, None]
-        return {**state, "centroids": jnp.where(count > 0, sums / jnp.maximum(count, 1), state["centroids"])}
+        means, count = means_of(state["features"], state["labels"], self.clusters)
+        return {**state, "centroids": jnp.where(count[:, None] > 0, means, state["centroids"])}
 
     def _share_out(self, state, step):
         """Small clusters are merged into others, and get their part of the largest ones."""
@@ -152,9 +154,15 @@ class ODC:
         def split(i, carry):
             labels, centroids = carry
             largest = jnp.argmax(sizes(labels, self.clusters))
-            halves, part = _kmeans.kmeans(
-                jax.random.fold_in(rng, i), features, 2, iterations=self.iterations, valid=labels == largest
+            members = labels == largest
+            _, part = _kmeans.kmeans(
+                jax.random.fold_in(rng, i), features, 2, iterations=self.iterations, spherical=False, valid=members
             )
+            # Features that are all equal cannot be told apart: every other one then.
+            alternate = jnp.where(members, jnp.cumsum(members) % 2, -1)
+            part = jnp.where(jnp.any(part == 1) & jnp.any(part == 0), part, alternate)
+            # Means, as of all other clusters: unit vectors would draw the members of others to them.
+            halves, _ = means_of(features, part, 2)
             labels = jnp.where(part == 1, order[i].astype(labels.dtype), labels)
             return labels, centroids.at[largest].set(halves[0]).at[order[i]].set(halves[1])
 
@@ -169,6 +177,14 @@ class ODC:
 def nearest(z: jax.Array, centroids: jax.Array) -> jax.Array:
     """The centroid with the largest scalar product with each row of z."""
     return jnp.argmax(_prototypes.scores(lax.stop_gradient(z), centroids), axis=-1).astype(jnp.int32)
+
+
+def means_of(features: jax.Array, labels: jax.Array, clusters: int) -> tuple[jax.Array, jax.Array]:
+    """(the mean of each cluster's features, 0 of an empty one; its size). A label of -1 is of none."""
+    weights = (labels >= 0).astype(jnp.float32)
+    sums = jax.ops.segment_sum(features * weights[:, None], jnp.maximum(labels, 0), clusters)
+    count = sizes(labels, clusters)
+    return sums / jnp.maximum(count, 1)[:, None], count
 
 
 def sizes(labels: jax.Array, clusters: int) -> jax.Array:

@@ -10,13 +10,16 @@ from jaxtyping import Array, Float
 
 from ssl_jax.methods import _common, _instances, _queue, _tiles
 from ssl_jax.models._options import check_choice
-from ssl_jax.models.heads import MLP, unit
+from ssl_jax.models.heads import MLP, torch_dense, torch_init, unit
 
 PRETEXTS = ("jigsaw", "rotation")
 
 
 class TileProjector(nn.Module):
-    """h [batch, tiles, features] -> the same head for each tile, a linear layer for all of them -> [batch, dim]."""
+    """h [batch, tiles, features] -> the same head for each tile, a linear layer for all of them -> [batch, dim].
+
+    Where the head has a hidden layer, a ReLU follows its last one, too.
+    """
 
     head: MLP
 
@@ -25,7 +28,9 @@ class TileProjector(nn.Module):
         self, h: Float[Array, "batch tiles features"], train: bool = False, axis_name: str | None = None
     ) -> Float[Array, "batch dim"]:
         z = self.head(h, train=train, axis_name=axis_name)
-        return nn.Dense(self.head.dim, name="join")(z.reshape(len(z), -1))
+        if len(self.head.widths) > 1:
+            z = nn.relu(z)
+        return torch_dense(self.head.dim, z.shape[-1] * z.shape[-2], "join")(z.reshape(len(z), -1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +41,15 @@ class PIRL:
     the backbone and a head by itself, and a linear layer joins the nine in random order. "rotation": that view is
     turned by a random multiple of 90 degrees. The loss is image_weight times InstDisc's of the image and the rest
     times that of the transformed one, both with the bank as it was before the step, which the image's embedding alone
-    then moves, and with one constant Z, the image's of the first batch. (VISSL, a port of the authors' group, compares
-    the tiles with the bank after that move.)
+    then moves, and with one constant Z, that of the transformed images of the first batch.
 
-    The heads are linear, projector=(128,); with (2048, 128) a ReLU and no BatchNorm between. That variant has
-    `softmax`, the cross entropy among own row and negatives, at temperature 0.1. The authors jitter the colors of each
-    tile by itself; here those of all tiles of a view change together.
+    The heads are linear, projector=(128,); with (2048, 128) a ReLU and no BatchNorm between, and the tiles' has a ReLU
+    at its end. That variant has `softmax`, the cross entropy among own row and negatives, at temperature 0.1. The
+    authors flip each tile by itself and change its colors by itself; here a view's tiles are flipped and change
+    together.
 
-    Source: Misra & van der Maaten 2019, arXiv:1912.01991, section 3. The first of the metrics' embeddings is the
-    image's, the second its transformed copy's.
+    Source: Misra & van der Maaten 2019, arXiv:1912.01991, section 3, and VISSL, their group's code. The first of the
+    metrics' embeddings is the image's, the second its transformed copy's.
     """
 
     backbone: nn.Module
@@ -69,7 +74,7 @@ class PIRL:
 
     @property
     def head(self) -> MLP:
-        return MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True)
+        return MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -117,20 +122,19 @@ class PIRL:
             self.transformed_projector, params["transformed_projector"], {}, h, axis_name=axis_name
         )
         z = unit(outputs["projector"]), unit(transformed)
-        losses, log_z = [], state["log_z"]
-        for embedding, rng_negatives in zip(z, rngs_negatives, strict=True):
-            loss, log_z = _instances.loss(
-                embedding,
+        losses, log_z = [None, None], state["log_z"]
+        for number in (1, 0):  # the transformed images' first batch gives Z
+            losses[number], log_z = _instances.loss(
+                z[number],
                 bank,
                 index,
-                rng_negatives,
+                rngs_negatives[number],
                 log_z,
                 negatives=self.negatives,
                 softmax=self.softmax,
                 temperature=self.temperature,
                 axis_name=axis_name,
             )
-            losses.append(loss)
         loss = self.image_weight * losses[0] + (1 - self.image_weight) * losses[1]
         bank = _queue.update_bank(bank, index, z[0], axis_name, momentum=self.momentum)
         metrics = {"loss": loss, "loss_image": losses[0], "loss_transformed": losses[1], "embeddings": jnp.stack(z)}

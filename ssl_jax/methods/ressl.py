@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ssl_jax import losses, optim
 from ssl_jax.methods import _common, _queue
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,9 @@ class ReSSL:
 
     The teacher's view is cropped and flipped only. Its key joins the queue afterwards, and is never compared with
     itself, so that nothing is pushed apart; what prevents collapse is that `target_temperature` is below `temperature`.
+    `students`: how many views the student has, of sizes of their own (config.augment.student, student_2, ...), each of
+    which passes by itself and is to match the teacher's; the loss is their mean.
+
     The decay goes from `decay` to `final_decay` by half a cosine; the authors' is constant.
 
     As in MoCo, keys are encoded in another order than queries, with BatchNorm over groups of rows: give
@@ -36,11 +39,10 @@ class ReSSL:
     final_decay: float = 0.999
     queue_size: int = 131_072
     shuffle: bool = True
-
-    views: ClassVar[tuple[str, ...]] = ("student", "teacher")
+    students: int = 1
 
     def __post_init__(self):
-        _common.check_positive(self, "temperature", "target_temperature", "queue_size")
+        _common.check_positive(self, "temperature", "target_temperature", "queue_size", "students")
         _common.check_share(self, "decay", "final_decay")
         _common.check_queue(self.run, self.queue_size, of_negatives=False)
         if self.target_temperature >= self.temperature:
@@ -50,8 +52,14 @@ class ReSSL:
             )
 
     @property
+    def views(self) -> tuple[str, ...]:
+        return ("student", "teacher", *(f"student_{number}" for number in range(2, self.students + 1)))
+
+    @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True)
+        projector = MLP(
+            self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init
+        )
         return {"backbone": self.backbone, "projector": projector}
 
     @property
@@ -68,9 +76,9 @@ class ReSSL:
         }
 
     def loss(self, params, state, batch, rng, *, axis_name=None):
-        strong, weak = batch["views"]
+        strong, weak, *others = batch["views"]
         online, batch_stats = _common.forward_views(
-            self.networks, params, state["batch_stats"], [strong], axis_name=axis_name, rng=rng, together=False
+            self.networks, params, state["batch_stats"], [strong, *others], axis_name=axis_name, rng=rng, together=False
         )
         targets, teacher = _common.forward_teacher(
             self.networks,
@@ -80,17 +88,21 @@ class ReSSL:
             together=False,
             shuffle=rng if self.shuffle else None,
         )
-        (q,), (k,), queue = online["projector"], targets["projector"], state["queue"]
-        loss = losses.ressl(
-            q,
-            k,
-            queue["rows"],
-            temperature=self.temperature,
-            target_temperature=self.target_temperature,
-            axis_name=axis_name,
-        )
+        q, (k,), queue = online["projector"], targets["projector"], state["queue"]
+        terms = [
+            losses.ressl(
+                query,
+                k,
+                queue["rows"],
+                temperature=self.temperature,
+                target_temperature=self.target_temperature,
+                axis_name=axis_name,
+            )
+            for query in q
+        ]
+        loss = sum(terms) / len(terms)
         state = {"batch_stats": batch_stats, "teacher": teacher, "queue": _queue.push(queue, k, axis_name)}
-        return loss, (state, {"loss": loss, "embeddings": jnp.stack([q, k])})
+        return loss, (state, {"loss": loss, "embeddings": jnp.stack([q[0], k])})
 
     def update(self, params: Any, state: Any, step: Any) -> Any:
         decay = optim.cosine(self.decay, self.final_decay, step, self.run.steps)

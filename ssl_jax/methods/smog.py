@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,10 +24,11 @@ class SMoG:
     teacher's at the same time (lightly's).
 
     The projections are unit vectors where groups are moved by them, so that they have the centroids' scale. Before the
-    first reset the groups are random directions. The paper's small crops are left out.
+    first reset the groups are random directions. `local_views`: small crops, which the student sees beside its large
+    one: they predict the same group, and move none; the loss is the mean.
 
     Source: Pang et al. 2022, arXiv:2207.06167, section 3; swaps, cache and resets as in lightly, whose settings are
-    not the paper's.
+    not the paper's. There is no source for what the paper's small crops do to the groups.
     """
 
     backbone: nn.Module
@@ -42,13 +43,13 @@ class SMoG:
     reset_every: int = 300  # steps
     reset_teacher: bool = False
     iterations: int = 10  # of k-means
-
-    views: ClassVar[tuple[str, ...]] = ("view", "view")
+    local_views: int = 0
 
     def __post_init__(self):
         _common.check_positive(self, "temperature", "queue_size", "reset_every", "iterations")
         _common.check_share(self, "beta", "decay")
         _common.check_predictor(self)
+        _common.with_local((), self.local_views)
         _common.check_queue(self.run, self.queue_size, of_negatives=False)
         if not 2 <= self.groups <= self.queue_size:
             raise ValueError(f"groups={self.groups} must be from 2 to queue_size={self.queue_size}, which they are of")
@@ -57,6 +58,10 @@ class SMoG:
                 f"queue_size={self.queue_size} is not filled by the {self.reset_every} batches of "
                 f"{self.run.batch_size} before the first reset; use {self.reset_every * self.run.batch_size} or less"
             )
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return _common.with_local(("view", "view"), self.local_views)
 
     @property
     def encoder(self) -> dict[str, nn.Module]:
@@ -84,20 +89,24 @@ class SMoG:
         }
 
     def loss(self, params, state, batch, rng, *, axis_name=None):
-        x1, x2 = batch["views"]
+        x1, x2, *small = batch["views"]
         swap = state["step"] % 2 == 1
         x1, x2 = jnp.where(swap, x2, x1), jnp.where(swap, x1, x2)
         online, batch_stats = _common.forward_views(
-            self.networks, params, state["batch_stats"], [x1], axis_name=axis_name, rng=rng, together=False
+            self.networks, params, state["batch_stats"], [x1, *small], axis_name=axis_name, rng=rng, together=True
         )
         targets, teacher = _common.forward_teacher(
             self.encoder, state["teacher"], [x2], axis_name=axis_name, together=False
         )
-        (p,), (z,), (t,) = online["predictor"], online["projector"], targets["projector"]
-        z = unit(z)
-        loss, groups = losses.smog(
-            p, z, t, state["groups"], beta=self.beta, temperature=self.temperature, axis_name=axis_name
+        z, (t,) = unit(online["projector"][0]), targets["projector"]
+        terms, moved = zip(
+            *(
+                losses.smog(p, z, t, state["groups"], beta=self.beta, temperature=self.temperature, axis_name=axis_name)
+                for p in online["predictor"]
+            ),
+            strict=True,
         )
+        loss, groups = sum(terms) / len(terms), moved[0]
         state = {
             **state,
             "batch_stats": batch_stats,

@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from ssl_jax import losses
 from ssl_jax.methods import _common
-from ssl_jax.models.heads import MLP
+from ssl_jax.models._options import check_choice
+from ssl_jax.models.heads import MLP, torch_init
+
+POSITIVES = {"outside": losses.supcon, "inside": losses.supcon_inside}  # of the logarithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +20,14 @@ class SupCon:
 
     Supervised: a measure of what labels add, not a method without them. An image labeled -1 has its own other view as
     its only positive. The loss is multiplied by temperature / base_temperature, as in the authors' code, so that the
-    temperature leaves the size of the gradient as it is; the projector is theirs, without BatchNorm. Both views pass
-    as one batch.
+    temperature leaves the size of the gradient as it is; the projector is theirs, without BatchNorm. Views of one size
+    pass as one batch. `local_views`: small crops, which are anchors and positives as the large ones are (solo-learn's
+    multi-crop; the paper has none).
 
-    Source: Khosla et al. 2020, arXiv:2004.11362, eq. 2 (L_out).
+    positives: "outside" of the logarithm, eq. 2 (L_out), or "inside" (losses.supcon_inside): solo-learn's, which is
+    multiplied by temperature / base_temperature as well: give both the same number for its form.
+
+    Source: Khosla et al. 2020, arXiv:2004.11362, section 3.
     """
 
     backbone: nn.Module
@@ -29,22 +35,32 @@ class SupCon:
     temperature: float = 0.1
     base_temperature: float = 0.07
     projector: tuple[int, ...] = (2048, 128)
-
-    views: ClassVar[tuple[str, ...]] = ("view", "view")
+    positives: str = "outside"
+    local_views: int = 0
 
     def __post_init__(self):
         _common.check_positive(self, "temperature", "base_temperature")
+        check_choice("positives", self.positives, POSITIVES)
+        _common.with_local((), self.local_views)
         if self.run.num_classes == 0:
             raise ValueError("supcon learns from labels, and this data set has none (num_classes=0); use simclr")
 
     @property
+    def views(self) -> tuple[str, ...]:
+        return _common.with_local(("view", "view"), self.local_views)
+
+    @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True)
+        projector = MLP(
+            self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init
+        )
         return {"backbone": self.backbone, "projector": projector}
 
     @property
-    def chance_level(self) -> float:
-        return math.log(2 * self.run.batch_size - 1) * self.temperature / self.base_temperature
+    def chance_level(self) -> float | None:
+        if self.positives == "inside":
+            return None  # it depends on how many images a class has in the batch
+        return math.log(len(self.views) * self.run.batch_size - 1) * self.temperature / self.base_temperature
 
     def init(self, rng, images):
         params, batch_stats = _common.init(self.networks, rng, images)
@@ -55,14 +71,11 @@ class SupCon:
             self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng, together=True
         )
         z = outputs["projector"]  # [views, batch, dim]
-        loss = losses.supcon(
-            jnp.swapaxes(z, 0, 1),
-            batch["label"],
-            temperature=self.temperature,
-            base_temperature=self.base_temperature,
-            axis_name=axis_name,
+        loss = POSITIVES[self.positives](
+            jnp.swapaxes(z, 0, 1), batch["label"], temperature=self.temperature, axis_name=axis_name
         )
-        return loss, ({"batch_stats": batch_stats}, {"loss": loss, "embeddings": z})
+        loss *= self.temperature / self.base_temperature
+        return loss, ({"batch_stats": batch_stats}, {"loss": loss, "embeddings": z[:2]})
 
     update = _common.keep_state
     backbone_variables = _common.online_backbone

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -21,6 +22,18 @@ OUTPUT_NORMS = {
 # torch's own for linear and convolutional layers: uniform in +-1 / sqrt(fan-in). Where BatchNorm follows and SGD decays
 # the weights, their size is the step's: lecun_normal's, 1.7 times as large, learn a third as fast.
 torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def torch_bias_init(fan_in: int) -> Callable[..., Array]:
+    """torch's own for the biases of a layer of that fan-in, uniform in +-1 / sqrt(fan-in), as its weights."""
+    return lambda rng, shape, dtype: jax.random.uniform(rng, shape, dtype, -1.0, 1.0) / fan_in**0.5
+
+
+def torch_dense(width: int, fan_in: int, name: str) -> nn.Dense:
+    """A linear layer initialized as torch does it."""
+    return nn.Dense(width, kernel_init=torch_init, bias_init=torch_bias_init(fan_in), name=name)
+
+
 ACTIVATIONS = {"relu": nn.relu, "gelu": functools.partial(nn.gelu, approximate=False)}
 
 
@@ -33,6 +46,7 @@ class MLP(nn.Module):
     hidden_bias, output_bias: of the linear layers before a ReLU, and of the last one. A bias before BatchNorm has no
       effect but through weight decay.
     batch_norm, batch_norm_groups: see norm.BatchNorm. dtype: of the computation, "float32" or "bfloat16".
+    kernel_init: of the weights. With `torch_init` the biases are drawn as in torch, too; with any other they are 0.
 
     As published:
       SimCLR     MLP((2048, 128), output_norm="scale")
@@ -75,15 +89,20 @@ class MLP(nn.Module):
         dtype = jnp.dtype(self.dtype)
         norm = {"kind": self.batch_norm, "groups": self.batch_norm_groups, "dtype": dtype}
         for width in self.widths[:-1]:
-            h = nn.Dense(width, use_bias=self.hidden_bias, kernel_init=self.kernel_init, dtype=dtype)(h)
+            h = self._linear(h, width, self.hidden_bias)
             if self.hidden_norm:
                 h = BatchNorm(**norm)(h, train, axis_name)
             h = ACTIVATIONS[self.activation](h)
-        h = nn.Dense(self.widths[-1], use_bias=self.output_bias, kernel_init=self.kernel_init, dtype=dtype)(h)
+        h = self._linear(h, self.widths[-1], self.output_bias)
         output_norm = OUTPUT_NORMS[self.output_norm]
         if output_norm is not None:
             h = BatchNorm(**norm, **output_norm)(h, train, axis_name)
         return h.astype(jnp.float32)
+
+    def _linear(self, h: Array, width: int, bias: bool) -> Array:
+        bias_init = torch_bias_init(h.shape[-1]) if self.kernel_init is torch_init else nn.initializers.zeros
+        dtype = jnp.dtype(self.dtype)
+        return nn.Dense(width, use_bias=bias, kernel_init=self.kernel_init, bias_init=bias_init, dtype=dtype)(h)
 
 
 class DINOHead(nn.Module):

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
 from ssl_jax import parallel
 from ssl_jax.data import augment, color, resample
 from ssl_jax.data.augment import Augmentation, make_augment, normalize, random_view
 from ssl_jax.data.crop import CROP_TRIES, RandomCrop
+from ssl_jax.data.crop import resample as resample_to
 
 REFERENCES = Path(__file__).parents[1] / "references"
 # From torchvision, by references/make_augment.py: "operation/channels/numbers" -> float32 [height, width, channels]
@@ -426,3 +428,85 @@ def test_boxes_say_where_a_view_lies_in_its_image():
     np.testing.assert_allclose(rows[:, 12].mean(axis=1) - rows[:, 3].mean(axis=1), height * 9 / 16, atol=0.01)
     np.testing.assert_array_equal(columns[:, 0, 0] > columns[:, 0, -1], flipped == 1.0)
     assert 10 < flipped.sum() < 40
+
+
+PILLOW = {
+    "posterize": (color.posterize, ImageOps.posterize, (4, 6, 8)),
+    "sharpness": (color.adjust_sharpness, lambda image, v: ImageEnhance.Sharpness(image).enhance(v), (0.1, 1.0, 1.9)),
+    "autocontrast": (lambda image, _: color.autocontrast(image), lambda image, _: ImageOps.autocontrast(image), (0,)),
+}
+
+
+@pytest.mark.parametrize("name", PILLOW)
+def test_photometric_operations_are_pillows(name):
+    ours, theirs, numbers = PILLOW[name]
+    pixels = random_images(1, 9, 7, 3)[0] // 2 + 30
+    pixels[..., 2] = 77  # a channel of one value
+    operation = jax.jit(ours)
+    for number in numbers:
+        expected = np.asarray(theirs(Image.fromarray(pixels), number)).transpose(2, 0, 1)
+        result = operation(pixels.transpose(2, 0, 1) / np.float32(255), float(number))
+        np.testing.assert_allclose(255 * result, expected, atol=1.5)  # Pillow rounds: before the factor 1.9, and after
+
+
+def test_photometric_changes_two_thirds_of_the_views_and_keeps_the_rest():
+    image = random_images(1, 6, 6, 3)[0] // 2
+    views = many_views(image, Augmentation((6, 6), **PLAIN, photometric=0.66), n=1000)
+    same = np.isclose(views, image / 255, atol=1e-5).all(axis=(1, 2, 3))
+    assert abs(np.mean(~same) - 0.66) < 0.05  # three deviations of 0.015
+    # The contrast is stretched last: each channel of a changed view spans 0..1.
+    spans = views[~same].max(axis=(1, 2)) - views[~same].min(axis=(1, 2))
+    assert np.mean(np.isclose(spans, 1.0, atol=1e-5)) > 0.95  # a threshold at the lowest value inverts what there is
+
+
+@pytest.mark.parametrize("degrees", [2.0, -37.0, 90.0])
+def test_an_image_is_turned_as_by_pillow(degrees):
+    pixels = random_images(1, 21, 21, 1)[0]
+    expected = np.asarray(Image.fromarray(pixels[..., 0]).rotate(degrees))
+    result = np.asarray(jax.jit(resample.turned)(pixels.transpose(2, 0, 1) / np.float32(255), degrees))[0]
+    # Where a pixel lies in the middle of two, rounding decides.
+    assert np.mean(np.rint(255 * result) == expected) > 0.98
+
+
+def test_views_are_turned_to_either_side_by_no_more_than_asked():
+    """A bright pixel to the right of the middle shows the angle by its row."""
+    image = np.zeros((41, 41, 1), np.uint8)
+    image[20, 38] = 255
+    views = many_views(image, Augmentation((41, 41), **PLAIN, rotate=30.0), n=300)
+    bright = views[..., 0] > 0.5
+    rows = np.array([np.argwhere(view)[:, 0].mean() for view in bright if view.any()]) - 20
+    assert np.abs(rows).max() <= 9.5  # 18 * sin(30 degrees), and rounding
+    assert min(np.mean(rows > 4), np.mean(rows < -4)) > 0.15
+
+
+def test_the_device_takes_the_windows_that_the_host_takes():
+    image = random_images(1, 30, 45, 3)[0]
+    augmentation = Augmentation((18, 24), shorter_side=20, padding=3, flip=0.0)
+    views, boxes = jax.jit(jax.vmap(lambda key: random_view(key, image, augmentation=augmentation)))(
+        jax.random.split(jax.random.key(0), 30)
+    )
+    resized = resample_to(image, (20, 30), "bilinear")
+    padded = np.pad(resized, ((3, 3), (3, 3), (0, 0)))
+    places = set()
+    for view, (top, left, height, width, _) in zip(views, boxes, strict=True):
+        row, column = round(float(top) * 20), round(float(left) * 30)
+        places.add((row, column))
+        window = padded[row + 3 : row + 21, column + 3 : column + 27]
+        np.testing.assert_allclose(255 * np.asarray(view), window, atol=1.5)  # Pillow rounds twice
+        np.testing.assert_allclose((height, width), (18 / 20, 24 / 30))
+    rows, columns = (np.array(x) for x in zip(*places, strict=True))
+    assert (rows.min(), rows.max(), columns.min() < 0, columns.max() > 6) == (-3, 5, True, True)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"padding": 4}, "padding needs shorter_side"),
+        ({"shorter_side": 10}, r"a window of \(12, 12\) is larger than shorter_side=10 .* use shorter_side=12 or more"),
+        ({"rotate": -1.0}, "rotate must be in 0..180"),
+        ({"photometric": 1.5}, "photometric must be in 0..1"),
+    ],
+)
+def test_refuses_impossible_windows_and_turns(options, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation((12, 12), **options).check(3)

@@ -259,6 +259,25 @@ def test_supcon_of_a_batch_without_positives_is_zero():
     assert value == 0.0 and np.all(gradient == 0.0)
 
 
+def test_supcon_inside_equals_solo_learns():
+    """simclr_loss_func of github.com/vturrisi/solo-learn, solo/losses/simclr.py, written anew, anchor by anchor."""
+
+    def reference(features):
+        views = [(i, v) for i in range(8) for v in range(2)]
+        total = 0.0
+        for i, v in views:
+            score = {o: cosine(features[i, v], features[o]) / 0.3 for o in views if o != (i, v)}
+            positives = [s for (j, _), s in score.items() if j == i or LABELS[i] == LABELS[j] >= 0]
+            total += log_sum_exp(list(score.values())) - log_sum_exp(positives)
+        return total / len(views)
+
+    loss = functools.partial(losses.supcon_inside, labels=jnp.asarray(LABELS), temperature=0.3)
+    checks.equals_reference(jax.jit(loss), reference, draw_views())
+    loss = functools.partial(losses.supcon_inside, temperature=0.2)
+    checks.same_on_devices(loss, draw_views(batch=16), np.tile(LABELS, 2), argnums=(0,), devices=(4,))
+    assert losses.supcon_inside(jnp.asarray(draw_views(views=1)), jnp.arange(8)) == 0.0
+
+
 def reference_info_nce(query, key, temperature, queue=None):
     """Query by query. Without a queue all keys are candidates, with one the own key and the queue."""
     total = 0.0

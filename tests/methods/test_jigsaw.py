@@ -25,6 +25,11 @@ def test_tiles_are_in_the_order_of_the_labels_permutation():
     ordered = _tiles.normalize(_tiles.cut(rng_cut, INDEX, x, grid=3, side=6))
     for i in range(0, 200, 20):
         np.testing.assert_allclose(tiles[i], ordered[i][state["permutations"][labels[i]]], atol=1e-5)
+    plain, _ = make(permutations=20, channel_shift=0, normalize_tiles=False).shuffled(
+        jax.random.key(2), INDEX[:1], x[:1], state["permutations"]
+    )
+    np.testing.assert_allclose(_tiles.normalize(plain)[0], tiles[0], atol=1e-5)
+    assert np.all(np.isin(np.asarray(plain), np.asarray(x[0])))
 
 
 def test_brightness_contrast_and_plain_borders_tell_nothing():

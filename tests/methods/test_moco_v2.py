@@ -49,12 +49,15 @@ def test_each_query_finds_its_key_among_the_queues(symmetric):
     queue = np.asarray(state["queue"]["rows"], np.float64)
     expected = contrast(q1, k2, queue)
     if symmetric:
-        expected = (expected + contrast(q2, k1, queue)) / 2
+        expected += contrast(q2, k1, queue)
     loss, (new_state, _) = method.loss(params, state, {"views": VIEWS}, jax.random.key(3))
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    # The keys of the second view have overwritten the oldest, after they were compared with the queue.
-    np.testing.assert_allclose(new_state["queue"]["rows"], np.concatenate([k2, queue[8:]]), rtol=1e-3, atol=1e-5)
-    assert new_state["queue"]["pointer"] == 8
+    # The keys have overwritten the oldest, after they were compared with the queue.
+    keys = [k1, k2] if symmetric else [k2]
+    rows = np.concatenate([*keys, queue[8 * len(keys) :]])
+    np.testing.assert_allclose(new_state["queue"]["rows"], rows, rtol=1e-3, atol=1e-5)
+    assert new_state["queue"]["pointer"] == 8 * len(keys)
+    np.testing.assert_allclose(method.chance_level, np.log(25) * len(keys))
 
 
 def test_shuffling_changes_the_groups_of_batch_norm_and_nothing_else():

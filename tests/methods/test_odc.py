@@ -51,8 +51,10 @@ def test_the_first_epoch_fills_the_memory_without_a_loss_and_labels_come_at_its_
         np.testing.assert_allclose(middle["features"][BATCH * step :][:BATCH], metrics["embeddings"][0], atol=1e-5)
         assert np.all(middle["labels"] == -1)
     after = history[2][-1]
-    labels = np.argmax(np.asarray(after["features"]) @ np.asarray(after["centroids"]).T, axis=1)
-    np.testing.assert_array_equal(after["labels"], labels)
+    labels, rows = np.asarray(after["labels"]), np.asarray(after["features"])
+    assert set(labels) == set(range(4))
+    for c in range(4):  # means of unit vectors, not unit vectors themselves
+        np.testing.assert_allclose(after["centroids"][c], rows[labels == c].mean(axis=0), atol=1e-5)
 
 
 def test_features_are_averaged_and_relabeled_and_centroids_move_to_their_means():
@@ -91,24 +93,36 @@ def test_loss_is_the_cross_entropy_weighted_by_the_root_of_the_clusters_size():
     np.testing.assert_allclose(value, np.sum(w * ce) / np.sum(w), rtol=1e-4)
 
 
+def clustered(angles, labels):
+    """A state of these features and labels, whose centroids are the clusters' means."""
+    rows = np.stack([np.cos(angles), np.sin(angles)] + [np.zeros(24)] * 6, axis=1).astype(np.float32)
+    centroids = np.stack([rows[labels == c].mean(axis=0) for c in range(4)])
+    state = {"features": jnp.array(rows), "labels": jnp.array(labels, jnp.int32), "centroids": jnp.array(centroids)}
+    return rows, {**state, "rng": jax.random.key(0), "clustered": jnp.array(True)}
+
+
 def test_small_clusters_are_merged_and_get_half_of_the_largest():
     # Four directions and a pair of bundles in the largest cluster; cluster 2 has one member, near cluster 1.
-    angles = np.array([0.0] * 6 + [0.8] * 6 + [2.0] * 5 + [2.3] + [4.0] * 6)
-    rows = np.stack([np.cos(angles), np.sin(angles)] + [np.zeros(24)] * 6, axis=1).astype(np.float32)
+    bundle = np.linspace(-0.3, 0.3, 6)
+    angles = np.concatenate([bundle, 1.0 + bundle, [2.0] * 5, [2.3], [4.0] * 6])
     labels = np.array([0] * 12 + [1] * 5 + [2] + [3] * 6)
-    centroids = unit(np.stack([rows[labels == c].mean(axis=0) for c in range(4)]))
-    state = {"features": jnp.array(rows), "labels": jnp.array(labels, jnp.int32), "centroids": jnp.array(centroids)}
-    state = {**state, "rng": jax.random.key(0), "clustered": jnp.array(True)}
-    after = make(min_size=3).update({}, state, 7)
+    rows, state = clustered(angles, labels)
+    update = jax.jit(make(min_size=3).update)
+    after = update({}, state, 7)
     new = np.asarray(after["labels"])
     assert new[17] == 1
     np.testing.assert_array_equal(new[12:17], 1)
     np.testing.assert_array_equal(new[18:], 3)
     assert {frozenset(new[:6]), frozenset(new[6:12])} == {frozenset({0}), frozenset({2})}
-    for c, part in ((new[0], rows[0]), (new[6], rows[6])):
-        np.testing.assert_allclose(after["centroids"][c], part, atol=1e-5)
+    # Both are means, of a norm below 1 as those of all clusters: unit vectors would draw members of other clusters.
+    for c, part in ((new[0], rows[:6]), (new[6], rows[6:12])):
+        np.testing.assert_allclose(after["centroids"][c], part.mean(axis=0), atol=1e-5)
     untouched = make(min_size=1).update({}, state, 7)
     np.testing.assert_array_equal(untouched["labels"], labels)
+    # Where k-means finds no two parts, every other member goes.
+    equal = np.where(labels == 0, 0.0, angles)
+    split = np.asarray(update({}, clustered(equal, labels)[1], 7)["labels"])
+    assert sorted(np.bincount(split[:12], minlength=3)[[0, 2]]) == [6, 6]
 
 
 def test_heads_and_chance_level():

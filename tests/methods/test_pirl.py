@@ -102,6 +102,16 @@ def test_heads_are_linear_or_have_one_hidden_layer_without_batch_norm(projector,
     assert {name: layer["kernel"].shape for name, layer in params["projector"].items()} == layers
     head = params["transformed_projector"]
     assert {name: layer["kernel"].shape for name, layer in head["head"].items()} == layers
+    # A hidden layer's ReLU follows the last layer of each tile, too.
+    module = make(projector=projector).transformed_projector
+    h = jax.random.normal(jax.random.key(3), (2, 4, 16))
+    z = np.asarray(h, np.float64)
+    for layer in layers:
+        z = linear(z, head["head"][layer])
+        z = np.maximum(z, 0) if len(layers) > 1 else z
+    np.testing.assert_allclose(
+        module.apply({"params": head}, h), linear(z.reshape(2, -1), head["join"]), rtol=1e-4, atol=1e-5
+    )
     assert head["join"]["kernel"].shape == (4 * 8, 8)
     assert not state["batch_stats"]["projector"]
 
@@ -117,6 +127,10 @@ def test_both_losses_have_one_constant_of_the_first_batch():
     np.testing.assert_allclose(loss, metrics["loss_transformed"], rtol=1e-6)
     np.testing.assert_allclose(again["loss_image"], metrics["loss_image"], rtol=1e-6)
     assert second["log_z"] == first["log_z"]
+    # It is that of the transformed images' scores, as VISSL has it, whatever the images are.
+    images, patches = batch["views"]
+    _, (third, _) = method.loss(params, state, {**batch, "views": (3 * images, patches)}, jax.random.key(2))
+    assert third["log_z"] == first["log_z"]
 
 
 @pytest.mark.parametrize(

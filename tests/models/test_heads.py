@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 
 H = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6)), jnp.float32)
 
@@ -66,3 +66,19 @@ def test_an_unknown_norm_and_no_layer_are_refused():
         MLP((4,), output_norm="batch")
     with pytest.raises(ValueError, match="widths must be"):
         MLP(())
+
+
+def test_torch_init_draws_weights_and_biases_uniformly_up_to_the_root_of_the_fan_in():
+    head = MLP((300, 200), hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init)
+    params = jax.jit(head.init)(jax.random.key(0), jnp.ones((1, 100)))["params"]
+    for name, fan_in in (("Dense_0", 100), ("Dense_1", 300)):
+        for leaf in params[name].values():
+            bound = fan_in**-0.5
+            assert 0.97 * bound < np.abs(leaf).max() <= bound  # of 200 numbers at least
+            np.testing.assert_allclose(np.std(leaf), bound / 3**0.5, rtol=0.1)
+
+
+@pytest.mark.parametrize("kernel_init", [nn.initializers.lecun_normal(), nn.initializers.normal(0.01)])
+def test_any_other_initialization_leaves_biases_at_0(kernel_init):
+    params = MLP((5,), output_bias=True, kernel_init=kernel_init).init(jax.random.key(0), H)["params"]
+    assert not np.any(params["Dense_0"]["bias"])
