@@ -20,6 +20,7 @@ from ssl_jax.data.sources import Source, Subset
 from ssl_jax.evaluation.features import extract
 from ssl_jax.evaluation.labels import draw_labels
 from ssl_jax.methods import METHODS, Run
+from ssl_jax.models.vit import ViT
 from ssl_jax.weights import Backbone
 
 EVALUATION_BATCH = 512
@@ -139,7 +140,10 @@ class _Trainer:
             num_images=num_images,
             num_classes=classes,
         )
-        self.method = METHODS["supervised"](backbone.model, run, **recipe.method)
+        model = backbone.model
+        if isinstance(model, ViT):  # what it was pre-trained with need not divide this batch
+            model = model.clone(microbatch=0, drop_path_group=0)
+        self.method = METHODS["supervised"](model, run, **recipe.method)
         options = dict(recipe.optimizer)
         if not hasattr(backbone.model, "depth"):
             options.pop("layer_decay", None)  # known of ViTs

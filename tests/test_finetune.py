@@ -97,6 +97,15 @@ def test_a_vits_first_layers_learn_more_slowly():
     np.testing.assert_allclose(sizes["first"] / sizes["norm"], 0.75**2, rtol=0.05)
 
 
+def test_a_vit_that_was_trained_in_groups_is_fine_tuned_in_any_batch():
+    vit = backbone(
+        "vit_tiny_patch16_224", dim=16, heads=2, depth=1, patch_size=4, image_size=12,
+        drop_path=0.5, drop_path_uniform=True, drop_path_group=64, microbatch=64,
+    )  # fmt: skip
+    model = _Trainer(vit, RECIPE, 2, SIZE, num_images=64, memory_bytes=2**20).method.backbone
+    assert (model.drop_path, model.drop_path_group, model.microbatch) == (0.5, 0, 0)
+
+
 def test_what_cannot_be_fine_tuned_is_refused(small):
     few = ArraySource(np.zeros((20, *SIZE), np.uint8), np.arange(20, dtype=np.int32) % 2)
     without = ArraySource(np.zeros((20, *SIZE), np.uint8))

@@ -272,6 +272,13 @@ def test_remedies_come_in_the_order_of_what_they_cost():
     assert spelled(shard | remat) == "--config.shard_state=True --config.model.remat=True"
     done = {"batch_size": 64, "compute_dtype": "bfloat16", "shard_state": True, "model": vit | {"remat": True}}
     assert list(remedies(done, {}, devices=64)) == []
+    # Groups of 4 are made of the 2 views of 2 images; of one image they are of 2 at most. No microbatch divides them.
+    grouped = done | {"batch_size": 128, "model": vit | {"remat": True, "drop_path_group": 4}}
+    fewer = {"batch_size": 64, "model.drop_path_group": 2}
+    assert list(remedies(grouped, {}, devices=64)) == [fewer]
+    many = grouped | {"batch_size": 512}  # whole groups of one view, until there are fewer than 4 images
+    fewer = [{"batch_size": 256}, *({"batch_size": 64 * n, "model.drop_path_group": g} for n, g in ((2, 2), (1, 0)))]
+    assert list(remedies(many, {}, devices=64)) == fewer
     resnet = done | {"shard_state": False, "model": {"remat": True}}
     assert list(remedies(resnet, {}, devices=64)) == [shard]
 

@@ -168,31 +168,43 @@ def centered(
     return _common.softmax(teacher.astype(jnp.float32) - center.astype(jnp.float32), temperature)
 
 
-def koleo(z: Float[Array, "batch dim"], *, axis_name: str | None = None) -> Float[Array, ""]:
+def koleo(z: Float[Array, "batch dim"], *, group: int = 0, axis_name: str | None = None) -> Float[Array, ""]:
     """Spreads a batch over the sphere: minus the mean log distance to the nearest neighbor.
 
-    loss = -mean_i log(|x_i - x_n(i) + eps| + eps), x the normalized rows of z, n(i) the other row of the global batch
-    with the largest cosine to x_i, eps = 1e-8. The choice of n(i) carries no gradient, x_n(i) does.
+    loss = -mean_i log(|x_i - x_n(i) + eps| + eps), x the normalized rows of z, n(i) the other row of the global batch,
+    or of its group, with the largest cosine to x_i, eps = 1e-8. The choice of n(i) carries no gradient, x_n(i) does.
 
     Args:
       z: [batch, dim], any scale; one row for each image. Two rows at least over all devices.
-      axis_name: mapped axis that the batch is split over; None if z is the whole batch. The authors look for
-        neighbors on each device on its own: for that, pass None.
+      group: so many rows in a row of the global batch are neighbors of each other alone, whichever devices they are on;
+        0: all are. In the authors' code a group is what a device has: 12 to 64 images.
+      axis_name: mapped axis that the batch is split over; None if z is the whole batch. Rows are sent between devices
+        only where a group is on several.
 
     Returns: float32 scalar, at least -log 2, at most -log(1e-8) = 18.4; its mean over devices is the loss of the whole
       batch.
-    Raises: ValueError if z is not [batch, dim], or the global batch a single row.
+    Raises: ValueError if z is not [batch, dim], the global batch a single row, or not made of whole groups of two rows
+      at least.
     Source: Sablayrolles et al. 2018, arXiv:1806.03198, L_KoLeo; normalization and eps as in the code of Oquab et al.
       2023, arXiv:2304.07193.
     """
     if z.ndim != 2 or _common.num_rows(z, axis_name) < 2:
         raise ValueError(f"z must be [batch, dim] with two rows at least, one the other's neighbor, got {z.shape}")
+    rows = _common.num_rows(z, axis_name)
+    if group and (group < 2 or rows % group):
+        raise ValueError(f"group must be 2 at least and divide the global batch's {rows} rows, or be 0, got {group}")
+    if group and len(z) % group == 0:
+        axis_name = None  # each device has all neighbors of its rows
     eps = 1e-8
     x = _common.normalize(z)
     others = _common.all_rows(x, axis_name)
     cosine = lax.stop_gradient(jnp.matmul(x, others.T, precision="highest"))
     own = _common.first_row(x, axis_name) + jnp.arange(len(x))
-    nearest = jnp.argmax(jnp.where(jnp.arange(len(others)) == own[:, None], -2.0, cosine), axis=-1)
+    all_ = jnp.arange(len(others))
+    neighbors = all_ != own[:, None]
+    if group:
+        neighbors &= all_ // group == own[:, None] // group
+    nearest = jnp.argmax(jnp.where(neighbors, cosine, -2.0), axis=-1)
     # eps inside, too: the norm of a difference of zeros, from duplicates, has no gradient.
     distance = jnp.linalg.norm(x - others[nearest] + eps, axis=-1)
     return -jnp.mean(jnp.log(distance + eps))

@@ -3,6 +3,8 @@
 Modules are named as timm's, a "." before a number being a "_", so that weights.py needs no table of names.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +23,8 @@ POOLS = ("cls", "mean", "norm_mean")
 POSITIONS = ("learned", "sincos", "relative")
 MLPS = ("gelu", "swiglu")
 
-weight_init = nn.initializers.truncated_normal(0.02)
+# timm's and most authors' trunc_normal_(std=0.02) cuts off at -2 and 2, a hundred deviations: it is normal.
+weight_init = nn.initializers.normal(0.02)
 
 
 class ViT(nn.Module):
@@ -41,14 +44,20 @@ class ViT(nn.Module):
       has it) or "norm_mean" (over the patches after the LayerNorm).
     layer_scale: above 0, each branch is multiplied by a vector that begins there (arXiv:2103.17239).
     drop_path: probability of leaving out the last block's branches for an image, in training; it grows linearly from 0
-      at the first. Above 0, training takes a key: apply(..., rngs={"dropout": key}).
+      at the first, or with drop_path_uniform is that of every block. Above 0, training takes a key: apply(...,
+      rngs={"dropout": key}).
+    drop_path_group: 0: each image's branches are drawn by themselves, and those left out are computed and multiplied
+      by 0. Above 0: of each branch, among so many images in a row, a fixed number is left out and not computed, in the
+      forward pass and in the backward pass: DINOv2's way, whose group is the views of a device. The group must divide
+      a device's images (and a microbatch); then results do not depend on the number of devices.
     remat: each block's activations are computed again in the backward pass instead of kept.
     scan: in training the blocks are one loop, so that a deep model compiles in the time of a block. Give remat with it:
       a loop keeps all that its backward pass needs.
     microbatch: above 0, in training the blocks take so many images at a time, forward and again backward, so that no
       more images' activations are in memory: gradient accumulation, with the same result for every loss, as it is only
       the blocks that do not see the whole batch (of contrastive losses known as GradCache, arXiv:2101.06983).
-    dtype: of the computation, "float32" or "bfloat16".
+    dtype: of the computation within a branch, "float32" or "bfloat16". The sum that the branches are added to is
+      float32 always, as under torch's autocast: with a layer_scale of 1e-4, bfloat16 rounds nearly all of it away.
 
     Raises: ValueError for an option or an image size that it cannot have.
     """
@@ -65,6 +74,8 @@ class ViT(nn.Module):
     class_token: bool = True
     layer_scale: float = 0.0
     drop_path: float = 0.0
+    drop_path_uniform: bool = False
+    drop_path_group: int = 0
     remat: bool = False
     scan: bool = False
     microbatch: int = 0
@@ -85,8 +96,23 @@ class ViT(nn.Module):
             raise ValueError('pool="cls" needs class_token; without it use pool="norm_mean"')
         if self.microbatch < 0:
             raise ValueError(f"microbatch must be at least 0 (all images at once), got {self.microbatch}")
+        self.check_group()
         self.learned_grid  # noqa: B018  refuses an impossible image_size
         super().__post_init__()
+
+    def check_group(self) -> None:
+        """Raises: ValueError for a drop_path_group that does nothing, or does not go together with other options."""
+        group = self.drop_path_group
+        if group < 0:
+            raise ValueError(f"drop_path_group must be at least 0 (each image by itself), got {group}")
+        if not group or not self.drop_path:
+            return
+        if group == 1:
+            raise ValueError("of drop_path_group=1 image none is left out; use 0 (each image by itself), or more")
+        if self.scan and not self.drop_path_uniform:
+            raise ValueError("scan has the same shapes in every block; with drop_path_group use drop_path_uniform=True")
+        if self.microbatch % group:
+            raise ValueError(f"drop_path_group={group} does not divide microbatch={self.microbatch}; use a divisor")
 
     @property
     def learned_grid(self) -> tuple[int, int]:
@@ -123,33 +149,33 @@ class ViT(nn.Module):
         dtype = jnp.dtype(self.dtype)
         _, height, width, _ = images.shape
         grid = patch_grid((height, width), self.patch_size)
-        x = PatchEmbed(self.dim, self.patch_size, dtype, name="patch_embed")(images.astype(dtype))
+        x = PatchEmbed(self.dim, self.patch_size, dtype, name="patch_embed")(images.astype(dtype)).astype(jnp.float32)
         if mask is not None:
-            x = jnp.where(mask[..., None], mask_token.astype(dtype), x)
+            x = jnp.where(mask[..., None], mask_token, x)
         cls_position, positions = self.position_embedding(grid)
-        x = x + positions.astype(dtype)
+        x = x + positions
         if keep is not None:
             x = jnp.take_along_axis(x, keep[..., None], axis=1)
         if self.class_token:
             cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.dim), jnp.float32)
-            first = jnp.broadcast_to((cls_token + cls_position).astype(dtype), (len(x), 1, self.dim))
+            first = jnp.broadcast_to(cls_token + cls_position, (len(x), 1, self.dim))
             x = jnp.concatenate([first, x], axis=1)
         bias = None
         if self.positions == "relative":
             if grid != self.learned_grid:
                 raise ValueError(f"relative positions are of {self.learned_grid} patches, got an image of {grid}")
             bias = RelativePositions(self.heads, grid, self.class_token, name="rel_pos_bias")()
-        scales = self.branch_scales(len(x), axis_name) if train and self.drop_path > 0.0 else None
         train = train and not self.is_initializing()  # there are no parameters yet to be stacked
+        drops = self.draw_drops(len(x), axis_name) if train and self.drop_path > 0.0 else [None] * self.depth
         run = ViT.run_blocks
         if train and (self.microbatch or self.scan):
             run = ViT.run_in_turn if self.microbatch else ViT.scan_blocks
             if has_parts(self.variables):
                 run = nn.map_variables(run, "params", before_loop)
-        outputs = run(self, x, scales, attend, bias, max(last_blocks, 1))
+        outputs = run(self, x, drops, attend, bias, max(last_blocks, 1))
         x = outputs[-1]
         if last_blocks:
-            return jnp.stack(outputs, axis=1).astype(jnp.float32)
+            return jnp.stack(outputs, axis=1)
         if self.pool == "mean":
             if tokens:
                 raise ValueError('a model of pool="mean" has no LayerNorm for single tokens; use pool="norm_mean"')
@@ -160,57 +186,72 @@ class ViT(nn.Module):
         x = layer_norm(jnp.float32, "norm")(x)
         return x if tokens else jnp.mean(x[:, self.num_prefix :], axis=1)
 
-    def branch_scales(self, batch: int, axis_name: str | None) -> Float[Array, "batch depth 2"]:
-        """Of stochastic depth (arXiv:1603.09382): what each image's branches of each block are multiplied by, 0 with
-        that block's probability, else so much that the mean is 1."""
+    @property
+    def drop_rates(self) -> list[float]:
+        """Of each block."""
+        grows = [self.drop_path * i / max(self.depth - 1, 1) for i in range(self.depth)]
+        return [self.drop_path] * self.depth if self.drop_path_uniform else grows
+
+    def draw_drops(self, batch: int, axis_name: str | None) -> list[Any]:
+        """Stochastic depth (arXiv:1603.09382): for each block, what `Block` takes as `drop`."""
         # One key for each row of the global batch, so that the number of devices changes nothing.
         first = 0 if axis_name is None else lax.axis_index(axis_name) * batch
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), first + jnp.arange(batch))
-        keep = 1.0 - self.drop_path * jnp.arange(self.depth) / max(self.depth - 1, 1)
 
         def draw(key, number):
-            return jax.vmap(lambda key: jax.random.bernoulli(key, keep[number]))(
-                jax.random.split(jax.random.fold_in(key, number))
+            return jax.vmap(jax.random.uniform)(jax.random.split(jax.random.fold_in(key, number)))
+
+        noise = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, jnp.arange(self.depth))  # [batch, depth, 2]
+        group = self.drop_path_group
+        if not group:
+            keep = 1.0 - jnp.asarray(self.drop_rates)[:, None]
+            return list(jnp.where(noise < keep, 1.0 / keep, 0.0).swapaxes(0, 1))
+        if batch % group:
+            raise ValueError(
+                f"drop_path_group={group} does not divide the {batch} images, views counted, that a device has at a "
+                f"time; use {math.gcd(group, batch)}, another divisor of it, or 0"
             )
+        noise = noise.reshape(batch // group, group, self.depth, 2)
+        order = jnp.argsort(jnp.moveaxis(noise, 1, -1), axis=-1)  # [groups, depth, 2, group]
+        counts = [count_kept(group, rate) for rate in self.drop_rates]
+        return [None if n == group else jnp.sort(order[:, i, :, :n], axis=-1) for i, n in enumerate(counts)]
 
-        kept = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, jnp.arange(self.depth))
-        return jnp.where(kept, 1.0 / keep[:, None], 0.0)
-
-    def block_options(self, dtype: Any) -> dict[str, Any]:
+    @property
+    def block_options(self) -> dict[str, Any]:
         width = round(self.mlp_ratio * self.dim)
+        dtype = jnp.dtype(self.dtype)
         return dict(heads=self.heads, mlp_width=width, mlp=self.mlp, layer_scale=self.layer_scale, dtype=dtype)
 
-    def run_blocks(self, x, scales, attend, bias, count):
+    def run_blocks(self, x, drops, attend, bias, count):
         """What the last `count` blocks give."""
         block = nn.remat(Block) if self.remat else Block
         outputs = []
-        for i in range(self.depth):
-            of_block = None if scales is None else scales[:, i]
-            x = block(**self.block_options(x.dtype), name=f"blocks_{i}")(x, of_block, attend, bias)
+        for i, drop in enumerate(drops):
+            x = block(**self.block_options, name=f"blocks_{i}")(x, drop, attend, bias)
             outputs.append(x)
         return tuple(outputs[-count:])
 
-    def scan_blocks(self, x, scales, attend, bias, count):
+    def scan_blocks(self, x, drops, attend, bias, count):
         """`run_blocks` as one loop over the blocks' parameters, stacked."""
         of_blocks = [self.variables["params"][f"blocks_{i}"] for i in range(self.depth)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_blocks)
-        block = Block(**self.block_options(x.dtype), parent=None)
+        block = Block(**self.block_options, parent=None)
 
         def step(x, of_block):
-            params, scale = of_block
-            x = block.apply({"params": params}, x, scale, attend, bias)
+            params, drop = of_block
+            x = block.apply({"params": params}, x, drop, attend, bias)
             return x, x if count > 1 else None
 
         # Within Flax's scan, of microbatches, `x` is not always known to differ between devices, as what comes out is.
         varying = set().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(stacked)))
         if missing := varying - jax.typeof(x).manual_axis_type.varying:
             x = lax.pcast(x, tuple(missing), to="varying")
-        by_block = None if scales is None else scales.swapaxes(0, 1)
+        by_block = None if drops[0] is None else jnp.stack(drops)
         step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
         last, outputs = lax.scan(step, x, (stacked, by_block))
         return (last,) if count == 1 else tuple(outputs[-count:])
 
-    def run_in_turn(self, x, scales, attend, bias, count):
+    def run_in_turn(self, x, drops, attend, bias, count):
         """The blocks on `microbatch` images after the other."""
         batch, size = len(x), self.microbatch
         if batch % size:
@@ -218,12 +259,12 @@ class ViT(nn.Module):
         shared = attend is None or len(attend) == 1  # by all images
 
         def step(self, _, chunk):
-            x, scales, own = chunk
+            x, drops, own = chunk
             run = self.scan_blocks if self.scan else self.run_blocks
-            return None, run(x, scales, attend if shared else own, bias, count)
+            return None, run(x, drops, attend if shared else own, bias, count)
 
         chunks = jax.tree.map(
-            lambda a: a.reshape(batch // size, size, *a.shape[1:]), (x, scales, None if shared else attend)
+            lambda a: a.reshape(batch // size, -1, *a.shape[1:]), (x, drops, None if shared else attend)
         )
         scan = nn.scan(nn.remat(step, prevent_cse=False), variable_broadcast="params", split_rngs={"params": False})
         _, outputs = scan(self, None, chunks)
@@ -274,9 +315,11 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim].
+    """x + attention(norm(x)), then x + mlp(norm(x)); x [batch, tokens, dim], float32 whatever `dtype` is.
 
-    scales: [batch, 2], what the two branches are multiplied by, in training with drop_path; else None.
+    drop: None: all images have both branches. float [batch, 2]: what each image's two branches are multiplied by: 0, or
+      so much that the mean is 1. int [groups, 2, kept]: which images of each group of batch / groups in a row have the
+      branch, in rising order; the others' is not computed, and theirs is multiplied by the group's size / kept.
     attend: as `ViT` has it. bias: added to attention's logits, broadcast to [batch, heads, tokens, tokens].
     Of parameters of which each device has a part (see `split`) it gathers the rest.
     """
@@ -288,24 +331,51 @@ class Block(nn.Module):
     mlp: str = "gelu"
 
     @nn.compact
-    def __call__(self, x, scales=None, attend=None, bias=None):
+    def __call__(self, x, drop=None, attend=None, bias=None):
         if has_parts(self.variables):
-            return nn.map_variables(Block.branches, "params", whole)(self, x, scales, attend, bias)
-        return self.branches(x, scales, attend, bias)
+            return nn.map_variables(Block.branches, "params", whole)(self, x, drop, attend, bias)
+        return self.branches(x, drop, attend, bias)
 
-    def branches(self, x, scales, attend, bias):
-        first, second = (None, None) if scales is None else scales[:, :, None, None].swapaxes(0, 1)
-        y = layer_norm(self.dtype, "norm1")(x)
-        y = Attention(self.heads, self.dtype, name="attn")(y, attend, bias)
-        x = x + self.scale(y, "ls1", first)
-        y = layer_norm(self.dtype, "norm2")(x)
-        y = FeedForward(self.mlp_width, self.dtype, self.mlp, name="mlp")(y)
-        return x + self.scale(y, "ls2", second)
+    def branches(self, x, drop, attend, bias):
+        def attention(x, attend):
+            y = layer_norm(self.dtype, "norm1")(x)
+            return self.scale(Attention(self.heads, self.dtype, name="attn")(y, attend, bias), "ls1")
 
-    def scale(self, y, name, drop_path):
-        if self.layer_scale != 0.0:
-            y = LayerScale(self.layer_scale, name=name)(y)
-        return y if drop_path is None else (y * drop_path).astype(y.dtype)
+        def feed_forward(x, _):
+            y = layer_norm(self.dtype, "norm2")(x)
+            return self.scale(FeedForward(self.mlp_width, self.dtype, self.mlp, name="mlp")(y), "ls2")
+
+        first, second = (None, None) if drop is None else drop.swapaxes(0, 1)
+        x = add_branch(x, attention, first, attend)
+        return add_branch(x, feed_forward, second, None)
+
+    def scale(self, y, name):
+        y = y.astype(jnp.float32)
+        return y if self.layer_scale == 0.0 else LayerScale(self.layer_scale, name=name)(y)
+
+
+def add_branch(
+    x: Float[Array, "batch tokens dim"],
+    branch: Callable[[Any, Any], Any],
+    drop: Array | None,
+    attend: Bool[Array, "#batch _ _"] | None,
+) -> Float[Array, "batch tokens dim"]:
+    """x + branch(x, attend), for the images that have it: drop as `Block` has it, of this branch alone."""
+    if drop is None:
+        return x + branch(x, attend)
+    if jnp.issubdtype(drop.dtype, jnp.floating):
+        return x + branch(x, attend) * drop[:, None, None]
+    groups, kept = drop.shape
+    size = len(x) // groups
+    rows = (drop + size * jnp.arange(groups)[:, None]).ravel()
+    known = dict(unique_indices=True, indices_are_sorted=True, mode="promise_in_bounds")
+    own = attend if attend is None or len(attend) == 1 else attend[rows]
+    return x.at[rows].add(branch(x.at[rows].get(**known), own) * (size / kept), **known)
+
+
+def count_kept(group: int, rate: float) -> int:
+    """Of a group of images, how many have a branch that is left out at this rate: DINOv2's count, one at least."""
+    return max(math.floor(group * (1.0 - rate) + 1e-6), 1)
 
 
 class LayerScale(nn.Module):
@@ -314,7 +384,7 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, y):
         gamma = self.param("gamma", nn.initializers.constant(self.start), y.shape[-1:], jnp.float32)
-        return y * gamma.astype(y.dtype)
+        return y * gamma
 
 
 class Attention(nn.Module):

@@ -1,5 +1,6 @@
 """What a run that does not fit can be changed to, in the order in which it costs least."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,7 +28,9 @@ def at_same_batch(settings: Mapping[str, Any], images: int, devices: int) -> dic
     if model.get("remat") is False:
         changes["model.remat"] = True
     if "microbatch" in model and (images := model["microbatch"] or images) % 4 == 0:
-        changes["model.microbatch"] = images // 4
+        group = model.get("drop_path_group", 0)  # which must divide a microbatch
+        if not group or images // 4 % group == 0:
+            changes["model.microbatch"] = images // 4
     if settings["compute_dtype"] == "float32":
         changes["compute_dtype"] = "bfloat16"
     return changes
@@ -40,10 +43,17 @@ def remedies(settings: Mapping[str, Any], kept: Mapping[str, Any], devices: int)
     for key, value in at_same_batch(settings, batch // devices, devices).items():
         yield {key: value}
     microbatch = kept.get("model.microbatch", settings["model"].get("microbatch", 0))
+    group = settings["model"].get("drop_path_group", 0)
+    views = group // math.gcd(group, batch // devices) if group else 0  # so many of an image make whole groups
     while batch % (2 * devices) == 0:
         batch //= 2
-        divides = not microbatch or batch // devices % microbatch == 0
-        yield {"batch_size": batch} | ({} if divides else {"model.microbatch": batch // devices})
+        images, change = batch // devices, {"batch_size": batch}
+        if microbatch and images % microbatch:
+            change["model.microbatch"] = images
+        if group and images * views % group:
+            smaller = math.gcd(group, images * views)
+            change["model.drop_path_group"] = smaller if smaller > 1 else 0
+        yield change
 
 
 def spelled(changes: Mapping[str, Any]) -> str:

@@ -269,6 +269,22 @@ def test_koleo_over_devices_has_the_neighbors_of_the_whole_batch():
     checks.same_on_devices(losses.koleo, z)
 
 
+@pytest.mark.parametrize("group", [2, 4])
+def test_koleo_in_groups_is_that_of_each_on_any_devices(group):
+    # On 2 devices each has whole groups; on 8 none has.
+    z = draw(8, 5)
+    expected = np.mean([reference_koleo(part) for part in z.reshape(-1, group, 5)])
+    loss = functools.partial(losses.koleo, group=group)
+    np.testing.assert_allclose(loss(jnp.asarray(z)), expected, rtol=1e-5)
+    checks.same_on_devices(loss, z, devices=(2, 8))
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_koleo_in_groups_that_do_not_fill_the_batch_is_refused(group):
+    with pytest.raises(ValueError, match="divide the global batch's 8 rows, or be 0, got"):
+        losses.koleo(jnp.ones((8, 4)), group=group)
+
+
 def test_koleo_is_finite():
     checks.finite_everywhere(losses.koleo, draw(6, 4))
 

@@ -65,6 +65,93 @@ def test_drop_path_leaves_out_whole_branches_at_its_rate_on_any_number_of_device
     assert 0.1 < left_out.mean() < 0.4
 
 
+@functools.cache
+def grouped():
+    """(a network of one block without a feed-forward branch, its weights, features: (images, axis_name) -> features)"""
+    module = small(depth=1, drop_path=0.4, drop_path_uniform=True, drop_path_group=8)
+    variables = jax.jit(module.init)(jax.random.key(0), IMAGES)
+    layer = variables["params"]["blocks_0"]["mlp"]["fc2"]
+    variables["params"]["blocks_0"]["mlp"]["fc2"] = jax.tree.map(jnp.zeros_like, layer)
+
+    def features(images, axis_name=None):
+        return module.apply(variables, images, train=True, axis_name=axis_name, rngs={"dropout": jax.random.key(1)})
+
+    return module, variables, features
+
+
+def test_of_each_group_of_images_as_many_keep_a_branch_on_any_number_of_devices():
+    module, variables, features = grouped()
+    h = jax.jit(features)(IMAGES)
+    nothing = jax.tree.map(jnp.zeros_like, variables["params"]["blocks_0"]["attn"]["proj"])
+    without = {**variables["params"]["blocks_0"], "attn": {**variables["params"]["blocks_0"]["attn"], "proj": nothing}}
+    skipped = jax.jit(module.apply)({"params": {**variables["params"], "blocks_0": without}}, IMAGES)
+    kept = np.any(np.abs(h - skipped) > 1e-6, axis=1).reshape(8, 8)
+    np.testing.assert_array_equal(kept.sum(axis=1), 4)  # int(8 * (1 - 0.4)), as DINOv2 counts
+    assert len(np.unique(kept, axis=0)) > 4  # in each group others
+    mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
+    split = jax.shard_map(
+        functools.partial(features, axis_name="data"), mesh=mesh, in_specs=P("data"), out_specs=P("data")
+    )
+    np.testing.assert_allclose(jax.jit(split)(IMAGES), h, atol=1e-5)
+    with pytest.raises(ValueError, match="drop_path_group=8 does not divide the 12 images.* use 4, another divisor"):
+        jax.eval_shape(features, IMAGES[:12])
+
+
+def test_a_branch_is_added_to_the_images_that_keep_it_alone():
+    x = jnp.arange(8.0).reshape(8, 1, 1)
+    attend = jnp.arange(8).reshape(8, 1, 1) % 2 == 0
+    drop = jnp.array([[0, 3], [1, 2]])  # of two groups of four images
+    branch = lambda x, attend: jnp.where(attend, 10.0 * x, 0.0)  # noqa: E731
+    # Twice the branch, as half of the images have it: rows 0, 3, 5, 6, of which attend lets 0 and 6 through.
+    expected = np.arange(8.0) + 2.0 * np.array([0, 0, 0, 0, 0, 0, 60, 0])
+    np.testing.assert_allclose(vit.add_branch(x, branch, drop, attend)[:, 0, 0], expected)
+    scales = jnp.array([0.0, 2.0] * 4)
+    expected = np.arange(8.0) + 20.0 * np.arange(8) * (np.arange(8) % 2)
+    np.testing.assert_allclose(vit.add_branch(x, lambda x, _: 10.0 * x, scales, None)[:, 0, 0], expected)
+
+
+def test_what_a_group_leaves_out_is_not_computed():
+    def flops(**options):
+        module = small(dim=48, heads=3, drop_path=0.5, drop_path_uniform=True, **options)
+        variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
+
+        def loss(variables):
+            return jnp.sum(module.apply(variables, IMAGES, train=True, rngs={"dropout": jax.random.key(1)}))
+
+        return jax.jit(jax.grad(loss)).lower(variables).cost_analysis()["flops"]
+
+    assert 0.45 < flops(drop_path_group=16) / flops() < 0.6  # half of the blocks, and the patch embedding
+
+
+def test_drop_path_grows_or_is_uniform():
+    assert small(depth=3, drop_path=0.4).drop_rates == [0.0, 0.2, 0.4]
+    assert small(depth=3, drop_path=0.4, drop_path_uniform=True).drop_rates == [0.4, 0.4, 0.4]
+    assert [vit.count_kept(*of) for of in ((128, 0.3), (64, 0.4), (10, 0.3), (4, 0.9))] == [89, 38, 7, 1]
+
+
+def test_groups_that_do_nothing_or_do_not_fit_are_refused():
+    for options, message in (
+        (dict(drop_path_group=-1), "drop_path_group must be at least 0"),
+        (dict(drop_path=0.1, drop_path_group=1), "of drop_path_group=1 image none is left out"),
+        (dict(drop_path=0.5, drop_path_group=8, scan=True), "use drop_path_uniform=True"),
+        (dict(drop_path=0.5, drop_path_group=8, microbatch=12), "does not divide microbatch=12"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small(**options)
+
+
+def test_the_sum_of_branches_is_float32_where_they_are_bfloat16():
+    module = small(depth=1, dtype="bfloat16", layer_scale=1e-4, positions="sincos")
+    images = IMAGES[:2]
+    variables = jax.jit(module.init)(jax.random.key(0), images)
+    tokens = jax.jit(functools.partial(module.apply, last_blocks=1))  # before the last LayerNorm
+    nothing = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 0.0 * leaf if path[-1].key == "gamma" else leaf, variables
+    )
+    changed = np.mean(np.asarray(tokens(variables, images)) != np.asarray(tokens(nothing, images)))
+    assert changed > 0.9  # in bfloat16 1e-4 of a number changes few of them
+
+
 def test_drop_path_is_off_outside_training():
     variables = jax.jit(small().init)(jax.random.key(0), IMAGES)
     h = [jax.jit(small(drop_path=rate).apply)(variables, IMAGES) for rate in (0.0, 0.5)]
@@ -181,6 +268,24 @@ def test_recomputed_in_turn_and_as_a_loop_the_blocks_are_the_same(options, atten
     got_value, got_gradient = value_and_gradient(small(drop_path=0.5, **options))
     np.testing.assert_allclose(got_value, value, rtol=1e-5)
     jax.tree.map(lambda got, expected: np.testing.assert_allclose(got, expected, atol=1e-5), got_gradient, gradient)
+
+
+def test_groups_are_the_same_recomputed_in_turn_and_as_a_loop():
+    images = IMAGES[:16, :4]
+    attend = jnp.asarray(np.random.default_rng(1).random((16, 5, 5)) < 0.7)
+
+    def gradient(**options):
+        module = small(drop_path=0.5, drop_path_uniform=True, drop_path_group=4, **options)
+
+        def loss(variables):
+            h = module.apply(variables, images, train=True, attend=attend, rngs={"dropout": jax.random.key(1)})
+            return jnp.mean(h**3)
+
+        return jax.jit(jax.grad(loss))(variables)
+
+    variables = jax.jit(small().init)(jax.random.key(0), images)
+    got = gradient(scan=True, remat=True, microbatch=8)
+    jax.tree.map(lambda got, expected: np.testing.assert_allclose(got, expected, atol=1e-5), got, gradient())
 
 
 def test_a_loop_gives_the_last_blocks_too():
