@@ -110,13 +110,14 @@ class Backbone:
         *,
         blocks: int = 4,
         pool: str = "cls",
+        norm: bool = True,
     ) -> Float[np.ndarray, "batch dims"]:
-        """Features of a ViT's last blocks side by side, float32: `models.maps.block_features`, which has `blocks` and
-        `pool`. The other arguments as of `features`.
+        """Features of a ViT's last blocks side by side, float32: `models.maps.block_features`, which has `blocks`,
+        `pool` and `norm`. The other arguments as of `features`.
 
         Raises: ValueError as `features`, for another model, and for blocks or tokens that it has not.
         """
-        function = functools.partial(maps.block_features, self.model, blocks=blocks, pool=pool)
+        function = functools.partial(maps.block_features, self.model, blocks=blocks, pool=pool, norm=norm)
         return self._by_batches(function, images, normalized, batch_size)
 
     def class_attention(

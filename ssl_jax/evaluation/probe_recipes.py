@@ -2,26 +2,28 @@
 
 import dataclasses
 
-OPTIMIZERS = ("sgd", "lars", "larc")
-SCALINGS = ("none", "batch_norm", "unit_layer_norm")
+OPTIMIZERS = ("sgd", "lars", "larc", "adamw")
+SCALINGS = ("none", "batch_norm", "layer_norm", "unit_layer_norm")
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeRecipe:
-    """The settings of `sgd_probe`. Momentum is 0.9 throughout; initial weights are normal, of deviation 0.01.
+    """The settings of `sgd_probe`. Momentum is 0.9 throughout but for AdamW, whose averages have torch's 0.9 and 0.999;
+    initial weights are normal, of deviation 0.01.
 
     lrs: > 0, of a batch of 256 images; in force is lr * batch_size / 256. Of several the best on held-out images.
     batch_size, epochs: at least 1.
-    weight_decays: >= 0, added to the gradient; of several the best as well.
+    weight_decays: >= 0, added to the gradient but for AdamW, which decays all that it trains, as torch's; of several
+      the best as well.
     optimizer: "sgd"; "lars" (trust ratio 0.001 for the weights); "larc" (the same for the biases, too). Both move
       weights by lr / 1000 of themselves a step, and need the papers' batch sizes and as many steps: on 10,000 images in
-      batches of 512 SimSiam's recipe stops at 42 % where BYOL's, of SGD, reaches 80 %.
+      batches of 512 SimSiam's recipe stops at 42 % where BYOL's, of SGD, reaches 80 %. Or "adamw".
     nesterov: of "sgd".
     drops: shares of the epochs at which the learning rate becomes a tenth, () for half a cosine to 0.
-    warmup_epochs: of the cosine, from 0.
+    warmup_epochs: of the cosine, from 0. final_share: of the highest learning rate, where the cosine ends.
     constant_within_epochs: the learning rate changes between epochs only, as torch's schedulers are mostly called.
-    scaling: what the classifier is given: "none", the features; "batch_norm", without scale and shift; or
-      "unit_layer_norm", LayerNorm with scale and shift that are trained, and then unit length.
+    scaling: what the classifier is given: "none", the features; "batch_norm", without scale and shift; "layer_norm",
+      with scale and shift that are trained; or "unit_layer_norm", after that of unit length.
 
     Raises: ValueError for what is out of range.
     """
@@ -34,8 +36,14 @@ class ProbeRecipe:
     nesterov: bool = False
     drops: tuple[float, ...] = ()
     warmup_epochs: int = 0
+    final_share: float = 0.0
     constant_within_epochs: bool = False
     scaling: str = "none"
+
+    @property
+    def grid(self) -> list[tuple[float, float]]:
+        """(lr, weight decay) of each head."""
+        return [(lr, weight_decay) for lr in self.lrs for weight_decay in self.weight_decays]
 
     def __post_init__(self):
         if not self.lrs or min(self.lrs) <= 0 or not self.weight_decays or min(self.weight_decays) < 0:
@@ -47,6 +55,8 @@ class ProbeRecipe:
             )
         if self.optimizer not in OPTIMIZERS or self.scaling not in SCALINGS:
             raise ValueError(f"no optimizer {self.optimizer!r} or scaling {self.scaling!r}: {OPTIMIZERS}, {SCALINGS}")
+        if not 0 <= self.final_share < 1:
+            raise ValueError(f"final_share must be in [0, 1), got {self.final_share}")
         if self.nesterov and self.optimizer != "sgd":
             raise ValueError(f"nesterov is sgd's; {self.optimizer} has plain momentum")
         if self.drops and (self.warmup_epochs or not all(0 < drop < 1 for drop in self.drops)):
@@ -83,6 +93,19 @@ RECIPES = {
     # arXiv:2204.07141, the authors' code: so large because what is classified has unit length. The batch size is that
     # of one device, and of how many is not said; there the learning rate does not follow it.
     "msn": ProbeRecipe(lrs=(6.4,), batch_size=256, epochs=100, nesterov=True, scaling="unit_layer_norm"),
+    # arXiv:2511.08544, the authors' README: LayerNorm, AdamW, decay 1e-6, warm-up and cosine to a thousandth. It has no
+    # learning rate; 1e-3 after an epoch of warm-up is that of the probe in their MINIMAL.md. Batch and epochs are no
+    # one's.
+    "lejepa": ProbeRecipe(
+        lrs=(1e-3,),
+        batch_size=256,
+        epochs=100,
+        weight_decays=(1e-6,),
+        optimizer="adamw",
+        warmup_epochs=1,
+        final_share=1e-3,
+        scaling="layer_norm",
+    ),
     # arXiv:2111.06377, table 10.
     "mae": ProbeRecipe(
         lrs=(0.1,), batch_size=16384, epochs=90, optimizer="lars", warmup_epochs=10, scaling="batch_norm"

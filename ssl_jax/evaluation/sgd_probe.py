@@ -1,4 +1,4 @@
-"""Linear probes trained by SGD as the papers train them: a whole grid of learning rates and weight decays at once."""
+"""Linear probes trained by steps as the papers train them: a whole grid of learning rates and weight decays at once."""
 
 import dataclasses
 import functools
@@ -20,6 +20,7 @@ from ssl_jax.losses._common import normalize
 MOMENTUM, INIT_STD = 0.9, 0.01  # of every recipe; biases begin at 0
 # Rows whose logits are made at a time when heads are scored.
 ROWS = 4096
+LAYER_NORMS = ("layer_norm", "unit_layer_norm")
 BATCH_NORM_EPS, LAYER_NORM_EPS = 1e-6, 1e-5  # MAE's; torch's
 RUNNING = 0.9  # decay of the running statistics: momentum 0.1 in torch
 
@@ -104,18 +105,12 @@ def sgd_probe(
     check_labeled("test", test_features, test_labels, num_classes)
     check_same_dim(passes[0], test_features)
 
-    grid = [(lr, weight_decay) for lr in recipe.lrs for weight_decay in recipe.weight_decays]
+    grid = recipe.grid
     best, held_out_accuracy = 0, None
     if len(grid) > 1:
-        index, held_out = draw_labels(train_labels, num_classes, None, seed)
-        fitted, held_out = index[~held_out], index[held_out]
-        heads = train_heads(
-            passes[:, fitted], train_labels[fitted], grid, num_classes=num_classes, recipe=recipe, seed=seed
-        )
-        hits, losses = _score(heads, passes[0][held_out], train_labels[held_out], recipe)
-        best = max(range(len(grid)), key=lambda i: (hits[i], -losses[i]) if np.isfinite(losses[i]) else (-1.0, 0.0))
-        accuracies = 100.0 * np.where(np.isfinite(losses), hits, np.nan)
-        held_out_accuracy = accuracies.reshape(len(recipe.lrs), len(recipe.weight_decays))
+        found = search(passes, train_labels, num_classes=num_classes, recipe=recipe, seed=seed)
+        best = found.best
+        held_out_accuracy = found.accuracies.reshape(len(recipe.lrs), len(recipe.weight_decays))
 
     lr, weight_decay = grid[best]
     heads = train_heads(passes, train_labels, grid[best : best + 1], num_classes=num_classes, recipe=recipe, seed=seed)
@@ -136,6 +131,41 @@ def sgd_probe(
     )
 
 
+class Search(NamedTuple):
+    """Of each head of a recipe's grid on held-out images: top-1 in percent, NaN for one that has diverged, and mean
+    cross entropy."""
+
+    accuracies: Float[np.ndarray, "heads"]
+    losses: Float[np.ndarray, "heads"]
+
+    def rank(self, head: int) -> tuple[float, float]:
+        """The greater the better."""
+        finite = bool(np.isfinite(self.losses[head]))
+        return (float(self.accuracies[head]), -float(self.losses[head])) if finite else (-1.0, 0.0)
+
+    @property
+    def best(self) -> int:
+        return max(range(len(self.losses)), key=self.rank)
+
+
+def search(
+    passes: Float[np.ndarray, "passes train dim"],
+    labels: Integer[np.ndarray, "train"],
+    *,
+    num_classes: int,
+    recipe: ProbeRecipe,
+    seed: int = 0,
+) -> Search:
+    """Trains a head for each of the recipe's grid on four fifths of each class's images, and scores it on the rest."""
+    index, held_out = draw_labels(labels, num_classes, None, seed)
+    fitted, held_out = index[~held_out], index[held_out]
+    heads = train_heads(
+        passes[:, fitted], labels[fitted], recipe.grid, num_classes=num_classes, recipe=recipe, seed=seed
+    )
+    hits, losses = _score(heads, passes[0][held_out], labels[held_out], recipe)
+    return Search(100.0 * np.where(np.isfinite(losses), hits, np.nan), losses)
+
+
 def train_heads(
     passes: Float[np.ndarray, "passes train dim"],
     labels: Integer[np.ndarray, "train"],
@@ -153,7 +183,7 @@ def train_heads(
     batch_size = min(recipe.batch_size, images)
     kernel = INIT_STD * jax.random.normal(jax.random.key(seed), (dim, num_classes))
     params = {"kernel": kernel, "bias": jnp.zeros(num_classes)}
-    if recipe.scaling == "unit_layer_norm":
+    if recipe.scaling in LAYER_NORMS:
         params |= {"norm_scale": jnp.ones(dim), "norm_bias": jnp.zeros(dim)}
     params = jax.tree.map(lambda leaf: jnp.tile(leaf, (len(grid), *(1,) * leaf.ndim)), params)
     opt_state = jax.vmap(_optimizer(recipe, 0.0, 0.0, 1).init)(params)
@@ -213,6 +243,8 @@ def _optimizer(
     recipe: ProbeRecipe, peak_lr: float | Array, weight_decay: float | Array, steps_per_epoch: int
 ) -> optax.GradientTransformation:
     lr = functools.partial(_lr, recipe, peak_lr, steps_per_epoch)
+    if recipe.optimizer == "adamw":
+        return optax.adamw(lr, weight_decay=weight_decay)
     if recipe.optimizer == "sgd":
         return optim.sgd(lr, weight_decay=lambda _: weight_decay, momentum=MOMENTUM, nesterov=recipe.nesterov)
     adapted = optim.lars if recipe.optimizer == "lars" else optim.larc
@@ -224,16 +256,19 @@ def _lr(recipe: ProbeRecipe, peak_lr: float | Array, steps_per_epoch: int, step:
     now = step // steps_per_epoch * steps_per_epoch if recipe.constant_within_epochs else step
     if recipe.drops:
         return peak_lr * 0.1 ** sum(jnp.float32(now >= round(drop * steps)) for drop in recipe.drops)
-    return peak_lr * optim.warmup_cosine(1.0, warmup_steps=recipe.warmup_epochs * steps_per_epoch, steps=steps)(now)
+    warmup_steps = recipe.warmup_epochs * steps_per_epoch
+    share = optim.warmup_cosine(1.0, warmup_steps=warmup_steps, steps=steps, final_lr=recipe.final_share)
+    return peak_lr * share(now)
 
 
 def _classify(
     params: dict[str, Float[Array, "..."]], x: Float[Array, "batch dim"], recipe: ProbeRecipe
 ) -> Float[Array, "batch classes"]:
     """One head's logits."""
-    if recipe.scaling == "unit_layer_norm":
+    if recipe.scaling in LAYER_NORMS:
         mean, variance = jnp.mean(x, axis=1, keepdims=True), jnp.var(x, axis=1, keepdims=True)
         x = (x - mean) * lax.rsqrt(variance + LAYER_NORM_EPS) * params["norm_scale"] + params["norm_bias"]
+    if recipe.scaling == "unit_layer_norm":
         x = normalize(x)
     # highest: TPUs would multiply in bfloat16.
     return jnp.matmul(x, params["kernel"], precision="highest") + params["bias"]

@@ -49,7 +49,7 @@ def patch_map(
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("module", "blocks", "pool"))
+@functools.partial(jax.jit, static_argnames=("module", "blocks", "pool", "norm"))
 def block_features(
     module: nn.Module,
     variables: Mapping[str, Any],
@@ -57,6 +57,7 @@ def block_features(
     *,
     blocks: int,
     pool: str,
+    norm: bool = True,
 ) -> Float[Array, "batch dims"]:
     """Features of a ViT's last blocks side by side, the last block's last, each token after the final LayerNorm.
 
@@ -65,6 +66,7 @@ def block_features(
       pool: "cls": their class tokens (DINO: 4 blocks of ViT-S). "mean": the means of their patches (I-JEPA: 4 blocks).
         "cls_and_mean": their class tokens, and after these the mean of the last block's patches (DINO: 1 block of
         ViT-B; DINOv2: 1 or 4).
+      norm: False for tokens as the blocks give them, before the final LayerNorm (MSN).
     Returns: [batch, blocks * dim], or with "cls_and_mean" [batch, (blocks + 1) * dim].
     Raises: ValueError for a module that is no ViT, has no such token or not so many blocks.
     Source: Caron et al. 2021, arXiv:2104.14294, appendix F.2 and the authors' eval_linear.py; Oquab et al. 2023,
@@ -74,10 +76,11 @@ def block_features(
     vit = _check_vit(module, class_token=pool != "mean")
     if not 1 <= blocks <= vit.depth:
         raise ValueError(f"blocks must be in 1..{vit.depth}, the model's depth, got {blocks}")
-    if vit.pool == "mean":
+    if norm and vit.pool == "mean":
         raise ValueError('a model of pool="mean" has no LayerNorm for single tokens; use one of pool="norm_mean"')
     outputs: Any = vit.apply(variables, images, last_blocks=blocks)
-    outputs = layer_norm(jnp.float32, "norm").apply({"params": variables["params"]["norm"]}, outputs)
+    if norm:
+        outputs = layer_norm(jnp.float32, "norm").apply({"params": variables["params"]["norm"]}, outputs)
     classes = outputs[:, :, 0]
     means = jnp.mean(outputs[:, :, vit.num_prefix :], axis=2)
     if pool == "cls_and_mean":

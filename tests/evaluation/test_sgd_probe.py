@@ -93,6 +93,37 @@ def test_equals_numpy(changes):
     np.testing.assert_allclose(found.variance, variance, rtol=1e-4)
 
 
+def test_adamw_after_layer_norm_equals_numpy():
+    """LeJEPA's: torch's AdamW, which decays every parameter, the norm's too."""
+    made = recipe(optimizer="adamw", scaling="layer_norm", warmup_epochs=1, final_share=0.1)
+    found = train_heads(TRAIN[0][None], TRAIN[1], [(0.1, 0.3)], num_classes=4, recipe=made)
+    start = train_heads(TRAIN[0][None], TRAIN[1], [(1e-30, 0.0)], num_classes=4, recipe=SHORT).params["kernel"][0]
+    params = {"norm_scale": np.ones(6), "norm_bias": np.zeros(6), "kernel": np.float64(start), "bias": np.zeros(4)}
+    first, second, step = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0), 0
+    for epoch in range(3):
+        for rows in batch_order(150, 32, 0, epoch):
+            x, y = TRAIN[0][rows].astype(np.float64), TRAIN[1][rows]
+            x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+            normed = x * params["norm_scale"] + params["norm_bias"]
+            logits = normed @ params["kernel"] + params["bias"]
+            p = np.exp(logits - logits.max(axis=1, keepdims=True))
+            residuals = (p / p.sum(axis=1, keepdims=True) - np.eye(4)[y]) / 32
+            back = residuals @ params["kernel"].T
+            gradients = {"norm_scale": (back * x).sum(axis=0), "norm_bias": back.sum(axis=0)}
+            gradients |= {"kernel": normed.T @ residuals, "bias": residuals.sum(axis=0)}
+            # 4 steps of warm-up, then half a cosine over 8 to a tenth; 0.1 is of 256 images.
+            share = step / 4 if step < 4 else 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * (step - 4) / 8))
+            rate, step = 0.1 * 32 / 256 * share, step + 1
+            for name, gradient in gradients.items():
+                first[name] = 0.9 * first[name] + 0.1 * gradient
+                second[name] = 0.999 * second[name] + 0.001 * gradient**2
+                moved = first[name] / (1 - 0.9**step) / (np.sqrt(second[name] / (1 - 0.999**step)) + 1e-8)
+                params[name] = params[name] - rate * (moved + 0.3 * params[name])
+    for name, leaf in params.items():
+        np.testing.assert_allclose(found.params[name][0], leaf, rtol=1e-3, atol=1e-5)
+    assert np.abs(params["norm_scale"] - 1).max() > 0.005
+
+
 @pytest.mark.parametrize("scaling", ["none", "batch_norm", "unit_layer_norm"])
 def test_a_head_among_others_is_the_same_alone(scaling):
     made = recipe(scaling=scaling)
@@ -220,6 +251,7 @@ def test_errors_name_what_is_wrong(change, message):
         ({"optimizer": "adam"}, "no optimizer 'adam'"),
         ({"scaling": "pca"}, "scaling 'pca'"),
         ({"optimizer": "lars", "nesterov": True}, "lars has plain momentum"),
+        ({"final_share": 1.0}, r"final_share must be in \[0, 1\)"),
         ({"drops": (60.0,)}, r"drops must be in \(0, 1\)"),
         ({"drops": (0.5,), "warmup_epochs": 1}, "without warm-up"),
     ],

@@ -69,6 +69,11 @@ def test_features_of_blocks_are_those_of_shallower_models():
         np.testing.assert_allclose(found, np.concatenate(parts, axis=1), rtol=1e-4, atol=1e-5)
     last = maps.block_features(vit(), variables, IMAGES, blocks=1, pool="cls")
     np.testing.assert_allclose(last, ends["cls"][1], rtol=1e-4, atol=1e-5)
+    raw = np.asarray(maps.block_features(vit(), variables, IMAGES, blocks=1, pool="cls", norm=False))
+    normed = (raw - raw.mean(axis=1, keepdims=True)) / np.sqrt(raw.var(axis=1, keepdims=True) + 1e-6)
+    norm = variables["params"]["norm"]
+    np.testing.assert_allclose(normed * norm["scale"] + norm["bias"], last, rtol=1e-4, atol=1e-5)
+    assert maps.block_features(vit(pool="mean"), variables, IMAGES, blocks=1, pool="cls", norm=False).shape == raw.shape
 
 
 @pytest.mark.parametrize("positions", ["learned", "relative"])

@@ -1,0 +1,101 @@
+"""Linear probes of a ViT's last blocks: which tokens the papers classify, and how."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from ssl_jax.evaluation.probe_recipes import RECIPES
+from ssl_jax.evaluation.sgd_probe import Search, SGDProbe, search, sgd_probe
+
+
+class Tokens(NamedTuple):
+    """The class tokens of the last `blocks` blocks side by side; with `mean` also the mean of the last block's
+    patches."""
+
+    blocks: int
+    mean: bool
+
+    def describe(self, of: str = "class tokens") -> str:
+        where = "the last block" if self.blocks == 1 else f"the last {self.blocks} blocks"
+        return f"{of} of {where}" + (" and the mean of its patches" if self.mean else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockProbe:
+    """recipe: of `probe_recipes.RECIPES`. tokens: of several the ones that are best on held-out images.
+
+    norm: whether they are taken after the backbone's final LayerNorm.
+    patches: whether a model without a class token is probed by the means of the blocks' patches in its place.
+    """
+
+    recipe: str
+    tokens: tuple[Tokens, ...]
+    norm: bool = True
+    patches: bool = False
+
+    @property
+    def blocks(self) -> int:
+        return max(tokens.blocks for tokens in self.tokens)
+
+
+# "probe_NAME" of the command line, "probe/NAME/top1" of evaluation.json.
+BLOCK_PROBES = {
+    # arXiv:2104.14294, appendix F.2, and the authors' eval_linear.py: 4 blocks of ViT-S; 1 with the mean of ViT-B.
+    "dino_4_blocks": BlockProbe("dino", (Tokens(4, False),)),
+    "dino_1_block": BlockProbe("dino", (Tokens(1, True),)),
+    # arXiv:2304.07193, appendix B.3, and the authors' eval/linear.py. They take what is best on ImageNet's validation
+    # images, which are the test's; here it is what is best on held-out training images.
+    "dinov2_blocks": BlockProbe("dinov2", (Tokens(1, False), Tokens(1, True), Tokens(4, False), Tokens(4, True))),
+    # arXiv:2204.07141, the authors' linear_eval.py, and num_blocks of lineval_msn_vits16.yaml: 1, before the LayerNorm.
+    "msn_block": BlockProbe("msn", (Tokens(1, False),), norm=False),
+    # arXiv:2511.08544, the authors' README. Whether before the LayerNorm is not said: the probe has one of its own.
+    "lejepa_blocks": BlockProbe("lejepa", (Tokens(2, False),), norm=False, patches=True),
+}
+
+
+def block_probe(
+    train_features: Float[np.ndarray, "train dims"],
+    train_labels: Integer[np.ndarray, "train"],
+    test_features: Float[np.ndarray, "test dims"],
+    test_labels: Integer[np.ndarray, "test"],
+    *,
+    num_classes: int,
+    probe: BlockProbe,
+    dim: int,
+    seed: int = 0,
+) -> tuple[SGDProbe, Tokens]:
+    """(test accuracy of a linear classifier of the probe's tokens, the tokens).
+
+    Of several, tokens, learning rate and weight decay are chosen together, on a fifth of each class's training images;
+    with them the classifier is trained on all, and sees the test set once.
+
+    Args:
+      train_features, test_features: of at least `probe.blocks` blocks, the last block's last, and after them the mean
+        of the last block's patches if any of the tokens has it: what `models.maps.block_features` gives.
+      dim: of a token.
+      The others as `sgd_probe` has them.
+    Raises: ValueError as `sgd_probe`, and for features that are not of so many tokens.
+    """
+    with_mean = any(tokens.mean for tokens in probe.tokens)
+    count = train_features.shape[1] // dim - with_mean
+    if train_features.shape[1] % dim or count < probe.blocks:
+        raise ValueError(
+            f"features of {train_features.shape[1]} numbers are no {probe.blocks} tokens of {dim}"
+            f"{' and a mean' if with_mean else ''}"
+        )
+    columns = [slice((count - t.blocks) * dim, (count + t.mean) * dim) for t in probe.tokens]
+    recipe, best = RECIPES[probe.recipe], 0
+    if len(columns) > 1:
+        found = [_search(train_features[:, c], train_labels, num_classes, probe.recipe, seed) for c in columns]
+        best = max(range(len(found)), key=lambda i: found[i].rank(found[i].best))
+        lr, weight_decay = recipe.grid[found[best].best]
+        recipe = dataclasses.replace(recipe, lrs=(lr,), weight_decays=(weight_decay,))
+    train, test = (features[:, columns[best]] for features in (train_features, test_features))
+    measured = sgd_probe(train, train_labels, test, test_labels, num_classes=num_classes, recipe=recipe, seed=seed)
+    return measured, probe.tokens[best]
+
+
+def _search(features: np.ndarray, labels: np.ndarray, num_classes: int, recipe: str, seed: int) -> Search:
+    return search(features[None], labels, num_classes=num_classes, recipe=RECIPES[recipe], seed=seed)
