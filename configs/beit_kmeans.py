@@ -7,6 +7,7 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
+    config.model.pool = "norm_mean"
     config.method = dict(name="beit_kmeans", codes=128, normalize=True, tokenizer_steps=200)
     config.augment.view = recipes.tiny_view(crop_area=(0.5, 1.0))
     config.mask = dict(kind="block", ratio=(0.4, 0.4), min_patches=1)
@@ -16,7 +17,7 @@ def tiny() -> ConfigDict:
 
 def imagenet_vitb16() -> ConfigDict:
     """83.2 fine-tuned, of 800 epochs with DALL-E's tokenizer; its numbers, but for the tokenizer's."""
-    vit = dict(positions="relative", layer_scale=0.1, drop_path=0.1)
+    vit = dict(positions="relative", layer_scale=0.1, drop_path=0.1, pool="norm_mean")
     config = recipes.imagenet("vit_base_patch16_224", batch_size=2048, epochs=800, **vit)
     config.method = dict(
         name="beit_kmeans", codes=8192, normalize=True, tokenizer_steps=recipes.imagenet_steps(5, 2048)

@@ -7,6 +7,7 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
+    config.model.pool = "norm_mean"
     config.method = dict(name="simmim")
     config.augment.view = recipes.tiny_view(crop_area=(0.5, 1.0), brightness=0.0, contrast=0.0)
     config.mask = dict(kind="random", ratio=(0.6, 0.6))
@@ -15,11 +16,11 @@ def tiny() -> ConfigDict:
 
 def imagenet_vitb16() -> ConfigDict:
     """83.8 fine-tuned."""
-    model = dict(positions="relative", layer_scale=0.1, drop_path=0.1)
+    model = dict(positions="relative", layer_scale=0.1, drop_path=0.1, pool="norm_mean")
     config = recipes.imagenet("vit_base_patch16_224", batch_size=2048, epochs=800, **model)
     config.method = dict(name="simmim")
-    config.augment.view = dict(size=(224, 224), crop_area=(0.67, 1.0), flip=0.5, interpolation="bicubic")
-    config.mask = dict(kind="random", ratio=(0.6, 0.6), unit=2)
+    config.augment.view = dict(size=(224, 224), crop_area=(0.67, 1.0), flip=0.5)
+    config.mask = dict(kind="random", ratio=(30 / 49, 30 / 49), unit=2)  # 0.6 of 7 x 7 squares of 32 pixels, rounded up
     config.optimizer = dict(
         name="adamw",
         lr=recipes.lr_for(config, 0.5e-4),

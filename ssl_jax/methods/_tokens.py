@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -36,6 +35,19 @@ def check_vit(method: Any, *, class_token: bool = True) -> None:
         )
 
 
+def check_patches(method: Any) -> None:
+    """Raises: ValueError for a backbone without patch tokens, or one that is pooled otherwise than by their mean.
+
+    Of these methods no loss sees the class token, and the authors fine-tune on the mean of the patches.
+    """
+    check_vit(method, class_token=method.backbone.class_token if isinstance(method.backbone, ViT) else True)
+    if method.backbone.pool != "norm_mean":
+        raise ValueError(
+            "this method trains the patches alone: its features are their mean after the last LayerNorm, not the class "
+            f'token; use model.pool="norm_mean", got {method.backbone.pool!r}'
+        )
+
+
 def unmasked(mask: Bool[Array, "batch patches"], ratio: float) -> Int[Array, "batch kept"]:
     """The patches that are not masked, in their order; their number must be known beforehand.
 
@@ -45,11 +57,6 @@ def unmasked(mask: Bool[Array, "batch patches"], ratio: float) -> Int[Array, "ba
     patches = mask.shape[1]
     masked = int(np.round(np.float32(patches) * np.float32(ratio)))  # as data/masks.py counts
     return jnp.argsort(mask, axis=1, stable=True)[:, : patches - masked]
-
-
-def draw_mask_token(rng: Key[Array, ""], backbone: nn.Module) -> Float[Array, " dim"]:
-    """BEiT's: normal of deviation 0.02, cut off at two of them."""
-    return 0.02 * jax.random.truncated_normal(rng, -2, 2, (backbone.dim,))
 
 
 def encode_masked(

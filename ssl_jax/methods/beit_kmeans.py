@@ -50,7 +50,7 @@ class BEiTKMeans:
     chance_level: ClassVar[None] = None
 
     def __post_init__(self):
-        _tokens.check_vit(self)
+        _tokens.check_patches(self)
         _common.check_positive(self, "tokenizer_steps")
         _common.check_share(self, "decay", "restart_below")
         if self.codes < 2:
@@ -58,7 +58,7 @@ class BEiTKMeans:
 
     @property
     def head(self) -> nn.Module:
-        return nn.Dense(self.codes, kernel_init=nn.initializers.truncated_normal(0.02))
+        return nn.Dense(self.codes, kernel_init=_vit.beit_init)
 
     def init(self, rng, images):
         _, patches, pixels = patchify(images, self.backbone.patch_size).shape
@@ -67,10 +67,10 @@ class BEiTKMeans:
                 f"codes={self.codes} begin as patches of a batch, which has {self.run.batch_size} images of {patches}; "
                 f"use codes={self.run.batch_size * patches} or less"
             )
-        keys = jax.random.split(rng, 3)
+        keys = jax.random.split(rng, 4)
         params, batch_stats = _common.init({"backbone": self.backbone}, keys[0], images)
-        params["backbone"] = _vit.shrink_branches(params["backbone"])
-        params["mask_token"] = _tokens.draw_mask_token(keys[1], self.backbone)
+        params["backbone"] = _vit.draw_beit(keys[3], params["backbone"])
+        params["mask_token"] = _vit.beit_init(keys[1], (self.backbone.dim,))
         params["head"] = self.head.init(keys[2], jnp.zeros((1, self.backbone.dim)))["params"]
         return params, {
             "batch_stats": batch_stats,

@@ -26,8 +26,10 @@ class DINOv2:
     `most_masked`: of a view's patches at most so many are masked, and no more of them pass the patches' head; 0: all
     pass.
 
-    `koleo_images`: a class token's nearest neighbor is sought among this many images, which are one device's; 0: among
-    those of the global batch. The authors': among those of the device, 32 or 64.
+    `koleo_images`: a class token's nearest neighbor is sought among this many images, on whichever devices they are; 0:
+    among those of the global batch. The authors': among those of the device, 12, 32 or 64.
+
+    Stochastic depth of the authors is that of model.drop_path_uniform=True and model.drop_path_group above 0.
 
     Source: Oquab et al. 2023, arXiv:2304.07193, section 4, and the authors' code: `config.mask` is iBOT's with blocks
     of 4 patches at least. There exactly half of the images of a device have a mask, of sizes evenly spaced.
@@ -68,8 +70,8 @@ class DINOv2:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.koleo_images == 1 or (self.koleo_images and self.run.batch_size % self.koleo_images):
             raise ValueError(
-                f"koleo_images={self.koleo_images} must divide a device's share of batch_size={self.run.batch_size}, "
-                "and be 2 at least; use 0 for the global batch"
+                f"koleo_images={self.koleo_images} must divide batch_size={self.run.batch_size}, and be 2 at least; "
+                "use 0 for the global batch"
             )
         if self.centering not in CENTERINGS:
             raise ValueError(f"centering must be one of {', '.join(CENTERINGS)}, got {self.centering!r}")
@@ -136,7 +138,7 @@ class DINOv2:
         ]
         patch_loss = sum(of_views) / len(of_views)
         h = h[: len(_dino.GLOBAL)]
-        koleo = sum(self._koleo(x, axis_name) for x in h)
+        koleo = sum(losses.koleo(x, group=self.koleo_images, axis_name=axis_name) for x in h)
         loss = class_loss + self.patch_weight * patch_loss + self.koleo_weight * koleo
         metrics = {
             "loss": loss,
@@ -158,15 +160,6 @@ class DINOv2:
         center = state["centers"][name]
         state["centers"][name] = _dino.move_center(center, scores, self.center_decay, axis_name, counts)
         return centered(scores, center, temperature)
-
-    def _koleo(self, h, axis_name):
-        if not self.koleo_images:
-            return losses.koleo(h, axis_name=axis_name)
-        if len(h) % self.koleo_images:
-            raise ValueError(
-                f"koleo_images={self.koleo_images} does not divide a device's {len(h)} images; use 0 for all of them"
-            )
-        return jnp.mean(jax.vmap(losses.koleo)(h.reshape(-1, self.koleo_images, h.shape[-1])))
 
     def update(self, params: Any, state: Any, step: Any) -> Any:
         decay = optim.cosine(self.decay, 1.0, step, self.run.steps)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ssl_jax import losses
-from ssl_jax.methods import _common, _tokens
+from ssl_jax.methods import _common, _tokens, _vit
 from ssl_jax.models.patches import patchify
+from ssl_jax.models.vit import weight_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,8 @@ class MaskFeat:
 
     `config.mask` is to hide blocks with a share of 0.4.
 
-    Source: Wei et al. 2021, arXiv:2112.09133, section 3, and the authors' code. Their ViT's positions are learned.
+    Source: Wei et al. 2021, arXiv:2112.09133, section 3, and the authors' code, whose initialization this is. Their
+    ViT's positions are learned.
     """
 
     backbone: nn.Module
@@ -32,7 +34,7 @@ class MaskFeat:
     chance_level: ClassVar[None] = None  # the spread of the histograms: see the metric mean_loss
 
     def __post_init__(self):
-        _tokens.check_vit(self)
+        _tokens.check_patches(self)
         _common.check_positive(self, "cell", "bins")
         if self.backbone.patch_size % self.cell:
             raise ValueError(f"cell={self.cell} does not divide patches of {self.backbone.patch_size} pixels")
@@ -43,12 +45,13 @@ class MaskFeat:
         return self.backbone.patch_size // self.cell
 
     def head(self, channels: int) -> nn.Module:
-        return nn.Dense(self.cells**2 * channels * self.bins, kernel_init=nn.initializers.truncated_normal(0.02))
+        return nn.Dense(self.cells**2 * channels * self.bins, kernel_init=weight_init)
 
     def init(self, rng, images):
-        keys = jax.random.split(rng, 3)
+        keys = jax.random.split(rng, 4)
         params, batch_stats = _common.init({"backbone": self.backbone}, keys[0], images)
-        params["mask_token"] = _tokens.draw_mask_token(keys[1], self.backbone)
+        params["backbone"] = _vit.draw_maskfeat(keys[3], params["backbone"])
+        params["mask_token"] = weight_init(keys[1], (self.backbone.dim,))
         head = self.head(images.shape[-1])
         params["head"] = head.init(keys[2], jnp.zeros((1, self.backbone.dim)))["params"]
         return params, {"batch_stats": batch_stats}

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax import losses
-from ssl_jax.methods import _common, _tokens
+from ssl_jax.methods import _common, _tokens, _vit
+from ssl_jax.models.heads import torch_init
 from ssl_jax.models.patches import patchify
 
 
@@ -17,9 +18,10 @@ class SimMIM:
     """Draws the hidden patches of an image by one linear layer on a ViT that sees a token in their place.
 
     The distance is absolute, of the normalized pixels. `config.mask` is to hide squares of about 32 pixels, which are
-    several of the ViT's patches (config.mask.unit), with a share of 0.6.
+    several of the ViT's patches (config.mask.unit), with a share of 0.6, rounded up.
 
-    Source: Xie et al. 2021, arXiv:2111.09886, section 3. Their ViT has model.positions="relative".
+    Source: Xie et al. 2021, arXiv:2111.09886, section 3, and the authors' code, whose initialization this is. Their ViT
+    has model.positions="relative".
     """
 
     backbone: nn.Module
@@ -30,15 +32,16 @@ class SimMIM:
     chance_level: ClassVar[None] = None  # the spread of the pixels: see the metric mean_loss
 
     def __post_init__(self):
-        _tokens.check_vit(self)
+        _tokens.check_patches(self)
 
     def head(self, images: Any) -> nn.Module:
-        return nn.Dense(self.backbone.patch_size**2 * images.shape[-1])
+        return nn.Dense(self.backbone.patch_size**2 * images.shape[-1], kernel_init=torch_init)
 
     def init(self, rng, images):
-        keys = jax.random.split(rng, 3)
+        keys = jax.random.split(rng, 4)
         params, batch_stats = _common.init({"backbone": self.backbone}, keys[0], images)
-        params["mask_token"] = _tokens.draw_mask_token(keys[1], self.backbone)
+        params["backbone"] = _vit.draw_beit(keys[3], params["backbone"])
+        params["mask_token"] = _vit.beit_init(keys[1], (self.backbone.dim,))
         params["head"] = self.head(images).init(keys[2], jnp.zeros((1, self.backbone.dim)))["params"]
         return params, {"batch_stats": batch_stats}
 

@@ -19,7 +19,8 @@ MASK = np.random.default_rng(0).random((4, 16)) < 0.4
 
 @functools.cache
 def vit():
-    return models.create("vit_tiny_patch16_224", dim=16, depth=2, heads=2, patch_size=4, image_size=16)
+    vit = dict(dim=16, depth=2, heads=2, patch_size=4, image_size=16, pool="norm_mean")
+    return models.create("vit_tiny_patch16_224", **vit)
 
 
 @functools.cache
@@ -208,8 +209,8 @@ def test_the_last_kernels_of_block_l_begin_smaller_by_sqrt_2l():
     }
     for (block, *layer), deviation in spread.items():
         factor = np.sqrt(2 * (block + 1)) if layer[1] in ("proj", "fc2") else 1.0
-        # 0.02 is the deviation after the cut at two of them; 256 numbers at least.
-        np.testing.assert_allclose(deviation, 0.02 / factor, rtol=0.15)
+        # A normal distribution of deviation 0.02 that is cut at one of them has 0.54 of that; 256 numbers at least.
+        np.testing.assert_allclose(deviation, 0.54 * 0.02 / factor, rtol=0.15)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ MASK = np.random.default_rng(0).random((4, 16)) < 0.6
 
 
 def setup(**options):
-    backbone = models.create("vit_tiny_patch16_224", dim=16, depth=3, heads=2, patch_size=4, image_size=16)
+    vit = dict(dim=16, depth=3, heads=2, patch_size=4, image_size=16, pool="norm_mean")
+    backbone = models.create("vit_tiny_patch16_224", **vit)
     method = METHODS["data2vec"](backbone, RUN, **{"target_blocks": 2, **options})
     x = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
     params, state = method.init(jax.random.key(1), x[:1])
@@ -20,15 +21,36 @@ def setup(**options):
     return method, {"views": (x,), "masks": (jnp.asarray(MASK),)}, params, state
 
 
-def test_targets_are_the_normalized_mean_of_the_teachers_last_blocks():
+def normalize(x):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def test_targets_are_the_teachers_last_blocks_normalized_each_and_their_mean_again():
     method, batch, _, state = setup()
     variables, x = {"params": state["teacher"]["params"]["backbone"]}, batch["views"][0]
     # Of a model of two and of all three blocks, before the LayerNorm, which capture_intermediates shows.
     _, seen = method.backbone.apply(variables, x, capture_intermediates=True)
     blocks = [seen["intermediates"][f"blocks_{i}"]["__call__"][0][:, 1:] for i in (1, 2)]
-    mean = np.mean(np.asarray(blocks, np.float64), axis=0)
-    expected = (mean - mean.mean(-1, keepdims=True)) / np.sqrt(mean.var(-1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(method.targets(state["teacher"], x), expected, atol=1e-4)
+    mean = np.mean(normalize(np.asarray(blocks, np.float64)), axis=0)
+    np.testing.assert_allclose(method.targets(state["teacher"], x), normalize(mean), atol=1e-4)
+
+
+def test_the_decay_is_constant_unless_a_config_says_otherwise():
+    method, _, params, state = setup()
+    leaf = lambda tree: np.asarray(tree["backbone"]["patch_embed"]["proj"]["kernel"])  # noqa: E731
+    old, new = leaf(state["teacher"]["params"]), leaf(params)
+    for step in (0, 1, 90):
+        moved = leaf(method.update(params, state, step)["teacher"]["params"])
+        np.testing.assert_allclose(moved - old, 2e-4 * (new - old), rtol=1e-2, atol=1e-8)
+
+
+def test_the_backbone_and_the_head_begin_as_beits():
+    _, _, params, _ = setup()
+    for kernel in (params["backbone"]["patch_embed"]["proj"]["kernel"], params["head"]["kernel"]):
+        assert 0.015 < np.abs(kernel).max() <= 0.02
+    for block in range(3):
+        largest = np.abs(params["backbone"][f"blocks_{block}"]["attn"]["proj"]["kernel"]).max()
+        np.testing.assert_allclose(largest, 0.02 / np.sqrt(2 * (block + 1)), rtol=0.1)
 
 
 def test_loss_counts_hidden_patches_and_its_gradient_stops_at_the_teacher():

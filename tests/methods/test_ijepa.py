@@ -1,7 +1,11 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Run
@@ -11,13 +15,14 @@ from ssl_jax.models.patches import patchify, unpatchify
 RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 VIT = dict(dim=16, depth=1, heads=2, patch_size=4, image_size=24, positions="sincos")
 INDEX = jnp.array([3, 14, 15, 92])
+LAST = (("attn", "proj"), ("mlp", "fc2"))
 
 
-def make(vit=None, **options):
+def make(vit=None, run=RUN, **options):
     backbone = models.create(
         "vit_tiny_patch16_224", **{**VIT, "class_token": False, "pool": "norm_mean", **(vit or {})}
     )
-    return METHODS["ijepa"](backbone, RUN, **{"predictor_dim": 8, "predictor_depth": 1, "min_context": 4, **options})
+    return METHODS["ijepa"](backbone, run, **{"predictor_dim": 8, "predictor_depth": 1, "min_context": 4, **options})
 
 
 def setup(**options):
@@ -100,6 +105,40 @@ def test_a_context_keeps_enough_patches_and_no_more_than_there_is_room_for():
     np.testing.assert_array_equal(cut, np.minimum(kept_more, 24))
 
 
+def test_contexts_of_a_group_are_cut_to_the_smallest_on_any_number_of_devices():
+    grid, rng, index = (7, 7), jax.random.key(0), jnp.arange(24)
+
+    def draw(index, axis_name=None, **options):
+        method = make(run=Run(24, 100, 10, 60), context_share=1.0, **options)
+        return method.draw_blocks(rng, index, grid, axis_name)[0]
+
+    plain = as_masks(jax.jit(draw)(index), 49)
+    cut = as_masks(jax.jit(functools.partial(draw, cut_images=12))(index), 49)
+    smallest = np.repeat(plain.sum(axis=1).reshape(2, 12).min(axis=1), 12)
+    assert len(set(smallest)) == 2 and plain.sum(axis=1).max() > smallest.max()
+    # The first patches, row by row.
+    np.testing.assert_array_equal(cut, plain & (np.cumsum(plain, axis=1) <= smallest[:, None]))
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))  # 6 images each
+    split = jax.shard_map(
+        functools.partial(draw, axis_name="data", cut_images=12), mesh=mesh, in_specs=P("data"), out_specs=P("data")
+    )
+    np.testing.assert_array_equal(as_masks(jax.jit(split)(index), 49), cut)
+    # Where there is less room than the smallest has, it is cut to the room.
+    method = make(run=Run(24, 100, 10, 60), context_share=0.2, cut_images=12)
+    narrow = as_masks(jax.jit(lambda: method.draw_blocks(rng, index, grid)[0])(), 49)
+    np.testing.assert_array_equal(narrow, plain & (np.cumsum(plain, axis=1) <= np.minimum(smallest, 10)[:, None]))
+
+
+def test_no_block_lies_in_the_margin():
+    method = make(context_share=1.0, margin=1)
+    context, targets = jax.jit(lambda: method.draw_blocks(jax.random.key(3), jnp.arange(200), (6, 6)))()
+    seen = as_masks(context, 36).any(axis=0) | as_masks(targets, 36).any(axis=(0, 1))
+    expected = np.zeros((6, 6), bool)
+    expected[:5, :5] = True
+    np.testing.assert_array_equal(seen.reshape(6, 6), expected)
+    assert block_sizes((14, 14), (0.85, 1.0), (1.0, 1.0), margin=1).max() == 13
+
+
 def test_only_the_context_is_seen():
     method, batch, params, _ = setup()
     (x,), rng = batch["views"], jax.random.key(2)
@@ -169,12 +208,14 @@ def test_the_teacher_is_kept_and_stands_still_in_the_end():
         np.testing.assert_allclose(kept, decay * old + (1 - decay) * new, rtol=1e-5, atol=1e-7)
 
 
-def test_branches_begin_small():
-    method = make(vit={"depth": 4})
+def test_all_blocks_begin_alike():
+    method = make(vit={"depth": 4}, predictor_dim=16, predictor_depth=2)
     params, state = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, 24, 24, 1)))
-    for branch, last in (("attn", "proj"), ("mlp", "fc2")):
-        spread = [np.std(params["backbone"][f"blocks_{i}"][branch][last]["kernel"]) for i in range(4)]
-        np.testing.assert_allclose(spread, 0.02 / np.sqrt([2, 4, 6, 8]), rtol=0.2)
+    for network, depth in (("backbone", 4), ("predictor", 2)):
+        blocks = [params[network][f"blocks_{i}"] for i in range(depth)]
+        spread = [np.std(block[branch][last]["kernel"]) for block in blocks for branch, last in LAST]
+        np.testing.assert_allclose(spread, 0.02, rtol=0.2)  # of 256 numbers at least
+    np.testing.assert_allclose(np.std(params["backbone"]["patch_embed"]["proj"]["kernel"]), 0.02, rtol=0.2)
     jax.tree.map(np.testing.assert_array_equal, state["teacher"]["params"], {"backbone": params["backbone"]})
 
 
@@ -196,6 +237,8 @@ def test_pictures_show_the_context_and_the_targets():
         ({"target_area": (0.2, 0.1)}, "target_area must be"),
         ({"context_area": (0.5, 1.5)}, "least <= most <= 1.0"),
         ({"context_share": 0.0}, "context_share must be in"),
+        ({"cut_images": 3}, "cut_images=3 must divide batch_size=4"),
+        ({"margin": -1}, "margin must be at least 0"),
         ({"targets": 0}, "targets must be above 0"),
     ],
 )

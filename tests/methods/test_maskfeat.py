@@ -56,10 +56,14 @@ def test_brightness_and_contrast_change_nothing_and_flat_images_are_zeros():
 
 
 def test_loss_is_the_squared_error_of_the_hidden_patches_histograms():
-    backbone = models.create("vit_tiny_patch16_224", dim=16, depth=1, heads=2, patch_size=8, image_size=16)
-    method = METHODS["maskfeat"](backbone, RUN, cell=4)
+    vit = dict(dim=16, depth=1, heads=2, patch_size=8, image_size=16, pool="norm_mean")
+    method = METHODS["maskfeat"](models.create("vit_tiny_patch16_224", **vit), RUN, cell=4)
     x = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
     params, state = method.init(jax.random.key(1), x[:1])
+    # They begin as the authors': biases of the blocks at 0.02, kernels of that deviation.
+    biases = [params["backbone"]["blocks_0"][layer]["bias"] for layer in ("norm1", "norm2")]
+    np.testing.assert_allclose(biases, 0.02)
+    np.testing.assert_allclose(np.std(params["backbone"]["patch_embed"]["proj"]["kernel"]), 0.02, rtol=0.1)
     mask = jnp.asarray(np.random.default_rng(1).random((4, 4)) < 0.5)
     zero = {**params, "head": jax.tree.map(jnp.zeros_like, params["head"])}
     loss, _ = method.loss(zero, state, {"views": (x,), "masks": (mask,)}, jax.random.key(2))
@@ -68,6 +72,7 @@ def test_loss_is_the_squared_error_of_the_hidden_patches_histograms():
 
 
 def test_cells_must_divide_patches():
-    backbone = models.create("vit_tiny_patch16_224", dim=16, depth=1, heads=2, patch_size=6, image_size=12)
+    vit = dict(dim=16, depth=1, heads=2, patch_size=6, image_size=12, pool="norm_mean")
+    backbone = models.create("vit_tiny_patch16_224", **vit)
     with pytest.raises(ValueError, match="cell=4 does not divide patches of 6"):
         METHODS["maskfeat"](backbone, RUN, cell=4)
