@@ -96,23 +96,9 @@ class ViT(nn.Module):
             raise ValueError('pool="cls" needs class_token; without it use pool="norm_mean"')
         if self.microbatch < 0:
             raise ValueError(f"microbatch must be at least 0 (all images at once), got {self.microbatch}")
-        self.check_group()
+        check_group(self)
         self.learned_grid  # noqa: B018  refuses an impossible image_size
         super().__post_init__()
-
-    def check_group(self) -> None:
-        """Raises: ValueError for a drop_path_group that does nothing, or does not go together with other options."""
-        group = self.drop_path_group
-        if group < 0:
-            raise ValueError(f"drop_path_group must be at least 0 (each image by itself), got {group}")
-        if not group or not self.drop_path:
-            return
-        if group == 1:
-            raise ValueError("of drop_path_group=1 image none is left out; use 0 (each image by itself), or more")
-        if self.scan and not self.drop_path_uniform:
-            raise ValueError("scan has the same shapes in every block; with drop_path_group use drop_path_uniform=True")
-        if self.microbatch % group:
-            raise ValueError(f"drop_path_group={group} does not divide microbatch={self.microbatch}; use a divisor")
 
     @property
     def learned_grid(self) -> tuple[int, int]:
@@ -291,6 +277,25 @@ class ViT(nn.Module):
             return prefix, patches
         resized = resize_positions(patches.reshape(height, width, self.dim), grid)
         return prefix, resized.reshape(1, -1, self.dim)
+
+
+def check_group(model: ViT) -> None:
+    """Not a method: Flax would take it for one that is part of the forward pass, when it is called on a model in the
+    making.
+
+    Raises: ValueError for a drop_path_group that does nothing, or does not go together with other options.
+    """
+    group = model.drop_path_group
+    if group < 0:
+        raise ValueError(f"drop_path_group must be at least 0 (each image by itself), got {group}")
+    if not group or not model.drop_path:
+        return
+    if group == 1:
+        raise ValueError("of drop_path_group=1 image none is left out; use 0 (each image by itself), or more")
+    if model.scan and not model.drop_path_uniform:
+        raise ValueError("scan has the same shapes in every block; with drop_path_group use drop_path_uniform=True")
+    if model.microbatch % group:
+        raise ValueError(f"drop_path_group={group} does not divide microbatch={model.microbatch}; use a divisor")
 
 
 class PatchEmbed(nn.Module):

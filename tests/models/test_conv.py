@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from ssl_jax.models import conv
+from tests.models import drawn
 
 CASES = [
     # (batch, height, width, in), out, kernel, strides, padding
@@ -23,90 +24,104 @@ CASES = [
 ]
 
 
-def make(module, shape, out, kernel, strides, padding, **options):
-    made = module(out, kernel, strides=strides, padding=padding, **options)
-    x = jax.random.normal(jax.random.key(0), shape)
-    return made, x, made.init(jax.random.key(1), x)
-
-
 def value_and_gradients(module, variables, x):
-    weight = jnp.cos(jnp.arange(module.apply(variables, x).size, dtype=jnp.float32))
+    weight = np.cos(np.arange(np.prod(jax.eval_shape(module.apply, variables, x).shape), dtype=np.float32))
 
     def total(variables, x):
         y = module.apply(variables, x)
         return jnp.sum(y.astype(jnp.float32) * weight.reshape(y.shape)), y
 
-    (_, y), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(variables, x)
+    (_, y), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(variables, x)
     return y, gradients
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def equals_flaxs(cases, before=lambda shape: None, **tolerance):
+    """cases: [(shape, out, kernel, strides, padding, options)], all compiled as one program; `before` each is traced
+    it is called with the shape."""
+    xs = [np.random.default_rng(0).normal(size=case[0]).astype(np.float32) for case in cases]
+    pairs = [
+        [module(*case[1:3], strides=case[3], padding=case[4], **case[5]) for module in (conv.Conv, nn.Conv)]
+        for case in cases
+    ]
+    variables = [drawn.variables_of(ours, x) for (ours, _), x in zip(pairs, xs, strict=True)]
+
+    @jax.jit
+    def run(variables, xs):
+        found = []
+        for pair, v, x in zip(pairs, variables, xs, strict=True):
+            before(x.shape)
+            found.append([value_and_gradients(module, v, x) for module in pair])
+        return found
+
+    for case, (_, flaxs), v, x, (found, expected) in zip(cases, pairs, variables, xs, run(variables, xs), strict=True):
+        shapes = jax.eval_shape(flaxs.init, jax.random.key(0), x)
+        assert jax.tree.map(np.shape, v) == jax.tree.map(np.shape, shapes), case
+        jax.tree.map(functools.partial(np.testing.assert_allclose, err_msg=str(case), **tolerance), found, expected)
+
+
 @pytest.mark.parametrize("chunks", ["one", "several"])
-def test_value_and_gradients_are_nn_convs(case, chunks, monkeypatch):
-    if chunks == "several":  # two images each, and a rest
-        shape = case[0]
-        monkeypatch.setattr(conv, "CHUNK_BYTES", 4 * 3 * np.prod(shape[1:]))
-    ours, x, variables = make(conv.Conv, *case)
-    reference, _, reference_variables = make(nn.Conv, *case)
-    jax.tree.map(np.testing.assert_array_equal, variables, reference_variables)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
-        value_and_gradients(ours, variables, x),
-        value_and_gradients(reference, variables, x),
-    )
+def test_value_and_gradients_are_nn_convs(chunks, monkeypatch):
+    def before(shape):
+        if chunks == "several":  # two images each, and a rest
+            monkeypatch.setattr(conv, "CHUNK_BYTES", 4 * 3 * np.prod(shape[1:]))
+
+    equals_flaxs([(*case, {}) for case in CASES], before, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "options", [dict(feature_group_count=2), dict(kernel_dilation=(2, 2)), dict(precision="highest")]
-)
-def test_groups_and_dilation_are_nn_convs(options):
+def test_groups_and_dilation_are_nn_convs():
     case = ((3, 8, 8, 4), 4, (3, 3), (1, 1), "SAME")
-    ours, x, variables = make(conv.Conv, *case, **options)
-    reference, _, _ = make(nn.Conv, *case, **options)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-6),
-        value_and_gradients(ours, variables, x),
-        value_and_gradients(reference, variables, x),
-    )
+    options = dict(feature_group_count=2), dict(kernel_dilation=(2, 2)), dict(precision="highest")
+    equals_flaxs([(*case, of_case) for of_case in options], rtol=1e-6)
 
 
 def test_bfloat16():
-    case = ((6, 8, 8, 4), 4, (3, 3), (1, 1), "SAME")
-    ours, x, variables = make(conv.Conv, *case, dtype=jnp.bfloat16)
-    exact, _, _ = make(nn.Conv, *case)
-    y, (gradient, _) = value_and_gradients(ours, variables, x)
-    expected_y, (expected, _) = value_and_gradients(exact, variables, x)
+    ours, exact = conv.Conv(4, (3, 3), dtype=jnp.bfloat16), nn.Conv(4, (3, 3))
+    x = np.random.default_rng(0).normal(size=(6, 8, 8, 4)).astype(np.float32)
+
+    @jax.jit
+    def run(x):
+        variables, of_flax = (module.init(jax.random.key(1), x) for module in (ours, exact))
+        return variables, of_flax, value_and_gradients(ours, variables, x), value_and_gradients(exact, variables, x)
+
+    *variables, (y, (gradient, _)), (expected_y, (expected, _)) = run(x)
+    jax.tree.map(np.testing.assert_array_equal, *variables)
     assert y.dtype == jnp.bfloat16
     assert gradient["params"]["kernel"].dtype == jnp.float32  # as the parameter
-    np.testing.assert_allclose(y.astype(jnp.float32), expected_y, atol=0.05)
+    np.testing.assert_allclose(np.asarray(y, np.float32), expected_y, atol=0.05)
     scale = np.abs(expected["params"]["kernel"]).max()
     np.testing.assert_allclose(gradient["params"]["kernel"], expected["params"]["kernel"], atol=0.01 * scale)
 
 
-@pytest.mark.parametrize("mapping", ["shard_map", "pmap", "vmap"])
-def test_gradients_under_a_mapping_are_those_of_the_whole_batch(mapping):
-    module, x, variables = make(conv.Conv, (8, 6, 6, 3), 4, (3, 3), (2, 2), "SAME")
-    weight = jnp.cos(jnp.arange(8.0))[:, None, None, None]
+def test_gradients_under_a_mapping_are_those_of_the_whole_batch():
+    module = conv.Conv(4, (3, 3), strides=(2, 2))
+    x = np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype(np.float32)
+    variables = drawn.variables_of(module, x)
+    weight = np.cos(np.arange(8, dtype=np.float32))[:, None, None, None]
 
     def mean(variables, x, weight):
         return jnp.mean(module.apply(variables, x) * weight)
-
-    expected = jax.grad(mean)(variables, x, weight)
 
     def on_device(variables, x, weight):
         gradient = jax.grad(lambda v: lax.pmean(mean(v, x, weight), "i"))(variables)
         return lax.pmean(gradient, "i")
 
-    if mapping == "shard_map":
-        mesh = Mesh(np.asarray(jax.devices()), ("i",))
-        specs = (PartitionSpec(), PartitionSpec("i"), PartitionSpec("i"))
-        got = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec()))(
-            variables, x, weight
-        )
-    elif mapping == "pmap":
-        mapped = jax.pmap(on_device, axis_name="i", in_axes=(None, 0, 0))
-        got = jax.tree.map(lambda g: g[0], mapped(variables, x[:, None], weight[:, None]))
-    else:
+    specs = (PartitionSpec(), PartitionSpec("i"), PartitionSpec("i"))
+    mesh = Mesh(np.asarray(jax.devices()), ("i",))
+
+    @jax.jit
+    def run(variables, x, weight):
+        expected = jax.grad(mean)(variables, x, weight)
+        split = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(variables, x, weight)
         each = jax.vmap(jax.grad(mean), in_axes=(None, 0, 0))(variables, x[:, None], weight[:, None])
-        got = jax.tree.map(lambda g: jnp.mean(g, axis=0), each)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, expected)
+        return expected, split, each
+
+    expected, split, each = jax.device_get(run(variables, x, weight))
+    pmapped = jax.device_get(
+        jax.pmap(on_device, axis_name="i", in_axes=(None, 0, 0))(variables, x[:, None], weight[:, None])
+    )
+    for name, got in (
+        ("shard_map", split),
+        ("vmap", jax.tree.map(lambda g: g.mean(axis=0), each)),
+        ("pmap", jax.tree.map(lambda g: g[0], pmapped)),
+    ):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6, err_msg=name), got, expected)

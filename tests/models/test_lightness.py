@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,30 +9,38 @@ from ssl_jax import models
 from ssl_jax.models.lab import lab_of_normalized, normalized_of_lab
 from ssl_jax.models.resnet import ResNet
 from ssl_jax.weights import load_backbone, save_backbone
+from tests.models import drawn
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-OPTIONS = dict(name="lightness_resnet8", width=0.5, mean=MEAN, std=STD)
+OPTIONS = dict(name="lightness_resnet8", stages=(1, 1), width=0.5, mean=MEAN, std=STD)
 
 
 def test_features_are_a_resnets_of_the_lightness_also_when_loaded(tmp_path):
     model = models.create(**OPTIONS)
-    rgb = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
-    x = (rgb - np.array(MEAN)) / np.array(STD)
-    variables = model.init(jax.random.key(1), x)
-    h = model.apply(variables, x)
-    lightness = lab_of_normalized(x, MEAN, STD)[..., :1]
-    plain = ResNet(stages=(1, 1, 1), base_width=16, stem="strided", width=0.5)
-    assert h.shape == (2, model.dim) == (2, 32)
-    np.testing.assert_allclose(h, plain.apply(variables, (lightness - 50) / 50), rtol=1e-5, atol=1e-6)
-    assert model.apply(variables, x, pool=False).shape == (2, 2, 2, 32)
+    plain = ResNet(stages=(1, 1), base_width=16, stem="strided", width=0.5)
+    rgb = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    x = ((rgb - MEAN) / STD).astype(np.float32)
+    variables = drawn.variables_of(model, x)
+
+    @jax.jit
+    def run(variables, x):
+        lightness = lab_of_normalized(x, MEAN, STD)[..., :1]
+        gray = normalized_of_lab(jnp.concatenate([lightness, jnp.zeros((2, 16, 16, 2))], axis=-1), MEAN, STD)
+        # As one batch, which is one network for the compiler.
+        h, of_gray, of_others = jnp.split(model.apply(variables, jnp.concatenate([x, gray, 0.5 * x])), 3)
+        return h, of_gray, of_others, plain.apply(variables, (lightness - 50) / 50)
+
+    h, of_gray, of_others, expected = jax.device_get(run(variables, x))
+    assert h.shape == (2, model.dim) == (2, 16)
+    np.testing.assert_allclose(h, expected, rtol=1e-5, atol=1e-6)
+    assert jax.eval_shape(functools.partial(model.apply, pool=False), variables, x).shape == (2, 4, 4, 16)
 
     # Gray images of the same lightness have the same features; others have not.
-    gray = normalized_of_lab(jnp.concatenate([lightness, jnp.zeros((2, 16, 16, 2))], axis=-1), MEAN, STD)
-    np.testing.assert_allclose(model.apply(variables, gray), h, atol=1e-4)
-    assert np.max(np.abs(model.apply(variables, 0.5 * x) - h)) > 1e-2
+    np.testing.assert_allclose(of_gray, h, atol=1e-4)
+    assert np.max(np.abs(of_others - h)) > 1e-2
 
     save_backbone(tmp_path, variables, dict(model=OPTIONS, image_size=[16, 16], channels=3, mean=MEAN, std=STD))
-    np.testing.assert_allclose(load_backbone(tmp_path).features(np.asarray(rgb)), h, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(load_backbone(tmp_path).features(rgb), h, rtol=1e-4, atol=1e-5)
 
 
 def test_refusals():

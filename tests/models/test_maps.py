@@ -8,8 +8,9 @@ import pytest
 
 from ssl_jax import models
 from ssl_jax.models import maps
+from tests.models import drawn
 
-IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 4, 1)), jnp.float32)
+IMAGES = np.random.default_rng(0).normal(size=(3, 8, 4, 1)).astype(np.float32)
 SMALL = {"dim": 12, "heads": 3, "depth": 2, "patch_size": 2, "image_size": (8, 4)}
 
 
@@ -17,29 +18,17 @@ def vit(**options):
     return models.create("vit_tiny_patch16_224", **{**SMALL, **options})
 
 
-@functools.cache
-def variables_of(module):
-    """Nothing at its initial value: biases and LayerNorms count."""
-    made = jax.jit(module.init)(jax.random.key(0), IMAGES)
-    leaves, structure = jax.tree.flatten(made)
-    rng = np.random.default_rng(1)
-    return structure.unflatten([leaf + np.float32(0.3) * rng.normal(size=leaf.shape).astype("f") for leaf in leaves])
-
-
-def features(module, variables):
-    return jax.jit(module.apply)(variables, IMAGES)
-
-
 def test_a_vits_map_has_each_patch_in_its_place():
     module = vit(depth=1)
-    variables = jax.tree.map(jnp.copy, variables_of(module))
+    variables = drawn.variables_of(module, IMAGES)
     for branch, last in (("attn", "proj"), ("mlp", "fc2")):  # blocks add nothing: a patch's features are its pixels'
-        layer = variables["params"]["blocks_0"][branch]
-        layer[last] = jax.tree.map(jnp.zeros_like, layer[last])
+        for leaf in variables["params"]["blocks_0"][branch][last].values():
+            leaf[:] = 0.0
     before = maps.patch_map(module, variables, IMAGES)
     assert before.shape == (3, 4, 2, 12)
     for row, column in ((0, 0), (2, 1), (3, 0)):
-        changed = IMAGES.at[:, 2 * row, 2 * column + 1].add(1.0)
+        changed = IMAGES.copy()
+        changed[:, 2 * row, 2 * column + 1] += 1.0
         after = maps.patch_map(module, variables, changed)
         differs = np.any(np.abs(after - before) > 1e-4, axis=(0, 3))
         assert np.argwhere(differs).tolist() == [[row, column]]
@@ -49,40 +38,53 @@ def test_a_vits_map_has_each_patch_in_its_place():
     "module", [models.create("resnet8"), vit(pool="norm_mean"), vit(pool="norm_mean", class_token=False)]
 )
 def test_the_mean_of_the_map_is_the_pooled_feature(module):
-    variables = variables_of(module)
-    pooled = maps.patch_map(module, variables, IMAGES).mean(axis=(1, 2))
-    np.testing.assert_allclose(pooled, features(module, variables), rtol=1e-4, atol=1e-5)
+    variables = drawn.variables_of(module, IMAGES)
+    found, expected = jax.jit(lambda v, x: (maps.patch_map(module, v, x), module.apply(v, x)))(variables, IMAGES)
+    np.testing.assert_allclose(np.asarray(found).mean(axis=(1, 2)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_features_of_blocks_are_those_of_shallower_models():
-    variables = variables_of(vit())
-    ends = {
-        pool: [features(vit(pool=pool, depth=depth), variables) for depth in (1, 2)] for pool in ("cls", "norm_mean")
-    }
+    chosen = [(2, "cls"), (2, "mean"), (2, "cls_and_mean"), (1, "cls")]
+
+    @jax.jit
+    def run(variables, images):
+        ends = {
+            pool: [vit(pool=pool, depth=depth).apply(variables, images) for depth in (1, 2)]
+            for pool in ("cls", "norm_mean")
+        }
+        found = [maps.block_features(vit(), variables, images, blocks=blocks, pool=pool) for blocks, pool in chosen]
+        raw = [
+            maps.block_features(vit(pool=pool), variables, images, blocks=1, pool="cls", norm=False)
+            for pool in ("cls", "mean")
+        ]
+        return ends, dict(zip(chosen, found, strict=True)), raw
+
+    variables = drawn.variables_of(vit(), IMAGES)
+    ends, found, (raw, raw_of_mean) = jax.device_get(run(variables, IMAGES))
     expected = {
         "cls": ends["cls"],
         "mean": ends["norm_mean"],
         "cls_and_mean": [*ends["cls"], ends["norm_mean"][1]],
     }
     for pool, parts in expected.items():
-        found = maps.block_features(vit(), variables, IMAGES, blocks=2, pool=pool)
-        np.testing.assert_allclose(found, np.concatenate(parts, axis=1), rtol=1e-4, atol=1e-5)
-    last = maps.block_features(vit(), variables, IMAGES, blocks=1, pool="cls")
+        np.testing.assert_allclose(found[2, pool], np.concatenate(parts, axis=1), rtol=1e-4, atol=1e-5)
+    last = found[1, "cls"]
     np.testing.assert_allclose(last, ends["cls"][1], rtol=1e-4, atol=1e-5)
-    raw = np.asarray(maps.block_features(vit(), variables, IMAGES, blocks=1, pool="cls", norm=False))
     normed = (raw - raw.mean(axis=1, keepdims=True)) / np.sqrt(raw.var(axis=1, keepdims=True) + 1e-6)
     norm = variables["params"]["norm"]
     np.testing.assert_allclose(normed * norm["scale"] + norm["bias"], last, rtol=1e-4, atol=1e-5)
-    assert maps.block_features(vit(pool="mean"), variables, IMAGES, blocks=1, pool="cls", norm=False).shape == raw.shape
+    assert raw.shape == raw_of_mean.shape == last.shape
 
 
 @pytest.mark.parametrize("positions", ["learned", "relative"])
 def test_class_attention_is_the_softmax_of_its_querys_products_with_the_keys(positions):
     module = vit(positions=positions)
-    variables = variables_of(module)
-    x = jax.jit(lambda v: module.apply(v, IMAGES, last_blocks=2))(variables)[:, 0]  # what enters the last block
-    block = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"]["blocks_1"])
-    x = np.asarray(x, np.float64)
+    variables = drawn.variables_of(module, IMAGES)
+    blocks, attention = jax.device_get(
+        jax.jit(lambda v, x: (module.apply(v, x, last_blocks=2), maps.class_attention(module, v, x)))(variables, IMAGES)
+    )
+    block = jax.tree.map(np.float64, variables["params"]["blocks_1"])
+    x = blocks[:, 0].astype(np.float64)  # what enters the last block
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     x = x * block["norm1"]["scale"] + block["norm1"]["bias"]
     qkv = x @ block["attn"]["qkv"]["kernel"] + block["attn"]["qkv"]["bias"]
@@ -93,8 +95,7 @@ def test_class_attention_is_the_softmax_of_its_querys_products_with_the_keys(pos
         if table is not None:  # its last three rows: the class token to a patch, a patch to it, it to itself
             logits += np.array([table[-1, head], *[table[-3, head]] * 8])
         expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        found = maps.class_attention(module, variables, IMAGES)[:, head]
-        np.testing.assert_allclose(found, expected[:, 1:].reshape(3, 4, 2), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(attention[:, head], expected[:, 1:].reshape(3, 4, 2), rtol=1e-3, atol=1e-5)
 
 
 class NoMap(nn.Module):
@@ -125,7 +126,7 @@ class NoMap(nn.Module):
 )
 def test_what_a_model_has_not_is_refused(function, module, message):
     with pytest.raises(ValueError, match=message):
-        function(module, jax.eval_shape(module.init, jax.random.key(0), IMAGES), IMAGES)
+        function(module, jax.eval_shape(module.init, jax.random.key(0), IMAGES), jnp.asarray(IMAGES))
 
 
 @pytest.mark.parametrize(

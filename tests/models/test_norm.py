@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,12 +16,12 @@ AXIS = "data"
 
 def some_images(mean=0.5, batch=16):
     x = np.random.default_rng(0).normal(mean, 2.0, size=(batch, 3, 2, 5))
-    return jnp.asarray(x * np.arange(1, 6) + np.arange(batch)[:, None, None, None], jnp.float32)
+    return (x * np.arange(1, 6) + np.arange(batch)[:, None, None, None]).astype(np.float32)
 
 
 def some_params():
     rng = np.random.default_rng(1)
-    return {"scale": jnp.asarray(rng.normal(size=5), jnp.float32), "bias": jnp.asarray(rng.normal(size=5), jnp.float32)}
+    return {name: rng.normal(size=5).astype(np.float32) for name in ("scale", "bias")}
 
 
 def outcome(module, params, x, axis_name=None):
@@ -38,12 +40,9 @@ def outcome(module, params, x, axis_name=None):
     return {"value": value, "stats": updated, "params": grads[0]}, {"y": y, "x": grads[1]}
 
 
-def alone(module, params, x):
-    return jax.jit(lambda params, x: outcome(module, params, x))(params, x)
-
-
 def on_devices(module, params, x, devices):
-    mesh = Mesh(np.asarray(jax.devices()[:devices]), (AXIS,))
+    """On the first of 8 / devices meshes, so that one program can hold several numbers of devices."""
+    mesh = Mesh(np.asarray(jax.devices()).reshape(-1, devices), ("copies", AXIS))
     step = jax.shard_map(
         lambda params, x: outcome(module, params, x, AXIS),
         mesh=mesh,
@@ -51,99 +50,125 @@ def on_devices(module, params, x, devices):
         out_specs=(P(), P(AXIS)),
         check_vma=True,
     )
-    return jax.jit(step)(params, x)
+    return step(params, x)
 
 
 def on_pmapped_devices(module, params, x, devices):
     rows = x.reshape(devices, -1, *x.shape[1:])
-    same, split = jax.pmap(
-        lambda params, x: outcome(module, params, x, AXIS), AXIS, in_axes=(None, 0), devices=jax.devices()[:devices]
-    )(params, rows)
+    same, split = jax.device_get(
+        jax.pmap(lambda params, x: outcome(module, params, x, AXIS), AXIS, in_axes=(None, 0))(params, rows)
+    )
     same = jax.tree.map(lambda leaf: leaf.mean(0), same)  # per-device gradients are averaged, as the train step does
     # Without shard_map's check the gradient of a mean over devices is not divided by their number.
     return same, {"y": split["y"].reshape(x.shape), "x": split["x"].reshape(x.shape) / devices}
 
 
-@pytest.mark.parametrize("run", [on_devices, on_pmapped_devices])
-@pytest.mark.parametrize("devices", [2, 8])
 @pytest.mark.parametrize("kind, groups", [("sync", 1), ("grouped", 1), ("grouped", 4), ("grouped", 16)])
-def test_any_number_of_devices_gives_the_same(kind, groups, devices, run):
-    module = BatchNorm(kind, groups)
-    expected = alone(module, some_params(), some_images())
-    found = run(module, some_params(), some_images(), devices)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
+def test_any_number_of_devices_gives_the_same(kind, groups):
+    module, params, x = BatchNorm(kind, groups), some_params(), some_images()
+
+    @jax.jit
+    def run(params, x):
+        return outcome(module, params, x), {devices: on_devices(module, params, x, devices) for devices in (2, 8)}
+
+    expected, found = run(params, x)
+    found["8, pmapped"] = on_pmapped_devices(module, params, x, 8)
+    for devices, values in found.items():
+        check = functools.partial(np.testing.assert_allclose, atol=2e-6, err_msg=f"{devices} devices")
+        jax.tree.map(check, values, expected)
 
 
 def test_local_is_each_devices_own_group():
-    found = on_devices(BatchNorm("local"), some_params(), some_images(), 8)
-    expected = alone(BatchNorm("grouped", 8), some_params(), some_images())
+    found, expected = jax.jit(
+        lambda params, x: (
+            on_devices(BatchNorm("local"), params, x, 8),
+            outcome(BatchNorm("grouped", 8), params, x),
+        )
+    )(some_params(), some_images())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (6, 3, 2, 4)])
-def test_value_and_gradient_are_flaxs(shape):
-    x = jnp.asarray(np.random.default_rng(0).normal(1.0, 2.0, size=shape), jnp.float32)
+def test_value_and_gradient_are_flaxs():
+    xs = [np.random.default_rng(0).normal(1.0, 2.0, size=shape).astype(np.float32) for shape in ((6, 4), (6, 3, 2, 4))]
 
-    def value(module, x, **train):
-        variables = module.init(jax.random.key(0), x, **train)
-        y, updated = module.apply(variables, x, **train, mutable=["batch_stats"])
-        return jnp.sum(jnp.sin(y)), updated["batch_stats"]
+    def outcome(module, x, **train):
+        def value(x):
+            variables = module.init(jax.random.key(0), x, **train)
+            y, updated = module.apply(variables, x, **train, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(y)), updated["batch_stats"]
 
-    def outcome(module, **train):
-        return jax.jit(jax.value_and_grad(lambda x: value(module, x, **train), has_aux=True))(x)
+        return jax.value_and_grad(value, has_aux=True)(x)
 
-    ours = outcome(BatchNorm(), train=True)
-    flaxs = outcome(nn.BatchNorm(momentum=0.9), use_running_average=False)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, flaxs)
+    @jax.jit
+    def run(xs):
+        flaxs = nn.BatchNorm(momentum=0.9)
+        return [(outcome(BatchNorm(), x, train=True), outcome(flaxs, x, use_running_average=False)) for x in xs]
+
+    for ours, flaxs in run(xs):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, flaxs)
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_layer_is_flaxs_group_norm_of_one_group_and_keeps_nothing(train):
+def test_layer_is_flaxs_group_norm_of_one_group_and_keeps_nothing():
     x, params = some_images(), some_params()
     module = BatchNorm("layer")
-    assert jax.tree.structure(module.init(jax.random.key(0), x)) == jax.tree.structure({"params": params})
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    assert jax.tree.structure(shapes) == jax.tree.structure({"params": params})
 
-    def value(apply, params, x):
-        return jnp.sum(jnp.sin(apply({"params": params}, x)) * jnp.sin(jnp.arange(5.0)))
+    def outcome(apply, params, x):
+        def value(params, x):
+            return jnp.sum(jnp.sin(apply({"params": params}, x)) * jnp.sin(jnp.arange(5.0)))
 
-    def outcome(apply):
-        return jax.value_and_grad(lambda params, x: value(apply, params, x), argnums=(0, 1))(params, x)
+        return jax.value_and_grad(value, argnums=(0, 1))(params, x)
 
-    ours = outcome(lambda variables, x: module.apply(variables, x, train=train))
-    flaxs = outcome(nn.GroupNorm(num_groups=1, epsilon=1e-5).apply)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, flaxs)
+    @jax.jit
+    def run(params, x):
+        ours = [outcome(functools.partial(module.apply, train=train), params, x) for train in (True, False)]
+        return ours, outcome(nn.GroupNorm(num_groups=1, epsilon=1e-5).apply, params, x)
+
+    ours, flaxs = run(params, x)
+    for of_mode in ours:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), of_mode, flaxs)
 
 
 def test_layer_of_rows_without_positions_is_layer_norm():
-    x = jnp.asarray(np.random.default_rng(0).normal(1e4, 1.0, size=(6, 64)), jnp.float32)  # far from 0
-    y = BatchNorm("layer", use_scale=False, use_bias=False).apply({}, x, train=True)
+    x = np.random.default_rng(0).normal(1e4, 1.0, size=(6, 64)).astype(np.float32)  # far from 0
+    y = np.asarray(BatchNorm("layer", use_scale=False, use_bias=False).apply({}, x, train=True))
     np.testing.assert_allclose(np.mean(y, axis=1), 0.0, atol=1e-2)
     np.testing.assert_allclose(np.std(y, axis=1), 1.0, rtol=1e-3)
 
 
+def train(module, x):
+    """(y, the running statistics) of a module at its initial values"""
+
+    @jax.jit
+    def run(x):
+        return module.apply(module.init(jax.random.key(0), x), x, train=True, mutable=["batch_stats"])
+
+    return jax.device_get(run(x))
+
+
 def test_statistics_far_from_zero():
     # 10,000 deviations from 0: in float32 E[x^2] - E[x]^2 has no correct digit.
-    x = jnp.asarray(np.random.default_rng(0).normal(1e4, 1.0, size=(4096, 3)), jnp.float32)
+    x = np.random.default_rng(0).normal(1e4, 1.0, size=(4096, 3)).astype(np.float32)
     module = BatchNorm(use_scale=False, use_bias=False, momentum=0.0)
-    y, updated = module.apply(module.init(jax.random.key(0), x), x, train=True, mutable=["batch_stats"])
-    var = np.var(np.asarray(x, np.float64), axis=0)
+    y, updated = train(module, x)
+    var = np.var(x.astype(np.float64), axis=0)
     np.testing.assert_allclose(updated["batch_stats"]["var"], var, rtol=1e-3)
     np.testing.assert_allclose(np.std(y, axis=0), 1.0, rtol=1e-3)
 
 
 def test_running_statistics_are_used_outside_training():
     variables = {
-        "params": {"scale": jnp.array([2.0, 1.0]), "bias": jnp.array([0.0, -1.0])},
-        "batch_stats": {"mean": jnp.array([1.0, 3.0]), "var": jnp.array([4.0, 0.25])},
+        "params": {"scale": np.float32([2.0, 1.0]), "bias": np.float32([0.0, -1.0])},
+        "batch_stats": {"mean": np.float32([1.0, 3.0]), "var": np.float32([4.0, 0.25])},
     }
-    y = BatchNorm(eps=0.0).apply(variables, jnp.array([[3.0, 3.5], [1.0, 3.0]]))
+    y = BatchNorm(eps=0.0).apply(variables, np.float32([[3.0, 3.5], [1.0, 3.0]]))
     np.testing.assert_allclose(y, [[2.0, 0.0], [0.0, -1.0]])
 
 
 def test_bfloat16_input_has_float32_statistics():
     x = some_images(mean=100.0).astype(jnp.bfloat16)
-    module = BatchNorm(dtype=jnp.bfloat16, momentum=0.0)
-    y, updated = module.apply(module.init(jax.random.key(0), x), x, train=True, mutable=["batch_stats"])
+    y, updated = train(BatchNorm(dtype=jnp.bfloat16, momentum=0.0), x)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(updated["batch_stats"]["mean"], np.mean(np.asarray(x, np.float64), (0, 1, 2)), rtol=1e-5)
 
@@ -151,4 +176,4 @@ def test_bfloat16_input_has_float32_statistics():
 def test_groups_that_do_not_divide_the_batch_are_refused():
     module = BatchNorm("grouped", 3)
     with pytest.raises(ValueError, match="batch_norm_groups=3 does not divide a batch of 16 rows"):
-        outcome(module, some_params(), some_images())
+        outcome(module, some_params(), jnp.asarray(some_images()))

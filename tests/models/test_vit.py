@@ -10,8 +10,9 @@ from jax.sharding import PartitionSpec as P
 from ssl_jax import models
 from ssl_jax.models import vit
 from ssl_jax.models.positions import relative_index, sincos_positions
+from tests.models import drawn
 
-IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(64, 8, 4, 1)), jnp.float32)
+IMAGES = np.random.default_rng(0).normal(size=(64, 8, 4, 1)).astype(np.float32)
 
 
 def small(**options):
@@ -40,28 +41,32 @@ def test_images_that_the_patches_do_not_fill_are_refused():
 
 def test_drop_path_leaves_out_whole_branches_at_its_rate_on_any_number_of_devices():
     module = small(drop_path=0.5)
-    variables = jax.jit(module.init)(jax.random.key(0), IMAGES)
+    variables = drawn.variables_of(module, IMAGES)
+    # The last block's two branches are each kept for half of the images; both are left out for a quarter of them, and
+    # those come out as from a network whose last block adds nothing.
+    without = jax.tree.map(np.copy, variables)
+    for branch, last in (("attn", "proj"), ("mlp", "fc2")):
+        for leaf in without["params"]["blocks_1"][branch][last].values():
+            leaf[:] = 0.0
 
     def features(variables, images, axis_name=None):
         return module.apply(variables, images, train=True, axis_name=axis_name, rngs={"dropout": jax.random.key(1)})
 
-    mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
     split = jax.shard_map(
         lambda variables, images: features(variables, images, "data"),
-        mesh=mesh,
+        mesh=Mesh(np.asarray(jax.devices()[:8]), ("data",)),
         in_specs=(P(), P("data")),
         out_specs=P("data"),
         check_vma=True,
     )
-    h = jax.jit(features)(variables, IMAGES)
-    np.testing.assert_allclose(jax.jit(split)(variables, IMAGES), h, atol=1e-5)
-    # The last block's two branches are each kept for half of the images; both are left out for a quarter of them, and
-    # those come out as from a network whose last block adds nothing.
-    without = jax.tree.map(jnp.copy, variables)
-    for branch, last in (("attn", "proj"), ("mlp", "fc2")):
-        layer = without["params"]["blocks_1"][branch][last]
-        without["params"]["blocks_1"][branch][last] = jax.tree.map(jnp.zeros_like, layer)
-    left_out = np.all(np.abs(h - jax.jit(module.apply)(without, IMAGES)) < 1e-6, axis=1)
+
+    @jax.jit
+    def run(variables, without, images):
+        return features(variables, images), split(variables, images), module.apply(without, images)
+
+    h, on_devices, shallower = run(variables, without, IMAGES)
+    np.testing.assert_allclose(on_devices, h, atol=1e-5)
+    left_out = np.all(np.abs(h - shallower) < 1e-6, axis=1)
     assert 0.1 < left_out.mean() < 0.4
 
 
@@ -153,50 +158,59 @@ def test_the_sum_of_branches_is_float32_where_they_are_bfloat16():
 
 
 def test_drop_path_is_off_outside_training():
-    variables = jax.jit(small().init)(jax.random.key(0), IMAGES)
-    h = [jax.jit(small(drop_path=rate).apply)(variables, IMAGES) for rate in (0.0, 0.5)]
-    np.testing.assert_array_equal(*h)
+    plain, dropping = small(depth=1), small(depth=1, drop_path=0.5)
+    variables = drawn.variables_of(plain, IMAGES)
+    np.testing.assert_array_equal(*jax.jit(lambda v, x: (plain.apply(v, x), dropping.apply(v, x)))(variables, IMAGES))
 
 
-def _tokens_of(variables, images, attend=None):
-    return small(class_token=False, pool="norm_mean").apply(variables, images, tokens=True, attend=attend)
+WITHOUT_CLASS_TOKEN = small(class_token=False, pool="norm_mean")
 
 
 @pytest.fixture(scope="module")
 def without_class_token():
-    return jax.jit(small(class_token=False, pool="norm_mean").init)(jax.random.key(0), IMAGES[:2])
+    return drawn.variables_of(WITHOUT_CLASS_TOKEN, IMAGES[:2])
+
+
+@jax.jit
+def _tokens_of(variables, images, attend):
+    return WITHOUT_CLASS_TOKEN.apply(variables, images, tokens=True, attend=attend)
 
 
 def test_attend_decides_which_patches_a_token_depends_on(without_class_token):
     # Patches 0 and 1 see each other, each later one itself and those before: 8 patches, in two blocks.
     attend = np.tril(np.ones((8, 8), bool))
     attend[:2, :2] = True
-    tokens = jax.jit(_tokens_of)
-    before = tokens(without_class_token, IMAGES[:2], jnp.asarray(attend)[None])
+    of_images = np.broadcast_to(attend, (2, 8, 8))
+    before = _tokens_of(without_class_token, IMAGES[:2], of_images)
     for patch in (0, 1, 3, 7):
         row, column = divmod(patch, 2)
-        images = IMAGES[:2].at[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].add(1.0)
-        after = tokens(without_class_token, images, jnp.asarray(attend)[None])
+        images = IMAGES[:2].copy()
+        images[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] += 1.0
+        after = _tokens_of(without_class_token, images, of_images)
         changed = np.any(np.abs(after - before) > 1e-5, axis=(0, 2))
         np.testing.assert_array_equal(changed, attend[:, patch])
 
 
-def test_attend_is_broadcast_and_by_default_all_see_all(without_class_token):
-    tokens = jax.jit(_tokens_of)
-    expected = tokens(without_class_token, IMAGES[:2])
-    for shape in ((1, 1, 1), (2, 1, 8), (1, 8, 8)):
-        found = tokens(without_class_token, IMAGES[:2], jnp.ones(shape, bool))
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+def test_attend_is_broadcast_and_by_default_all_see_all():
+    module = small(depth=1, class_token=False, pool="norm_mean")
+    variables = drawn.variables_of(module, IMAGES[:2])
+
+    @jax.jit
+    def run(variables, images, attends):
+        return [module.apply(variables, images, tokens=True, attend=attend) for attend in (None, *attends)]
+
+    expected, *found = run(variables, IMAGES[:2], [np.ones(shape, bool) for shape in ((1, 1, 1), (2, 1, 8), (1, 8, 8))])
+    for tokens in found:
+        np.testing.assert_allclose(tokens, expected, atol=1e-6)
 
 
 def test_keys_that_nothing_attends_to_are_as_if_left_out(without_class_token):
     # Different ones of each image: the patches that are kept come out as if they alone had entered the blocks.
-    keep = jnp.array([[0, 2, 3, 6], [1, 4, 5, 7]])
-    valid = jnp.any(keep[:, :, None] == jnp.arange(8), axis=1)[:, None]  # [batch, 1, keys]
-    module = small(class_token=False, pool="norm_mean")
-    alone = jax.jit(lambda v, x: module.apply(v, x, tokens=True, keep=keep))(without_class_token, IMAGES[:2])
-    among_all = jax.jit(_tokens_of)(without_class_token, IMAGES[:2], valid)
-    np.testing.assert_allclose(jnp.take_along_axis(among_all, keep[..., None], axis=1), alone, atol=1e-5)
+    keep = np.array([[0, 2, 3, 6], [1, 4, 5, 7]])
+    valid = np.any(keep[:, :, None] == np.arange(8), axis=1)[:, None]  # [batch, 1, keys]
+    alone = WITHOUT_CLASS_TOKEN.apply(without_class_token, IMAGES[:2], tokens=True, keep=keep)
+    among_all = _tokens_of(without_class_token, IMAGES[:2], np.broadcast_to(valid, (2, 8, 8)))
+    np.testing.assert_allclose(np.take_along_axis(np.asarray(among_all), keep[..., None], axis=1), alone, atol=1e-5)
 
 
 def test_relative_index_has_a_row_for_each_offset_and_three_for_the_class_token():
@@ -214,15 +228,19 @@ def test_relative_index_has_a_row_for_each_offset_and_three_for_the_class_token(
 def test_relative_positions_are_added_to_the_logits_of_every_block():
     options = dict(positions="relative", image_size=(8, 4), class_token=False, pool="norm_mean", heads=2)
     module, x = small(**options), IMAGES[:2]  # 4 x 2 patches
-    variables = jax.jit(module.init)(jax.random.key(0), x)
-    table = variables["params"]["rel_pos_bias"]["relative_position_bias_table"]
+    init = jax.jit(lambda rng, x: module.init(rng, x)["params"]["rel_pos_bias"])
+    table = init(jax.random.key(0), x)["relative_position_bias_table"]
     assert table.shape == (7 * 3, 2) and not np.any(table)
-    params = jax.tree.map(lambda leaf: 10.0 * leaf, variables["params"])  # so that branches matter
+    params = drawn.variables_of(module, x)["params"]
     # Towards the patch below, the row of offset (-1, 0), so strongly that no other patch is seen.
-    params["rel_pos_bias"] = {"relative_position_bias_table": table.at[2 * 3 + 1].set(1e4)}
+    table = np.zeros_like(table)
+    table[2 * 3 + 1] = 1e4
+    params["rel_pos_bias"] = {"relative_position_bias_table": table}
     apply = jax.jit(functools.partial(module.apply, tokens=True))
     tokens = apply({"params": params}, x)
-    other = apply({"params": params}, x.at[:, 6:, :2].set(9.0))  # the last patch of the first column
+    changed_x = x.copy()
+    changed_x[:, 6:, :2] = 9.0  # the last patch of the first column
+    other = apply({"params": params}, changed_x)
     changed = np.any(np.abs(tokens - other) > 1e-4, axis=(0, 2)).reshape(4, 2)
     # Each of the two blocks carries it one patch up. Patches of the last row have none below, and see all.
     np.testing.assert_array_equal(changed, [[False, False], [True, False], [True, True], [True, True]])
@@ -231,41 +249,39 @@ def test_relative_positions_are_added_to_the_logits_of_every_block():
 def test_relative_positions_of_left_out_patches_and_of_another_size_are_refused():
     module = small(positions="relative", image_size=(8, 4))
     with pytest.raises(ValueError, match="need a position of their own"):
-        jax.eval_shape(lambda: module.init(jax.random.key(0), IMAGES, keep=jnp.zeros((64, 2), int)))
+        jax.eval_shape(lambda x: module.init(jax.random.key(0), x, keep=jnp.zeros((64, 2), int)), IMAGES)
     with pytest.raises(ValueError, match=r"relative positions are of \(4, 2\) patches, got an image of \(3, 2\)"):
-        jax.eval_shape(lambda: module.init(jax.random.key(0), IMAGES[:, :6]))
+        jax.eval_shape(module.init, jax.random.key(0), IMAGES[:, :6])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _value_and_gradient(module, variables, images, attend):
+    def loss(variables):
+        h = module.apply(variables, images, train=True, attend=attend, rngs={"dropout": jax.random.key(1)})
+        return jnp.mean(h**3)
+
+    return jax.value_and_grad(loss)(variables)
 
 
 @pytest.mark.parametrize(
-    "options",
+    "options, attend",
     [
-        dict(remat=True),
-        dict(microbatch=16),
-        dict(remat=True, microbatch=32),
-        dict(scan=True),
-        dict(scan=True, remat=True, microbatch=16),
+        (dict(remat=True), "own"),
+        (dict(microbatch=16), "shared"),
+        (dict(scan=True), "own"),
+        (dict(scan=True, remat=True, microbatch=16), "own"),
     ],
 )
-@pytest.mark.parametrize("attend", [None, "shared", "own"])
 def test_recomputed_in_turn_and_as_a_loop_the_blocks_are_the_same(options, attend):
+    plain, module = small(drop_path=0.5), small(drop_path=0.5, **options)
     images = IMAGES[:, :4]  # four patches and the class token
-    if attend:
-        shape = (1 if attend == "shared" else len(images), 5, 5)
-        attend = jnp.asarray(np.random.default_rng(1).random(shape) < 0.7)
-
-    def value_and_gradient(module):
-        def loss(variables):
-            h = module.apply(variables, images, train=True, attend=attend, rngs={"dropout": jax.random.key(1)})
-            return jnp.mean(h**3)
-
-        return jax.jit(jax.value_and_grad(loss))(variables)
-
-    variables = jax.jit(small(drop_path=0.5).init)(jax.random.key(0), images)
-    assert jax.tree.structure(variables) == jax.tree.structure(
-        jax.eval_shape(small(drop_path=0.5, **options).init, jax.random.key(0), images)
-    )
-    value, gradient = value_and_gradient(small(drop_path=0.5))
-    got_value, got_gradient = value_and_gradient(small(drop_path=0.5, **options))
+    attend = np.random.default_rng(1).random((1 if attend == "shared" else len(images), 5, 5)) < 0.7
+    variables = drawn.variables_of(plain, images)
+    assert jax.tree.structure(variables) == jax.tree.structure(jax.eval_shape(module.init, jax.random.key(0), images))
+    # The same program for both kinds of `attend`.
+    of_images = np.broadcast_to(attend, (len(images), 5, 5))
+    value, gradient = _value_and_gradient(plain, variables, images, of_images)
+    got_value, got_gradient = _value_and_gradient(module, variables, images, attend)
     np.testing.assert_allclose(got_value, value, rtol=1e-5)
     jax.tree.map(lambda got, expected: np.testing.assert_allclose(got, expected, atol=1e-5), got_gradient, gradient)
 
@@ -289,10 +305,11 @@ def test_groups_are_the_same_recomputed_in_turn_and_as_a_loop():
 
 
 def test_a_loop_gives_the_last_blocks_too():
-    variables = jax.jit(small(depth=3).init)(jax.random.key(0), IMAGES)
-    expected, found = (
-        small(depth=3, scan=scan).apply(variables, IMAGES, True, last_blocks=2) for scan in (False, True)
-    )
+    plain, loop = (small(depth=3, scan=scan) for scan in (False, True))
+    variables = drawn.variables_of(plain, IMAGES)
+    expected, found = jax.jit(
+        lambda variables, images: [module.apply(variables, images, True, last_blocks=2) for module in (plain, loop)]
+    )(variables, IMAGES)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -300,18 +317,18 @@ def test_of_a_loop_the_program_does_not_grow_with_the_depth():
     def length(depth, **options):
         module = small(depth=depth, remat=True, **options)
         variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
-        gradient = jax.jit(jax.grad(lambda variables: jnp.sum(module.apply(variables, IMAGES, train=True))))
-        return gradient.lower(variables).as_text().count("dot_general")
+        gradient = jax.grad(lambda variables, images: jnp.sum(module.apply(variables, images, train=True)))
+        return str(jax.make_jaxpr(gradient)(variables, IMAGES)).count("dot_general")
 
-    assert length(8, scan=True) == length(2, scan=True) < length(8) / 3
+    assert length(4, scan=True) == length(2, scan=True) < length(4) / 3
 
 
 def test_microbatches_hold_the_activations_of_few_images():
     def temporaries(**options):
-        module = small(dim=48, heads=3, depth=6, **options)
+        module = small(dim=48, heads=3, depth=1, **options)
         variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
-        gradient = jax.jit(jax.grad(lambda variables: jnp.sum(module.apply(variables, IMAGES, train=True))))
-        return gradient.lower(variables).compile().memory_analysis().temp_size_in_bytes
+        gradient = jax.jit(jax.grad(lambda variables, images: jnp.sum(module.apply(variables, images, train=True))))
+        return gradient.lower(variables, IMAGES).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(microbatch=8) < temporaries() / 3
 
@@ -320,41 +337,37 @@ def test_microbatches_that_do_not_divide_the_images_are_refused():
     module = small(microbatch=24)
     variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
     with pytest.raises(ValueError, match="64 images a device do not divide into microbatches of 24"):
-        jax.eval_shape(lambda variables: module.apply(variables, IMAGES, train=True), variables)
+        jax.eval_shape(functools.partial(module.apply, train=True), variables, IMAGES)
     with pytest.raises(ValueError, match="microbatch must be at least 0"):
         small(microbatch=-1)
 
 
 def test_microbatches_are_the_same_on_any_number_of_devices():
-    variables = jax.jit(small().init)(jax.random.key(0), IMAGES)
-    module = small(microbatch=4)
+    plain, module = small(depth=1), small(depth=1, microbatch=4)
+    variables = drawn.variables_of(plain, IMAGES)
 
-    def gradient(variables, images, axis_name=None):
+    def gradient(module, variables, images, axis_name=None):
         def loss(variables):
             value = jnp.mean(module.apply(variables, images, train=True, axis_name=axis_name) ** 3)
             return value if axis_name is None else jax.lax.pmean(value, axis_name)
 
         return jax.grad(loss)(variables)
 
-    mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
     split = jax.shard_map(
-        lambda variables, images: gradient(variables, images, "data"),
-        mesh=mesh,
+        lambda variables, images: gradient(module, variables, images, "data"),
+        mesh=Mesh(np.asarray(jax.devices()[:8]), ("data",)),
         in_specs=(P(), P("data")),
         out_specs=P(),
     )
-    jax.tree.map(
-        lambda got, expected: np.testing.assert_allclose(got, expected, atol=1e-5),
-        jax.jit(split)(variables, IMAGES),
-        jax.jit(gradient)(variables, IMAGES),
-    )
+    found, expected = jax.jit(lambda v, x: (split(v, x), gradient(plain, v, x)))(variables, IMAGES)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
 def test_swiglu_is_the_silu_of_one_linear_map_times_another():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     module = vit.FeedForward(12, jnp.float32, "swiglu")
-    variables = jax.tree.map(lambda p: p + 0.1, module.init(jax.random.key(1), x))
-    p = jax.tree.map(np.asarray, variables["params"])
+    variables = drawn.variables_of(module, x)
+    p = variables["params"]
     assert p["fc1"]["kernel"].shape == (4, 12) and p["fc2"]["kernel"].shape == (6, 4)
     gate = x @ p["fc1"]["kernel"][:, :6] + p["fc1"]["bias"][:6]
     value = x @ p["fc1"]["kernel"][:, 6:] + p["fc1"]["bias"][6:]
