@@ -2,7 +2,11 @@
 
 The corruptions are of the kinds of ImageNet-C, and for images of any size, gray ones included; ours are not the same
 pictures, so neither are the numbers. Source of the kinds, and of the strengths of noise, contrast, pixelate and JPEG:
-Hendrycks & Dietterich 2019, arXiv:1903.12261, section 3 and the authors' code.
+Hendrycks & Dietterich 2019, arXiv:1903.12261, section 3 and the authors' code for ImageNet.
+
+Those strengths were made for images of 224 pixels. Blurs, rotation and occlusion go with the image's side here. Noise,
+pixelate and JPEG are the same for each pixel whatever the size, so that they hide more of what a small image shows: in
+28 pixels a square of 4 is a seventh of the side. Accuracies are comparable between networks on images of one size.
 """
 
 import dataclasses
@@ -12,6 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 import cv2
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
+
+from ssl_jax.evaluation.accuracy import class_mean, top1
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -120,10 +126,13 @@ class Robustness:
 
     clean: of the images as they are.
     accuracies: for each corruption, of the severities asked for.
+    clean_class_mean, class_means: the same numbers where each class counts alike, see `accuracy.class_mean`.
     """
 
     clean: float
     accuracies: dict[str, tuple[float, ...]]
+    clean_class_mean: float
+    class_means: dict[str, tuple[float, ...]]
 
     @property
     def mean(self) -> float:
@@ -157,24 +166,29 @@ def robustness(
         for severity in severities:
             _strength(name, severity)
 
-    def accuracy(change: Callable[[UInt8[np.ndarray, "..."], int], UInt8[np.ndarray, "..."]]) -> float:
-        hits = 0
+    def accuracy(change: Callable[[UInt8[np.ndarray, "..."], int], UInt8[np.ndarray, "..."]]) -> tuple[float, float]:
+        predictions = []
         for start in range(0, len(images), batch_size):
             batch = [change(image, start + i) for i, image in enumerate(images[start : start + batch_size])]
             predicted = np.asarray(predict(np.stack(batch)))
             if predicted.shape != (len(batch),):
                 raise ValueError(f"predict gave {predicted.shape} for {len(batch)} images; it must give one class each")
-            hits += int(np.sum(predicted == labels[start : start + batch_size]))
-        return 100.0 * hits / len(images)
+            predictions.append(predicted)
+        found = np.concatenate(predictions)
+        return float(top1(found, labels)), float(class_mean(found, labels))
 
-    accuracies = {
-        name: tuple(
+    measured = {
+        name: [
             accuracy(lambda image, index, name=name, severity=severity: corrupt(image, name, severity, index))
             for severity in severities
-        )
+        ]
         for name in corruptions
     }
-    return Robustness(accuracy(lambda image, _: image), accuracies)
+    accuracies, class_means = (
+        {name: tuple(pair[i] for pair in pairs) for name, pairs in measured.items()} for i in (0, 1)
+    )
+    clean, clean_class_mean = accuracy(lambda image, _: image)
+    return Robustness(clean, accuracies, clean_class_mean, class_means)
 
 
 def corrupt(

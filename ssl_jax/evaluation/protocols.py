@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ssl_jax.evaluation import clustering, intervals, knn, linear, prototypes, retrieval, sgd_probe
+from ssl_jax.evaluation import block_probes, clustering, knn, linear, prototypes, retrieval, sgd_probe
+from ssl_jax.evaluation.accuracy import class_mean, top1
 from ssl_jax.evaluation.probe_recipes import RECIPES
 
-# Score: "mean" and "std" over seeds, both in percent, and how it came about; by its full name, "linear/all/top1".
+# Score: "mean" and "std" over seeds, both in percent, and how it came about; by its full name, "linear/all/top1". Of an
+# accuracy also "class_mean", where each class counts alike: see `accuracy.class_mean`.
 Scores = dict[str, dict[str, Any]]
 
 KNN_K, KNN_TEMPERATURE = (20, 200), 0.07
@@ -43,11 +45,15 @@ class Labeled:
 
 
 def weighted_knn(data: Labeled, k: tuple[int, ...] = KNN_K, temperature: float = KNN_TEMPERATURE) -> Scores:
+    """Without a `k` that is more than there are training images, which it says."""
+    k = tuple(count for count in k if enough_neighbors(len(data.train), count))
+    if not k:
+        return {}
     predictions = knn.weighted_knn(
         data.train, data.train_labels, data.test, num_classes=data.num_classes, k=k, temperature=temperature
     )
     return {
-        f"knn/k{count}_t{temperature}/top1": dict(mean=100 * float(np.mean(predicted == data.test_labels)), std=0.0)
+        f"knn/k{count}_t{temperature}/top1": score(predicted[None], data.test_labels)
         for count, predicted in predictions.items()
     }
 
@@ -87,18 +93,18 @@ def nearest_prototypes(data: Labeled) -> Scores:
     found: Scores = {}
     for per_class in PROTOTYPES_PER_CLASS:
         if enough(data.fewest, per_class, "nearest class mean"):
-            found[f"prototypes/{per_class}_per_class/top1"] = _interval(
-                prototypes.nearest_class_mean(
-                    *data.arrays,
-                    num_classes=data.num_classes,
-                    per_class=per_class,
-                )
-            )
+            measured = prototypes.nearest_class_mean(*data.arrays, num_classes=data.num_classes, per_class=per_class)
+            found[f"prototypes/{per_class}_per_class/top1"] = {
+                **measured.images._asdict(),
+                "class_mean": measured.classes.mean,
+            }
     if data.num_classes >= WAYS:
         for shots in SHOTS:
-            found[f"prototypes/{WAYS}_way_{shots}_shot/top1"] = _interval(
-                prototypes.few_shot(data.test, data.test_labels, num_classes=data.num_classes, ways=WAYS, shots=shots)
+            measured = prototypes.few_shot(
+                data.test, data.test_labels, num_classes=data.num_classes, ways=WAYS, shots=shots
             )
+            # An episode asks as often for each class.
+            found[f"prototypes/{WAYS}_way_{shots}_shot/top1"] = measured._asdict() | {"class_mean": measured.mean}
     return found
 
 
@@ -121,16 +127,18 @@ def retrieve(data: Labeled) -> Scores:
 
 
 def sgd(data: Labeled, recipe: str) -> Scores:
-    """A paper's linear probe, on features of images that are not augmented."""
-    found = sgd_probe.sgd_probe(
-        *data.arrays,
-        num_classes=data.num_classes,
-        recipe=RECIPES[recipe],
-    )
-    settings = ("lr", "weight_decay", "peak_lr", "batch_size", "steps")
-    return {
-        f"probe/{recipe}/top1": dict(mean=found.accuracy, std=0.0, **{name: getattr(found, name) for name in settings})
-    }
+    """A paper's linear probe, on the backbone's own features of images that are not augmented."""
+    found = sgd_probe.sgd_probe(*data.arrays, num_classes=data.num_classes, recipe=RECIPES[recipe])
+    return {f"probe/{recipe}/top1": _of_steps(found, data.test_labels, "the backbone's own")}
+
+
+def blocks(data: Labeled, name: str, dim: int, of: str) -> Scores:
+    """A paper's linear probe of a ViT's last blocks. `data`, `dim`: see `block_probes.block_probe`. of: what is taken
+    of each block, in words."""
+    probe = block_probes.BLOCK_PROBES[name]
+    found, tokens = block_probes.block_probe(*data.arrays, num_classes=data.num_classes, probe=probe, dim=dim)
+    where = "" if probe.norm else ", before the final LayerNorm"
+    return {f"probe/{name}/top1": _of_steps(found, data.test_labels, tokens.describe(of) + where)}
 
 
 PROTOCOLS: dict[str, Callable[[Labeled], Scores]] = {
@@ -153,15 +161,36 @@ def enough(fewest: int, per_class: int | None, what: str) -> bool:
     return False
 
 
+def enough_neighbors(images: int, k: int) -> bool:
+    """Whether there are as many images as neighbors; says so where there are not."""
+    if k <= images:
+        return True
+    print(f"kNN with k={k} left out: there are only {images} labelled images to look among")
+    return False
+
+
+def score(predictions: Int[np.ndarray, "draws images"], labels: Int[np.ndarray, " images"]) -> dict[str, Any]:
+    """Accuracy in percent, its standard deviation over the draws (unbiased, 0 of one), and the mean over classes."""
+    accuracies = top1(predictions, labels)
+    return dict(
+        mean=float(np.mean(accuracies)),
+        std=float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0,
+        class_mean=float(np.mean(class_mean(predictions, labels))),
+    )
+
+
+def _of_steps(found: sgd_probe.SGDProbe, labels: Int[np.ndarray, " images"], features: str) -> dict[str, Any]:
+    settings = ("lr", "weight_decay", "peak_lr", "batch_size", "steps")
+    made = {name: getattr(found, name) for name in settings}
+    return score(found.predictions[None], labels) | {"features": features} | made
+
+
 def _linear(data: Labeled, per_class: int | None) -> dict[str, Any]:
     probe = linear.linear_probe(
         *data.arrays,
         num_classes=data.num_classes,
         per_class=per_class,
     )
-    score = dict(mean=probe.mean, std=probe.std, accuracies=list(probe.accuracies), strengths=list(probe.strengths))
-    return score | ({"predictions": probe.predictions[0]} if per_class is None else {})
-
-
-def _interval(found: intervals.Interval) -> dict[str, Any]:
-    return dict(mean=found.mean, std=found.std, low=found.low, high=found.high)
+    found = score(probe.predictions, data.test_labels)
+    found |= dict(accuracies=list(probe.accuracies), strengths=list(probe.strengths))
+    return found | ({"predictions": probe.predictions[0]} if per_class is None else {})

@@ -1,11 +1,21 @@
 """Few-shot classification of frozen features by the nearest class mean: nothing is trained, one label is enough."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float, Int, Integer
 from sklearn.preprocessing import normalize
 
 from ssl_jax.evaluation._checks import check_labeled, check_same_dim
+from ssl_jax.evaluation.accuracy import class_mean, top1
 from ssl_jax.evaluation.intervals import Interval, student_t
+
+
+class NearestClassMean(NamedTuple):
+    """Accuracy in percent over draws of the labels. images: each image counts alike; classes: each class."""
+
+    images: Interval
+    classes: Interval
 
 
 def nearest_class_mean(
@@ -18,7 +28,7 @@ def nearest_class_mean(
     per_class: int,
     episodes: int = 100,
     seed: int = 0,
-) -> Interval:
+) -> NearestClassMean:
     """Top-1 in percent on the whole test set, of all classes, with `per_class` labels of each: mean over many draws.
 
     A test image is of the class whose mean is most similar: features and means of unit length, compared by cosine. The
@@ -42,11 +52,12 @@ def nearest_class_mean(
     images = _by_class(train_labels, num_classes)
     _check_enough(images, per_class, "per_class")
     train, test, rng = normalize(train_features), normalize(test_features), np.random.default_rng(seed)
-    accuracies = []
+    predictions = []
     for _ in range(episodes):
         drawn = np.stack([rng.choice(rows, per_class, replace=False) for rows in images])  # [classes, per_class]
-        accuracies.append(_accuracy(train[drawn], test, test_labels))
-    return student_t(accuracies)
+        predictions.append(_nearest(train[drawn], test))
+    found = np.stack(predictions)
+    return NearestClassMean(student_t(top1(found, test_labels)), student_t(class_mean(found, test_labels)))
 
 
 def few_shot(
@@ -88,18 +99,16 @@ def few_shot(
     for _ in range(episodes):
         classes = rng.choice(num_classes, ways, replace=False)
         drawn = np.stack([rng.choice(images[label], shots + queries, replace=False) for label in classes])
-        accuracies.append(_accuracy(unit[drawn[:, :shots]], unit[drawn[:, shots:].ravel()], truth))
+        accuracies.append(float(top1(_nearest(unit[drawn[:, :shots]], unit[drawn[:, shots:].ravel()]), truth)))
     return student_t(accuracies)
 
 
-def _accuracy(
-    supports: Float[np.ndarray, "classes shots dim"],
-    queries: Float[np.ndarray, "queries dim"],
-    truth: Integer[np.ndarray, "queries"],
-) -> float:
-    """Percent of the queries whose class has the most similar mean."""
+def _nearest(
+    supports: Float[np.ndarray, "classes shots dim"], queries: Float[np.ndarray, "queries dim"]
+) -> Int[np.ndarray, "queries"]:
+    """For each query the class of the most similar mean."""
     means = normalize(supports.mean(axis=1))
-    return 100.0 * float(np.mean(np.argmax(queries @ means.T, axis=1) == truth))
+    return np.argmax(queries @ means.T, axis=1)
 
 
 def _by_class(labels: Integer[np.ndarray, "images"], num_classes: int) -> list[Int[np.ndarray, "_"]]:

@@ -105,6 +105,9 @@ def test_robustness_counts_hits():
     assert found.clean == 75.0
     # Half of white takes the two dark ones over 100 as well.
     assert found.accuracies == {"brightness": (75.0, 75.0), "gaussian_blur": (75.0, 75.0)}
+    # The one dark image is missed, its class with it.
+    assert found.clean_class_mean == pytest.approx(250 / 3)
+    assert found.class_means["brightness"] == pytest.approx((250 / 3, 50.0))
     found = robustness(predict, images, np.array([0, 0, 1, 1]), **options)
     assert (found.clean, found.accuracies["brightness"], found.mean) == (100.0, (100.0, 50.0), 87.5)
     assert set(seen) == {3, 1}

@@ -25,12 +25,24 @@ def test_with_all_labels_is_the_nearest_mean_by_scikit_learn():
     expected = 100 * np.mean(pairwise_distances_argmin(unit[1], means) == TEST[1])
     assert 40 < expected < 95
     found = nearest_class_mean(*TRAIN, *TEST, num_classes=6, per_class=50, episodes=3)
-    np.testing.assert_allclose(found, (expected, 0, expected, expected), atol=1e-9)
+    np.testing.assert_allclose(found.images, (expected, 0, expected, expected), atol=1e-9)
+
+
+def test_of_classes_that_differ_in_size_each_counts_alike():
+    """Class 0, whose images are all found, has 90 of 100; class 1 is named 0 throughout."""
+    one, other = np.eye(2, dtype=np.float32)
+    train, test = np.stack([one, one, other, other]), np.tile(one, (100, 1))
+    labels = np.repeat(np.array([0, 1], np.int32), [90, 10])
+    found = nearest_class_mean(
+        train, np.array([0, 0, 1, 1], np.int32), test, labels, num_classes=2, per_class=2, episodes=2
+    )
+    np.testing.assert_allclose((found.images.mean, found.classes.mean), (90.0, 50.0))
 
 
 def test_more_labels_help_and_narrow_the_interval():
     one, ten = (
-        nearest_class_mean(*TRAIN, *TEST, num_classes=6, per_class=per_class, episodes=60) for per_class in (1, 10)
+        nearest_class_mean(*TRAIN, *TEST, num_classes=6, per_class=per_class, episodes=60).images
+        for per_class in (1, 10)
     )
     assert one.low < one.mean < one.high < ten.low
     assert ten.std < one.std
