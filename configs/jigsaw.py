@@ -20,9 +20,7 @@ def imagenet_r50() -> ConfigDict:
     shifts channels and normalizes tiles.
     """
     config = recipes.imagenet("resnet50", batch_size=256, epochs=105)
-    config.method = dict(
-        name="jigsaw", permutations=2000, tile=64, width=1000, channel_shift=0, normalize_tiles=False
-    )
+    config.method = dict(name="jigsaw", permutations=2000, tile=64, width=1000, channel_shift=0, normalize_tiles=False)
     # Cells of 85 pixels.
     config.augment.view = dict(size=(255, 255), shorter_side=256, flip=0.5, grayscale=0.66)
     config.optimizer = recipes.pretext_sgd(config, 0.1)

@@ -32,9 +32,7 @@ def cifar_r18() -> ConfigDict:
     )
     config.augment = {"global": {**recipes.CIFAR_SYMMETRIC, "interpolation": "bilinear", "solarize": 0.2}}
     # 1 epoch of warm-up, of 195 steps.
-    config.optimizer = dict(
-        name="adamw", lr=2e-3, weight_decay=5e-4, exempt=(), warmup_steps=195, final_lr=2e-6
-    )
+    config.optimizer = dict(name="adamw", lr=2e-3, weight_decay=5e-4, exempt=(), warmup_steps=195, final_lr=2e-6)
     return config
 
 

@@ -90,9 +90,7 @@ def training(config: ConfigDict, run: Run) -> Training:
     tx, schedule = optimizer(config, run.steps, made)
     views = augment.make_augment(crops, mean=data.mean, std=data.std, masks=masks(config, made))
     example = (1, *crops[0].size, data.channels)
-    train_step = step.TrainStep(
-        method=made, tx=tx, augment=views, axis_name=parallel.AXIS, log_every=config.log_every
-    )
+    train_step = step.TrainStep(method=made, tx=tx, augment=views, axis_name=parallel.AXIS, log_every=config.log_every)
     prepare, preparation = None, 0
     if hasattr(made, "prepare"):
         preparation = run.steps_per_epoch

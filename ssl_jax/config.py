@@ -216,7 +216,7 @@ def check(config: ConfigDict) -> None:
     _require(min(data.std) > 0, f"config.data.std must be above 0, got {tuple(data.std)}")
     optimizer = config.optimizer
     _require(optimizer.lr > 0, f"config.optimizer.lr must be above 0, got {optimizer.lr}")
-    for key in ("weight_decay", "warmup_steps", "final_lr"):
+    for key in ("weight_decay", "warmup_steps"):
         _require(optimizer[key] >= 0, f"config.optimizer.{key} must be at least 0, got {optimizer[key]}")
 
 

@@ -302,8 +302,9 @@ def create(
     for limit_name, limit in (("clip_norm", clip_norm), ("clip_networks", clip_networks), ("clip_each", clip_each)):
         if limit is not None and limit <= 0:
             raise ValueError(f"{limit_name} must be above 0, got {limit}; leave it out for no clipping")
-    if first_lr < 0.0:
-        raise ValueError(f"first_lr must be at least 0, got {first_lr}")
+    for rate_name, value in (("first_lr", first_lr), ("final_lr", final_lr)):
+        if value < 0.0:
+            raise ValueError(f"{rate_name} must be at least 0, got {value}")
     if not 0.0 < layer_decay <= 1.0:
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}")
     if schedule_stretch < 1.0:

@@ -246,7 +246,7 @@ def compile_method(name, *, shard_state=False):
 
 
 def each_method():
-    marks = {**dict.fromkeys(DEFAULT_TIER, []), **dict.fromkeys(("barlow_twins", "moco_v2", "mae"), pytest.mark.slow)}
+    marks = {**dict.fromkeys(DEFAULT_TIER, ()), **dict.fromkeys(("barlow_twins", "moco_v2", "mae"), pytest.mark.slow)}
     return [pytest.param(name, marks=marks.get(name, pytest.mark.every_method)) for name in METHODS]
 
 

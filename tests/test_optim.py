@@ -122,6 +122,7 @@ def test_layer_decay_scales_a_vits_blocks():
         {"clip_networks": 0.0},
         {"clip_each": -1.0},
         {"layer_decay": 0.0},
+        {"final_lr": -0.1},
         {"schedule": "step"},
         {"milestones": (0.5,)},  # of a cosine
         {"milestones": (0.8, 0.6), "schedule": "multistep"},

@@ -104,9 +104,7 @@ def window_matrix(
 
     reverse: whether the new line is mirrored.
     """
-    whole = interpolation_matrix(
-        jnp.float32(0.0), jnp.float32(old), old=old, new=resized, interpolation=interpolation
-    )
+    whole = interpolation_matrix(jnp.float32(0.0), jnp.float32(old), old=old, new=resized, interpolation=interpolation)
     padded = jnp.pad(whole, ((padding, padding), (0, 0)))
     position = jnp.arange(new)
     return padded[start + jnp.where(reverse, new - 1 - position, position)]

@@ -65,9 +65,7 @@ class PCL:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(
-            self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init
-        )
+        projector = MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init)
         return {"backbone": self.backbone, "projector": projector}
 
     @property

@@ -39,4 +39,4 @@ def test_features_of_too_few_blocks_are_refused():
 def test_what_is_classified_is_told():
     assert Tokens(4, True).describe() == "class tokens of the last 4 blocks and the mean of its patches"
     assert Tokens(1, False).describe("means of the patches") == "means of the patches of the last block"
-    assert [t for t in BLOCK_PROBES["dinov2_blocks"].tokens] == [(1, False), (1, True), (4, False), (4, True)]
+    assert list(BLOCK_PROBES["dinov2_blocks"].tokens) == [(1, False), (1, True), (4, False), (4, True)]

@@ -62,7 +62,7 @@ def test_features_are_the_mean_of_the_patches_as_no_loss_trains_the_class_token(
         config = load(name, scale)
         assert build.model_options(config)["pool"] == "norm_mean"  # which is written beside the weights
         config.model.pool = "cls"
-        with pytest.raises(ConfigError, match='use model.pool="norm_mean", got \'cls\''):
+        with pytest.raises(ConfigError, match=r"use model\.pool=\"norm_mean\", got 'cls'"):
             build.method(config, Run(batch_size=256, steps=100, steps_per_epoch=10, num_images=2560))
 
 

@@ -98,7 +98,7 @@ def test_of_each_group_of_images_as_many_keep_a_branch_on_any_number_of_devices(
         functools.partial(features, axis_name="data"), mesh=mesh, in_specs=P("data"), out_specs=P("data")
     )
     np.testing.assert_allclose(jax.jit(split)(IMAGES), h, atol=1e-5)
-    with pytest.raises(ValueError, match="drop_path_group=8 does not divide the 12 images.* use 4, another divisor"):
+    with pytest.raises(ValueError, match=r"drop_path_group=8 does not divide the 12 images.* use 4, another divisor"):
         jax.eval_shape(features, IMAGES[:12])
 
 
