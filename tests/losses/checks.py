@@ -1,10 +1,12 @@
 """What every loss is held to, beside its formula: see the functions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def finite_differences(function, x, h=1e-5):
@@ -18,6 +20,19 @@ def finite_differences(function, x, h=1e-5):
     return gradient
 
 
+def value_and_grad(loss, *arrays, argnums=0):
+    """The value and the gradient of `loss`, as numpy arrays.
+
+    One program serves all tests that give the same `loss` and `argnums`, and arrays of the same shapes and types.
+    """
+    return jax.device_get(_compiled(loss, argnums)(*arrays))
+
+
+@functools.cache
+def _compiled(loss, argnums):
+    return jax.jit(jax.value_and_grad(loss, argnums=argnums))
+
+
 def equals_reference(loss, reference, *arrays, argnums=None, rtol=1e-5, gradient_rtol=1e-4, gradient_atol=1e-5):
     """Value and gradient of `loss` are those of `reference`, a numpy function of the same arrays in float64.
 
@@ -26,7 +41,7 @@ def equals_reference(loss, reference, *arrays, argnums=None, rtol=1e-5, gradient
     """
     argnums = tuple(range(len(arrays))) if argnums is None else argnums
     arrays = [np.asarray(a) for a in arrays]
-    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=argnums))(*map(jnp.asarray, arrays))
+    value, gradients = value_and_grad(loss, *arrays, argnums=argnums)
     assert value.shape == () and value.dtype == jnp.float32
     wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
     np.testing.assert_allclose(value, reference(*wide), rtol=rtol)
@@ -40,71 +55,77 @@ def equals_reference(loss, reference, *arrays, argnums=None, rtol=1e-5, gradient
         np.testing.assert_allclose(gradient / scale, expected / scale, rtol=gradient_rtol, atol=gradient_atol)
 
 
-def same_on_devices(loss, *arrays, split=None, axes=None, argnums=None, devices=(1, 2, 4, 8), rtol=1e-5, atol=1e-6):
+def same_on_devices(loss, *arrays, split=None, axes=None, argnums=None, devices=(2, 8), rtol=1e-5, atol=1e-6):
     """The mean over devices of `loss(*arrays, axis_name=...)` equals that of the whole batch, value and gradient.
 
     `split`: which arrays are split over the devices, all by default; `axes`: the batch axis of each, 0 by default;
     the others are whole on every device. `argnums`: the arrays that the gradient is compared for; all that are split
-    by default.
+    by default. `devices`: on how many; two, and eight that may have a single row each, show whatever more counts do.
     """
     split = [True] * len(arrays) if split is None else split
     axes = [0] * len(arrays) if axes is None else axes
     argnums = tuple(i for i, s in enumerate(split) if s) if argnums is None else argnums
-    arrays = [jnp.asarray(a) for a in arrays]
-    value, gradients = jax.value_and_grad(loss, argnums=argnums)(*arrays)
+    specs = [PartitionSpec(*[None] * axis, "i") if s else PartitionSpec() for s, axis in zip(split, axes, strict=True)]
 
     def on_device(*arrays):
         mean = lambda *arrays: lax.pmean(loss(*arrays, axis_name="i"), "i")  # noqa: E731
         return jax.value_and_grad(mean, argnums=argnums)(*arrays)
 
-    specs = [PartitionSpec(*[None] * axis, "i") if s else PartitionSpec() for s, axis in zip(split, axes, strict=True)]
-    for count in devices:
-        mesh = Mesh(np.array(jax.devices()[:count]), ("i",))
-        mapped = jax.jit(
-            jax.shard_map(
+    def of_all(*arrays):
+        mapped = {
+            count: jax.shard_map(
                 on_device,
-                mesh=mesh,
+                mesh=mesh_of(count),
                 in_specs=tuple(specs),
                 out_specs=(PartitionSpec(), tuple(specs[i] for i in argnums)),
             )
-        )
-        mapped_value, mapped_gradients = mapped(*arrays)
+            for count in devices
+        }
+        on_devices = {count: function(*arrays) for count, function in mapped.items()}
+        return jax.value_and_grad(loss, argnums=argnums)(*arrays), on_devices
+
+    whole = NamedSharding(mesh_of(1), PartitionSpec())  # otherwise XLA may split the computation of the whole batch too
+    (value, gradients), on_devices = jax.device_get(jax.jit(of_all, in_shardings=whole, out_shardings=whole)(*arrays))
+    for count, (mapped_value, mapped_gradients) in on_devices.items():
         np.testing.assert_allclose(mapped_value, value, rtol=rtol, err_msg=f"{count} devices")
         for got, expected in zip(mapped_gradients, gradients, strict=True):
-            scale = max(float(jnp.abs(expected).max()), 1e-30)
+            scale = max(float(np.abs(expected).max()), 1e-30)
             np.testing.assert_allclose(
                 got / scale, expected / scale, rtol=10 * rtol, atol=10 * atol, err_msg=f"{count} devices"
             )
 
 
-def finite_everywhere(loss, *arrays, scales=(1e-30, 1e-8, 1.0, 1e4, 1e18)):
+def mesh_of(count):
+    """A mesh with axis "i" of `count` devices. It has all 8, so that a program can hold meshes of several counts."""
+    return Mesh(np.array(jax.devices()).reshape(-1, count), ("copies", "i"))
+
+
+def finite_everywhere(loss, *arrays, scaled=None, axes=None, argnums=None, scales=(1e-30, 1e-8, 1.0, 1e4, 1e18)):
     """Value and gradients are finite at extreme scales, in bfloat16, for duplicated images, and for rows of zeros.
 
-    `arrays`: floats [batch, ...], all of which are scaled; close over what is not to be.
+    `scaled`: the arrays that are changed, floats with the batch at axis 0, or at that of `axes`; all by default.
+    `argnums`: the arrays that the gradient is computed for; all that are scaled by default.
     """
-    argnums = tuple(range(len(arrays)))
-    arrays = [np.asarray(a, np.float32) for a in arrays]
-    value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=argnums))
+    scaled = tuple(range(len(arrays))) if scaled is None else scaled
+    axes = [0] * len(arrays) if axes is None else axes
+    argnums = scaled if argnums is None else argnums
 
-    def check(case, *arrays):
-        value, gradients = value_and_grad(*arrays)
-        assert value.dtype == jnp.float32, case
-        assert np.isfinite(value), (case, value)
-        for gradient in gradients:
-            assert np.all(np.isfinite(gradient.astype(jnp.float32))), case
+    def check(case, change):
+        for dtype in (jnp.float32, jnp.bfloat16):
+            changed = list(arrays)
+            for i in scaled:
+                rows = np.moveaxis(np.array(arrays[i], np.float32), axes[i], 0)
+                changed[i] = np.moveaxis(change(rows), 0, axes[i]).astype(dtype)
+            value, gradients = value_and_grad(loss, *changed, argnums=argnums)
+            assert value.dtype == jnp.float32, (case, dtype)
+            assert np.isfinite(value), (case, dtype, value)
+            assert all(np.all(np.isfinite(gradient)) for gradient in gradients), (case, dtype)
 
-    for dtype in (jnp.float32, jnp.bfloat16):
-        for scale in scales:
-            check((dtype.__name__, scale), *(jnp.asarray(a * np.float32(scale), dtype) for a in arrays))
-    duplicated = [a.copy() for a in arrays]
-    for a in duplicated:
-        a[1] = a[0]
-    check("duplicated images", *map(jnp.asarray, duplicated))
-    check("all images the same", *(jnp.broadcast_to(a[:1], a.shape) for a in map(jnp.asarray, arrays)))
-    zeroed = [a.copy() for a in arrays]
-    for a in zeroed:
-        a[2] = 0.0
-    check("a row of zeros", *map(jnp.asarray, zeroed))
+    for scale in scales:
+        check(scale, lambda rows, scale=scale: rows * np.float32(scale))
+    check("duplicated images", lambda rows: rows[[0, 0, *range(2, len(rows))]])
+    check("all images the same", lambda rows: np.broadcast_to(rows[:1], rows.shape))
+    check("a row of zeros", lambda rows: np.concatenate([rows[:2], np.zeros_like(rows[2:3]), rows[3:]]))
 
 
 def draw(batch=6, dim=4, count=2, scale=1.0, noise=0.5, seed=0):

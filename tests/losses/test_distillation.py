@@ -2,7 +2,6 @@ import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,11 +29,6 @@ def entropy(p):
     return -np.sum(p * np.log(p))
 
 
-def has_gradient(loss, argnums, *arrays):
-    """Whether the gradient for each array is not all zeros."""
-    return [bool(np.any(g != 0)) for g in jax.grad(loss, argnums=argnums)(*map(jnp.asarray, arrays))]
-
-
 # negative_cosine
 
 
@@ -43,7 +37,7 @@ def reference_negative_cosine(prediction, target):
 
 
 def test_negative_cosine_is_the_papers_formula():
-    checks.equals_reference(losses.negative_cosine, reference_negative_cosine, *checks.draw(scale=3.0))
+    checks.equals_reference(losses.negative_cosine, reference_negative_cosine, *checks.draw(batch=5, scale=3.0))
 
 
 def test_negative_cosine_over_devices_is_that_of_the_whole_batch():
@@ -51,13 +45,13 @@ def test_negative_cosine_over_devices_is_that_of_the_whole_batch():
 
 
 def test_negative_cosine_is_finite():
-    checks.finite_everywhere(losses.negative_cosine, *checks.draw())
+    checks.finite_everywhere(losses.negative_cosine, *checks.draw(batch=5))
 
 
 @pytest.mark.parametrize("angle", [0.0, np.pi / 3, np.pi / 2, np.pi])
 def test_negative_cosine_at_known_angles(angle):
-    turned = jnp.tile(jnp.array([np.cos(angle), np.sin(angle)]), (3, 1))
-    value = losses.negative_cosine(5.0 * turned, jnp.tile(jnp.array([2.0, 0.0]), (3, 1)))
+    turned = np.tile([np.cos(angle), np.sin(angle)], (3, 1))
+    value = losses.negative_cosine(5.0 * turned, np.tile([2.0, 0.0], (3, 1)))
     np.testing.assert_allclose(value, -np.cos(angle), atol=1e-6)
 
 
@@ -65,12 +59,14 @@ def test_negative_cosine_at_known_angles(angle):
 @pytest.mark.usefixtures("unchecked")
 def test_negative_cosine_refuses_other_shapes(shapes):
     with pytest.raises(ValueError, match="of one shape"):
-        losses.negative_cosine(*map(jnp.ones, shapes))
+        losses.negative_cosine(*map(np.ones, shapes))
 
 
 # dino
 
-TEMPERATURES = dict(student_temperature=0.3, teacher_temperature=0.2)
+TEMPERATURES = dict(student_temperature=0.2, teacher_temperature=0.05)
+DINO = functools.partial(losses.dino, **TEMPERATURES)
+DINO_ARRAYS = (0, 1, 2)  # for which gradients are computed
 
 
 def reference_dino(student, targets, temperature):
@@ -88,67 +84,56 @@ def centered_targets(teacher, center, temperature):
     return np.apply_along_axis(softmax, -1, (teacher.astype(np.float64) - center) / temperature)
 
 
-@pytest.mark.parametrize("views", [(4, 2), (2, 2), (1, 2), (3, 1)])
+@pytest.mark.parametrize("views", [(4, 2), (1, 2), (3, 1)])
 def test_dino_is_the_papers_formula(views):
     arrays = dino_arrays(*views)
-    targets = centered_targets(*arrays[1:], 0.2)  # constant: the teacher has no gradient
-    checks.equals_reference(
-        functools.partial(losses.dino, **TEMPERATURES),
-        lambda student, teacher, center: reference_dino(student, targets, 0.3),
-        *arrays,
-        argnums=(0,),
-    )
-    assert has_gradient(functools.partial(losses.dino, **TEMPERATURES), (0, 1, 2), *arrays) == [True, False, False]
+    targets = centered_targets(*arrays[1:], 0.05)  # constant: the gradient for the teacher and the center is 0
+    reference = lambda student, teacher, center: reference_dino(student, targets, 0.2)  # noqa: E731
+    checks.equals_reference(DINO, reference, *arrays, argnums=DINO_ARRAYS)
 
 
 def test_dino_over_devices_is_that_of_the_whole_batch():
-    checks.same_on_devices(
-        functools.partial(losses.dino, **TEMPERATURES),
-        *dino_arrays(batch=8),
-        split=[True, True, False],
-        axes=[1, 1, 0],
-        argnums=(0,),
-    )
+    checks.same_on_devices(DINO, *dino_arrays(batch=8), split=[True, True, False], axes=[1, 1, 0], argnums=(0,))
 
 
 @pytest.mark.parametrize("batch", [3, 7])
 @pytest.mark.parametrize("center", [0.0, 1e17])
 def test_dino_is_finite(batch, center):
-    def loss(student, teacher):  # the batch first, as the checks change rows
-        return losses.dino(student.swapaxes(0, 1), teacher.swapaxes(0, 1), center * jnp.asarray(draw(5, seed=2)))
-
-    checks.finite_everywhere(loss, draw(batch, 4, 5), draw(batch, 2, 5, seed=1))
+    student, teacher, _ = dino_arrays(batch=batch)
+    arrays = student, teacher, np.float32(center) * draw(5, seed=2)
+    checks.finite_everywhere(DINO, *arrays, scaled=(0, 1), axes=[1, 1, 0], argnums=DINO_ARRAYS)
 
 
 def test_dino_of_a_student_that_tells_nothing_apart_is_the_chance_level():
-    _, teacher, center = map(jnp.asarray, dino_arrays())
-    np.testing.assert_allclose(losses.dino(jnp.ones((4, 3, 5)), teacher, center), np.log(5), rtol=1e-6)
+    student = np.ones((4, 3, 5), np.float32)
+    value, _ = checks.value_and_grad(DINO, student, *dino_arrays()[1:], argnums=DINO_ARRAYS)
+    np.testing.assert_allclose(value, np.log(5), rtol=1e-6)
 
 
 def test_dino_is_least_where_the_student_is_the_teacher():
     # The same logits in every view: then the cross entropy is the targets' entropy, and the gradient vanishes.
-    teacher = jnp.tile(jnp.asarray(draw(1, 3, 5)), (2, 1, 1))
-    student = jnp.tile(teacher[:1] * 0.5, (4, 1, 1))  # 0.5 = student_temperature / teacher_temperature
-    loss = functools.partial(losses.dino, student_temperature=0.1, teacher_temperature=0.2)
-    value, gradient = jax.value_and_grad(loss)(student, teacher, jnp.zeros(5))
-    expected = np.mean([entropy(p) for p in centered_targets(np.asarray(teacher), 0.0, 0.2)[0]])
+    teacher = np.tile(draw(1, 3, 5), (2, 1, 1))
+    student = np.tile(teacher[:1] * np.float32(4.0), (4, 1, 1))  # student_temperature / teacher_temperature
+    value, (gradient, *_) = checks.value_and_grad(DINO, student, teacher, np.zeros(5, np.float32), argnums=DINO_ARRAYS)
+    expected = np.mean([entropy(p) for p in centered_targets(teacher, 0.0, 0.05)[0]])
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
 
 
 def test_dino_takes_a_teacher_temperature_that_is_traced():
-    arrays = tuple(map(jnp.asarray, dino_arrays()))
-    scheduled = jax.jit(lambda step: losses.dino(*arrays, teacher_temperature=0.04 + 0.01 * step))(3.0)
-    np.testing.assert_allclose(scheduled, losses.dino(*arrays, teacher_temperature=0.07), rtol=1e-5)
+    dino = jax.jit(lambda step, *arrays: losses.dino(*arrays, **(TEMPERATURES | dict(teacher_temperature=0.01 * step))))
+    expected, _ = checks.value_and_grad(DINO, *dino_arrays(), argnums=DINO_ARRAYS)
+    np.testing.assert_allclose(dino(5.0, *dino_arrays()), expected, rtol=1e-5)
 
 
 def test_cross_view_takes_targets_that_are_probabilities():
     student, teacher, center = dino_arrays()
-    targets = centered_targets(teacher, center, 0.04).astype(np.float32)
-    arrays = jnp.asarray(student), jnp.asarray(targets)
-    expected = losses.dino(jnp.asarray(student), jnp.asarray(teacher), jnp.asarray(center))
-    np.testing.assert_allclose(losses.cross_view(*arrays), expected, rtol=1e-5)
-    assert has_gradient(losses.cross_view, (0, 1), *arrays) == [True, False]
+    targets = centered_targets(teacher, center, 0.05).astype(np.float32)
+    expected, _ = checks.value_and_grad(DINO, student, teacher, center, argnums=DINO_ARRAYS)
+    loss = functools.partial(losses.cross_view, temperature=0.2)
+    value, (of_student, of_targets) = checks.value_and_grad(loss, student, targets, argnums=(0, 1))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert np.any(of_student) and not np.any(of_targets)
 
 
 @pytest.mark.parametrize(
@@ -164,11 +149,12 @@ def test_cross_view_takes_targets_that_are_probabilities():
 @pytest.mark.usefixtures("unchecked")
 def test_dino_refuses_other_shapes(shapes, message):
     with pytest.raises(ValueError, match=message):
-        losses.dino(*map(jnp.ones, shapes))
+        losses.dino(*map(np.ones, shapes))
 
 
 # ibot
 
+IBOT = functools.partial(losses.ibot, **TEMPERATURES)
 # Unequal numbers of masked patches, so that a mean of means is not the mean.
 MASK = np.array([[1, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 1]], bool)
 
@@ -188,49 +174,39 @@ def ibot_arrays(batch=4, classes=5):
 
 def test_ibot_is_the_papers_formula():
     arrays = ibot_arrays()
-    targets = centered_targets(*arrays[1:3], 0.2)
-    loss = functools.partial(losses.ibot, **TEMPERATURES)
-    checks.equals_reference(
-        loss,
-        lambda student, teacher, center, mask: reference_ibot(student, targets, mask, 0.3),
-        *arrays,
-        argnums=(0,),
-    )
-    assert has_gradient(loss, (0, 1, 2), *arrays) == [True, False, False]
+    targets = centered_targets(*arrays[1:3], 0.05)
+    reference = lambda student, teacher, center, mask: reference_ibot(student, targets, mask, 0.2)  # noqa: E731
+    checks.equals_reference(IBOT, reference, *arrays, argnums=(0, 1, 2))
 
 
 def test_ibot_over_devices_is_that_of_the_whole_batch():
-    checks.same_on_devices(
-        functools.partial(losses.ibot, **TEMPERATURES),
-        *ibot_arrays(batch=8),
-        split=[True, True, False, True],
-        argnums=(0,),
-    )
+    checks.same_on_devices(IBOT, *ibot_arrays(batch=8), split=[True, True, False, True], argnums=(0,))
 
 
 def test_ibot_is_finite():
-    student, teacher, center, mask = ibot_arrays()
-    checks.finite_everywhere(lambda s, t: losses.ibot(s, t, jnp.asarray(center), jnp.asarray(mask)), student, teacher)
+    checks.finite_everywhere(IBOT, *ibot_arrays(), scaled=(0, 1), argnums=(0, 1, 2))
 
 
 def test_ibot_by_chance_counts_an_image_without_masked_patches_as_zero():
-    _, *others = map(jnp.asarray, ibot_arrays())
-    np.testing.assert_allclose(losses.ibot(jnp.ones((4, 4, 5)), *others), 3 / 4 * np.log(5), rtol=1e-6)
+    student = np.ones((4, 4, 5), np.float32)
+    value, _ = checks.value_and_grad(IBOT, student, *ibot_arrays()[1:], argnums=(0, 1, 2))
+    np.testing.assert_allclose(value, 3 / 4 * np.log(5), rtol=1e-6)
 
 
 def test_ibot_of_nothing_masked_is_zero():
-    student, teacher, center, mask = map(jnp.asarray, ibot_arrays())
-    value, gradient = jax.value_and_grad(losses.ibot)(student, teacher, center, jnp.zeros_like(mask))
+    *arrays, mask = ibot_arrays()
+    value, (gradient, *_) = checks.value_and_grad(IBOT, *arrays, np.zeros_like(mask), argnums=(0, 1, 2))
     assert value == 0 and not np.any(gradient)
 
 
 def test_masked_patches_takes_targets_that_are_probabilities():
     student, teacher, center, mask = ibot_arrays()
-    targets = centered_targets(teacher, center, 0.04).astype(np.float32)
-    arrays = jnp.asarray(student), jnp.asarray(targets), jnp.asarray(mask)
-    expected = losses.ibot(*map(jnp.asarray, (student, teacher, center, mask)))
-    np.testing.assert_allclose(losses.masked_patches(*arrays), expected, rtol=1e-5)
-    assert has_gradient(losses.masked_patches, (0, 1), *arrays) == [True, False]
+    targets = centered_targets(teacher, center, 0.05).astype(np.float32)
+    expected, _ = checks.value_and_grad(IBOT, student, teacher, center, mask, argnums=(0, 1, 2))
+    loss = functools.partial(losses.masked_patches, temperature=0.2)
+    value, (of_student, of_targets) = checks.value_and_grad(loss, student, targets, mask, argnums=(0, 1))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert np.any(of_student) and not np.any(of_targets)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +221,7 @@ def test_masked_patches_takes_targets_that_are_probabilities():
 @pytest.mark.usefixtures("unchecked")
 def test_ibot_refuses_other_shapes(shapes, message):
     with pytest.raises(ValueError, match=message):
-        losses.ibot(*map(jnp.ones, shapes))
+        losses.ibot(*map(np.ones, shapes))
 
 
 # koleo
@@ -258,7 +234,7 @@ def reference_koleo(z):
     return -np.mean([np.log(d + 1e-8) for d in distances])
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (9, 2), (2, 3)])
+@pytest.mark.parametrize("shape", [(5, 4), (2, 3)])
 def test_koleo_is_the_codes_formula(shape):
     checks.equals_reference(losses.koleo, reference_koleo, draw(*shape, scale=3.0))
 
@@ -286,26 +262,27 @@ def test_koleo_in_groups_that_do_not_fill_the_batch_is_refused(group):
 
 
 def test_koleo_is_finite():
-    checks.finite_everywhere(losses.koleo, draw(6, 4))
+    checks.finite_everywhere(losses.koleo, draw(5, 4))
 
 
-@pytest.mark.parametrize("n", [3, 4, 6])
+@pytest.mark.parametrize("n", [3, 6])
 def test_koleo_of_a_regular_polygon(n):
     angles = 2 * np.pi * np.arange(n) / n
-    value = losses.koleo(jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=-1), jnp.float32))
+    value = losses.koleo(np.stack([np.cos(angles), np.sin(angles)], axis=-1))
     np.testing.assert_allclose(value, -np.log(2 * np.sin(np.pi / n)), atol=1e-6)
 
 
 def test_koleo_of_duplicates():
     # All distances are |eps, ..., eps| + eps.
-    np.testing.assert_allclose(losses.koleo(jnp.ones((5, 4))), -np.log(1e-8 * np.sqrt(4) + 1e-8), rtol=1e-5)
+    value, _ = checks.value_and_grad(losses.koleo, np.ones((5, 4), np.float32), argnums=(0,))
+    np.testing.assert_allclose(value, -np.log(1e-8 * np.sqrt(4) + 1e-8), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (1, 4)])
 @pytest.mark.usefixtures("unchecked")
 def test_koleo_refuses_other_shapes(shape):
     with pytest.raises(ValueError, match="two rows at least"):
-        losses.koleo(jnp.ones(shape))
+        losses.koleo(np.ones(shape))
 
 
 # msn and pmsn
@@ -326,7 +303,7 @@ def msn_codes(targets, prototypes, temperature, sharpen, iterations):
     return (q * q.shape[1]).T
 
 
-def reference_pmsn(anchors, prototypes, codes, temperature, me_max, power):
+def reference_pmsn(anchors, prototypes, codes, temperature, me_max, power=0.25):
     assignments = [assignment(x, prototypes, temperature) for x in anchors]
     ce = np.mean([-np.sum(codes[i % len(codes)] * np.log(p)) for i, p in enumerate(assignments)])
     m = np.mean(assignments, axis=0)
@@ -345,47 +322,26 @@ def msn_arrays(views=3, batch=4, dim=6, prototypes=7):
     return draw(views * batch, dim, scale=2.0), draw(batch, dim, seed=1), draw(prototypes, dim, seed=2)
 
 
-OPTIONS = dict(temperature=0.2, sharpen=0.5, iterations=3, me_max=0.7)
+OPTIONS = dict(temperature=0.2, sharpen=0.5, iterations=2, me_max=0.7)
+MSN_ARRAYS = (0, 1, 2)  # for which gradients are computed
 
 
-@pytest.mark.parametrize("options", [{}, OPTIONS, dict(OPTIONS, me_max=0.0), dict(OPTIONS, iterations=1)])
-def test_msn_is_the_papers_formula(options):
+@pytest.mark.parametrize("name", ["msn", "pmsn"])
+@pytest.mark.parametrize("options", [{}, OPTIONS])
+def test_msn_is_the_papers_formula(name, options):
     anchors, targets, prototypes = msn_arrays()
     used = dict(temperature=0.1, sharpen=0.25, iterations=3, me_max=1.0) | options
-    me_max = used.pop("me_max")
-    codes = msn_codes(*(a.astype(np.float64) for a in (targets, prototypes)), **used)  # they carry no gradient
-    checks.equals_reference(
-        functools.partial(losses.msn, **options),
-        lambda anchors, targets, prototypes: reference_msn(anchors, prototypes, codes, used["temperature"], me_max),
-        anchors,
-        targets,
-        prototypes,
-        argnums=(0, 2),
-    )
-
-
-@pytest.mark.parametrize("power", [0.25, 1.0])
-def test_pmsn_is_the_papers_formula(power):
-    anchors, targets, prototypes = msn_arrays()
-    codes = msn_codes(*(a.astype(np.float64) for a in (targets, prototypes)), 0.2, 0.5, 3)
-    checks.equals_reference(
-        functools.partial(losses.pmsn, power=power, **OPTIONS),
-        lambda anchors, targets, prototypes: reference_pmsn(anchors, prototypes, codes, 0.2, 0.7, power),
-        anchors,
-        targets,
-        prototypes,
-        argnums=(0, 2),
-    )
-
-
-def test_pmsn_has_the_papers_power():
-    arrays = tuple(map(jnp.asarray, msn_arrays()))
-    assert losses.pmsn(*arrays) == losses.pmsn(*arrays, power=0.25) != losses.pmsn(*arrays, power=0.0)
-
-
-@pytest.mark.parametrize("loss", [losses.msn, losses.pmsn])
-def test_msn_targets_have_no_gradient(loss):
-    assert has_gradient(loss, (0, 1, 2), *msn_arrays()) == [True, False, True]
+    me_max, temperature = used.pop("me_max"), used["temperature"]
+    # Codes carry no gradient, so that for the targets it is 0.
+    codes = msn_codes(*(a.astype(np.float64) for a in (targets, prototypes)), **used)
+    if name == "msn":
+        reference = lambda a, t, p: reference_msn(a, p, codes, temperature, me_max)  # noqa: E731
+    else:
+        power = {"power": 1.0} if options else {}
+        options = options | power
+        reference = lambda a, t, p: reference_pmsn(a, p, codes, temperature, me_max, **power)  # noqa: E731
+    loss = functools.partial(getattr(losses, name), **options) if options else getattr(losses, name)
+    checks.equals_reference(loss, reference, anchors, targets, prototypes, argnums=MSN_ARRAYS)
 
 
 @pytest.mark.parametrize("loss", [losses.msn, losses.pmsn])
@@ -412,22 +368,22 @@ def test_msn_is_finite(loss):
 
 def test_msn_of_prototypes_never_used_is_finite():
     # cos / 1e-3: the unused prototypes' probability, exp(-1000), is 0 in float32.
-    x = jnp.eye(8)[:4]
-    value, gradient = jax.value_and_grad(functools.partial(losses.msn, temperature=1e-3))(x, x, jnp.eye(8))
+    x = np.eye(8)[:4]
+    value, gradient = checks.value_and_grad(functools.partial(losses.msn, temperature=1e-3), x, x, np.eye(8))
     assert np.isfinite(value) and np.all(np.isfinite(gradient))
     assert value > np.log(8 / 4) - 1e-6  # half of the prototypes take all
 
 
 def test_msn_at_its_optimum():
     # Every image at its own prototype, each as often as any other: both terms vanish as exp(-1 / temperature) does.
-    x = jnp.eye(4)
-    np.testing.assert_allclose(losses.msn(jnp.tile(x, (3, 1)), x, x, temperature=0.02), 0.0, atol=1e-6)
+    x = np.eye(4)
+    np.testing.assert_allclose(losses.msn(np.tile(x, (3, 1)), x, x, temperature=0.02), 0.0, atol=1e-6)
 
 
 def test_msn_of_anchors_that_are_all_alike():
     # All to prototype 0: log K - H = log 4; the targets are spread over all 4, three of which are 1 / 0.02 = 50 away.
-    x = jnp.eye(4)
-    value = losses.msn(jnp.tile(x[:1], (4, 1)), x, x, temperature=0.02)
+    x = np.eye(4)
+    value = losses.msn(np.tile(x[:1], (4, 1)), x, x, temperature=0.02)
     np.testing.assert_allclose(value, 3 / 4 * 50 + np.log(4), rtol=1e-5)
 
 
@@ -445,39 +401,38 @@ def test_msn_of_anchors_that_are_all_alike():
 @pytest.mark.usefixtures("unchecked")
 def test_msn_refuses_other_shapes(shapes, message):
     with pytest.raises(ValueError, match=message):
-        losses.msn(*map(jnp.ones, shapes))
+        losses.msn(*map(np.ones, shapes))
 
 
 # Numbers of another library, in float64: see references/make_losses_distillation.py.
 
 REFERENCES = Path(__file__).parents[1] / "references" / "losses_distillation.npz"
-TEMPERED = dict(student_temperature=0.2, teacher_temperature=0.05)
-CASES = {
-    "negative_cosine": (losses.negative_cosine, ("prediction", "target")),
-    "koleo": (losses.koleo, ("prediction",)),
-    "dino": (functools.partial(losses.dino, **TEMPERED), ("student", "teacher", "center")),
-    "ibot": (functools.partial(losses.ibot, **TEMPERED), ("patches", "teacher_patches", "center", "mask")),
-    "msn": (losses.msn, ("anchors", "targets", "prototypes")),
+CASES = {  # loss, arrays, and for which of them gradients are computed
+    "negative_cosine": (losses.negative_cosine, ("prediction", "target"), (0, 1)),
+    "koleo": (losses.koleo, ("prediction",), (0,)),
+    "dino": (DINO, ("student", "teacher", "center"), DINO_ARRAYS),
+    "ibot": (IBOT, ("patches", "teacher_patches", "center", "mask"), (0, 1, 2)),
+    "msn": (losses.msn, ("anchors", "targets", "prototypes"), MSN_ARRAYS),
 }
 
 
 def reference(name):
     with np.load(REFERENCES) as stored:
-        return jnp.asarray(stored[name], bool if name == "mask" else jnp.float32)
+        return stored[name].astype(bool if name == "mask" else np.float32)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_loss_is_lightlys(name):
-    loss, arrays = CASES[name]
-    value, gradient = jax.value_and_grad(loss)(*map(reference, arrays))
+    loss, arrays, argnums = CASES[name]
+    value, gradients = checks.value_and_grad(loss, *map(reference, arrays), argnums=argnums)
     np.testing.assert_allclose(value, reference(f"{name}/value"), rtol=1e-5)
-    np.testing.assert_allclose(gradient, reference(f"{name}/gradient"), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradients[0], reference(f"{name}/gradient"), rtol=1e-4, atol=1e-6)
 
 
 def test_pmsn_is_lightlys_but_for_the_direction_of_kl():
     anchors, targets, prototypes = map(reference, CASES["msn"][1])
-    m = np.mean([assignment(np.asarray(x), np.asarray(prototypes), 0.1) for x in anchors], axis=0)
+    m = np.mean([assignment(x, prototypes, 0.1) for x in anchors], axis=0)
     prior = np.arange(1, 8) ** -0.25 / np.sum(np.arange(1, 8) ** -0.25)
-    value = losses.pmsn(anchors, targets, prototypes)
+    value, _ = checks.value_and_grad(losses.pmsn, anchors, targets, prototypes, argnums=MSN_ARRAYS)
     expected = reference("pmsn/value") + np.sum(m * np.log(m / prior)) - np.sum(prior * np.log(prior / m))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
