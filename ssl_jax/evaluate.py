@@ -210,7 +210,8 @@ def score_blocks(
         data = as_labeled(*(extract(features, read(), BATCH) for read in batches.values()), num_classes)
         of = "class tokens" if model.class_token else "means of the patches"
         scores |= protocols.blocks(data, probe, model.dim, of)
-    print_scores(f"{name}, its last blocks", begun, scores)
+    if scores:
+        print_scores(f"{name}, its last blocks", begun, scores)
     return scores
 
 
