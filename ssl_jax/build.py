@@ -111,11 +111,16 @@ def training(config: ConfigDict, run: Run) -> Training:
 
 def source(config: ConfigDict) -> sources.Source:
     """The training split. Raises: ConfigError where it has fewer images than a batch."""
-    data = config.data
-    options = dict(split=data.split, path=data.path or None, channels=data.channels)
-    found = configs.call(sources.load, options, "config.data", data.name)
+    found = whole_source(config)
     check_batch(config, found)
     return found
+
+
+def whole_source(config: ConfigDict) -> sources.Source:
+    """The training split, however few images it has."""
+    data = config.data
+    options = dict(split=data.split, path=data.path or None, channels=data.channels)
+    return configs.call(sources.load, options, "config.data", data.name)
 
 
 def check_batch(config: ConfigDict, source: sources.Source) -> None:

@@ -4,9 +4,10 @@ It is supervised training (methods/supervised.py) under the one train step, begu
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +15,10 @@ import optax
 from jaxtyping import Float, Int
 
 from ssl_jax import optim, parallel, step
-from ssl_jax.data import pipeline
+from ssl_jax.data import pipeline, randaugment
 from ssl_jax.data.augment import Augmentation, make_augment, normalize
 from ssl_jax.data.sources import Source, Subset
+from ssl_jax.evaluation.accuracy import class_mean, top1
 from ssl_jax.evaluation.features import extract
 from ssl_jax.evaluation.labels import draw_labels
 from ssl_jax.methods import METHODS, Run
@@ -24,6 +26,7 @@ from ssl_jax.models.vit import ViT
 from ssl_jax.weights import Backbone
 
 EVALUATION_BATCH = 512
+AFTER_VIEWS = 1000  # as the number of a view, which random numbers go by: more than there are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +35,23 @@ class Recipe:
 
     Attributes:
       augmentation: of the training images; the test's are not augmented.
+      rand_augment: magnitude of RandAugment after it, in 0..10 (see data/randaugment.py); 0 for none.
+      erase: probability that a random rectangle of an image then becomes noise.
       steps: of the optimizer.
       batch_size: images a step over all devices; no more than there are to train on.
-      learning_rates: of which the one is taken that has the least cross entropy on held-out labels.
-      optimizer: as `optim.create` takes it, but for lr, final_lr (0) and steps.
+      learning_rates: of which the one is taken that has the least cross entropy on held-out labels; a single one is
+        taken as it is.
+      optimizer: as `optim.create` takes it, but for lr and steps; its final_lr is a share of the learning rate.
       method: options of methods/supervised.py: label_smoothing, mixup, cutmix.
+      model: options of the backbone's model that replace its own, such as drop_path. What parameters they bring begin
+        as they are initialized.
+      classifier_std: of the classifier's first weights, which are normal; None for those that methods/supervised.py
+        begins with.
     """
 
     augmentation: Augmentation
+    rand_augment: float = 0.0
+    erase: float = 0.0
     steps: int = 200
     batch_size: int = 128
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -47,19 +59,65 @@ class Recipe:
         default_factory=lambda: dict(name="adamw", weight_decay=0.05, warmup_steps=20, layer_decay=0.75)
     )
     method: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    classifier_std: float | None = None
 
     def __post_init__(self):
+        if not (0.0 <= self.rand_augment <= randaugment.STRONGEST and 0.0 <= self.erase <= 1.0):
+            raise ValueError(
+                f"rand_augment must be in 0..{randaugment.STRONGEST:g} and erase in 0..1, got {self.rand_augment} and "
+                f"{self.erase}"
+            )
         if min(self.steps, self.batch_size) < 1:
             raise ValueError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise ValueError(f"learning_rates must be numbers above 0, got {self.learning_rates}")
 
 
+def mae_recipe(model: ViT, images: int, size: tuple[int, int], batch_size: int = 1024) -> Recipe:
+    """MAE's fine-tuning of all of ImageNet, for a ViT and so many training images.
+
+    Below a width of 1024 its numbers of ViT-B, below 1280 those of ViT-L, then those of ViT-H.
+
+    Ours: an image is mixed with its neighbor by a share of its own, timm's with that at the other end of the batch by
+    one share for the batch; fixed positions stay fixed. The test images are resized whole, theirs are the middle 224 of
+    256 pixels.
+    Source: He et al. 2021, arXiv:2111.06377, table 9, and the authors' FINETUNE.md and main_finetune.py, whose ViT-B
+      has another learning rate and layer decay than the table, and random erasing; facebookresearch/mae.
+    """
+    if model.dim < 1024:
+        epochs, base_lr, layer_decay, drop_path = 100, 5e-4, 0.65, 0.1
+    else:
+        epochs, base_lr, layer_decay, drop_path = 50, 1e-3, 0.75, 0.2 if model.dim < 1280 else 0.3
+    batch_size = min(batch_size, images)
+    steps_per_epoch, lr = images // batch_size, base_lr * batch_size / 256
+    return Recipe(
+        Augmentation(size=size, crop_area=(0.08, 1.0), interpolation="bicubic"),
+        rand_augment=9.0,
+        erase=0.25,
+        steps=epochs * steps_per_epoch,
+        batch_size=batch_size,
+        learning_rates=(lr,),
+        optimizer=dict(
+            name="adamw",
+            weight_decay=0.05,
+            warmup_steps=5 * steps_per_epoch,
+            layer_decay=layer_decay,
+            final_lr=1e-6 / lr,
+        ),
+        method=dict(label_smoothing=0.1, mixup=0.8, cutmix=1.0),
+        model=dict(drop_path=drop_path, pool="mean"),
+        classifier_std=2e-5,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class FineTuned:
-    """accuracies: on the test set, top-1 in percent, [seeds, measured steps]. learning_rate: as chosen."""
+    """accuracies: on the test set, top-1 in percent, [seeds, measured steps]. class_means: the same where each class
+    counts alike, see `evaluation.accuracy.class_mean`. learning_rate: as chosen."""
 
     accuracies: Float[np.ndarray, "seeds measured"]
+    class_means: Float[np.ndarray, "seeds measured"]
     learning_rate: float
 
 
@@ -98,18 +156,24 @@ def finetune(
     classes = len(train.class_names)
     draws = [draw_labels(train.labels, classes, per_class, seed) for seed in seeds]
     index, held_out = draws[0]
-    trainer = _Trainer(backbone, recipe, classes, image_size, int(np.sum(~held_out)), memory_bytes)
+    chosen = len(recipe.learning_rates) > 1
+    trainer = _Trainer(
+        backbone, recipe, classes, image_size, int(np.sum(~held_out)) if chosen else len(index), memory_bytes
+    )
 
     fitted, held = Subset(train, index[~held_out]), Subset(train, index[held_out])
-    tried = {lr: _cross_entropy(*trainer.last_logits(fitted, held, lr, seeds[0])) for lr in recipe.learning_rates}
-    best = min(tried, key=lambda lr: np.nan_to_num(tried[lr], nan=np.inf))  # it may have diverged
+    best = recipe.learning_rates[0]
+    if chosen:
+        tried = {lr: _cross_entropy(*trainer.last_logits(fitted, held, lr, seeds[0])) for lr in recipe.learning_rates}
+        best = min(tried, key=lambda lr: np.nan_to_num(tried[lr], nan=np.inf))  # it may have diverged
 
-    accuracies = np.zeros((len(seeds), len(measured)), np.float32)
+    accuracies, class_means = np.zeros((2, len(seeds), len(measured)), np.float32)
     for row, (seed, (index, _)) in enumerate(zip(seeds, draws, strict=True)):
         for number, state in trainer.train(Subset(train, index), best, seed, measured):
             logits, labels = trainer.logits(state, test)
-            accuracies[row, measured.index(number)] = 100.0 * np.mean(np.argmax(logits, axis=1) == labels)
-    return FineTuned(accuracies, best)
+            predictions, place = np.argmax(logits, axis=1), (row, measured.index(number))
+            accuracies[place], class_means[place] = top1(predictions, labels), class_mean(predictions, labels)
+    return FineTuned(accuracies, class_means, best)
 
 
 class _Trainer:
@@ -143,7 +207,7 @@ class _Trainer:
         model = backbone.model
         if isinstance(model, ViT):  # what it was pre-trained with need not divide this batch
             model = model.clone(microbatch=0, drop_path_group=0)
-        self.method = METHODS["supervised"](model, run, **recipe.method)
+        self.method = METHODS["supervised"](model.clone(**recipe.model), run, **recipe.method)
         options = dict(recipe.optimizer)
         if not hasattr(backbone.model, "depth"):
             options.pop("layer_decay", None)  # known of ViTs
@@ -155,7 +219,7 @@ class _Trainer:
             step.TrainStep(
                 method=self.method,
                 tx=self.tx,
-                augment=make_augment([recipe.augmentation], mean=backbone.mean, std=backbone.std),
+                augment=augmented(recipe, mean=backbone.mean, std=backbone.std),
                 axis_name=parallel.AXIS,
                 log_every=recipe.steps + 1,
             ),
@@ -173,12 +237,13 @@ class _Trainer:
         state = step.create_state(self.method, self.tx, example, seed)
         given = jax.device_get(self.backbone.variables)  # the step donates its state: a copy, or the backbone is gone
         batch_stats = {**state.model_state["batch_stats"], "backbone": given.get("batch_stats", {})}
+        own = given["params"]
+        params = {**state.params, "backbone": {k: own.get(k, first) for k, first in state.params["backbone"].items()}}
+        if self.recipe.classifier_std is not None:
+            params["classifier"] = _drawn(params["classifier"], self.recipe.classifier_std, seed)
         state.opt_state[-1].hyperparams["step_size"] = jnp.float32(lr)
         return parallel.replicate(
-            state.replace(
-                params={**state.params, "backbone": given["params"]}, model_state={"batch_stats": batch_stats}
-            ),
-            self.mesh,
+            state.replace(params=params, model_state={"batch_stats": batch_stats}), self.mesh
         )
 
     def train(
@@ -221,6 +286,40 @@ class _Trainer:
             batch_size,
         )
         return logits[labels >= 0], labels[labels >= 0]
+
+
+def augmented(recipe: Recipe, *, mean: Sequence[float], std: Sequence[float]) -> Callable[[Any, Any], dict[str, Any]]:
+    """`augment.make_augment` of the recipe's augmentation, and after it RandAugment and erasing."""
+    first = make_augment([recipe.augmentation], mean=mean, std=std)
+    if not (recipe.rand_augment or recipe.erase):
+        return first
+    shift, scale = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (mean, std))
+
+    def one(key, view):
+        key_kinds, key_erase = jax.random.split(key)
+        view = view.transpose(2, 0, 1)
+        if recipe.rand_augment:
+            unit = randaugment.rand_augment(key_kinds, view * scale + shift, fill=mean, magnitude=recipe.rand_augment)
+            view = (unit - shift) / scale
+        if recipe.erase:
+            view = randaugment.random_erase(key_erase, view, probability=recipe.erase)
+        return view.transpose(1, 2, 0)
+
+    def augment(rng, batch):
+        batch = first(rng, batch)
+        (view,) = batch["views"]
+        # Of each image its own, whatever else is in the batch, and none that its crop was drawn with.
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(rng, i), AFTER_VIEWS))(batch["index"])
+        return batch | {"views": (jax.vmap(one)(keys, view),)}
+
+    return augment
+
+
+def _drawn(classifier: Any, std: float, seed: int) -> Any:
+    """A classifier's parameters with new weights; its biases stay."""
+    draw = nn.initializers.normal(std)
+    key = jax.random.fold_in(jax.random.key(seed), AFTER_VIEWS)
+    return jax.tree.map(lambda leaf: draw(key, leaf.shape) if leaf.ndim > 1 else leaf, classifier)
 
 
 def _cross_entropy(logits: Float[np.ndarray, "images classes"], labels: Int[np.ndarray, " images"]) -> float:

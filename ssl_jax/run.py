@@ -9,7 +9,7 @@ import platform
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
 from ssl_jax import files, parallel
+from ssl_jax.data.sources import Source
 from ssl_jax.evaluation import alarms
 from ssl_jax.metrics import MetricsWriter
 from ssl_jax.step import is_logged
@@ -97,21 +98,61 @@ def read_config(workdir: Path) -> ConfigDict:
     return _completed(_load(path, configs.loads))
 
 
+def source_facts(source: Source, *, given: bool) -> dict[str, Any]:
+    """What run.json says of the images that a run is trained on.
+
+    name, kind, digest: of the source; its kind is its class. given: whether a program gave it, so that the config does
+    not say which images they are.
+    """
+    return {"name": source.name, "kind": type(source).__name__, "digest": source.digest(), "given": given}
+
+
+def trained_on(workdir: Path) -> dict[str, Any]:
+    """`source_facts` of the run in `workdir`; {} where run.json does not say, as of earlier versions."""
+    path = workdir / "run.json"
+    return _load(path, lambda text: dict(json.loads(text).get("source", {}))) if path.exists() else {}
+
+
 def check_images(workdir: Path, *, num_images: int, images_digest: str) -> None:
     """Raises: ConfigError if the run in `workdir` has checkpoints and began on other images, as its run.json says."""
     path = workdir / "run.json"
     if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
         return
     begun = _load(path, lambda text: dict(json.loads(text)))
+    source = begun.get("source", {})
+    digest = source.get("digest", begun.get("images_digest", images_digest))
     if (then := begun.get("num_images", num_images)) != num_images:
         differs = f"{num_images:,} images, {then:,} when the run began"
-    elif begun.get("images_digest", images_digest) != images_digest:
+    elif digest != images_digest:
         differs = f"{num_images:,} images as when the run began, but not the same ones, or in another order"
     else:
         return
+    if source.get("given"):
+        raise configs.ConfigError(
+            f"the run in {workdir} began on images that a program gave, {source['kind']} {source['name']!r}, and these "
+            f"are others: {differs}\ngive the same again, train(config, workdir, source=...), or use another workdir"
+        )
     raise configs.ConfigError(
         f"the data set has changed, and with it the order of its images, since the run in {workdir} began: {differs}\n"
         "restore the data set as it was, or begin anew in another --workdir"
+    )
+
+
+def check_measured(workdir: Path, found: Sequence[Source], data: str) -> None:
+    """Raises: ConfigError where run.json names images that the run was trained on, and they are none of `found`, which
+    are those of its config, whole or their training part. `data`: what the config calls them."""
+    trained = trained_on(workdir)
+    if not trained or trained["digest"] in {source.digest() for source in found}:
+        return
+    if trained["given"]:
+        raise configs.ConfigError(
+            f"the run in {workdir} was trained on images that a program gave, {trained['kind']} {trained['name']!r}, "
+            "and its config does not say which they are; say what to measure on: --data NAME_OR_FOLDER, or "
+            "evaluate(workdir, pair=(training, test))"
+        )
+    raise configs.ConfigError(
+        f"the images of {trained['name']} have changed since the run in {workdir} was trained on them; restore them, "
+        f"or measure on what is there now: --data {data}"
     )
 
 

@@ -38,7 +38,7 @@ def train(
     """Trains until the last step -> True, or until SIGTERM -> False, with the state saved.
 
     Args:
-      source: the images, if they are not all of the config's training split.
+      source: the images, if they are not all of the config's training split; run.json says so.
       begin: a backbone whose weights it begins with, in place of the initialization.
     """
     with contextlib.ExitStack() as the_end:
@@ -57,8 +57,10 @@ def _train_until(
     configs.check(config)
     configs.check_devices(config.batch_size, jax.device_count())
     data = config.data
-    source = build.source(config) if source is None else source
-    images = {"num_images": len(source), "images_digest": source.digest()}
+    given = source is not None
+    source = source if given else build.source(config)
+    trained_on = run.source_facts(source, given=given)
+    images = {"num_images": len(source), "images_digest": trained_on["digest"]}
     parallel.check_same(images | {"classes": list(source.class_names)})
     facts = build.facts(config, len(source), len(source.class_names))
     training = build.training(config, facts)
@@ -91,7 +93,8 @@ def _train_until(
         if state is None:
             return False
     batches = read(seed=config.seed, start_step=start)
-    describe = functools.partial(run.describe, workdir, seed=config.seed, skipped=batches.skipped, **images)
+    described = {"num_images": len(source), "source": trained_on}
+    describe = functools.partial(run.describe, workdir, seed=config.seed, skipped=batches.skipped, **described)
     if start < facts.steps:  # a run that is finished stays as it was described
         describe()
     online_knn = make_online_knn(config, source, method, mesh)
@@ -127,7 +130,8 @@ def _train_until(
         if online_knn and config.evaluate_every and number % config.evaluate_every == 0:
             with progress.paused():
                 accuracy = online_knn(state)
-                progress.add(knn_top1=accuracy)
+                if accuracy is not None:
+                    progress.add(knn_top1=accuracy)
         stop, save = agree(termination.requested, due.passed())
         if save or stop or number % config.checkpoint_every == 0 or number == facts.steps:
             progress.flush()
@@ -213,12 +217,21 @@ def print_banner(config: ConfigDict, source: sources.Source, facts: Run, start: 
 def make_online_knn(config: ConfigDict, source: sources.Source, method: Any, everywhere: parallel.Mesh) -> Any:
     """state -> kNN accuracy in percent of images of the training split among others of it; None without labels.
 
-    Each process reads and embeds a part of the images on its own devices; all get the same accuracy.
+    Each process reads and embeds a part of the images on its own devices; all get the same accuracy. It is None where
+    fewer than k of the bank's images have a label; a set that is too small for k is told at once.
     """
     if not source.class_names or not config.evaluate_every:
         return None
     options, data = config.online_knn, config.data
     chosen = np.random.default_rng(config.seed).permutation(len(source))[: options.bank + options.queries]
+    bank = len(chosen) - len(chosen) * options.queries // (options.bank + options.queries)
+    if options.k > bank:
+        if parallel.is_first():
+            print(
+                f"no kNN while training: k={options.k}, and there are {bank} images to look among; lower "
+                "config.online_knn.k"
+            )
+        return None
     share = sources.Subset(source, np.array_split(chosen, jax.process_count())[jax.process_index()])
     mesh = parallel.make_local_mesh()
     features = parallel.map_rows(
@@ -235,6 +248,8 @@ def make_online_knn(config: ConfigDict, source: sources.Source, method: Any, eve
         h, labels = (parallel.gather_rows(rows) for rows in part)
         h, labels = h[labels >= 0], labels[labels >= 0]
         num_queries = len(h) * options.queries // (options.bank + options.queries)
+        if options.k > len(h) - num_queries:
+            return None
         predicted = knn.weighted_knn(
             h[num_queries:],
             labels[num_queries:],

@@ -9,7 +9,8 @@ import pytest
 from ssl_jax import models, optim
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.data.sources import ArraySource
-from ssl_jax.finetune import Recipe, _Trainer, finetune
+from ssl_jax.finetune import Recipe, _Trainer, augmented, finetune, mae_recipe
+from ssl_jax.models.vit import ViT
 from ssl_jax.weights import Backbone
 
 SIZE = (12, 12)
@@ -45,6 +46,7 @@ def test_learns_with_the_rate_that_suits_the_held_out_labels(small):
     )
     assert tuned.learning_rate == 1e-2
     assert tuned.accuracies.shape == (3, 2)
+    assert tuned.class_means.shape == (3, 2) and np.all(np.abs(tuned.class_means - tuned.accuracies) < 5)
     assert np.all(np.abs(tuned.accuracies[:, 0] - 50) < 30) and np.all(tuned.accuracies[:, 1] > 90)
     jax.tree.map(np.testing.assert_array_equal, small.variables, before)
 
@@ -106,6 +108,62 @@ def test_a_vit_that_was_trained_in_groups_is_fine_tuned_in_any_batch():
     assert (model.drop_path, model.drop_path_group, model.microbatch) == (0.5, 0, 0)
 
 
+VIT = dict(dim=16, heads=2, depth=2, patch_size=4, image_size=12)
+
+
+@pytest.mark.parametrize(
+    "dim, expected",
+    [(768, (100, 5e-4, 0.65, 0.1)), (1024, (50, 1e-3, 0.75, 0.2)), (1280, (50, 1e-3, 0.75, 0.3))],
+)
+def test_maes_recipe_is_of_its_size(dim, expected):
+    recipe = mae_recipe(ViT(dim=dim, heads=16), 10_240, (224, 224))
+    epochs, base_lr, layer_decay, drop_path = expected
+    assert (recipe.steps, recipe.batch_size, recipe.learning_rates) == (10 * epochs, 1024, (4 * base_lr,))
+    assert recipe.optimizer["warmup_steps"] == 50 and recipe.optimizer["layer_decay"] == layer_decay
+    assert recipe.optimizer["final_lr"] * recipe.learning_rates[0] == pytest.approx(1e-6)
+    assert recipe.model == {"drop_path": drop_path, "pool": "mean"}
+
+
+def test_maes_recipe_begins_at_the_given_weights_with_a_norm_of_its_own():
+    vit = backbone("vit_tiny_patch16_224", **VIT)
+    recipe = mae_recipe(vit.model, 64, SIZE)
+    trainer = _Trainer(vit, recipe, 2, SIZE, num_images=64, memory_bytes=2**20)
+    assert trainer.batch_size == 64
+    params = jax.device_get(trainer.first_state(1.0, seed=0).params)
+    given = vit.variables["params"]
+    assert set(params["backbone"]) == {*given, "fc_norm"} - {"norm"}
+    jax.tree.map(np.testing.assert_array_equal, params["backbone"]["blocks_1"], given["blocks_1"])
+    (kernel,) = [leaf for leaf in jax.tree.leaves(params["classifier"]) if leaf.ndim > 1]
+    assert kernel.shape == (16, 2) and 1e-5 < np.std(kernel) < 3e-5
+
+
+def test_views_are_augmented_by_their_index_alone():
+    recipe = Recipe(Augmentation(size=SIZE, crop_area=(0.9, 1.0)), rand_augment=9.0, erase=0.25)
+    images = stripes(12, 0)
+    batch = {"image": np.stack([images[i] for i in range(12)]), "index": np.arange(12)}
+    augment, without = (
+        jax.jit(augmented(r, mean=(0.5,), std=(0.25,)))
+        for r in (recipe, dataclasses.replace(recipe, rand_augment=0.0, erase=0.0))
+    )
+    made, plain = (made(jax.random.key(0), batch)["views"][0] for made in (augment, without))
+    changed = np.any(np.abs(made - plain) > 0.02, axis=(1, 2, 3))
+    assert 3 < changed.sum() < 12
+    # What nothing was done to is rounded to 8 bits, and else as the crop left it.
+    np.testing.assert_allclose(made[~changed], plain[~changed], atol=0.5 / 255 / 0.25 + 1e-5)
+    backwards = jax.tree.map(lambda rows: rows[::-1], batch)
+    again = augment(jax.random.key(0), backwards)["views"][0]
+    np.testing.assert_allclose(again[::-1], made, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_maes_recipe_trains():
+    vit = backbone("vit_tiny_patch16_224", **VIT)
+    recipe = dataclasses.replace(mae_recipe(vit.model, 64, SIZE), steps=3)
+    tuned = finetune(vit, stripes(100, 0), stripes(60, 1), recipe=recipe, image_size=SIZE, per_class=None)
+    assert tuned.accuracies.shape == tuned.class_means.shape == (1, 1)
+    assert tuned.learning_rate == recipe.learning_rates[0]
+
+
 def test_what_cannot_be_fine_tuned_is_refused(small):
     few = ArraySource(np.zeros((20, *SIZE), np.uint8), np.arange(20, dtype=np.int32) % 2)
     without = ArraySource(np.zeros((20, *SIZE), np.uint8))
@@ -118,5 +176,7 @@ def test_what_cannot_be_fine_tuned_is_refused(small):
         finetune(small, few, few, **tune)
     with pytest.raises(ValueError, match="learning_rates must be numbers above 0"):
         dataclasses.replace(RECIPE, learning_rates=(0.1, 0.0))
+    with pytest.raises(ValueError, match=r"rand_augment must be in 0\.\.10 and erase in 0\.\.1, got 11"):
+        dataclasses.replace(RECIPE, rand_augment=11.0)
     with pytest.raises(ValueError, match="steps and batch_size must be at least 1, got 0 and 32"):
         dataclasses.replace(RECIPE, steps=0)

@@ -7,11 +7,13 @@ import subprocess
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
 from ssl_jax import run
+from ssl_jax.data import sources
 from ssl_jax.metrics import MetricsWriter, read_metrics
 
 
@@ -150,6 +152,35 @@ def test_a_run_goes_on_with_the_images_that_it_began_with_alone(tmp_path):
     run.check_images(tmp_path, **images)
     (tmp_path / "checkpoints" / "5").rmdir()  # none yet: nothing to go on with
     run.check_images(tmp_path, num_images=1230, images_digest="abc")
+
+
+ARRAY = sources.ArraySource(np.zeros((6, 4, 4), np.uint8), name="mine")
+
+
+def test_a_run_on_given_images_goes_on_with_these_alone(tmp_path):
+    facts = run.source_facts(ARRAY, given=True)
+    assert facts == {"name": "mine", "kind": "ArraySource", "digest": ARRAY.digest(), "given": True}
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    run.describe(tmp_path, skipped={}, num_images=6, source=facts)
+    assert run.trained_on(tmp_path) == facts
+    run.check_images(tmp_path, num_images=6, images_digest=ARRAY.digest())
+    with pytest.raises(configs.ConfigError, match=r"a program gave, ArraySource 'mine', .* not the same .*\n.*source="):
+        run.check_images(tmp_path, num_images=6, images_digest="another")
+
+
+def test_what_is_measured_on_is_what_was_trained_on(tmp_path):
+    other = sources.ArraySource(np.zeros((6, 4, 4), np.uint8), name="other")
+    run.check_measured(tmp_path, [other], "other")  # no run.json
+    run.describe(tmp_path, skipped={}, num_images=6, images_digest="abc")  # of before it told the source
+    run.check_measured(tmp_path, [other], "other")
+    for given, message in [
+        (True, r"a program gave, ArraySource 'mine', .*: --data NAME_OR_FOLDER, or evaluate\(workdir, pair="),
+        (False, r"images of mine have changed .* measure on what is there now: --data other"),
+    ]:
+        run.describe(tmp_path, skipped={}, num_images=6, source=run.source_facts(ARRAY, given=given))
+        run.check_measured(tmp_path, [other, ARRAY], "other")
+        with pytest.raises(configs.ConfigError, match=message):
+            run.check_measured(tmp_path, [other], "other")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"\xff\xfe", b"[" * 100_000, b"[1, 2]", b"null"])

@@ -12,7 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ssl_jax import load_backbone, train
+from ssl_jax import config as configs
+from ssl_jax import load_backbone, parallel, train
+from ssl_jax.data import sources
 from ssl_jax.metrics import read_metrics
 from tests.flags import environment
 
@@ -180,6 +182,14 @@ def test_broken_files_are_named_and_do_not_stop_a_run_on_eight_devices_in_bfloat
     assert all(f"skipped {name}" in caplog.text for name in ("zz_text.png", "aa_cut.png"))
     skipped = json.loads((tmp_path / "run" / "run.json").read_text())["skipped"]
     assert {Path(name).name for name in skipped} == {"zz_text.png", "aa_cut.png"}
+
+
+def test_neighbors_that_there_are_no_images_for_are_left_out_while_training(capsys):
+    config = configs.load_file(f"{CONFIG}:folder")
+    config.online_knn.update(bank=300, queries=100, k=20)
+    few = sources.ArraySource(np.zeros((24, 4, 4, 3), np.uint8), np.arange(24) % 2)
+    assert train.make_online_knn(config, few, None, parallel.make_local_mesh()) is None
+    assert "no kNN while training: k=20, and there are 18 images to look among" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ class Table:
     baselines: (name, protocol -> score) of untrained networks and raw pixels.
     dots: inline SVG.
     by_labels: (name, the groups in it, inline SVG) of each chart over the number of labels.
+    largest: see `scores.largest_class`.
     """
 
     data: str
@@ -29,6 +30,13 @@ class Table:
     baselines: Sequence[tuple[str, Mapping[str, Score]]]
     dots: str
     by_labels: Sequence[tuple[str, Sequence[str], str]]
+    largest: tuple[str, float] | None
+
+    @property
+    def by_class(self) -> bool:
+        """Whether a mean over classes stands beside an accuracy."""
+        found = [*self.scores.values(), *(scores for _, scores in self.baselines)]
+        return any(score.differs for scores in found for score in scores.values())
 
     def best(self, protocol: str) -> float:
         """The highest mean, of what is pre-trained, as it is printed."""
@@ -57,7 +65,7 @@ def render(records: Sequence[Record]) -> str:
 
 
 def _title(groups: Sequence[Group]) -> str:
-    data = {names.data(group.config) for group in groups}
+    data = {names.data(record.config, record.facts) for group in groups for record in group.records}
     on = f" on {data.pop()}" if len(data) == 1 and "" not in data else ""
     if len(groups) == 1:
         return f"{groups[0].name}{on}, {groups[0].seeds}"
@@ -73,14 +81,21 @@ def _table(groups: Sequence[Group], data: str) -> Table:
         name: {group: found[protocol] for group, found in of.items() if protocol in found}
         for protocol, name in protocols.items()
     }
-    every = next(scores.all_labels(r.evaluation) for g in groups for r in g.records if measured_on(r) == data)
+    evaluation = next(r.evaluation for g in groups for r in g.records if measured_on(r) == data)
+    every = scores.all_labels(evaluation)
     by_labels = []
     for kind, name in scores.BY_LABELS.items():
         lines = {group: scores.by_labels(found, kind, every) for group, found in of.items()}
         if lines := {group: points for group, points in lines.items() if len(points) >= 2}:
             by_labels.append((name, list(lines), charts.label_efficiency(lines, styles, all_labels=every)))
     return Table(
-        names.DATA_NAMES.get(data, data), protocols, of, _baselines(groups, data), charts.dots(rows, styles), by_labels
+        data=names.measured(evaluation.get("data", {})),
+        protocols=protocols,
+        scores=of,
+        baselines=_baselines(groups, data),
+        dots=charts.dots(rows, styles),
+        by_labels=by_labels,
+        largest=scores.largest_class(evaluation),
     )
 
 

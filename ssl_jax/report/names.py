@@ -22,10 +22,25 @@ def method(config: Mapping[str, Any]) -> str:
     return METHODS[name].__name__ if name in METHODS else name
 
 
-def data(config: Mapping[str, Any]) -> str:
-    """Of the images that a run was trained on; "" if its config is not known."""
-    given = config.get("data", {})
-    name = Path(given["path"]).name if given.get("path") else given.get("name", "")
+def data(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Of the images that a run was trained on, as config.json and run.json say; "" if they do not.
+
+    Where a program gave the images, the config's section `data` is not about them.
+    """
+    source, section = facts.get("source", {}), config.get("data", {})
+    if source.get("given"):
+        return measured(source)
+    name = Path(section["path"]).name if section.get("path") else section.get("name", "")
+    return DATA_NAMES.get(name, name)
+
+
+def measured(source: Mapping[str, Any]) -> str:
+    """Of a source as run.json and evaluation.json describe it, by "name" and "kind"; "" where they do not."""
+    name, kind = source.get("name", ""), source.get("kind")
+    if kind == "FolderSource":
+        name = Path(name).name
+    elif kind == "TFDSSource":
+        name = name.split("/")[0]  # without the split
     return DATA_NAMES.get(name, name)
 
 

@@ -25,11 +25,14 @@ def render(record: Record) -> str:
         facts=_facts(record),
         progress=_progress(record),
         rows=rows,
+        measured=names.measured(record.evaluation.get("data", {})),
         lead=scores.lead(rows),
         headline=scores.headline(rows),
         subjects=scores.SUBJECTS,
         subject_styles=SUBJECT_STYLES,
         variants=scores.variants(record.evaluation),
+        largest=scores.largest_class(record.evaluation),
+        by_class=any(score.differs for row in rows for score in row.scores.values()),
         charts=charts_of(record),
         by_labels={
             f"labels-{kind}": (scores.BY_LABELS[kind], {subject: scores.SUBJECTS[subject] for subject in lines})
@@ -83,7 +86,7 @@ def charts_of(record: Record) -> dict[str, str]:
 
 def _title(record: Record) -> str:
     method = names.method(record.config)
-    return f"{method} on {names.data(record.config)}" if method else f"A run in {record.workdir.name}"
+    return f"{method} on {names.data(record.config, record.facts)}" if method else f"A run in {record.workdir.name}"
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:

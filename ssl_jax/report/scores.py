@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ssl_jax.report import names
+
 # Keys of evaluation.json -> what they are called in the report.
 SUBJECTS = {"pretrained": "Pre-trained", "random": "Random network", "pixels": "Raw pixels"}
 BASELINES = {"random": "the best random network", "pixels": "raw pixels"}
@@ -24,6 +26,12 @@ VARIANTS = {
 class Score:
     mean: float  # percent
     std: float  # over seeds, percent; 0 where nothing was drawn
+    class_mean: float | None = None  # percent, each class counting alike; None where it does not apply
+
+    @property
+    def differs(self) -> bool:
+        """Whether the mean over classes is another number, as it is where classes differ in size."""
+        return self.class_mean is not None and abs(self.mean - self.class_mean) >= 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +88,20 @@ def over_seeds(runs: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
     for scores in runs:
         for protocol, score in scores.items():
             found.setdefault(protocol, []).append(score)
-    return {
-        protocol: scores[0]
-        if len(scores) == 1
-        else Score(float(np.mean(means := [score.mean for score in scores])), float(np.std(means, ddof=1)))
-        for protocol, scores in found.items()
-    }
+    return {protocol: scores[0] if len(scores) == 1 else _spread(scores) for protocol, scores in found.items()}
+
+
+def _spread(scores: Sequence[Score]) -> Score:
+    means, class_means = [score.mean for score in scores], [score.class_mean for score in scores]
+    by_class = None if None in class_means else float(np.mean(class_means))
+    return Score(float(np.mean(means)), float(np.std(means, ddof=1)), by_class)
+
+
+def largest_class(evaluation: Mapping[str, Any]) -> tuple[str, float] | None:
+    """(name, percent of the test images) of the class that most of them are of; None where evaluation.json does not
+    say."""
+    found = evaluation.get("data", {}).get("majority")
+    return (names.short(str(found["class"]), 40), float(found["percent"])) if found else None
 
 
 def all_labels(evaluation: Mapping[str, Any]) -> float | None:
@@ -119,7 +135,10 @@ def label_lines(evaluation: Mapping[str, Any]) -> dict[str, dict[str, list[tuple
 
 
 def _score(entry: Mapping[str, Any]) -> Score:
-    return Score(float(entry["mean"]), float(entry.get("std", 0.0)))
+    class_mean = entry.get("class_mean")
+    return Score(
+        float(entry["mean"]), float(entry.get("std", 0.0)), None if class_mean is None else float(class_mean)
+    )
 
 
 def headline(rows: list[Row]) -> list[Row]:
@@ -153,6 +172,8 @@ def describe(protocol: str) -> tuple[str, str]:
         return f"Fine-tuned, {match[1]} labels per class", f"the whole network trained on {match[1]} labels per class"
     if protocol == "finetune/all/top1":
         return "Fine-tuned, all labels", "the whole network trained on every label"
+    if protocol == "finetune_mae/all/top1":
+        return "Fine-tuned as MAE, all labels", "the whole network trained on every label as MAE is"
     return protocol, f"the protocol {protocol}"
 
 

@@ -223,3 +223,24 @@ def test_colors_stand_out_from_the_page(finished_page, scheme):
         for ground in ("paper", "panel"):
             darker, lighter = sorted(luminance(colors[c]) for c in (name, ground))
             assert (lighter + 0.05) / (darker + 0.05) >= least, (name, ground)
+
+
+def test_classes_of_different_size_are_told_in_the_table(workdir):
+    assert "mean over classes" not in Page(workdir).text
+    edit(workdir, "evaluation.json", lambda found: found.update(data={"majority": {"class": ATTACK, "percent": 62.0}}))
+    edit(workdir, "evaluation.json", lambda found: found["pretrained"]["knn/k20_t0.07/top1"].update(class_mean=61.25))
+    page = Page(workdir)
+    text = " ".join(page.text.split())
+    assert "in brackets the mean over classes, each counting alike." in text
+    assert "Always naming the largest class, " in text and "is right on 62.0%" in text
+    assert "85.7 (61.2)" in text
+    assert not {"script", "iframe", "object"} & {tag for tag, _ in page.elements}
+
+
+def test_images_that_a_program_gave_are_named_not_those_of_the_config(workdir):
+    source = {"name": "cells", "kind": "ArraySource", "digest": "abc", "given": True}
+    edit(workdir, "run.json", lambda facts: facts.update(source=source))
+    edit(workdir, "evaluation.json", lambda found: found.update(data={"name": "cifar10/train", "kind": "TFDSSource"}))
+    text = " ".join(Page(workdir).text.split())
+    assert "SimCLR on cells" in text and "Fashion-MNIST" not in text
+    assert "The share of the test images of CIFAR-10 whose class is found" in text

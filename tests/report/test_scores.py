@@ -57,3 +57,14 @@ def test_page_opens_with_one_knn_and_the_fewest_labels():
 
 def test_nothing_measured_says_nothing():
     assert (scores.rows({}), scores.headline([]), scores.lead([])) == ([], [], "")
+
+
+def test_the_mean_over_classes_is_kept_and_averaged_over_seeds():
+    score = {"mean": 80.0, "std": 0.0, "class_mean": 61.0}
+    (row,) = scores.rows({"pretrained": {"knn": score}, "random": {"knn": {**score, "class_mean": 80.0}}})
+    assert row.scores["pretrained"].class_mean == 61.0 and row.scores["pretrained"].differs
+    assert not row.scores["random"].differs
+    both = scores.over_seeds([{"knn": scores.Score(80.0, 0.0, 61.0)}, {"knn": scores.Score(70.0, 0.0, 51.0)}])
+    assert both["knn"].class_mean == 56.0
+    # One evaluation was made before there was such a number.
+    assert scores.over_seeds([both, {"knn": scores.Score(70.0, 0.0)}])["knn"].class_mean is None
