@@ -11,7 +11,6 @@ from jax.sharding import Mesh, PartitionSpec
 from ssl_jax import losses
 from ssl_jax.losses import _logsumexp
 from tests.losses import checks
-from tests.losses.checks import finite_differences
 
 LIGHTLY = np.load(Path(__file__).parents[1] / "references" / "losses_contrastive.npz")
 QUEUE = jnp.asarray(LIGHTLY["queue"], jnp.float32)

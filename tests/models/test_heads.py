@@ -72,7 +72,7 @@ def test_an_unknown_norm_and_no_layer_are_refused():
 
 def test_torch_init_draws_weights_and_biases_uniformly_up_to_the_root_of_the_fan_in():
     head = MLP((300, 200), hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init)
-    params = jax.jit(head.init)(jax.random.key(0), jnp.ones((1, 100)))["params"]
+    params = jax.jit(head.init)(jax.random.key(0), np.ones((1, 100)))["params"]
     for name, fan_in in (("Dense_0", 100), ("Dense_1", 300)):
         for leaf in params[name].values():
             bound = fan_in**-0.5
