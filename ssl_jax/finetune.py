@@ -242,9 +242,7 @@ class _Trainer:
         if self.recipe.classifier_std is not None:
             params["classifier"] = _drawn(params["classifier"], self.recipe.classifier_std, seed)
         state.opt_state[-1].hyperparams["step_size"] = jnp.float32(lr)
-        return parallel.replicate(
-            state.replace(params=params, model_state={"batch_stats": batch_stats}), self.mesh
-        )
+        return parallel.replicate(state.replace(params=params, model_state={"batch_stats": batch_stats}), self.mesh)
 
     def train(
         self, source: Source, lr: float, seed: int, measured: Sequence[int]

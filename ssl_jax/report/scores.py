@@ -136,9 +136,7 @@ def label_lines(evaluation: Mapping[str, Any]) -> dict[str, dict[str, list[tuple
 
 def _score(entry: Mapping[str, Any]) -> Score:
     class_mean = entry.get("class_mean")
-    return Score(
-        float(entry["mean"]), float(entry.get("std", 0.0)), None if class_mean is None else float(class_mean)
-    )
+    return Score(float(entry["mean"]), float(entry.get("std", 0.0)), None if class_mean is None else float(class_mean))
 
 
 def headline(rows: list[Row]) -> list[Row]:

@@ -165,9 +165,7 @@ def dclw_weights(z1, z2, sigma):
 
 @CHUNKS
 def test_dcl_equals_the_papers_formula(chunk_size):
-    checks.equals_reference(
-        loss_of("dcl", chunk_size), lambda z1, z2: reference_dcl(z1, z2, 0.2, np.ones(6)), *draw()
-    )
+    checks.equals_reference(loss_of("dcl", chunk_size), lambda z1, z2: reference_dcl(z1, z2, 0.2, np.ones(6)), *draw())
 
 
 @CHUNKS
@@ -175,9 +173,7 @@ def test_dclw_equals_the_papers_formula_with_weights_held(chunk_size):
     z1, z2 = draw()
     weights = dclw_weights(z1.astype(np.float64), z2.astype(np.float64), 0.4)
     assert np.ptp(weights) > 0.5
-    checks.equals_reference(
-        loss_of("dclw", chunk_size), lambda z1, z2: reference_dcl(z1, z2, 0.2, weights), z1, z2
-    )
+    checks.equals_reference(loss_of("dclw", chunk_size), lambda z1, z2: reference_dcl(z1, z2, 0.2, weights), z1, z2)
 
 
 def test_decoupled_losses_of_known_embeddings():
