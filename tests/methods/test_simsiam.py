@@ -51,7 +51,7 @@ def test_loss_and_gradient_are_those_of_constant_targets():
     expected_value, expected_gradient = jax.value_and_grad(expected)(params)
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient, expected_gradient)
-    np.testing.assert_allclose(embeddings, jnp.stack([t1, t2]), rtol=1e-5)
+    np.testing.assert_allclose(embeddings, jnp.stack([t1, t2]), rtol=1e-5, atol=1e-6)
 
 
 def test_heads_are_the_authors():

@@ -121,7 +121,8 @@ def test_what_a_group_leaves_out_is_not_computed():
         variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
 
         def loss(variables):
-            return jnp.sum(module.apply(variables, IMAGES, train=True, rngs={"dropout": jax.random.key(1)}))
+            images = jnp.asarray(IMAGES)
+            return jnp.sum(module.apply(variables, images, train=True, rngs={"dropout": jax.random.key(1)}))
 
         return jax.jit(jax.grad(loss)).lower(variables).cost_analysis()["flops"]
 
@@ -287,7 +288,7 @@ def test_recomputed_in_turn_and_as_a_loop_the_blocks_are_the_same(options, atten
 
 
 def test_groups_are_the_same_recomputed_in_turn_and_as_a_loop():
-    images = IMAGES[:16, :4]
+    images = jnp.asarray(IMAGES[:16, :4])
     attend = jnp.asarray(np.random.default_rng(1).random((16, 5, 5)) < 0.7)
 
     def gradient(**options):
