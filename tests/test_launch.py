@@ -34,7 +34,7 @@ def printed(output):
 
 
 def exit_codes():
-    _, output, _ = run("-c", f"source {LAUNCH}/common.sh; echo $STOPPED $NOT_MET")
+    _, output, _ = run("-c", f"source {shlex.quote(str(LAUNCH))}/common.sh; echo $STOPPED $NOT_MET")
     return dict(zip(("STOPPED", "NOT_MET"), map(int, output.split()), strict=True))
 
 

@@ -53,8 +53,8 @@ def adjust_hue(image: ColorImage, shift: Scalar) -> ColorImage:
     low, high = jnp.min(image, axis=0), jnp.max(image, axis=0)
     chroma = high - low
     scale = 1.0 / jnp.where(chroma == 0.0, 1.0, chroma)
-    # By comparing the channels, not by high == red: XLA may compute a channel twice, once inside `high`, rounded
-    # differently. Then no channel is the highest, and the hue is far off. Where two channels are equal both terms agree.
+    # By comparing the channels, not by high == red: XLA may compute a channel twice, once inside `high`, and round
+    # the two differently. Then no channel is the highest, and the hue is far off. Where two are equal both terms agree.
     hue = jnp.where(green >= blue, 2.0 + (blue - red) * scale, 4.0 + (red - green) * scale)
     hue = jnp.where((red >= green) & (red >= blue), (green - blue) * scale, hue) + 6.0 * shift
     hue = hue - 6.0 * jnp.floor(hue / 6.0)
