@@ -69,6 +69,8 @@ class Times:
         return report
 
     def pytest_runtest_logreport(self, report):
+        if not hasattr(report, "times"):  # pytest-xdist's own, of a test during which a worker died
+            return
         file = report.nodeid.partition("::")[0]
         self.files[file].update(report.times)
         self.files[file]["tests"] += report.when == "call"
