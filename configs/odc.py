@@ -23,7 +23,12 @@ def cifar_r18() -> ConfigDict:
     config.method = dict(name="odc", projector=(512, 256), clusters=100, momentum=0.5, min_size=20, move_every=10)
     config.augment.view = recipes.CIFAR_WEAK
     config.optimizer = dict(
-        name="sgd", lr=recipes.lr_for(config, 0.03), weight_decay=1e-5, warmup_steps=0, final_lr=0.0
+        name="sgd",
+        lr=recipes.lr_for(config, 0.03),
+        without_momentum=("classifier/",),
+        weight_decay=1e-5,
+        warmup_steps=0,
+        final_lr=0.0,
     )
     return config
 
@@ -45,6 +50,7 @@ def imagenet_r50() -> ConfigDict:
     config.optimizer = dict(
         name="sgd",
         lr=recipes.lr_for(config, 0.03),
+        without_momentum=("classifier/",),
         weight_decay=1e-5,
         warmup_steps=0,
         **recipes.in_steps(400, of=440, gamma=0.4),  # the authors' r50_v1.py

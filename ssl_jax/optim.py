@@ -1,6 +1,7 @@
 """Optimizers, schedules of learning rate and other numbers, and averages of weights."""
 
 import functools
+import inspect
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -277,6 +278,7 @@ def create(
     frozen_steps: Mapping[str, int] = {},
     still_steps: Mapping[str, int] = {},
     constant_lr: Sequence[str] = (),
+    without_momentum: Sequence[str] = (),
     **options: Any,
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer of a run, and its learning-rate schedule.
@@ -297,6 +299,7 @@ def create(
         at 1, and the learning rate of the step that it is.
       still_steps: as frozen_steps; for so many steps their learning rate is 0, while the optimizer gathers moments.
       constant_lr: regular expressions for the beginnings of paths of leaves whose learning rate stays at `lr`.
+      without_momentum: as constant_lr; these leaves have momentum 0 (ODC's classifier).
     Raises: ValueError for a number out of its range, and for numbers of another schedule than the one asked for.
     """
     for limit_name, limit in (("clip_norm", clip_norm), ("clip_networks", clip_networks), ("clip_each", clip_each)):
@@ -323,22 +326,25 @@ def create(
         rate = multistep(lr, **ramp, milestones=milestones, gamma=gamma)
     else:
         raise ValueError(f"schedule must be 'cosine' or 'multistep', got {schedule!r}")
+    if without_momentum and "momentum" not in inspect.signature(OPTIMIZERS[name]).parameters:
+        raise ValueError(f"without_momentum={tuple(without_momentum)} needs an optimizer with momentum, got {name!r}")
     decay: Any = weight_decay
     if final_weight_decay is not None:
         decay = functools.partial(_cosine_at, weight_decay, final_weight_decay, steps)
 
-    def made(constant: bool, frozen: int, still: int) -> optax.GradientTransformation:
-        """For leaves of which all three are the same."""
+    def made(constant: bool, plain: bool, frozen: int, still: int) -> optax.GradientTransformation:
+        """For leaves of which all four are the same."""
         of_step = (lambda step: jnp.asarray(lr)) if constant else rate
         if still:
             of_step = functools.partial(_zero_before, of_step, still)
         later = [functools.partial(_shifted, f, frozen) if frozen and callable(f) else f for f in (of_step, decay)]
-        tx = OPTIMIZERS[name](later[0], weight_decay=later[1], **options)
+        own = {**options, "momentum": 0.0} if plain else options
+        tx = OPTIMIZERS[name](later[0], weight_decay=later[1], **own)
         return start_after(tx, frozen) if frozen else tx
 
-    def treatment(path: str) -> tuple[bool, int, int]:
-        matching = [_most(path, table) for table in (frozen_steps, still_steps)]
-        return any(re.match(pattern, path) for pattern in constant_lr), *matching
+    def treatment(path: str) -> tuple[bool, bool, int, int]:
+        constant, plain = (any(re.match(one, path) for one in some) for some in (constant_lr, without_momentum))
+        return constant, plain, _most(path, frozen_steps), _most(path, still_steps)
 
     clips = [optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []
     clips += [clip_parts(clip_networks)] if clip_networks is not None else []
@@ -346,7 +352,8 @@ def create(
     layers = [scale_layers(layer_decay, depth)] if layer_decay < 1.0 else []
     if patch_embed_lr_scale != 1.0:
         layers += [_scale_paths(lambda path: patch_embed_lr_scale if "patch_embed/" in path else 1.0)]
-    tables = [{False, bool(constant_lr)}, {0, *frozen_steps.values()}, {0, *still_steps.values()}]
+    choices = ({False, bool(constant_lr)}, {False, bool(without_momentum)})
+    tables = [*choices, {0, *frozen_steps.values()}, {0, *still_steps.values()}]
     treatments = list(itertools.product(*map(sorted, tables)))
     tx = made(*treatments[0])
     if len(treatments) > 1:
@@ -357,9 +364,9 @@ def create(
     return optax.chain(*clips, tx, *layers) if clips or layers else tx, rate
 
 
-def _label(treatment: tuple[bool, int, int]) -> str:
-    constant, frozen, still = treatment
-    return f"constant={constant} frozen={frozen} still={still}"
+def _label(treatment: tuple[bool, bool, int, int]) -> str:
+    constant, plain, frozen, still = treatment
+    return f"constant={constant} plain={plain} frozen={frozen} still={still}"
 
 
 def _most(path: str, table: Mapping[str, int]) -> int:

@@ -40,6 +40,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     times.keep_a_third(config, items)
 
 
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or nextitem.path != item.path:
+        compiled.release()
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Annotations are not checked: for tests of what a function itself refuses, as users meet it."""

@@ -90,6 +90,17 @@ def test_a_constant_rate_for_some_leaves():
     np.testing.assert_allclose(moved["kernel"], expected, rtol=1e-5)
 
 
+def test_no_momentum_for_some_leaves():
+    tx, _ = optim.create("sgd", lr=0.1, final_lr=0.1, warmup_steps=0, steps=10, without_momentum=("bias",))
+    moved = run(tx, 3)
+    np.testing.assert_allclose(moved["bias"], np.array(PARAMS["bias"]) - 3 * 0.1 * np.array(GRADS["bias"]), rtol=1e-5)
+    accumulated = 1 + (1 + 0.9) + (1 + 0.9 + 0.81)
+    expected = np.array(PARAMS["kernel"]) - 0.1 * accumulated * np.array(GRADS["kernel"])
+    np.testing.assert_allclose(moved["kernel"], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"without_momentum=\('bias',\) needs an optimizer with momentum, got 'adamw'"):
+        optim.create("adamw", lr=0.1, warmup_steps=0, steps=10, without_momentum=("bias",))
+
+
 def test_clipping_of_the_whole_gradient_and_of_each_leaf():
     moved = run(create(clip_norm=0.1, final_lr=0.1), 1)
     norm = np.sqrt(0.5**2 + 0.25**2)

@@ -17,8 +17,10 @@ from jax import random
 from jaxtyping import Array, Float, Int, Key, Num
 
 from ssl_jax.data import color, resample
+from ssl_jax.data.autoaugment import FILL, auto_augment
 from ssl_jax.data.crop import CROP_TRIES, RandomCrop
 from ssl_jax.data.masks import Mask, random_masks
+from ssl_jax.data.randaugment import rand_augment
 
 Image = Float[Array, "channels height width"]
 Draws = dict[str, Float[Array, "..."]]
@@ -45,13 +47,21 @@ DRAWS = {
 }
 
 
+# Whole policies, by name: (key, image in 0..1) -> image in 0..1.
+POLICIES = {
+    "autoaugment": auto_augment,
+    "randaugment": lambda key, image: rand_augment(key, image, fill=[FILL / 255.0] * len(image)),
+}
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """How one view is made: the operations of SimCLR and BYOL, in the order of the fields, as torchvision has them.
 
     An operation whose probability or strength is 0 costs nothing. Source of the operations and their order:
     Chen et al. 2020, arXiv:2002.05709, appendix A; solarize: Grill et al. 2020, arXiv:2006.07733, appendix B;
-    photometric: VISSL's ImgPilRandomPhotometric, for PIRL, Misra & van der Maaten 2019, arXiv:1912.01991.
+    photometric: VISSL's ImgPilRandomPhotometric, for PIRL, Misra & van der Maaten 2019, arXiv:1912.01991; policies:
+    Cubuk et al. 2018, arXiv:1805.09501, and 2019, arXiv:1909.13719.
 
     Attributes:
       size: (height, width) of the view.
@@ -63,6 +73,8 @@ class Augmentation:
       interpolation: "bilinear" or "bicubic", antialiased, from the crop to `size`.
       flip: probability of mirroring left and right.
       rotate: degrees by which the view is turned at most to either side, uniform; nearest neighbors, on black.
+      policy: "autoaugment" (see data/autoaugment.py) or "randaugment" (data/randaugment.py, at its defaults, on gray);
+        none by default.
       brightness, contrast, saturation: factors are uniform in max(0, 1 - x)..1 + x.
       hue: shifts are uniform in -x..x of the full circle; at most 0.5.
       jitter: probability that those four are applied, in random order; else none is.
@@ -83,6 +95,7 @@ class Augmentation:
     interpolation: str = "bilinear"
     flip: float = 0.5
     rotate: float = 0.0
+    policy: str = ""
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -138,6 +151,8 @@ class Augmentation:
             )
         if self.interpolation not in resample.KERNELS:
             raise ValueError(f"interpolation must be one of {', '.join(resample.KERNELS)}, got {self.interpolation!r}")
+        if self.policy and self.policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, or empty, got {self.policy!r}")
         # An edge is reflected once, so a kernel cannot reach further than the other edge.
         most = 2 * min(self.size) - 1
         if not (self.blur_kernel == 0 or (self.blur_kernel % 2 == 1 and 0 < self.blur_kernel <= most)):
@@ -239,6 +254,9 @@ def random_view(
     image, box = (_flip if cropped else _crop_and_flip)(image, draws, augmentation)
     if augmentation.rotate:
         image = resample.turned(image, augmentation.rotate * (2.0 * draws["rotate"] - 1.0))
+    if augmentation.policy:
+        # By a key of its own, so that the draws of the others are the same with it.
+        image = POLICIES[augmentation.policy](random.fold_in(key, 1), image)
     image = _jitter(image, draws, augmentation)
     if augmentation.photometric:
         image = jnp.where(draws["photometric"] < augmentation.photometric, _photometric(image, draws), image)

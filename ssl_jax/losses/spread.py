@@ -168,6 +168,7 @@ def hypersphere(
     z1: Float[Array, "batch dim"],
     z2: Float[Array, "batch dim"],
     *,
+    queue: Float[Array, "size dim"] | None = None,
     t: float = 1.0,
     weight: float = 1.0,
     alpha: float = 2.0,
@@ -177,9 +178,13 @@ def hypersphere(
 
     loss = mean_b |z1_b - z2_b|^alpha + weight * (u(z1) + u(z2)) / 2, rows normalized, with
     u(z) = log of the mean over all pairs b < c of the global batch of exp(-t |z_b - z_c|^2).
+    With a queue loss = mean_b |z1_b - z2_b|^alpha + weight * u(z1), and u's mean is over the pairs of a row of z1 with
+    each of the queue, too.
 
     Args:
       z1, z2: [batch, dim] projections of two views, any scale; row i of both shows image i.
+      queue: [size, dim] of length 1, the same on every device, of earlier z2, which a teacher made; neither they nor z2
+        get a gradient.
       t: > 0, the inverse width of the kernel; the authors' code has 2.
       weight: of the uniformity, >= 0.
       alpha: > 0.
@@ -187,26 +192,41 @@ def hypersphere(
 
     Returns: float32 scalar, at least -4 t weight; its mean over devices is the loss of the whole batch.
     Raises: ValueError if z1 and z2 are not [batch, dim] of one shape, with two rows at least in the global batch.
-    Source: Wang & Isola 2020, arXiv:2005.10242, section 4.1.
+    Source: Wang & Isola 2020, arXiv:2005.10242, section 4.1; with a queue: equation 18.
     """
     _common.check_rows(z1=z1, z2=z2)
     if _common.num_rows(z1, axis_name) < 2:
         raise ValueError(f"a pair of images needs two at least, got {z1.shape}")
     z1, z2 = (_common.normalize(z) for z in (z1, z2))
+    if queue is not None:
+        z2, queue = lax.stop_gradient((z2, queue))
     # The floor, far below rounding's 1e-7, is for alpha < 2, whose gradient is infinite at equal views.
     alignment = jnp.mean(jnp.maximum(jnp.sum((z1 - z2) ** 2, axis=-1), 1e-12) ** (alpha / 2.0))
-    uniformity = sum(_log_mean_kernel(z, t, axis_name) for z in (z1, z2)) / 2.0
+    if queue is None:
+        uniformity = sum(_log_mean_kernel(z, t, axis_name) for z in (z1, z2)) / 2.0
+    else:
+        uniformity = _log_mean_kernel(z1, t, axis_name, queue)
     return alignment + weight * uniformity
 
 
-def _log_mean_kernel(z, t, axis_name):
+def _log_mean_kernel(z, t, axis_name, queue=None):
     """hypersphere's u of rows of length 1."""
     others = _common.all_rows(z, axis_name)
     own = _common.first_row(z, axis_name) + jnp.arange(len(z))
-    exponents = t * (2.0 * jnp.matmul(z, others.T, precision="highest") - 2.0)
     pair = own[:, None] != jnp.arange(len(others))
-    of_rows = jax.nn.logsumexp(exponents, axis=1, where=pair)
-    return _common.global_logsumexp(of_rows, axis_name) - np.log(len(others) * (len(others) - 1))
+    # A pair of the batch is met twice, from either side, and counts once.
+    of_rows = _log_kernel_sum(z, others, t, where=pair) - np.log(2.0)
+    count = len(others) * (len(others) - 1) / 2
+    if queue is not None:
+        of_rows = jnp.logaddexp(of_rows, _log_kernel_sum(z, queue, t))
+        count += len(others) * len(queue)
+    return _common.global_logsumexp(of_rows, axis_name) - np.log(count)
+
+
+def _log_kernel_sum(z, others, t, where=None):
+    """For each row of z the log of the sum over others of exp(-t |z - other|^2), all of length 1."""
+    exponents = t * (2.0 * jnp.matmul(z, others.T, precision="highest") - 2.0)
+    return jax.nn.logsumexp(exponents, axis=1, where=where)
 
 
 def sigreg(

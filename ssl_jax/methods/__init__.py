@@ -72,6 +72,7 @@ from ssl_jax.methods.mae import MAE
 from ssl_jax.methods.maskfeat import MaskFeat
 from ssl_jax.methods.mmcr import MMCR
 from ssl_jax.methods.moco_v2 import MoCoV2
+from ssl_jax.methods.moco_v2_plus import MoCoV2Plus
 from ssl_jax.methods.moco_v3 import MoCoV3
 from ssl_jax.methods.msn import MSN
 from ssl_jax.methods.nnbyol import NNBYOL
@@ -133,6 +134,7 @@ METHODS = {
     "maskfeat": MaskFeat,
     "mmcr": MMCR,
     "moco_v2": MoCoV2,
+    "moco_v2_plus": MoCoV2Plus,
     "moco_v3": MoCoV3,
     "msn": MSN,
     "nnbyol": NNBYOL,

@@ -37,12 +37,21 @@ def draw_sigreg(batch=10, dim=4):
     return checks.draw(batch, dim)[0], np.random.default_rng(1).normal(size=(dim, 7)).astype(np.float32)
 
 
+def draw_with_queue(batch=10, dim=4):
+    return *checks.draw(batch, dim), unit(checks.draw(5, dim, seed=3)[0])
+
+
+def hypersphere_queue(z1, z2, queue, **options):
+    return losses.hypersphere(z1, z2, queue=queue, t=2.0, weight=0.7, alpha=1.5, **options)
+
+
 CASES = {  # loss, drawing of arrays, those that have the batch, and its axis in each
     "tico": (tico, draw_tico, (0, 1), [0, 0, 0]),
     "mmcr": (functools.partial(losses.mmcr, weight=0.3), draw_bags, (0, 1), [0, 0]),
     "frossl": (losses.frossl, draw_views, (0,), [1]),
     "emp_ssl": (functools.partial(losses.emp_ssl, invariance=3.0), draw_views, (0,), [1]),
     "hypersphere": (functools.partial(losses.hypersphere, t=2.0, weight=0.7, alpha=1.5), checks.draw, (0, 1), [0, 0]),
+    "hypersphere_queue": (hypersphere_queue, draw_with_queue, (0, 1), [0, 0, 0]),
     "sigreg": (losses.sigreg, draw_sigreg, (0,), [0, 0]),
 }
 # Dimensions fewer than the images, and more where that takes another way.
@@ -284,6 +293,24 @@ def reference_hypersphere(z1, z2, t, weight, alpha):
 )
 def test_hypersphere_is_the_papers_formula(loss, arguments):
     checks.equals_reference(loss, functools.partial(reference_hypersphere, **arguments), *checks.draw(batch=10))
+
+
+def test_hypersphere_with_a_queue_is_the_papers_equation_18():
+    z1, z2, queue = draw_with_queue()
+    fixed = unit(z2.astype(np.float64))
+
+    def reference(z1):
+        z1 = unit(z1)
+        pairs = [(z1[i], z1[j]) for i in range(len(z1)) for j in range(i)] + [(row, key) for row in z1 for key in queue]
+        uniformity = np.log(np.mean([np.exp(-2.0 * np.sum((a - b) ** 2)) for a, b in pairs]))
+        return np.mean(np.linalg.norm(z1 - fixed, axis=1) ** 1.5) + 0.7 * uniformity
+
+    def loss(z1):
+        return hypersphere_queue(z1, z2, queue)
+
+    checks.equals_reference(loss, reference, z1)
+    _, gradients = checks.value_and_grad(hypersphere_queue, z1, z2, queue, argnums=(1, 2))
+    assert all(np.all(gradient == 0.0) for gradient in gradients)  # those of the teacher
 
 
 @pytest.mark.parametrize("t", [1.0, 100.0])  # exp(-200) is 0 in float32

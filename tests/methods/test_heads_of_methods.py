@@ -9,6 +9,7 @@ from ssl_jax.methods import METHODS, Run
 RUN = Run(batch_size=8, steps=10, steps_per_epoch=5, num_images=40, num_classes=3)
 OPTIONS = {
     "moco_v2": dict(projector=(32, 16), queue_size=8),
+    "moco_v2_plus": dict(projector=(32, 16), queue_size=8),
     "ressl": dict(projector=(32, 16), queue_size=8),
     "pcl": dict(projector=(32, 16), queue_size=8, clusters=(2,)),
     "supcon": dict(projector=(32, 16)),

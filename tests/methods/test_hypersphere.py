@@ -47,6 +47,29 @@ def test_loss_is_alignment_and_uniformity_of_views_in_one_batch(options):
     np.testing.assert_allclose(metrics["embeddings"], z.reshape(2, 8, 6), rtol=1e-4, atol=1e-6)
 
 
+def test_with_a_queue_keys_are_a_teachers_and_past_ones_are_what_is_spread_from():
+    method = make(projector=(12, 6), queue_size=16, uniformity=0.5, decay=0.75)
+    params, state, (x1, x2) = start(method)
+    state["teacher"]["params"] = method.init(jax.random.key(5), x1)[0]
+    online = projection(method, params, state, x1)
+    keys = projection(method, state["teacher"]["params"], state, x2)
+    q, k = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (online, keys))
+    queue = np.asarray(state["queue"]["rows"], np.float64)
+    loss, (new, metrics) = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
+    pairs = [*itertools.combinations(q, 2), *itertools.product(q, queue)]
+    expected = np.mean(np.sum((q - k) ** 2, axis=1))
+    expected += 0.5 * np.log(np.mean([np.exp(-2.0 * np.sum((a - b) ** 2)) for a, b in pairs]))
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics["embeddings"], [online, keys], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(new["queue"]["rows"], np.concatenate([k, queue[8:]]), rtol=1e-3, atol=1e-5)
+    moved = method.update(params, new, 0)["teacher"]["params"]["projector"]["Dense_0"]
+    before = state["teacher"]["params"]["projector"]["Dense_0"]
+    np.testing.assert_allclose(
+        moved["kernel"], 0.75 * before["kernel"] + 0.25 * params["projector"]["Dense_0"]["kernel"], rtol=1e-4, atol=1e-6
+    )
+    assert set(moved) == {"kernel", "bias"}  # as MoCo v2's head
+
+
 def test_projector_is_the_authors_fully_connected_layers():
     params, _, _ = start(make())
     shapes = jax.tree.map(jnp.shape, params["projector"])
