@@ -39,7 +39,7 @@ def imagenet_600m() -> ConfigDict:
         **recipes.PATCHES_ALONE,
     )
     config.steps = 125_000
-    config.method = dict(name="aim", head_depth=12)
+    config.method = dict(name="aim", head_depth=12, head_width=2048)
     config.augment.view = dict(size=(224, 224), crop_area=(0.4, 1.0), flip=0.5, interpolation="bicubic")
     config.optimizer = _adamw(recipes.lr_for(config, 1e-3 / 16), 31_250)
     return config

@@ -34,6 +34,7 @@ def imagenet_r50() -> ConfigDict:
     Their command for resnet50v1 (README) and train_CMC.py, which crops from 8 % of the area on for ResNets.
     """
     config = recipes.imagenet("split_resnet50", batch_size=128, epochs=240, width=1.0, parts="lab")
+    config.model.stem_width = 64  # of each half, as of a whole ResNet
     config.model.update(recipes.data_normalization(config))
     config.method = dict(name="cmc", dim=128, temperature=0.07, negatives=16_384, softmax=False, momentum=0.5)
     config.augment.view = dict(size=(224, 224), crop_area=(0.08, 1.0), flip=0.5)

@@ -36,7 +36,7 @@ def imagenet_r50() -> ConfigDict:
     config.method = dict(name="colorization", uniform_share=0.5, temperature=0.38, decoder_width=256)
     # Squares of 176 of images of 256 pixels a side.
     config.augment.view = dict(size=(176, 176), crop_area=(0.47, 0.47), crop_aspect=(1.0, 1.0), flip=0.5)
-    config.optimizer = recipes.colorization_adam()
+    config.optimizer = recipes.colorization_adam(positions=44**2)
     return config
 
 

@@ -15,12 +15,13 @@ def tiny() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """The constant learning rate of the paper, whose network is an AlexNet."""
+    """The paper's learning rates and crops; its network is an AlexNet. Batch and length are VISSL's."""
     config = recipes.imagenet("resnet50", batch_size=256, epochs=105)
     config.method = dict(name="counting", width=1000, margin=10.0)
-    config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, grayscale=0.67)
-    config.optimizer = recipes.pretext_sgd(config, 0.01)
-    config.optimizer.milestones = ()
+    config.augment.view = dict(size=(224, 224), shorter_side=256, flip=0.0, grayscale=0.67)
+    config.optimizer = recipes.pretext_sgd(config, 1e-4)
+    steps = recipes.imagenet_steps(config.epochs, config.batch_size)
+    config.optimizer.update(recipes.in_steps(*range(10_000, steps, 10_000), of=steps, gamma=0.9))
     return config
 
 

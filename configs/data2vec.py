@@ -18,7 +18,7 @@ def tiny() -> ConfigDict:
 def imagenet_vitb16() -> ConfigDict:
     """84.2 fine-tuned, of 800 epochs; numbers of data2vec_vision's command for ViT-B.
 
-    Theirs has dropout in its attention, of 0.05, which this one has not.
+    The command names a dropout in the attention, of 0.05, which their code passes on to no block.
     """
     model = dict(positions="relative", layer_scale=1e-4, drop_path=0.25, pool="norm_mean")
     config = recipes.imagenet("vit_base_patch16_224", batch_size=2048, epochs=800, **model)

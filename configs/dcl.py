@@ -45,7 +45,7 @@ def imagenet_r50() -> ConfigDict:
         lr=1.2,
         weight_decay=1e-6,
         warmup_steps=recipes.imagenet_steps(10, 256),
-        final_lr=0.0,
+        final_lr=1.2e-3,
     )
     return config
 

@@ -24,6 +24,7 @@ def cifar_r18() -> ConfigDict:
     )
     config.augment = {"global": recipes.CIFAR_SYMMETRIC}
     config.optimizer = recipes.cifar_lars(config, 0.6, weight_decay=1e-6)
+    config.optimizer.update(warmup_steps=11 * 195, final_lr=6e-4)  # DeepCluster-v2's alone
     return config
 
 

@@ -40,7 +40,8 @@ def cifar_r18() -> ConfigDict:
     config.batch_size = 100
     config.epochs = 30
     config.method = dict(name="emp_ssl", projector=(4096, 4096, 1024), num_patches=20, eps=0.2, invariance=200.0)
-    config.augment.patch = dict(_PATCH, size=(32, 32), crop_aspect=(1.0, 1.0), blur_kernel=3)
+    config.data.update(mean=(0.5,) * 3, std=(0.5,) * 3)
+    config.augment.patch = dict(_PATCH, size=(32, 32), crop_aspect=(1.0, 1.0), blur_kernel=13)
     config.optimizer = _optimizer()
     return config
 
@@ -49,6 +50,7 @@ def imagenet_r18() -> ConfigDict:
     """The authors' augmentation for images of 224 pixels; they train on 100 classes of ImageNet with ResNet-18."""
     config = recipes.imagenet("resnet18", batch_size=100, epochs=30)
     config.method = dict(name="emp_ssl", projector=(4096, 4096, 1024), num_patches=20, eps=0.2, invariance=200.0)
+    config.data.update(mean=(0.5,) * 3, std=(0.5,) * 3)
     config.augment.patch = dict(_PATCH, size=(224, 224), interpolation="bicubic")
     config.optimizer = _optimizer()
     return config

@@ -14,24 +14,24 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """The authors' own code; as they gave it to solo-learn, with jitter of 0.8 and an invariance of weight 1.4."""
+    """The authors' own code; as they gave it to solo-learn, with an invariance of weight 1.4."""
     config = recipes.cifar_r18()
     config.method = dict(name="frossl", projector=(2048, 2048, 1024), num_views=2)
-    config.augment.view = {**recipes.CIFAR_WEAK, "blur": 0.0}
+    config.augment.view = recipes.CIFAR_SYMMETRIC
     config.optimizer = recipes.cifar_lars(config, 0.3, weight_decay=1e-4)
     return config
 
 
 def imagenet_r18() -> ConfigDict:
-    """ResNet-18 as in the authors' code, which weighs the invariance by 2 here. Colors are solo-learn's for VICReg."""
-    config = recipes.imagenet("resnet18", batch_size=256, epochs=100)
-    config.method = dict(name="frossl", projector=(2048, 2048, 1024), num_views=2)
+    """ResNet-18 as in the authors' code. Colors are solo-learn's for VICReg."""
+    config = recipes.imagenet("resnet18", batch_size=512, epochs=100)
+    config.method = dict(name="frossl", projector=(2048, 2048, 1024), num_views=2, invariance=2.0)
     config.augment.view = dict(recipes.BYOL_1, crop_area=(0.2, 1.0), blur=0.5, solarize=0.1)
     config.optimizer = dict(
         name="larc",
         lr=recipes.lr_for(config, 0.3),
         weight_decay=1e-4,
-        warmup_steps=recipes.imagenet_steps(10, 256),
+        warmup_steps=recipes.imagenet_steps(10, 512),
         final_lr=0.0,
         trust_coefficient=0.02,
         clip=True,

@@ -20,7 +20,7 @@ def tiny() -> ConfigDict:
 def cifar_vits4() -> ConfigDict:
     """solo-learn's settings, with patches of 4 pixels; no accuracy is published."""
     config = recipes.cifar_r18()
-    config.model = dict(name="vit_small_patch16_224", patch_size=4, image_size=32, positions="sincos")
+    config.model = dict(name="vit_small_patch16_224", heads=12, patch_size=4, image_size=32, positions="sincos")
     config.method = dict(name="mae", mask_ratio=0.75, decoder_dim=512, decoder_depth=8, decoder_heads=16)
     config.augment.view = dict(size=(32, 32), crop_area=(0.08, 1.0), flip=0.5, interpolation="bicubic")
     config.mask = dict(kind="random", ratio=(0.75, 0.75))

@@ -24,7 +24,7 @@ def cifar_r18() -> ConfigDict:
 
 def imagenet_r50() -> ConfigDict:
     """BYOL's settings for 300 epochs with solo-learn's queue: no result is known."""
-    config = recipes.imagenet("resnet50", batch_size=4096, epochs=300)
+    config = recipes.imagenet("resnet50", batch_size=4096, epochs=300, zero_init_residual=True)
     config.method = dict(name="nnbyol", projector=(4096, 256), predictor=(4096, 256), decay=0.99, queue_size=65_536)
     config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)
     config.optimizer = dict(

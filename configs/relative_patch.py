@@ -18,9 +18,11 @@ def imagenet_r50() -> ConfigDict:
     config = recipes.imagenet("resnet50", batch_size=256, epochs=35)
     config.method = dict(name="relative_patch", tile=96, gap=48)
     # Cells of 158 pixels: patches are moved by up to 7 to either side.
-    config.augment.view = dict(size=(474, 474), crop_area=(0.5, 1.0), flip=0.5)
+    config.augment.view = dict(size=(474, 474), crop_area=(0.5, 1.0), flip=0.0)
     config.optimizer = recipes.pretext_sgd(config, 0.1)
-    config.optimizer.update(warmup_steps=recipes.imagenet_steps(5, 256), **recipes.in_steps(15, 25, of=35))
+    config.optimizer.update(
+        exempt=recipes.VECTORS, warmup_steps=recipes.imagenet_steps(5, 256), **recipes.in_steps(15, 25, of=35)
+    )
     return config
 
 

@@ -38,9 +38,10 @@ def cifar_r18() -> ConfigDict:
         reset_every=300,
         reset_teacher=True,
     )
-    config.augment.view = recipes.CIFAR_SYMMETRIC
+    # lightly's second view is solarized by 0.2, the first never; here both views are of one kind.
+    config.augment.view = {**recipes.CIFAR_1, "crop_area": (0.2, 1.0), "jitter": 1.0, "interpolation": "bilinear"}
     config.optimizer = dict(
-        name="sgd", lr=recipes.lr_for(config, 0.01), weight_decay=5e-4, warmup_steps=0, final_lr=0.0
+        name="sgd", lr=recipes.lr_for(config, 0.01), weight_decay=1e-6, warmup_steps=0, final_lr=0.0
     )
     return config
 

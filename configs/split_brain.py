@@ -13,13 +13,14 @@ def tiny() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """35.4 linear with an AlexNet; its training is not given, so this is colorization's of the same authors."""
+    """35.4 linear with an AlexNet; its optimizer is not given, so this is colorization's, of the same authors."""
     config = recipes.imagenet("split_resnet50", batch_size=40, epochs=0, width=1.0, parts="lab")
     config.steps = 500_000
     config.model.update(recipes.data_normalization(config))
     config.method = dict(name="split_brain", uniform_share=1.0, temperature=0.38, decoder_width=256)
-    config.augment.view = dict(size=(176, 176), crop_area=(0.47, 0.47), crop_aspect=(1.0, 1.0), flip=0.5)
-    config.optimizer = recipes.colorization_adam()
+    # 180 of 256 pixels a side.
+    config.augment.view = dict(size=(180, 180), crop_area=(0.494, 0.494), crop_aspect=(1.0, 1.0), flip=0.5)
+    config.optimizer = recipes.colorization_adam(positions=45**2)
     return config
 
 

@@ -25,10 +25,10 @@ def cifar_r18() -> ConfigDict:
 
 def imagenet_r50() -> ConfigDict:
     """VISSL's: 75.45."""
-    config = recipes.imagenet("resnet50", batch_size=256, epochs=105, zero_init_residual=True)
+    config = recipes.imagenet("resnet50", batch_size=256, epochs=105)
     config.method = dict(name="supervised")
     view = dict(size=(224, 224), crop_area=(0.08, 1.0), flip=0.5)
-    config.augment.view = {**view, **recipes.jitter(0.4, 0.4, 0.4, 0.0, 1.0)}
+    config.augment.view = {**view, **recipes.jitter(0.4, 0.4, 0.4, 0.4, 1.0)}
     config.optimizer = dict(
         name="sgd",
         lr=recipes.lr_for(config, 0.1),

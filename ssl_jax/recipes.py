@@ -179,10 +179,10 @@ def pretext_sgd(config: ConfigDict, lr_of_256: float) -> dict[str, Any]:
     )
 
 
-def colorization_adam() -> dict[str, Any]:
-    """Adam as in the code of Zhang et al. 2016, arXiv:1603.08511, for views of 176 pixels a side.
+def colorization_adam(positions: int) -> dict[str, Any]:
+    """Adam as in the code of Zhang et al. 2016, arXiv:1603.08511, for views of so many positions that are predicted.
 
-    Its loss is summed over an image's positions, 44 x 44; here it is their mean. Adam takes no notice of that, but its
+    Its loss is summed over an image's positions; here it is their mean. Adam takes no notice of that, but its
     decay does, which is added to the gradient: the authors' 1e-3 becomes 1e-3 over the number of positions. The paper's
     learning rates are 3e-5, 1e-5 from 200,000 steps and 3e-6 from 375,000 on; these are 3e-5, 9.5e-6 and 3e-6.
     """
@@ -190,7 +190,7 @@ def colorization_adam() -> dict[str, Any]:
         name="adam",
         lr=3e-5,
         b2=0.99,
-        weight_decay=1e-3 / 44**2,
+        weight_decay=1e-3 / positions,
         warmup_steps=0,
         **in_steps(200_000, 375_000, of=500_000, gamma=0.1**0.5),
     )

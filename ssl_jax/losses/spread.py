@@ -99,15 +99,18 @@ def _nuclear_norm(z: Float[Array, "rows dim"], axis_name: str | None = None) -> 
     return jnp.sum(jnp.sqrt(jnp.maximum(squares, 1e-12)))
 
 
-def frossl(views: Float[Array, "views batch dim"], *, axis_name: str | None = None) -> Float[Array, ""]:
+def frossl(
+    views: Float[Array, "views batch dim"], *, invariance: float = 1.0, axis_name: str | None = None
+) -> Float[Array, ""]:
     """Frobenius norm minimization: every view's covariance has a flat spectrum, and the views agree.
 
-    loss = sum_v [2 log |C_v|_F + views * dim * mean (z_v - m)^2], where each column of z_v [batch, dim] was scaled to
-    length 1 over the global batch, m is the mean of the views, and C_v is z_v^T z_v over its trace, the number of
-    columns that are not zero.
+    loss = sum_v [2 log |C_v|_F + invariance * views * dim * mean (z_v - m)^2], where each column of z_v [batch, dim]
+    was scaled to length 1 over the global batch, m is the mean of the views, and C_v is z_v^T z_v over its trace, the
+    number of columns that are not zero.
 
     Args:
       views: [views, batch, dim] projections, any scale of each dimension; row i of all shows image i.
+      invariance: weight of the second term, >= 0; the paper's is 1.
       axis_name: mapped axis that the batch is split over; None if views has the whole batch.
 
     Returns: float32 scalar >= -views * log(min(batch, dim)); its mean over devices is the loss of the whole batch.
@@ -124,7 +127,7 @@ def frossl(views: Float[Array, "views batch dim"], *, axis_name: str | None = No
     frobenius = jnp.log(jnp.maximum(jnp.sum((gram / trace[:, None, None]) ** 2, axis=(1, 2)), 1e-12))
     num_views, _, dim = views.shape
     disagreement = jnp.mean((z - jnp.mean(z, axis=1, keepdims=True)) ** 2, axis=(0, 2))
-    return jnp.sum(frobenius + num_views * dim * disagreement)
+    return jnp.sum(frobenius + invariance * num_views * dim * disagreement)
 
 
 def emp_ssl(

@@ -9,6 +9,7 @@ the bins of ImageNet once, beforehand; a method reads no files, and its own imag
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,6 +70,12 @@ def encode(colors: Float[Array, "*positions 2"]) -> Float[Array, "*positions bin
     return share / jnp.sum(share, axis=-1, keepdims=True)
 
 
+def nearest(colors: Float[Array, "*positions 2"]) -> Float[Array, "*positions bins"]:
+    """Probability 1 of the nearest bin."""
+    distance = jnp.sum((colors[..., None, :] - BINS) ** 2, axis=-1)
+    return jax.nn.one_hot(jnp.argmin(distance, axis=-1), len(BINS))
+
+
 def annealed_mean(logits: Float[Array, "*positions bins"], temperature: float) -> Float[Array, "*positions 2"]:
     """The mean color under the probabilities made sharper: temperature 1 gives their mean, 0 the likeliest bin.
 
@@ -121,11 +128,12 @@ def loss(
     colors: Colors,
     prior: Prior,
     *,
+    encode: Callable[[Colors], Float[Array, "*positions bins"]] = encode,
     uniform_share: float,
     temperature: float,
     axis_name: str | None,
 ) -> tuple[Float[Array, ""], Prior, dict[str, Array]]:
-    """(losses.colorization of logits that predict `colors`, the new prior, metrics).
+    """(losses.colorization of logits that predict `colors`, as `encode` makes targets of them, the new prior, metrics).
 
     Positions of images without color weigh 0. The metrics: uniform_loss, that of predictions that are all alike;
     colored_share, of the images; and over the positions of those with color, how far in (a, b) the annealed mean of the

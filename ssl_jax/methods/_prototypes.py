@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _queue
-from ssl_jax.models.heads import MLP, unit
+from ssl_jax.models.heads import MLP, torch_init, unit
 
 
 def views(local_views: int) -> tuple[str, ...]:
@@ -23,7 +23,8 @@ def views(local_views: int) -> tuple[str, ...]:
 
 def networks(backbone: nn.Module, projector: tuple[int, ...]) -> dict[str, nn.Module]:
     """The backbone and the authors' projector."""
-    return {"backbone": backbone, "projector": MLP(projector, hidden_bias=True, output_bias=True)}
+    mlp = MLP(projector, hidden_bias=True, output_bias=True, kernel_init=torch_init)
+    return {"backbone": backbone, "projector": mlp}
 
 
 def forward(

@@ -16,9 +16,13 @@ from ssl_jax.models.vit import FeedForward, dense, layer_norm
 
 
 class Head(nn.Module):
-    """Tokens -> pixels, each token by itself: a ViT's blocks without their attention; positions are added once more."""
+    """Tokens -> pixels, each token by itself: a ViT's blocks without their attention; positions are added once more.
+
+    width: of the blocks; a linear layer leads to it where tokens have another.
+    """
 
     depth: int
+    width: int
     mlp_width: int
     pixels: int  # of a patch
     grid: tuple[int, int]  # patches down, across
@@ -26,7 +30,9 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "batch patches dim"]) -> Float[Array, "batch patches pixels"]:
-        x = (tokens + sincos_positions(self.grid, tokens.shape[-1])).astype(self.dtype)
+        if tokens.shape[-1] != self.width:
+            tokens = dense(self.width, jnp.float32, "embed")(tokens)
+        x = (tokens + sincos_positions(self.grid, self.width)).astype(self.dtype)
         for i in range(self.depth):
             y = layer_norm(self.dtype, f"norm_{i}")(x)
             x = x + FeedForward(self.mlp_width, self.dtype, name=f"mlp_{i}")(y)
@@ -47,13 +53,13 @@ class AIM:
     Give the ViT fixed positions and no class token: model.positions="sincos", class_token=False, pool="norm_mean".
 
     Source: El-Nouby et al. 2024, arXiv:2401.08541, section 3; the authors' code is of the trained networks alone. Their
-    linear layers have no biases, and a LayerNorm follows the patch embedding; this ViT has timm's. The head is as wide
-    as the ViT, in lightly 2048 at all sizes.
+    linear layers have no biases, and a LayerNorm follows the patch embedding; this ViT has timm's.
     """
 
     backbone: nn.Module
     run: _common.Run
     head_depth: int = 12
+    head_width: int = 0  # 0: as wide as the ViT
 
     views: ClassVar[tuple[str, ...]] = ("view",)
     chance_level: ClassVar[None] = None  # the variance of the patches: see the metric patch_mean_loss
@@ -65,9 +71,11 @@ class AIM:
     def head(self, images: Float[Array, "batch height width channels"]) -> Head:
         """For images of this size."""
         vit = self.backbone
+        width = self.head_width or vit.dim
         return Head(
             self.head_depth,
-            round(vit.mlp_ratio * vit.dim),
+            width,
+            round(vit.mlp_ratio * width),
             pixels=vit.patch_size**2 * images.shape[-1],
             grid=patch_grid(images.shape[1:3], vit.patch_size),
             dtype=jnp.dtype(vit.dtype),

@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from ssl_jax import losses
 from ssl_jax.methods import _common
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class BarlowTwins:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone, "projector": MLP(self.projector)}
+        return {"backbone": self.backbone, "projector": MLP(self.projector, kernel_init=torch_init)}
 
     @property
     def chance_level(self) -> float:

@@ -37,6 +37,11 @@ class JointDiscriminator(nn.Module):
         return nn.Dense(1, kernel_init=weight_init, name="logit")(x)
 
 
+def squash(code: Float[Array, "batch latent"]) -> Float[Array, "batch latent"]:
+    """2 sigmoid(code) - 1, in -1..1."""
+    return jnp.tanh(code / 2.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class BiGAN:
     """An encoder, which is the backbone, and a generator together fool a discriminator that sees images with codes.
@@ -46,7 +51,8 @@ class BiGAN:
     All three players are in one loss, each with the others' parameters held fixed in its own term, and move at the same
     time. Images are to be in -1..1, as the generator's are: give data.mean and data.std 0.5.
 
-    Source: Donahue, Krähenbühl & Darrell 2016, arXiv:1605.09782, section 3; codes uniform in -1..1 as in their code.
+    Source: Donahue, Krähenbühl & Darrell 2016, arXiv:1605.09782, section 3; codes uniform in -1..1, to which the
+    encoder's are squashed, as in their code.
     """
 
     backbone: nn.Module
@@ -64,7 +70,7 @@ class BiGAN:
 
     @property
     def encoder(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone, "code": MLP((self.latent,), output_bias=True)}
+        return {"backbone": self.backbone, "code": MLP((self.latent,))}
 
     def players(self, images: Any) -> tuple[nn.Module, nn.Module]:
         """(generator, discriminator) of images of this size."""
@@ -110,7 +116,7 @@ class BiGAN:
                 axis_name=axis_name,
             )
 
-        pairs = (images, encoded["code"]), (made, codes)
+        pairs = (images, squash(encoded["code"])), (made, codes)
         real, stats["discriminator"] = judge(params, *lax.stop_gradient(pairs[0]))
         fake, _ = judge(params, *lax.stop_gradient(pairs[1]))
         discriminator_loss, accuracy = _gan.discriminator_loss(real, fake, axis_name)
@@ -136,7 +142,7 @@ class BiGAN:
             encoded = module.apply({"params": params[name], "batch_stats": state["batch_stats"][name]}, encoded)
         return {
             "image": images,
-            "reconstruction": generator.apply(variables, encoded),
+            "reconstruction": generator.apply(variables, squash(encoded)),
             "made": generator.apply(variables, _gan.codes(rng, batch["index"], self.latent)),
         }
 

@@ -11,7 +11,7 @@ from ssl_jax import losses
 from ssl_jax.methods import _common, _tiles
 from ssl_jax.models.heads import MLP
 
-FILTERS = ("linear", "cubic", "lanczos3")  # by which an image is made smaller, one drawn for each
+FILTERS = ("linear", "cubic", "lanczos3", "area")  # by which an image is made smaller, one drawn for each
 PARTS = 2  # tiles a side
 
 
@@ -67,13 +67,19 @@ class Counting:
     def shrink(self, rng: Any, index: Any, images: Any) -> Any:
         """Images of half the side, each by one of FILTERS."""
         size = (len(images), *(side // PARTS for side in images.shape[1:3]), images.shape[-1])
-        made = [jax.image.resize(images, size, method) for method in FILTERS]
+        made = [_area(images) if name == "area" else jax.image.resize(images, size, name) for name in FILTERS]
         drawn = _tiles.offsets(rng, index, (), len(FILTERS))[:, None, None, None]
         return jnp.select([drawn == i for i in range(len(FILTERS))], made)
 
     update = _common.keep_state
     backbone_variables = _common.online_backbone
     features = _common.features
+
+
+def _area(images: Any) -> Any:
+    """Each pixel the mean of PARTS x PARTS."""
+    batch, height, width, channels = images.shape
+    return jnp.mean(images.reshape(batch, height // PARTS, PARTS, width // PARTS, PARTS, channels), axis=(2, 4))
 
 
 def _quarters(images: Any) -> Any:

@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from ssl_jax import losses
 from ssl_jax.methods import _common
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,8 @@ class DCL:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone, "projector": MLP(self.projector, output_norm="scale")}
+        projector = MLP(self.projector, output_norm="scale", kernel_init=torch_init)
+        return {"backbone": self.backbone, "projector": projector}
 
     @property
     def chance_level(self) -> float:

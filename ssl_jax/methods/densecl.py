@@ -11,7 +11,7 @@ from jax import lax
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _queue
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 from ssl_jax.models.resnet import ResNet
 
 
@@ -48,8 +48,12 @@ class DenseCL:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True)
-        return {"backbone": self.backbone, "projector": projector, "dense_projector": projector}
+        # OpenSelfSup initializes linear layers; the dense one's are convolutions of 1x1, which keep torch's own.
+        projector, dense = (
+            MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=init)
+            for init in (nn.initializers.variance_scaling(2.0, "fan_in", "normal"), torch_init)
+        )
+        return {"backbone": self.backbone, "projector": projector, "dense_projector": dense}
 
     @property
     def chance_level(self) -> float:

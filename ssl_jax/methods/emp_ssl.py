@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from ssl_jax import losses
 from ssl_jax.methods import _common
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class EMPSSL:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, hidden_bias=True, output_bias=True)
+        projector = MLP(self.projector, hidden_bias=True, output_bias=True, kernel_init=torch_init)
         return {"backbone": self.backbone, "projector": projector}
 
     @property

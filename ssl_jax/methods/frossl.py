@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from ssl_jax import losses
 from ssl_jax.methods import _common
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class FroSSL:
     run: _common.Run
     projector: tuple[int, ...] = (2048, 2048, 1024)
     num_views: int = 2
+    invariance: float = 1.0  # weight of the views' distance to their mean
 
     chance_level: ClassVar[float] = 0.0  # log of the Frobenius norm of a matrix of rank and trace 1
 
@@ -37,7 +38,7 @@ class FroSSL:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, hidden_bias=True, output_bias=True)
+        projector = MLP(self.projector, hidden_bias=True, output_bias=True, kernel_init=torch_init)
         return {"backbone": self.backbone, "projector": projector}
 
     def init(self, rng, images):
@@ -49,7 +50,7 @@ class FroSSL:
             self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng, together=False
         )
         z = outputs["projector"]
-        loss = losses.frossl(z, axis_name=axis_name)
+        loss = losses.frossl(z, invariance=self.invariance, axis_name=axis_name)
         return loss, ({"batch_stats": batch_stats}, {"loss": loss, "embeddings": z})
 
     update = _common.keep_state

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ssl_jax import losses
 from ssl_jax.methods import _common
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LeJEPA:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, hidden_bias=True, output_bias=True)
+        projector = MLP(self.projector, hidden_bias=True, output_bias=True, kernel_init=torch_init)
         return {"backbone": self.backbone, "projector": projector}
 
     def init(self, rng, images):

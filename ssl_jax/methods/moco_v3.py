@@ -9,7 +9,7 @@ import jax
 
 from ssl_jax import losses, optim
 from ssl_jax.methods import _common, _vit
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 from ssl_jax.models.vit import ViT
 
 
@@ -51,11 +51,13 @@ class MoCoV3:
 
     @property
     def teacher_networks(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone, "projector": MLP(self.projector, output_norm="plain")}
+        projector = MLP(self.projector, output_norm="plain", kernel_init=torch_init)
+        return {"backbone": self.backbone, "projector": projector}
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        predictor = MLP(self.predictor, output_norm="plain" if self.predictor_norm else "none")
+        output_norm = "plain" if self.predictor_norm else "none"
+        predictor = MLP(self.predictor, output_norm=output_norm, kernel_init=torch_init)
         return {**self.teacher_networks, "predictor": predictor}
 
     @property

@@ -62,7 +62,13 @@ class MSN:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, activation="gelu", hidden_bias=True, output_bias=True)
+        projector = MLP(
+            self.projector,
+            activation="gelu",
+            hidden_bias=True,
+            output_bias=True,
+            kernel_init=nn.initializers.normal(0.02),
+        )
         return {"backbone": self.backbone, "projector": projector}
 
     @property
@@ -73,8 +79,12 @@ class MSN:
         return math.log(self.prototypes) - self.me_max * (log_prior + math.log(self.prototypes))
 
     def init(self, rng, images):
-        rng_networks, rng_prototypes = jax.random.split(rng)
+        rng_networks, rng_prototypes, rng_patches = jax.random.split(rng, 3)
         params, batch_stats = _common.init(self.networks, rng_networks, images)
+        embed = params["backbone"]["patch_embed"]["proj"]  # the authors': He's, without a bias
+        he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        embed["kernel"] = he(rng_patches, embed["kernel"].shape)
+        embed["bias"] = jnp.zeros_like(embed["bias"])
         teacher = _common.make_teacher(self.networks, params, batch_stats)
         dim = self.projector[-1]
         params["prototypes"] = jax.random.uniform(

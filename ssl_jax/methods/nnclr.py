@@ -8,7 +8,7 @@ import jax
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _queue
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,10 @@ class NNCLR:
     def networks(self) -> dict[str, nn.Module]:
         return {
             "backbone": self.backbone,
-            "projector": MLP(self.projector, hidden_bias=True, output_bias=True, output_norm="full"),
-            "predictor": MLP(self.predictor, hidden_bias=True, output_bias=True),
+            "projector": MLP(
+                self.projector, hidden_bias=True, output_bias=True, output_norm="full", kernel_init=torch_init
+            ),
+            "predictor": MLP(self.predictor, hidden_bias=True, output_bias=True, kernel_init=torch_init),
         }
 
     @property

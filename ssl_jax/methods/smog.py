@@ -11,7 +11,7 @@ from jax import lax
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _kmeans, _queue
-from ssl_jax.models.heads import MLP, unit
+from ssl_jax.models.heads import MLP, torch_init, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +65,12 @@ class SMoG:
 
     @property
     def encoder(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone, "projector": MLP(self.projector, output_norm="plain")}
+        projector = MLP(self.projector, output_norm="plain", kernel_init=torch_init)
+        return {"backbone": self.backbone, "projector": projector}
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        return {**self.encoder, "predictor": MLP(self.predictor, output_bias=True)}
+        return {**self.encoder, "predictor": MLP(self.predictor, output_bias=True, kernel_init=torch_init)}
 
     @property
     def chance_level(self) -> float:

@@ -13,20 +13,20 @@ from ssl_jax.methods import _color, _common
 from ssl_jax.models.lab import lab_of_normalized
 from ssl_jax.models.split import SplitResNet
 
-LIGHTNESS_BINS = 100  # of L in 0..100
+LIGHTNESS_BINS = 50  # of L in 0..100
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitBrain:
     """Predicts an image's colors from its lightness with one half of the backbone, and the other way round.
 
-    Both by cross entropy at every fourth row and column: of 313 bins of color, as colorization does, and of 100 bins of
-    lightness. Together the halves' features, one after the other, are of the whole image. model.name is
+    Both by cross entropy at every fourth row and column: of 313 bins of color, and of 50 bins of lightness. A target is
+    the nearest bin. Together the halves' features, one after the other, are of the whole image. model.name is
     "split_resnet50" and the like, with model.parts="lab". Images need colors: see the metric colored_share.
 
     uniform_share: as colorization has it. 1: this paper's cross entropy weighs all colors alike.
 
-    Source: Zhang, Isola & Efros 2017, arXiv:1611.09842, sections 3.1 and 3.2; the colors' targets as colorization's.
+    Source: Zhang, Isola & Efros 2017, arXiv:1611.09842, sections 3.1 and 3.2 and appendix B.
     """
 
     backbone: nn.Module
@@ -70,6 +70,7 @@ class SplitBrain:
             logits["color"],
             lab[..., 1:],
             state["prior"],
+            encode=_color.nearest,
             uniform_share=self.uniform_share,
             temperature=self.temperature,
             axis_name=axis_name,

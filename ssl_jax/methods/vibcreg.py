@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from ssl_jax import losses
 from ssl_jax.methods import _common
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 from ssl_jax.models.norm import IterNorm
 
 
@@ -43,7 +43,13 @@ class VIbCReg:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, activation=self.activation, hidden_bias=True, output_bias=True)
+        projector = MLP(
+            self.projector,
+            activation=self.activation,
+            hidden_bias=True,
+            output_bias=True,
+            kernel_init=torch_init,
+        )
         return {"backbone": self.backbone, "projector": projector, "iter_norm": IterNorm(self.norm_groups)}
 
     @property

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from ssl_jax import losses
 from ssl_jax.methods import _common
-from ssl_jax.models.heads import MLP
+from ssl_jax.models.heads import MLP, torch_init
 from ssl_jax.models.resnet import ResNet
 
 
@@ -57,8 +57,8 @@ class VICRegL:
     def networks(self) -> dict[str, nn.Module]:
         return {
             "backbone": self.backbone,
-            "projector": MLP(self.projector, hidden_bias=True),
-            "local_projector": MLP(self.local_projector, hidden_bias=True),
+            "projector": MLP(self.projector, hidden_bias=True, kernel_init=torch_init),
+            "local_projector": MLP(self.local_projector, hidden_bias=True, kernel_init=torch_init),
         }
 
     @property

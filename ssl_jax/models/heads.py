@@ -132,7 +132,7 @@ class DINOHead(nn.Module):
             activation="gelu",
             hidden_bias=not self.batch_norm,
             output_bias=True,
-            kernel_init=nn.initializers.truncated_normal(0.02),
+            kernel_init=nn.initializers.normal(0.02),
             name="mlp",
         )
         z = unit(mlp(h, train=train, axis_name=axis_name))
@@ -154,7 +154,7 @@ class Prototypes(nn.Module):
     def __call__(
         self, z: Float[Array, "batch *positions dim"], train: bool = False, axis_name: str | None = None
     ) -> Float[Array, "batch *positions count"]:
-        kernel = self.param("kernel", nn.initializers.normal(z.shape[-1] ** -0.5), (z.shape[-1], self.count))
+        kernel = self.param("kernel", torch_init, (z.shape[-1], self.count))
         if self.normalized:
             kernel = unit(kernel.T).T
         scores = z.astype(jnp.float32) @ kernel

@@ -23,7 +23,7 @@ class ResNet(nn.Module):
 
     stages: blocks in each stage; every stage after the first halves the resolution and doubles the channels.
     bottleneck: blocks of 1x1, 3x3, 1x1 convolutions (four times the channels out) instead of two 3x3.
-    base_width: channels of the first stage, times `width`.
+    base_width: channels of the first stage, times `width`. stem_width: of the stem; 0 for those of the first stage.
     stem: "imagenet" (7x7 of stride 2 and a max-pool: a quarter of the resolution), "small" (3x3, full resolution: for
       CIFAR) or "strided" (3x3 of stride 2: small images on a CPU).
     zero_init_residual: the last BatchNorm scale of each block starts at 0, and so the block as the identity.
@@ -37,6 +37,7 @@ class ResNet(nn.Module):
     bottleneck: bool = False
     base_width: int = 64
     width: float = 1.0
+    stem_width: int = 0
     stem: str = "imagenet"
     zero_init_residual: bool = False
     batch_norm: str = "sync"
@@ -71,7 +72,7 @@ class ResNet(nn.Module):
         dtype = jnp.dtype(self.dtype)
         size, stride, max_pool = STEMS[self.stem]
         norm = {"kind": self.batch_norm, "groups": self.batch_norm_groups, "dtype": dtype}
-        x = convolution(self.stage_width(0), size, stride, dtype, "conv1")(images.astype(dtype))
+        x = convolution(self.stem_width or self.stage_width(0), size, stride, dtype, "conv1")(images.astype(dtype))
         x = nn.relu(BatchNorm(**norm, name="bn1")(x, train, axis_name))
         if max_pool:
             # Its annotation has strings alone; it takes what lax.reduce_window takes.

@@ -13,7 +13,7 @@ def make(**options):
 
 
 def test_loss_is_of_all_views_each_passed_by_itself():
-    method = make(num_views=3)
+    method = make(num_views=3, invariance=2.0)
     views = tuple(jax.random.normal(jax.random.key(0), (3, 8, 16, 16, 1)))
     params, state = method.init(jax.random.key(1), views[0])
     loss, (new_state, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
@@ -30,7 +30,7 @@ def test_loss_is_of_all_views_each_passed_by_itself():
     for view in z:
         spectrum = np.linalg.svd(view, compute_uv=False) ** 2
         spectrum /= spectrum.sum()
-        expected += np.log(np.sum(spectrum**2)) + 3 * 4 * np.mean((view - np.mean(z, axis=0)) ** 2)
+        expected += np.log(np.sum(spectrum**2)) + 2.0 * 3 * 4 * np.mean((view - np.mean(z, axis=0)) ** 2)
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state, new_state)
     assert all(jax.tree.leaves(changed))

@@ -71,7 +71,7 @@ def test_pictures_color_what_is_gray():
 
 
 def test_lightness_bins():
-    np.testing.assert_array_equal(lightness_bin(jnp.array([0.0, 0.99, 1.0, 50.5, 99.9, 100.0])), [0, 0, 1, 50, 99, 99])
+    np.testing.assert_array_equal(lightness_bin(jnp.array([0.0, 0.99, 1.0, 50.5, 99.9, 100.0])), [0, 0, 0, 25, 49, 49])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,152 @@
+"""Our settings beside the authors': python benchmarks/fidelity.py writes docs/fidelity.md and prints the counts.
+
+The rows are in configs/fidelity, a file for each method, with the columns of `Row`. tests/test_fidelity.py holds them
+to the configs.
+"""
+
+import ast
+import collections
+import csv
+import dataclasses
+import runpy
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssl_jax import build, recipes
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "fidelity.md"
+VIEWS = "views"  # configs/fidelity/views.csv: scales are the names of recipes' views
+STATUSES = ("equal", "declared", "no source")
+
+# What a config says of the machine, the data set and the reports, which is no setting of the method.
+MACHINE = (
+    "data.", "checkpoint_", "evaluate_every", "log_every", "online_knn.", "seed", "shard_state",
+    "stop_after_skipped", "compute_dtype", "model.remat", "model.scan", "model.mean", "model.std", "method.name",
+)  # fmt: skip
+
+HEAD = """# Fidelity: our settings beside the authors'
+
+For each method, every setting of its configs and what its code does beyond them, beside the authors'. `tiny` is not
+here: it is ours. Made by `python benchmarks/fidelity.py` of `configs/fidelity/*.csv`; a test compares each number with
+its config, and fails if a number has no row.
+
+- **equal**: the source has the same, be it in other units (epochs for steps).
+- **declared**: ours differs, and the row says why.
+- **no source**: neither code nor paper of the authors has it; the row says what ours rests on.
+
+`augment.x = recipes.NAME` stands for all settings of that view, which has a [table of its own](#views), and
+`optimizer = recipes.in_steps(...)` for a schedule in steps; other rows change single ones of them. Rows without a scale
+are of all scales.
+
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """scale: the config's scales that it is of, separated by spaces; none: what the method's code does.
+
+    setting: a key of the config; without a scale any words.
+    ours: as Python spells it, or, for a whole section or a view, the part of recipes that has it, "recipes.MOCO_V2";
+      without a scale any words.
+    authors: the same in any words. status: one of STATUSES.
+    source: where the authors say so; where ours differs, then "; " and the reason.
+    """
+
+    scale: str
+    setting: str
+    ours: str
+    authors: str
+    status: str
+    source: str
+
+
+def rows(name: str) -> list[Row]:
+    with (ROOT / "configs" / "fidelity" / f"{name}.csv").open(newline="") as file:
+        return [Row(**row) for row in csv.DictReader(file, strict=True)]
+
+
+def methods() -> list[str]:
+    return sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def configs(method: str) -> dict[str, ConfigDict]:
+    """Those at scales that the authors have, too."""
+    scales = runpy.run_path(str(ROOT / "configs" / f"{method}.py"))["SCALES"]
+    return {scale: make() for scale, make in scales.items() if not scale.startswith("tiny") and scale != "folder"}
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """The config's, and those of the method that it leaves as they are."""
+    found = {**_flat({"method": build.defaults(config)["method"]}), **_flat(config.to_dict())}
+    if len({"epochs", "steps"} & {key for key in found if found[key] == 0}) == 1:
+        found = {key: value for key, value in found.items() if key not in ("epochs", "steps") or value}
+    return {key: value for key, value in found.items() if not key.startswith(MACHINE)}
+
+
+def claims(of: Sequence[Row], scale: str) -> dict[str, Any]:
+    """What the rows say that the config has: {setting: value}.
+
+    Raises: ValueError for two rows of one setting, and for a value that Python cannot read.
+    """
+    shared: dict[str, Any] = {}
+    single: dict[str, Any] = {}
+    for row in of:
+        if scale not in row.scale.split():
+            continue
+        if row.ours.startswith("recipes."):
+            whole = eval(row.ours, {"recipes": recipes})
+            shared |= {f"{row.setting}.{key}": value for key, value in whole.items()}
+        elif row.setting in single:
+            raise ValueError(f"{scale} has two rows of {row.setting}")
+        else:
+            single[row.setting] = ast.literal_eval(row.ours)
+    return shared | single
+
+
+def page() -> str:
+    tables = {name: rows(name) for name in [*methods(), VIEWS]}
+    counts = {name: collections.Counter(row.status for row in of) for name, of in tables.items()}
+    summary = [[f"[{name}](#{name})", *(str(counts[name][status]) for status in STATUSES)] for name in tables]
+    total = sum(counts.values(), collections.Counter())
+    summary.append(["**all**", *(f"**{total[status]}**" for status in STATUSES)])
+    parts = [HEAD, "\n".join(_table(("method", *STATUSES), summary)), ""]
+    for name, of in tables.items():
+        cells = [dataclasses.astuple(row) for row in of]
+        parts += [f"\n## {name}\n", "\n".join(_table([field.name for field in dataclasses.fields(Row)], cells))]
+    return "\n".join(parts) + "\n"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return dict(_leaves(tree, prefix))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    escaped = [
+        [cell.replace("|", "\\|").replace("*", "\\*") if len(row) == 6 else cell for cell in row] for row in cells
+    ]
+    return [f"| {' | '.join(row)} |" for row in [list(columns), ["---"] * len(columns), *escaped]]
+
+
+def main() -> None:
+    PAGE.write_text(page())
+    total = collections.Counter(row.status for name in [*methods(), VIEWS] for row in rows(name))
+    for status in sorted(total):
+        print(f"{status}: {total[status]}")
+    sys.exit(any(status not in STATUSES for status in total))
+
+
+if __name__ == "__main__":
+    main()
