@@ -245,7 +245,7 @@ def test_local_batch_norm_is_another_computation():
 
 def test_a_state_begins_at_given_weights_with_the_teacher_at_them_too():
     facts = Run(batch_size=4, steps=10, steps_per_epoch=1, num_images=4)
-    backbone = models.create("resnet8", width=0.25)
+    backbone = models.create("resnet8", stages=(1,))
     method = BYOL(backbone, facts, projector=(8, 4), predictor=(8, 4))
     images = jnp.zeros((1, 8, 8, 1))
     state = jax.jit(lambda: step.create_state(method, optax.sgd(0.1), images, 0))()
@@ -261,6 +261,6 @@ def test_a_state_begins_at_given_weights_with_the_teacher_at_them_too():
     # A step donates its buffers: no two places share one, or the given weights.
     leaves = jax.tree.leaves((begun.params["backbone"], teacher["params"]["backbone"], given["params"]))
     assert len({leaf.ctypes.data for leaf in leaves}) == len(leaves)
-    other = jax.eval_shape(models.create("resnet8", width=0.5).init, jax.random.key(0), images)
+    other = jax.eval_shape(models.create("resnet8", stages=(1,), width=2.0).init, jax.random.key(0), images)
     with pytest.raises(ValueError, match="of another architecture"):
         step.with_backbone(state, other)

@@ -15,7 +15,7 @@ RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 
 def make(**options):
     options = {"projector": (24, 20, 6), **options}
-    return METHODS["barlow_twins"](models.create("resnet8", width=0.25), RUN, **options)
+    return METHODS["barlow_twins"](models.create("resnet8", stages=(1,)), RUN, **options)
 
 
 def start(method):
@@ -60,7 +60,7 @@ def test_chance_level_is_the_loss_of_equal_embeddings():
 def test_imagenet_optimizer_has_a_rate_of_its_own_for_vectors():
     """0.2 a 256 images times the trust ratio for weights, 0.0048 for the others, 0.1 % of both at the end.
 
-    0.0048 of a 32nd of the gradient, as the authors' 32 devices have it.
+    0.0048 of a 16th of the gradient, as the authors' 16 devices have it.
     """
     path = Path(__file__).parents[2] / "configs" / "barlow_twins.py"
     spec = importlib.util.spec_from_file_location("barlow_twins_config", path)
@@ -73,7 +73,7 @@ def test_imagenet_optimizer_has_a_rate_of_its_own_for_vectors():
     params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -1.6 * 0.001 * 3.0, rtol=1e-5)
-    np.testing.assert_allclose(updates["bias"], -0.0048 * 2048 / 256 / 32, rtol=1e-5)
+    np.testing.assert_allclose(updates["bias"], -0.0048 * 2048 / 256 / 16, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["off_diagonal_weight", "loss_scale"])

@@ -14,7 +14,12 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-7)
 
 def setup():
     method = METHODS["bigan"](
-        models.create("resnet8", width=0.5), RUN, latent=5, generator_width=4, discriminator_width=4, hidden=8
+        models.create("resnet8", stages=(1,), width=2.0),
+        RUN,
+        latent=5,
+        generator_width=4,
+        discriminator_width=4,
+        hidden=8,
     )
     x = jax.random.uniform(jax.random.key(0), (8, 16, 16, 1), minval=-1.0)
     return method, {"views": (x,), "index": jnp.arange(8)}, *method.init(jax.random.key(1), x[:1])

@@ -12,7 +12,7 @@ VIEWS = tuple(jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1)))
 
 def make(**options):
     return METHODS["byol"](
-        models.create("resnet8", width=0.25), RUN, **{"projector": (24, 6), "predictor": (12, 6), **options}
+        models.create("resnet8", stages=(1,)), RUN, **{"projector": (24, 6), "predictor": (12, 6), **options}
     )
 
 

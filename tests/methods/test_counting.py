@@ -11,7 +11,7 @@ RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
 
 
 def make():
-    return METHODS["counting"](models.create("resnet8", width=0.5), RUN, width=5)
+    return METHODS["counting"](models.create("resnet8", stages=(1,), width=2.0), RUN, width=5)
 
 
 def test_quarters_are_the_four_row_by_row():
@@ -43,5 +43,5 @@ def test_loss_compares_the_image_with_its_quarters_and_with_its_neighbor():
 def test_filters_are_drawn_by_the_images_index_and_keep_the_mean():
     x = jnp.broadcast_to(jax.random.uniform(jax.random.key(0), (1, 16, 16, 1)), (60, 16, 16, 1))
     made = np.asarray(make().shrink(jax.random.key(1), jnp.arange(60), x))
-    assert made.shape == (60, 8, 8, 1) and len(np.unique(made.round(5), axis=0)) == 3
+    assert made.shape == (60, 8, 8, 1) and len(np.unique(made.round(5), axis=0)) == 4
     np.testing.assert_allclose(made.mean(axis=(1, 2, 3)), x.mean(axis=(1, 2, 3)), atol=0.03)

@@ -11,7 +11,7 @@ VIEWS = tuple(jax.random.normal(jax.random.key(0), (2, 6, 16, 16, 1)))
 
 def make(batch_size=6, **options):
     run = Run(batch_size=batch_size, steps=100, steps_per_epoch=10, num_images=1000)
-    return METHODS["dcl"](models.create("resnet8", width=0.25), run, **dict(projector=(16, 8)) | options)
+    return METHODS["dcl"](models.create("resnet8", stages=(1,)), run, **dict(projector=(16, 8)) | options)
 
 
 def projections(method, params, state):

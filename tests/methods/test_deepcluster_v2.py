@@ -16,7 +16,7 @@ BATCH, IMAGES = 8, 24
 def make(num_images=IMAGES, **options):
     facts = Run(batch_size=BATCH, steps=100, steps_per_epoch=3, num_images=num_images)
     options = {"projector": (16, 8), "prototypes": (4, 3, 2), "local_views": 1, **options}
-    return METHODS["deepcluster_v2"](models.create("resnet8", width=0.25), facts, **options)
+    return METHODS["deepcluster_v2"](models.create("resnet8", stages=(1,)), facts, **options)
 
 
 def draw(number):

@@ -11,7 +11,7 @@ INDEX = jnp.arange(64)
 
 
 def make(**options):
-    return METHODS["denoising"](models.create("resnet8", width=0.5), RUN, decoder_width=4, **options)
+    return METHODS["denoising"](models.create("resnet8", stages=(1,), width=2.0), RUN, decoder_width=4, **options)
 
 
 def test_noises_do_what_they_say():

@@ -121,7 +121,7 @@ def test_head_is_the_authors():
 
 
 def test_batch_norm_of_the_head_spans_all_crops_and_the_teachers_is_its_own():
-    method = make(models.create("resnet8", width=0.25), head_norm=True)
+    method = make(models.create("resnet8", stages=(1,)), head_norm=True)
     views = draw_views()
     params, state = method.init(jax.random.key(1), views[0][:1])
     _, (new, _) = method.loss(params, state, {"views": views}, jax.random.key(4))

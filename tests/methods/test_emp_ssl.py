@@ -10,7 +10,7 @@ from ssl_jax.methods import METHODS, Run
 def make(**options):
     run = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
     options = {"projector": (16, 16, 4), "num_patches": 3} | options
-    return METHODS["emp_ssl"](models.create("resnet8", width=0.25), run, **options)
+    return METHODS["emp_ssl"](models.create("resnet8", stages=(1,)), run, **options)
 
 
 def test_loss_is_of_all_patches_passed_as_one_batch():

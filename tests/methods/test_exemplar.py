@@ -13,7 +13,7 @@ RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 
 
 def test_the_class_is_the_images_index():
-    method = METHODS["exemplar"](models.create("resnet8", width=0.5), RUN, rotate=0.0)
+    method = METHODS["exemplar"](models.create("resnet8", stages=(1,), width=2.0), RUN, rotate=0.0)
     x = jax.random.normal(jax.random.key(0), (4, 12, 12, 1))
     params, state = method.init(jax.random.key(1), x[:1])
     index = jnp.array([7, 59, 0, 3])

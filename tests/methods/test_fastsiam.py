@@ -11,7 +11,7 @@ RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 
 def make(name="fastsiam", **options):
     options = {"projector": (24, 16), "predictor": (6, 16), **options}
-    return METHODS[name](models.create("resnet8", width=0.25), RUN, **options)
+    return METHODS[name](models.create("resnet8", stages=(1,)), RUN, **options)
 
 
 def some_views(number):

@@ -13,7 +13,7 @@ RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 
 def make(**options):
     options = {"projector": (24, 20, 6), **options}
-    return METHODS["hypersphere"](models.create("resnet8", width=0.25), RUN, **options)
+    return METHODS["hypersphere"](models.create("resnet8", stages=(1,)), RUN, **options)
 
 
 def start(method):

@@ -11,7 +11,7 @@ RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 
 
 def setup(**options):
-    method = METHODS["inpainting"](models.create("resnet8", width=0.5), RUN, decoder_width=4, **options)
+    method = METHODS["inpainting"](models.create("resnet8", stages=(1,), width=2.0), RUN, decoder_width=4, **options)
     x = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
     return method, x, *method.init(jax.random.key(1), x[:1])
 

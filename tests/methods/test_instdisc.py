@@ -12,7 +12,7 @@ NUM_IMAGES = 40
 def make(**options):
     run = Run(batch_size=6, steps=20, steps_per_epoch=6, num_images=NUM_IMAGES)
     options = {"dim": 8, "temperature": 0.1, "negatives": 0} | options
-    return METHODS["instdisc"](models.create("resnet8", width=0.25), run, **options)
+    return METHODS["instdisc"](models.create("resnet8", stages=(1,)), run, **options)
 
 
 def batch(seed=0):

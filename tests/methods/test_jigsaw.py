@@ -12,7 +12,7 @@ INDEX = jnp.arange(200)
 
 
 def make(name="jigsaw", **options):
-    return METHODS[name](models.create("resnet8", width=0.5), RUN, tile=6, width=8, **options)
+    return METHODS[name](models.create("resnet8", stages=(1,), width=2.0), RUN, tile=6, width=8, **options)
 
 
 def test_tiles_are_in_the_order_of_the_labels_permutation():

@@ -10,7 +10,7 @@ from ssl_jax.methods import METHODS, Run
 def make(**options):
     run = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
     options = {"projector": (16, 16, 4), "num_global": 2, "num_local": 1, "directions": 32} | options
-    return METHODS["lejepa"](models.create("resnet8", width=0.25), run, **options)
+    return METHODS["lejepa"](models.create("resnet8", stages=(1,)), run, **options)
 
 
 def run_loss(method, rng):

@@ -12,7 +12,7 @@ VIEWS = tuple(jax.random.normal(jax.random.key(0), (3, 8, 16, 16, 1)))
 def make(**options):
     run = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
     options = {"projector": (16, 4), "num_views": 3} | options
-    return METHODS["mmcr"](models.create("resnet8", width=0.25), run, **options)
+    return METHODS["mmcr"](models.create("resnet8", stages=(1,)), run, **options)
 
 
 def projections(method, params, batch_stats):

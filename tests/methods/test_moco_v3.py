@@ -12,7 +12,7 @@ VIEWS = tuple(jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1)))
 
 
 def resnet(**options):
-    backbone = models.create("resnet8", width=0.25)
+    backbone = models.create("resnet8", stages=(1,))
     return METHODS["moco_v3"](backbone, RUN, **dict(projector=(16, 8), predictor=(12, 8), temperature=0.3) | options)
 
 

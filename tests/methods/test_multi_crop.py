@@ -24,7 +24,7 @@ OPTIONS = {
 
 
 def make(name, **options):
-    return METHODS[name](models.create("resnet8", width=0.25), RUN, **OPTIONS[name], **options)
+    return METHODS[name](models.create("resnet8", stages=(1,)), RUN, **OPTIONS[name], **options)
 
 
 def run(name, views, **options):

@@ -12,7 +12,7 @@ VIEWS = tuple(jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1)))
 def make(**options):
     run = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=20)
     options = dict(projector=(16, 12, 6), predictor=(10, 6), queue_size=24, temperature=0.3) | options
-    return METHODS["nnclr"](models.create("resnet8", width=0.25), run, **options)
+    return METHODS["nnclr"](models.create("resnet8", stages=(1,)), run, **options)
 
 
 def unit(x):

@@ -15,7 +15,7 @@ BATCH, IMAGES = 8, 24
 def make(**options):
     run = Run(batch_size=BATCH, steps=100, steps_per_epoch=3, num_images=IMAGES)
     defaults = dict(projector=(16, 8), clusters=4, min_size=1, move_every=5, momentum=0.25)
-    return METHODS["odc"](models.create("resnet8", width=0.25), run, **{**defaults, **options})
+    return METHODS["odc"](models.create("resnet8", stages=(1,)), run, **{**defaults, **options})
 
 
 def draw(step):

@@ -17,7 +17,7 @@ def make(**options):
     run = Run(batch_size=BATCH, steps=100, steps_per_epoch=3, num_images=IMAGES)
     defaults = dict(projector=(16, 8), clusters=(4, 3), negatives=8, temperature=0.3, queue_size=16, decay=0.75)
     options = {**defaults, "warmup_epochs": 1.0, "restarts": 2, **options}
-    return METHODS["pcl"](models.create("resnet8", width=0.25), run, **options)
+    return METHODS["pcl"](models.create("resnet8", stages=(1,)), run, **options)
 
 
 def draw(step):

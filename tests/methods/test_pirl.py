@@ -13,7 +13,7 @@ INDEX = np.array([3, 39, 0, 17])
 def make(**options):
     run = Run(batch_size=4, steps=20, steps_per_epoch=6, num_images=NUM_IMAGES)
     options = {"projector": (8,), "negatives": 0, "temperature": 0.1, "grid": 2, "tile": 6} | options
-    return METHODS["pirl"](models.create("resnet8", width=0.25), run, **options)
+    return METHODS["pirl"](models.create("resnet8", stages=(1,)), run, **options)
 
 
 def start(method):

@@ -11,7 +11,7 @@ RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
 
 
 def make(**options):
-    return METHODS["rotation"](models.create("resnet8", width=0.5), RUN, **options)
+    return METHODS["rotation"](models.create("resnet8", stages=(1,), width=2.0), RUN, **options)
 
 
 def test_rotations_move_pixels_counterclockwise():

@@ -14,7 +14,7 @@ BATCH, IMAGES = 8, 16
 def make(**options):
     run = Run(batch_size=BATCH, steps=100, steps_per_epoch=2, num_images=IMAGES)
     options = {"projector": (16, 8), "prototypes": (4, 2, 3), "local_views": 1, "strength": 5.0, **options}
-    return METHODS["sela_v2"](models.create("resnet8", width=0.25), run, **options)
+    return METHODS["sela_v2"](models.create("resnet8", stages=(1,)), run, **options)
 
 
 def draw(step):

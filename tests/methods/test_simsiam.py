@@ -10,7 +10,7 @@ RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 
 
 def make(projector=(24, 24, 16), predictor=(6, 16)):
-    return METHODS["simsiam"](models.create("resnet8", width=0.25), RUN, projector=projector, predictor=predictor)
+    return METHODS["simsiam"](models.create("resnet8", stages=(1,)), RUN, projector=projector, predictor=predictor)
 
 
 def start(method):

@@ -15,7 +15,7 @@ VIEWS = tuple(jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1)))
 
 def make(**options):
     defaults = dict(projector=(16, 6), predictor=(12, 6), groups=4, beta=0.5, decay=0.75, queue_size=16, reset_every=3)
-    return METHODS["smog"](models.create("resnet8", width=0.25), RUN, **{**defaults, "temperature": 0.3, **options})
+    return METHODS["smog"](models.create("resnet8", stages=(1,)), RUN, **{**defaults, "temperature": 0.3, **options})
 
 
 @functools.cache

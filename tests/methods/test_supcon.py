@@ -12,7 +12,7 @@ LABELS = np.array([3, 0, 3, -1, 0, -1])  # two classes, two images without
 
 def make(num_classes=10, **options):
     run = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=1000, num_classes=num_classes)
-    return METHODS["supcon"](models.create("resnet8", width=0.25), run, **dict(projector=(12, 8)) | options)
+    return METHODS["supcon"](models.create("resnet8", stages=(1,)), run, **dict(projector=(12, 8)) | options)
 
 
 def test_loss_is_over_the_views_of_all_images_of_the_class():

@@ -12,7 +12,7 @@ RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60, num_classe
 
 
 def make(run=RUN, **options):
-    return METHODS["supervised"](models.create("resnet8", width=0.5), run, **options)
+    return METHODS["supervised"](models.create("resnet8", stages=(1,), width=2.0), run, **options)
 
 
 def loss_of(method, x, labels):

@@ -17,7 +17,7 @@ BATCH = 8
 def make(**options):
     run = Run(batch_size=BATCH, steps=100, steps_per_epoch=10, num_images=1000)
     options = {"projector": (16, 8), "prototypes": 5, "local_views": 1, "freeze_steps": 0, **options}
-    return METHODS["swav"](models.create("resnet8", width=0.25), run, **options)
+    return METHODS["swav"](models.create("resnet8", stages=(1,)), run, **options)
 
 
 def draw(seed=0, local_views=1):

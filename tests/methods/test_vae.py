@@ -9,7 +9,9 @@ RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 
 
 def test_loss_is_the_bound_with_the_divergence_warmed_up():
-    method = METHODS["vae"](models.create("resnet8", width=0.5), RUN, latent=3, warmup_steps=10, decoder_width=4)
+    method = METHODS["vae"](
+        models.create("resnet8", stages=(1,), width=2.0), RUN, latent=3, warmup_steps=10, decoder_width=4
+    )
     x = jax.random.normal(jax.random.key(0), (4, 14, 14, 1))
     params, state = method.init(jax.random.key(1), x[:1])
     batch, rng = {"views": (x,), "index": jnp.arange(4)}, jax.random.key(2)
@@ -24,7 +26,7 @@ def test_loss_is_the_bound_with_the_divergence_warmed_up():
 
 
 def test_codes_are_drawn_by_the_images_index():
-    method = METHODS["vae"](models.create("resnet8", width=0.5), RUN, latent=3, decoder_width=4)
+    method = METHODS["vae"](models.create("resnet8", stages=(1,), width=2.0), RUN, latent=3, decoder_width=4)
     x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 14, 14, 1)), (4, 14, 14, 1))
     params, state = method.init(jax.random.key(1), x[:1])
     first, second = (

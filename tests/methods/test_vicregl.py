@@ -11,7 +11,7 @@ from ssl_jax.methods.vicregl import map_positions
 
 def make(backbone=None, **options):
     run = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
-    backbone = backbone or models.create("resnet8", width=0.25)
+    backbone = backbone or models.create("resnet8", stages=(1,))
     options = {"projector": (16, 16, 8), "local_projector": (12, 12, 6), "matches": (3, 2)} | options
     return METHODS["vicregl"](backbone, run, **options)
 

@@ -12,7 +12,7 @@ from ssl_jax.methods import METHODS, Run
 def make(batch_size=12, **options):
     run = Run(batch_size=batch_size, steps=100, steps_per_epoch=10, num_images=1000)
     options = {"projector": (16, 3), "whiten_size": 6} | options
-    return METHODS["w_mse"](models.create("resnet8", width=0.25), run, **options)
+    return METHODS["w_mse"](models.create("resnet8", stages=(1,)), run, **options)
 
 
 def whitened(z):
