@@ -36,7 +36,7 @@ def backbone(name="resnet8", **options):
 
 @pytest.fixture(scope="module")
 def small():
-    return backbone(width=0.25)
+    return backbone(stages=(1,))
 
 
 def test_learns_with_the_rate_that_suits_the_held_out_labels(small):

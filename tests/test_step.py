@@ -194,7 +194,7 @@ def test_features_of_a_single_view_are_seen_relative_to_their_mean():
 @functools.cache
 def simclr_losses(mapping, devices, batch_norm="sync", lr=2e-5):
     """Losses of 20 steps of SimCLR with resnet8 on noise images."""
-    backbone = models.create("resnet8", stages=(1, 1), batch_norm=batch_norm)
+    backbone = models.create("resnet8", stages=(1,), batch_norm=batch_norm)
     method = SimCLR(backbone, Run(BATCH, STEPS, STEPS, 1000), temperature=0.5, projector=(16, 8))
     view = Augmentation(size=(16, 16), crop_area=(0.3, 1.0), brightness=0.4, contrast=0.4)
     augment = make_augment([view, view], mean=(0.5,), std=(0.25,))
@@ -227,7 +227,7 @@ def simclr_losses(mapping, devices, batch_norm="sync", lr=2e-5):
         ("shard_map", 2),
         pytest.param("shard_map", 4, marks=pytest.mark.slow),
         pytest.param("shard_map", 8, marks=pytest.mark.slow),  # see methods/test_every_method.py, too
-        ("pmap", 4),
+        pytest.param("pmap", 4, marks=pytest.mark.slow),  # a toy's steps under it are above
     ],
 )
 def test_simclr_over_20_steps_is_the_same_on_any_number_of_devices(mapping, devices):
@@ -237,6 +237,7 @@ def test_simclr_over_20_steps_is_the_same_on_any_number_of_devices(mapping, devi
     np.testing.assert_allclose(simclr_losses(mapping, devices), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_local_batch_norm_is_another_computation():
     """So that the test above can fail: it would be blind if statistics did not matter."""
     difference = np.abs(simclr_losses("shard_map", 2, "local") - simclr_losses("shard_map", 1))

@@ -18,15 +18,16 @@ from ssl_jax.methods import METHODS, Run
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20
-# The others take half an hour together on two cores: they have a mark of their own, and are run by hand.
-QUICK = ("simclr", "byol", "moco_v2")
+# The others take half an hour together on two cores: they have a mark of their own.
+OFTEN = ("simclr", "byol", "moco_v2")
 LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5, "pcl": 1e-6, "counting": 1e-6, "vae": 1e-7}  # of the others 1e-4
 
 SMALLER = {"width": 0.5, "depth": 2, "base_width": 8}  # networks
 
 
 def each_method():
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.every_method) for name in METHODS]
+    marks = {name: pytest.mark.slow if name in OFTEN else pytest.mark.every_method for name in METHODS}
+    return [pytest.param(name, marks=mark) for name, mark in marks.items()]
 
 
 def load(name, scale="tiny"):
@@ -148,10 +149,25 @@ def scales(name):
     return module.SCALES
 
 
-@pytest.mark.parametrize("name, scale", [(name, scale) for name in METHODS for scale in scales(name)])
+def each_scale():
+    """tests/test_config.py checks their numbers, in the default tier, too."""
+    return [
+        pytest.param(name, scale, marks=() if scale == "tiny" else pytest.mark.slow)
+        for name in METHODS
+        for scale in scales(name)
+    ]
+
+
+@pytest.mark.parametrize("name, scale", each_scale())
 def test_every_scale_of_every_config_can_be_built(name, scale):
     settings = load(name, scale)
     config.check(settings)
+    # Tracing all blocks of a large network takes seconds, and shows no more than one of each stage does.
+    with settings.unlocked():
+        if "resnet" in settings.model.name:
+            settings.model.stages = (1, 1, 1, 1)
+        elif settings.model.name.startswith("vit"):
+            settings.model.depth = 6
     num_images = 10_000 if "[" in settings.data.split else 1_281_167  # of a part of the data set, or of ImageNet
     run = Run(
         batch_size=settings.batch_size, steps=100_000, steps_per_epoch=100, num_images=num_images, num_classes=1000
