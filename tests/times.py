@@ -1,6 +1,7 @@
 """Where the time of the tests goes, by file and by phase, and a limit for those that everybody waits for."""
 
 import collections
+import os
 
 import pytest
 
@@ -10,7 +11,7 @@ PHASES = {
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
     "/jax/core/compile/backend_compile_duration": "compile",
 }
-COLUMNS = ("seconds", *PHASES.values(), "programs")
+COLUMNS = ("seconds", "processor", *PHASES.values(), "programs")
 UNLIMITED = ("slow", "every_method")
 
 
@@ -20,7 +21,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--limit",
         type=float,
         metavar="SECONDS",
-        help=f"fail if a test that is not marked {' or '.join(UNLIMITED)} takes longer than this",
+        help=f"fail if a test that is not marked {' or '.join(UNLIMITED)} takes more processor time than this",
     )
     group.addoption(
         "--third",
@@ -40,6 +41,11 @@ def keep_a_third(config: pytest.Config, items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if item not in left_out]
 
 
+def processor_seconds() -> float:
+    """Of this process and its children that have ended. Other work on the machine changes it little."""
+    return sum(os.times()[:4])
+
+
 class Times:
     """Measures each test where it runs; of all workers together prints a table, and fails the session."""
 
@@ -47,6 +53,7 @@ class Times:
         self.limit = config.option.limit
         self.table = config.option.durations is not None
         self.spent: collections.Counter[str] = collections.Counter()
+        self.processor = processor_seconds()
         self.files: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         self.tests: collections.Counter[str] = collections.Counter()
         self.limited: set[str] = set()
@@ -63,7 +70,9 @@ class Times:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
         report = yield
-        report.times = {**self.spent, "seconds": call.duration}  # sent to the controller with the report
+        before, self.processor = self.processor, processor_seconds()
+        # Sent to the controller with the report.
+        report.times = {**self.spent, "seconds": call.duration, "processor": self.processor - before}
         report.limited = not any(item.get_closest_marker(mark) for mark in UNLIMITED)
         self.spent.clear()
         return report
@@ -74,7 +83,7 @@ class Times:
         file = report.nodeid.partition("::")[0]
         self.files[file].update(report.times)
         self.files[file]["tests"] += report.when == "call"
-        self.tests[report.nodeid] += report.times["seconds"]
+        self.tests[report.nodeid] += report.times["processor"]
         if report.limited:
             self.limited.add(report.nodeid)
 
@@ -90,14 +99,15 @@ class Times:
 
     def pytest_terminal_summary(self, terminalreporter):
         if self.table:
-            terminalreporter.section("seconds by file: of all, and of JAX's tracing, lowering and compiling")
+            terminalreporter.section("seconds by file: of all, of the processor, of JAX's tracing, lowering and compiling")
             terminalreporter.write_line(self._row("file", "tests", COLUMNS))
             total = sum(self.files.values(), collections.Counter())
-            for file, spent in [*sorted(self.files.items(), key=lambda x: -x[1]["seconds"]), ("all", total)]:
+            for file, spent in [*sorted(self.files.items(), key=lambda x: -x[1]["processor"]), ("all", total)]:
                 figures = [f"{spent[c]:.0f}" if c == "programs" else f"{spent[c]:.1f}" for c in COLUMNS]
                 terminalreporter.write_line(self._row(file, spent["tests"], figures))
         if over := self.over_limit():
-            terminalreporter.section(f"over {self.limit:g} s: make it faster, or mark it slow", red=True)
+            title = f"over {self.limit:g} s of processor time: make it faster, or mark it slow"
+            terminalreporter.section(title, red=True)
             for test, seconds in over.items():
                 terminalreporter.write_line(f"{seconds:.1f} s {test}")
 
