@@ -99,7 +99,7 @@ class Times:
 
     def pytest_terminal_summary(self, terminalreporter):
         if self.table:
-            terminalreporter.section("seconds by file: of all, of the processor, of JAX's tracing, lowering and compiling")
+            terminalreporter.section("seconds by file: by the clock, of the processor, in parts of JAX")
             terminalreporter.write_line(self._row("file", "tests", COLUMNS))
             total = sum(self.files.values(), collections.Counter())
             for file, spent in [*sorted(self.files.items(), key=lambda x: -x[1]["processor"]), ("all", total)]:
