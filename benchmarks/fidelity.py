@@ -39,6 +39,9 @@ its config, and fails if a number has no row.
 - **declared**: ours differs, and the row says why.
 - **no source**: neither code nor paper of the authors has it; the row says what ours rests on.
 
+Code was read for this page, and so were the places of papers that are named by section, table, equation or appendix. A
+paper that is named alone is quoted as others have it.
+
 `augment.x = recipes.NAME` stands for all settings of that view, which has a [table of its own](#views), and
 `optimizer = recipes.in_steps(...)` for a schedule in steps; other rows change single ones of them. Rows without a scale
 are of all scales.
