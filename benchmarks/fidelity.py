@@ -111,6 +111,13 @@ def claims(of: Sequence[Row], scale: str) -> dict[str, Any]:
     return shared | single
 
 
+def without_code() -> list[str]:
+    """The table of methods, or scales, that no code of their authors stands behind, and of what they rest on."""
+    with (ROOT / "configs" / "fidelity" / "without_code.csv").open(newline="") as file:
+        columns, *cells = csv.reader(file, strict=True)
+    return _table(columns, cells)
+
+
 def page() -> str:
     tables = {name: rows(name) for name in [*methods(), VIEWS]}
     counts = {name: collections.Counter(row.status for row in of) for name, of in tables.items()}
@@ -118,6 +125,7 @@ def page() -> str:
     total = sum(counts.values(), collections.Counter())
     summary.append(["**all**", *(f"**{total[status]}**" for status in STATUSES)])
     parts = [HEAD, "\n".join(_table(("method", *STATUSES), summary)), ""]
+    parts += ["\n## What no code of its authors stands behind\n", "\n".join(without_code())]
     for name, of in tables.items():
         cells = [dataclasses.astuple(row) for row in of]
         parts += [f"\n## {name}\n", "\n".join(_table([field.name for field in dataclasses.fields(Row)], cells))]
