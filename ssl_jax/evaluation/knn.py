@@ -74,7 +74,7 @@ def nearest(
     filled = np.zeros((chunks, size, queries.shape[1]), np.float32)  # no more rows of zeros than chunks
     filled.reshape(chunks * size, queries.shape[1])[: len(queries)] = queries
     normalized = _normalize(jnp.asarray(filled))
-    best = jnp.full((chunks, size, k), -jnp.inf), jnp.full((chunks, size, k), -1)
+    best = jnp.full((chunks, size, k), -jnp.inf), jnp.full((chunks, size, k), -1, jnp.int32)
     for start in range(0, len(bank), block_size):
         best = _merge(best, normalized, jnp.asarray(bank[start : start + block_size]), start)
     similarities, rows = (np.asarray(found).reshape(chunks * size, k)[: len(queries)] for found in best)

@@ -11,7 +11,13 @@ CENTERS = np.array([[2, 0, 0], [0, 2, 0], [0, 0, 2]], np.float32)
 TARGETS = RNG.integers(0, CLASSES, 60).astype(np.int32)
 INPUTS = (CENTERS[TARGETS] + RNG.normal(size=(60, DIM))).astype(np.float16)
 FITTED, HELD_OUT = np.arange(48), np.arange(48, 60)
-START = {"kernel": jnp.zeros((DIM, CLASSES)), "bias": jnp.zeros(CLASSES)}
+
+
+def arrays(**given):
+    return {name: jnp.asarray(value, jnp.float32) for name, value in given.items()}
+
+
+START = arrays(kernel=np.zeros((DIM, CLASSES)), bias=np.zeros(CLASSES))
 OPTIONS = {"ignore": -1, "learning_rates": (1e-6, 0.1, 0.03), "steps": 20, "batch_size": 20, "seed": 0}
 
 
@@ -19,7 +25,7 @@ def linear(params, fixed, inputs, shape):
     return (inputs.astype(jnp.float32) * fixed["scale"]) @ params["kernel"] + params["bias"]
 
 
-FIXED = {"scale": jnp.ones(DIM)}
+FIXED = arrays(scale=np.ones(DIM))
 
 
 def fit(inputs=INPUTS, targets=TARGETS, fitted=FITTED, held_out=HELD_OUT, **options):
@@ -28,9 +34,10 @@ def fit(inputs=INPUTS, targets=TARGETS, fitted=FITTED, held_out=HELD_OUT, **opti
 
 def test_heads_beside_each_other_are_those_alone():
     options = {"ignore": -1, "steps": 20, "batch_size": 20, "seed": 0}
-    together = sweep._train(linear, START, FIXED, INPUTS, TARGETS, FITTED, (1e-3, 0.1), **options)
-    for i, rate in enumerate((1e-3, 0.1)):
-        alone = sweep._train(linear, START, FIXED, INPUTS, TARGETS, FITTED, (rate,), **options)
+    rates = (1e-3, 0.1, 0.03)
+    together = jax.device_get(sweep._train(linear, START, FIXED, INPUTS, TARGETS, FITTED, rates, **options))
+    for i, rate in enumerate(rates):
+        alone = jax.device_get(sweep._train(linear, START, FIXED, INPUTS, TARGETS, FITTED, (rate,), **options))
         for name in START:
             np.testing.assert_allclose(together[name][i], alone[name][0], rtol=1e-4, atol=1e-6)
 
@@ -38,15 +45,15 @@ def test_heads_beside_each_other_are_those_alone():
 def test_adamw_by_hand():
     """One step, of all the data at the whole rate: Adam's first is the gradient's sign."""
     rows = FITTED[:47]  # the classes are not equally frequent among them
-    options = {"ignore": -1, "steps": 1, "batch_size": 47, "seed": 0}
+    options = {"ignore": -1, "steps": 1, "batch_size": 100, "seed": 0}
     residual = 1 / CLASSES - np.eye(CLASSES)[TARGETS[rows]]
     kernel = -0.1 * np.sign(INPUTS[rows].astype(np.float64).T @ residual)
     bias = -0.1 * np.sign(residual.sum(axis=0))
-    found = sweep._train(linear, START, FIXED, INPUTS, TARGETS, rows, (0.1,), **options)
+    found = jax.device_get(sweep._train(linear, START, FIXED, INPUTS, TARGETS, rows, (0.1,), **options))
     np.testing.assert_allclose(found["kernel"][0], kernel, rtol=1e-3)
     np.testing.assert_allclose(found["bias"][0], bias, rtol=1e-3)
-    start = {"kernel": jnp.full((DIM, CLASSES), 2.0), "bias": jnp.full(CLASSES, 2.0)}  # of the same probabilities
-    decayed = sweep._train(linear, start, FIXED, INPUTS, TARGETS, rows, (0.1,), **options)
+    start = arrays(kernel=np.full((DIM, CLASSES), 2), bias=np.full(CLASSES, 2))  # of the same probabilities
+    decayed = jax.device_get(sweep._train(linear, start, FIXED, INPUTS, TARGETS, rows, (0.1,), **options))
     np.testing.assert_allclose(decayed["kernel"][0], 2 + kernel - 0.1 * sweep.WEIGHT_DECAY * 2, rtol=1e-3)
     np.testing.assert_allclose(decayed["bias"][0], 2 + bias, rtol=1e-3)  # no decay
 
@@ -56,7 +63,7 @@ def test_held_out_labels_choose_the_rate_and_all_labels_are_fitted():
     assert rate == 0.1
     options = {name: OPTIONS[name] for name in ("ignore", "steps", "batch_size", "seed")}
     everything = sweep._train(linear, START, FIXED, INPUTS, TARGETS, np.arange(60), (0.1,), **options)
-    np.testing.assert_allclose(params["kernel"], everything["kernel"][0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(params["kernel"], np.asarray(everything["kernel"])[0], rtol=1e-4, atol=1e-6)
     # Labels held out that say the opposite: the rate that learns least is best.
     opposite = np.where(np.arange(60) >= 48, (TARGETS + 1) % 3, TARGETS)
     assert fit(targets=opposite)[1] == 1e-6
@@ -75,7 +82,7 @@ def test_what_is_ignored_and_what_fills_a_batch_changes_nothing():
 def test_every_row_is_seen_once_an_epoch():
     """Of a batch of one a step moves by its own input: which rows were seen can be read from the weights."""
     inputs, targets = np.eye(7, dtype=np.float32), np.zeros(7, np.int32)
-    start, fixed = {"kernel": jnp.zeros((7, 2))}, {"scale": jnp.ones(7)}
+    start, fixed = arrays(kernel=np.zeros((7, 2))), arrays(scale=np.ones(7))
 
     def head(params, fixed, inputs, shape):
         return inputs @ params["kernel"]
@@ -84,7 +91,7 @@ def test_every_row_is_seen_once_an_epoch():
         heads = sweep._train(
             head, start, fixed, inputs, targets, np.arange(7), (0.1,), ignore=-1, steps=steps, batch_size=1, seed=3
         )
-        assert np.sum(np.abs(heads["kernel"][0, :, 0]) > 1e-3) == seen
+        assert np.sum(np.abs(np.asarray(heads["kernel"])[0, :, 0]) > 1e-3) == seen
 
 
 def test_standardization_over_any_number_of_chunks(monkeypatch):
@@ -97,11 +104,11 @@ def test_standardization_over_any_number_of_chunks(monkeypatch):
         np.testing.assert_allclose(fixed["mean"], expected.mean(axis=0), rtol=1e-5)
         std = expected.std(axis=0)
         np.testing.assert_allclose(fixed["scale"], np.divide(1, std, out=np.zeros(4), where=std > 0), rtol=1e-5)
-        assert fixed["scale"][1] == 0
+        assert np.asarray(fixed["scale"])[1] == 0
 
 
 def test_predictions_come_for_every_row():
-    params = {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}
+    params = arrays(kernel=np.eye(3), bias=np.zeros(3))
     batches = list(sweep.predict(linear, params, FIXED, INPUTS, (), batch_size=25))
     assert [len(batch) for batch in batches] == [25, 25, 10]
     np.testing.assert_array_equal(np.concatenate(batches), INPUTS.argmax(axis=1))
@@ -114,10 +121,10 @@ def test_predictions_come_for_every_row():
         ({"learning_rates": (0.1, 0.0)}, r"learning_rates must be above 0"),
         ({"steps": 0}, "steps and batch_size must be at least 1, got 0 and 20"),
         ({"batch_size": 0}, "steps and batch_size must be at least 1, got 20 and 0"),
-        ({"learning_rates": (1e38, 3e38), "steps": 3}, "diverged at each of the learning_rates"),
+        ({"learning_rates": (1e38, 2e38, 3e38), "steps": 3}, "diverged at each of the learning_rates"),
     ],
 )
 def test_bad_numbers_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         fit(**options)
-    assert jax.tree.all(jax.tree.map(lambda p: bool(jnp.all(p == 0)), START))  # no start is donated
+    assert not any(np.any(p) for p in START.values())  # no start is donated

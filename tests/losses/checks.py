@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 
 def finite_differences(function, x, h=1e-5):
@@ -60,7 +60,9 @@ def same_on_devices(loss, *arrays, split=None, axes=None, argnums=None, devices=
 
     `split`: which arrays are split over the devices, all by default; `axes`: the batch axis of each, 0 by default;
     the others are whole on every device. `argnums`: the arrays that the gradient is compared for; all that are split
-    by default. `devices`: on how many; two, and eight that may have a single row each, show whatever more counts do.
+    by default. `devices`: on how many; two, and as many as there are rows, show whatever more counts do.
+
+    The whole batch's is the program of `value_and_grad`: with the arrays of another test it costs nothing.
     """
     split = [True] * len(arrays) if split is None else split
     axes = [0] * len(arrays) if axes is None else axes
@@ -71,22 +73,20 @@ def same_on_devices(loss, *arrays, split=None, axes=None, argnums=None, devices=
         mean = lambda *arrays: lax.pmean(loss(*arrays, axis_name="i"), "i")  # noqa: E731
         return jax.value_and_grad(mean, argnums=argnums)(*arrays)
 
-    def of_all(*arrays):
+    def on_all(*arrays):
         mapped = {
             count: jax.shard_map(
                 on_device,
-                mesh=mesh_of(count),
+                mesh=mesh_of(count, max(devices)),
                 in_specs=tuple(specs),
                 out_specs=(PartitionSpec(), tuple(specs[i] for i in argnums)),
             )
             for count in devices
         }
-        on_devices = {count: function(*arrays) for count, function in mapped.items()}
-        return jax.value_and_grad(loss, argnums=argnums)(*arrays), on_devices
+        return {count: function(*arrays) for count, function in mapped.items()}
 
-    whole = NamedSharding(mesh_of(1), PartitionSpec())  # otherwise XLA may split the computation of the whole batch too
-    (value, gradients), on_devices = jax.device_get(jax.jit(of_all, in_shardings=whole, out_shardings=whole)(*arrays))
-    for count, (mapped_value, mapped_gradients) in on_devices.items():
+    value, gradients = value_and_grad(loss, *arrays, argnums=argnums)
+    for count, (mapped_value, mapped_gradients) in jax.device_get(jax.jit(on_all)(*arrays)).items():
         np.testing.assert_allclose(mapped_value, value, rtol=rtol, err_msg=f"{count} devices")
         for got, expected in zip(mapped_gradients, gradients, strict=True):
             scale = max(float(np.abs(expected).max()), 1e-30)
@@ -95,13 +95,14 @@ def same_on_devices(loss, *arrays, split=None, axes=None, argnums=None, devices=
             )
 
 
-def mesh_of(count):
-    """A mesh with axis "i" of `count` devices. It has all 8, so that a program can hold meshes of several counts."""
-    return Mesh(np.array(jax.devices()).reshape(-1, count), ("copies", "i"))
+def mesh_of(count, among=8):
+    """A mesh with axis "i" of `count` devices. It has all of `among`, so that a program can hold meshes of several
+    counts that divide it."""
+    return Mesh(np.array(jax.devices()[:among]).reshape(-1, count), ("copies", "i"))
 
 
 def finite_everywhere(loss, *arrays, scaled=None, axes=None, argnums=None, scales=(1e-30, 1e-8, 1.0, 1e4, 1e18)):
-    """Value and gradients are finite at extreme scales, in bfloat16, for duplicated images, and for rows of zeros.
+    """Value and gradients are finite at extreme scales, for duplicated images, and for rows of zeros.
 
     `scaled`: the arrays that are changed, floats with the batch at axis 0, or at that of `axes`; all by default.
     `argnums`: the arrays that the gradient is computed for; all that are scaled by default.
@@ -111,21 +112,34 @@ def finite_everywhere(loss, *arrays, scaled=None, axes=None, argnums=None, scale
     argnums = scaled if argnums is None else argnums
 
     def check(case, change):
-        for dtype in (jnp.float32, jnp.bfloat16):
-            changed = list(arrays)
-            for i in scaled:
-                rows = np.moveaxis(np.array(arrays[i], np.float32), axes[i], 0)
-                changed[i] = np.moveaxis(change(rows), 0, axes[i]).astype(dtype)
-            value, gradients = value_and_grad(loss, *changed, argnums=argnums)
-            assert value.dtype == jnp.float32, (case, dtype)
-            assert np.isfinite(value), (case, dtype, value)
-            assert all(np.all(np.isfinite(gradient)) for gradient in gradients), (case, dtype)
+        changed = list(arrays)
+        for i in scaled:
+            rows = np.moveaxis(np.array(arrays[i], np.float32), axes[i], 0)
+            changed[i] = np.moveaxis(change(rows), 0, axes[i])
+        value, gradients = value_and_grad(loss, *changed, argnums=argnums)
+        assert value.dtype == jnp.float32, case
+        assert np.isfinite(value), (case, value)
+        assert all(np.all(np.isfinite(gradient)) for gradient in gradients), case
 
     for scale in scales:
         check(scale, lambda rows, scale=scale: rows * np.float32(scale))
     check("duplicated images", lambda rows: rows[[0, 0, *range(2, len(rows))]])
     check("all images the same", lambda rows: np.broadcast_to(rows[:1], rows.shape))
     check("a row of zeros", lambda rows: np.concatenate([rows[:2], np.zeros_like(rows[2:3]), rows[3:]]))
+
+
+def computed_in_float32(*cases, rtol=1e-5):
+    """Each loss of bfloat16 arrays is that of the same numbers in float32; so what holds for these, holds for those.
+
+    `cases`: (loss, arrays, argnums), argnums those that another test gives to `value_and_grad`. One program for all.
+    """
+    half = [[a.astype(jnp.bfloat16) if a.dtype == np.float32 else a for a in arrays] for _, arrays, _ in cases]
+    values = jax.jit(lambda half: [loss(*arrays) for (loss, *_), arrays in zip(cases, half, strict=True)])(half)
+    for (loss, _, argnums), arrays, value in zip(cases, half, values, strict=True):
+        single = [a.astype(np.float32) if a.dtype == jnp.bfloat16 else a for a in arrays]
+        expected, _ = value_and_grad(loss, *single, argnums=argnums)
+        assert value.dtype == jnp.float32, loss
+        np.testing.assert_allclose(value, expected, rtol=rtol, err_msg=str(loss))
 
 
 def draw(batch=6, dim=4, count=2, scale=1.0, noise=0.5, seed=0):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from ssl_jax import losses
 from tests.losses import checks
@@ -34,12 +34,12 @@ def draw_scores(*shape, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("iterations, epsilon", [(1, 0.05), (2, 0.5), (3, 0.05), (10, 0.5)])
-def test_sinkhorn_equals_the_authors_loop(iterations, epsilon):
-    scores = draw_scores(7, 4)
-    codes = losses.sinkhorn(scores, epsilon=epsilon, iterations=iterations)
-    expected = reference_sinkhorn(scores, epsilon, iterations)
-    np.testing.assert_allclose(codes, expected, rtol=2e-5, atol=1e-7)  # exp of up to 20, with a float32's 6e-8 each
+def test_sinkhorn_equals_the_authors_loop():
+    scores, options = draw_scores(7, 4), [(1, 0.05), (2, 0.5), (3, 0.05), (10, 0.5)]
+    run = jax.jit(lambda scores: [losses.sinkhorn(scores, iterations=i, epsilon=e) for i, e in options])
+    for codes, (iterations, epsilon) in zip(run(scores), options, strict=True):
+        expected = reference_sinkhorn(scores, epsilon, iterations)
+        np.testing.assert_allclose(codes, expected, rtol=2e-5, atol=1e-7)  # exp of up to 20, a float32's 6e-8 each
 
 
 def test_sinkhorn_and_swav_equal_lightly():
@@ -58,46 +58,62 @@ def test_sinkhorn_and_swav_equal_lightly():
 def test_sinkhorn_shares_the_batch_out_equally():
     # All images like prototype 0 most; in the end each of 4 prototypes has 12 / 4 images.
     scores = draw_scores(12, 4) + np.float32([2, 0, 0, 0])
-    codes = losses.sinkhorn(scores, epsilon=0.5, iterations=100)
+    codes = np.asarray(losses.sinkhorn(scores, epsilon=0.5, iterations=100))
     np.testing.assert_allclose(np.sum(codes, axis=1), np.ones(12), rtol=1e-5)
     np.testing.assert_allclose(np.sum(codes, axis=0), np.full(4, 3.0), rtol=1e-4)
 
 
-@pytest.mark.parametrize("iterations", [1, 3])
-def test_sinkhorn_of_constant_scores_is_uniform(iterations):
-    np.testing.assert_allclose(losses.sinkhorn(np.full((6, 4), 0.7), iterations=iterations), np.full((6, 4), 0.25))
+def sinkhorn_and_gradient(scores):
+    """(codes, the gradient of the sum of their squares), of the default options"""
+    codes, gradient = _sinkhorn_and_gradient(scores)
+    assert codes.dtype == jnp.float32 and not np.any(gradient)
+    return np.asarray(codes)
+
+
+@jax.jit
+def _sinkhorn_and_gradient(scores):
+    def squares(scores):
+        codes = losses.sinkhorn(scores)
+        return jnp.sum(codes**2), codes
+
+    gradient, codes = jax.grad(squares, has_aux=True)(scores)
+    return codes, gradient
+
+
+def test_sinkhorn_of_constant_scores_is_uniform():
+    np.testing.assert_allclose(sinkhorn_and_gradient(np.full((6, 5), 0.7, np.float32)), np.full((6, 5), 0.2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e4, 1e18])
-def test_sinkhorn_is_finite_where_exp_overflows_and_prototypes_are_empty(scale):
+def test_sinkhorn_is_finite_and_has_no_gradient_where_exp_overflows_and_prototypes_are_empty(scale):
     scores = draw_scores(6, 5) * np.float32(scale)
     scores[:, 2] = -scale * 3
-    codes = losses.sinkhorn(scores)
-    assert np.all(np.isfinite(codes)) and codes.dtype == jnp.float32
+    codes = sinkhorn_and_gradient(scores)
+    assert np.all(np.isfinite(codes))
     np.testing.assert_allclose(np.sum(codes, axis=1), np.ones(6), rtol=1e-5)
-    half = losses.sinkhorn(scores.astype(jnp.bfloat16))
-    assert np.all(np.isfinite(half)) and half.dtype == jnp.float32
+    half = scores.astype(jnp.bfloat16)
+    np.testing.assert_allclose(sinkhorn_and_gradient(half), sinkhorn_and_gradient(half.astype(np.float32)), rtol=1e-5)
 
 
-def test_sinkhorn_has_no_gradient():
-    _, gradient = checks.value_and_grad(lambda scores: jnp.sum(losses.sinkhorn(scores) ** 2), draw_scores(6, 4))
-    np.testing.assert_array_equal(gradient, np.zeros((6, 4)))
-
-
-@pytest.mark.parametrize("devices", [1, 4])
-def test_sinkhorn_with_weights_is_that_of_rows_left_out_and_repeated(devices):
+def test_sinkhorn_with_weights_is_that_of_rows_left_out_and_repeated():
     scores = draw_scores(8, 4)
     weights = np.array([1, 0, 2, 1, 0, 0, 3, 1], np.float32)  # on four devices, the third has none that counts
     expected = reference_sinkhorn(np.repeat(scores, weights.astype(int), axis=0), 0.2, 3)
     first = (np.cumsum(weights) - weights).astype(int)
     split = PartitionSpec("i")
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("i",))
     sinkhorn = lambda scores, weights: losses.sinkhorn(scores, epsilon=0.2, weights=weights, axis_name="i")  # noqa: E731
-    mapped = jax.jit(jax.shard_map(sinkhorn, mesh=mesh, in_specs=(split, split), out_specs=split))
-    codes = np.asarray(mapped(scores, weights))
-    np.testing.assert_allclose(codes[weights > 0], expected[first[weights > 0]], rtol=2e-5, atol=1e-7)
-    np.testing.assert_allclose(np.sum(codes, axis=1), np.ones(8), rtol=1e-5)
-    assert np.all(np.isfinite(mapped(scores, np.zeros(8))))
+
+    @jax.jit
+    def run(*arrays):
+        specs = dict(in_specs=(split, split), out_specs=split)
+        return [jax.shard_map(sinkhorn, mesh=checks.mesh_of(count, 4), **specs)(*arrays) for count in (1, 4)]
+
+    of_none = run(scores, np.zeros(8, np.float32))
+    for codes, without_weight in zip(run(scores, weights), of_none, strict=True):
+        codes = np.asarray(codes)
+        np.testing.assert_allclose(codes[weights > 0], expected[first[weights > 0]], rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(np.sum(codes, axis=1), np.ones(8), rtol=1e-5)
+        assert np.all(np.isfinite(without_weight))
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -123,35 +139,40 @@ def test_sinkhorn_with_a_tolerance_gives_selas_labels():
     scores = 3 * draw_scores(60, 5, seed=4)
     labels, count, expected = reference_labels(scores, lam=10.0, tolerance=0.1)
     assert 3 < count < 200 and np.any(labels != np.argmax(scores, axis=1))
-    options = dict(epsilon=1 / 10.0, tolerance=0.1)
     log_p = np.stack([log_softmax(row) for row in scores])
-    codes = np.asarray(losses.sinkhorn(log_p, iterations=200, **options))
+
+    @jax.jit
+    def run(log_p):
+        sinkhorn = functools.partial(losses.sinkhorn, log_p, epsilon=0.1)
+        return [
+            sinkhorn(iterations=iterations, tolerance=tolerance)
+            for iterations, tolerance in ((200, 0.1), (count, 0.0), (2, 0.1), (2, 0.0))
+        ]
+
+    codes, as_many, few, two = jax.device_get(run(log_p))
     np.testing.assert_allclose(codes, expected, rtol=2e-4, atol=1e-6)
     np.testing.assert_array_equal(np.argmax(codes, axis=1), labels)
-    # Neither more nor fewer iterations than the reference.
-    np.testing.assert_array_equal(codes, losses.sinkhorn(log_p, epsilon=0.1, iterations=count))
-    few = losses.sinkhorn(log_p, iterations=2, **options)
-    np.testing.assert_array_equal(few, losses.sinkhorn(log_p, epsilon=0.1, iterations=2))
+    np.testing.assert_array_equal(codes, as_many)  # neither more nor fewer iterations than the reference
+    np.testing.assert_array_equal(few, two)
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 0.1])
-def test_sinkhorn_over_devices_is_that_of_the_whole_batch(tolerance):
-    sinkhorn = functools.partial(losses.sinkhorn, epsilon=0.1, iterations=20, tolerance=tolerance)
-    on_device = functools.partial(sinkhorn, axis_name="i")
+def test_sinkhorn_over_devices_is_that_of_the_whole_batch():
     split = PartitionSpec("i")
 
     @jax.jit
-    def of_all(scores):
-        counts = (1, 2, 8)
-        on_devices = [
-            jax.shard_map(on_device, mesh=checks.mesh_of(count), in_specs=split, out_specs=split)(scores)
-            for count in counts
-        ]
-        return sinkhorn(scores), on_devices
+    def run(scores):
+        found = []
+        for tolerance, counts in ((0.0, (1, 2, 8)), (0.1, (2, 8))):
+            sinkhorn = functools.partial(losses.sinkhorn, epsilon=0.1, iterations=20, tolerance=tolerance)
+            on_device = functools.partial(sinkhorn, axis_name="i")
+            specs = dict(in_specs=split, out_specs=split)
+            on_devices = [jax.shard_map(on_device, mesh=checks.mesh_of(n), **specs)(scores) for n in counts]
+            found.append((sinkhorn(scores), on_devices))
+        return found
 
-    whole, on_devices = of_all(draw_scores(16, 5))
-    for codes in on_devices:
-        np.testing.assert_allclose(codes, whole, rtol=1e-5, atol=1e-7)
+    for whole, on_devices in run(draw_scores(16, 5)):
+        for codes in on_devices:
+            np.testing.assert_allclose(codes, whole, rtol=1e-5, atol=1e-7)
 
 
 def log_softmax(scores):
@@ -170,23 +191,36 @@ def reference_swav(high, low, codes, temperature):
     return np.mean(terms)
 
 
-@pytest.mark.parametrize("high_views, low_views, queue", [(2, 0, 0), (2, 3, 4), (1, 2, 0), (3, 1, 4)])
-def test_swav_equals_the_papers_formula_with_codes_held(high_views, low_views, queue):
-    high, low = draw_scores(high_views, 5, 4), draw_scores(low_views, 5, 4, seed=1)
-    queue_scores = draw_scores(high_views, queue, 4, seed=2)
-    rows = np.concatenate([high, queue_scores], axis=1)
-    codes = [reference_sinkhorn(scores, 0.2, 3)[:5] for scores in rows]
+def swav(high, low=None, queue_scores=None, axis_name=None):
+    options = dict(temperature=0.3, epsilon=0.2, axis_name=axis_name)
+    return losses.swav(high, low, queue_scores=queue_scores, **options)
 
-    def loss(high, low):
-        given = jnp.asarray(queue_scores) if queue else None
-        return losses.swav(high, low if low_views else None, queue_scores=given, temperature=0.3, epsilon=0.2)
 
-    argnums = (0, 1) if low_views else (0,)
-    checks.equals_reference(loss, lambda h, lo: reference_swav(h, lo, codes, 0.3), high, low, argnums=argnums)
+# Views in high and in low resolution, and rows of the queue.
+SWAV = {"high alone": (2, 0, 0), "all": (2, 2, 4), "one": (1, 2, 0)}
+
+
+def draw_swav(name, batch=6):
+    high_views, low_views, queue = SWAV[name]
+    high, low = draw_scores(high_views, batch, 4), draw_scores(low_views, batch, 4, seed=1)
+    return [high, *[low] * (low_views > 0), *[draw_scores(high_views, queue, 4, seed=2)] * (queue > 0)]
+
+
+@pytest.mark.parametrize("name", SWAV)
+def test_swav_equals_the_papers_formula_with_codes_held(name):
+    high, *others = draw_swav(name)
+    _, queue_scores = [*others, *[np.zeros((len(high), 0, 4))] * 2][:2]
+    codes = [reference_sinkhorn(rows, 0.2, 3)[:6] for rows in np.concatenate([high, queue_scores], axis=1)]
+
+    def reference(high, low=(), queue_scores=None):
+        return reference_swav(high, low, codes, 0.3)
+
+    checks.equals_reference(swav, reference, high, *others, argnums=tuple(range(len(others) + 1)))
 
 
 def test_swav_of_constant_scores_is_log_prototypes():
-    np.testing.assert_allclose(losses.swav(np.full((2, 6, 8), 0.3)), np.log(8), rtol=1e-6)
+    value, _ = checks.value_and_grad(swav, np.full((2, 6, 4), 0.3, np.float32), argnums=(0,))
+    np.testing.assert_allclose(value, np.log(4), rtol=1e-6)
 
 
 def test_swav_of_clear_assignments():
@@ -198,16 +232,11 @@ def test_swav_of_clear_assignments():
     np.testing.assert_allclose(loss(np.stack([same, same[::-1]])), right + 2.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("queue", [0, 6])
-def test_swav_over_devices_is_that_of_the_whole_batch(queue):
-    arrays = [draw_scores(2, 8, 4), draw_scores(1, 8, 4, seed=1)]
-    if queue:
-        arrays.append(draw_scores(2, queue, 4, seed=2))
-
-    def loss(high, low, queue_scores=None, axis_name=None):
-        return losses.swav(high, low, queue_scores=queue_scores, epsilon=0.2, axis_name=axis_name)
-
-    checks.same_on_devices(loss, *arrays, split=[True, True, False][: len(arrays)], axes=[1, 1, 1][: len(arrays)])
+@pytest.mark.parametrize("name, devices", [("high alone", (3,)), ("all", (2, 6))])
+def test_swav_over_devices_is_that_of_the_whole_batch(name, devices):
+    arrays = draw_swav(name)
+    argnums, split = tuple(range(len(arrays))), [True, True, False][: len(arrays)]
+    checks.same_on_devices(swav, *arrays, split=split, axes=[1] * len(arrays), argnums=argnums, devices=devices)
 
 
 LABELS = np.array([2, -1, 0, 2, 1, -1, -1, 0], np.int32)  # devices have 2, 1 or none of those with a label
@@ -249,11 +278,11 @@ def test_pseudo_label_cross_entropy_without_labels_is_zero():
     assert value == 0.0 and np.all(gradient == 0.0)
 
 
-@pytest.mark.parametrize("weights", [(), (WEIGHTS,)])
-def test_pseudo_label_cross_entropy_over_devices_is_that_of_the_whole_batch(weights):
+@pytest.mark.parametrize("weights, devices", [((), (4,)), ((WEIGHTS,), (2, 8))])
+def test_pseudo_label_cross_entropy_over_devices_is_that_of_the_whole_batch(weights, devices):
     split, axes = [True, True, False][: 2 + len(weights)], [1, 0, 0][: 2 + len(weights)]
     arrays = draw_scores(2, 8, 3), LABELS, *weights
-    checks.same_on_devices(weighted, *arrays, split=split, axes=axes, argnums=(0,))
+    checks.same_on_devices(weighted, *arrays, split=split, axes=axes, argnums=(0,), devices=devices)
 
 
 CENTROIDS = draw_scores(6, 4, seed=5) * np.array([1, 2, 3, 4, 5, 6], np.float32)[:, None]
@@ -262,8 +291,8 @@ ASSIGNMENTS = np.array([0, 3, 3, 5, 0, 3, 5, 5], np.int32)
 NEGATIVES = np.array([1, 3, 4], np.int32)  # 3 is the batch's
 
 
-def reference_pcl(embedding, candidates):
-    unit = CENTROIDS / np.linalg.norm(CENTROIDS, axis=1, keepdims=True).astype(np.float64)
+def reference_pcl(embedding, centroids, candidates):
+    unit = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
     total = 0.0
     for i, z in enumerate(embedding):
         logits = unit @ z / np.linalg.norm(z) / CONCENTRATION
@@ -271,16 +300,24 @@ def reference_pcl(embedding, candidates):
     return total / len(embedding)
 
 
-def pcl(embedding, assignments=ASSIGNMENTS, negatives=None, axis_name=None):
-    negatives = None if negatives is None else jnp.asarray(negatives)
-    constants = map(jnp.asarray, (CENTROIDS, CONCENTRATION, assignments))
-    return losses.pcl_prototypes(embedding, *constants, negatives, axis_name=axis_name)
+def pcl(embedding, centroids, assignments, *negatives, axis_name=None):
+    concentration = jnp.asarray(CONCENTRATION)
+    return losses.pcl_prototypes(embedding, centroids, concentration, assignments, *negatives, axis_name=axis_name)
 
 
-@pytest.mark.parametrize("negatives, candidates", [(None, np.arange(6)), (NEGATIVES, [*ASSIGNMENTS, 1, 4])])
+PCL_ARRAYS = draw_scores(8, 4, seed=6), CENTROIDS, ASSIGNMENTS
+
+
+# The gradient for the centroids is 0, that of the reference.
+@pytest.mark.parametrize("negatives, candidates", [((), np.arange(6)), ((NEGATIVES,), [*ASSIGNMENTS, 1, 4])])
 def test_pcl_prototypes_equals_the_papers_formula(negatives, candidates):
-    loss = functools.partial(pcl, negatives=negatives)
-    checks.equals_reference(loss, lambda z: reference_pcl(z, candidates), draw_scores(8, 4, seed=6))
+    checks.equals_reference(
+        pcl,
+        lambda z, *_: reference_pcl(z, CENTROIDS.astype(np.float64), candidates),
+        *PCL_ARRAYS,
+        *negatives,
+        argnums=(0, 1),
+    )
 
 
 def test_pcl_prototypes_of_known_embeddings():
@@ -291,10 +328,10 @@ def test_pcl_prototypes_of_known_embeddings():
     np.testing.assert_allclose(losses.pcl_prototypes(np.eye(4)[:3], *args, np.array([3])), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("negatives", [None, NEGATIVES])
-def test_pcl_prototypes_over_devices_is_that_of_the_whole_batch(negatives):
-    loss = functools.partial(pcl, negatives=negatives)
-    checks.same_on_devices(loss, draw_scores(8, 4, seed=6), ASSIGNMENTS, argnums=(0,))
+@pytest.mark.parametrize("negatives, devices", [((), (4,)), ((NEGATIVES,), (2, 8))])
+def test_pcl_prototypes_over_devices_is_that_of_the_whole_batch(negatives, devices):
+    split = [True, False, True, False][: 3 + len(negatives)]
+    checks.same_on_devices(pcl, *PCL_ARRAYS, *negatives, split=split, argnums=(0, 1), devices=devices)
 
 
 def reference_smog(prediction, projection, groups, nearest, labels, beta, temperature):
@@ -314,27 +351,34 @@ def nearest_group(z, groups):
 GROUPS = np.concatenate([draw_scores(4, 4, seed=7), [[-30, 0, 0, 0]]]).astype(np.float32)
 
 
+def smog(*arrays, axis_name=None):
+    return losses.smog(*arrays, beta=0.8, temperature=0.3, axis_name=axis_name)[0]
+
+
 def test_smog_equals_the_papers_formula_with_assignments_held():
     prediction, projection, target = checks.draw(8, 4, 3, scale=2.0, noise=1.0)
     projection[:, 0] = np.abs(projection[:, 0])  # the last group, long as it is, has none of them
     nearest, labels = (nearest_group(z, GROUPS) for z in (projection, target))
     assert set(nearest) <= {0, 1, 2, 3} and len(set(nearest)) > 2 and np.any(nearest != labels)
-    smog = functools.partial(losses.smog, beta=0.8, temperature=0.3)
     wide = GROUPS.astype(np.float64)
     held = functools.partial(reference_smog, nearest=nearest, labels=labels, beta=0.8, temperature=0.3)
     reference = lambda p, z, t, groups: held(p, z, wide)[0]  # noqa: E731
     arrays = prediction, projection, target, GROUPS
     # The gradient for the target and the groups is 0, that of the reference.
-    checks.equals_reference(lambda *arrays: smog(*arrays)[0], reference, *arrays)
-    groups = np.asarray(smog(*arrays)[1])
+    checks.equals_reference(smog, reference, *arrays)
+
+    @jax.jit
+    def new_groups(*arrays):
+        def sum_of(projection):
+            groups = losses.smog(arrays[0], projection, *arrays[2:], beta=0.8)[1]
+            return jnp.sum(groups), groups
+
+        return jax.grad(sum_of, has_aux=True)(arrays[1])
+
+    gradient, groups = new_groups(*arrays)
     np.testing.assert_allclose(groups, held(prediction, projection, wide)[1], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(groups[4], GROUPS[4])
-
-
-def test_smogs_new_groups_carry_no_gradient():
-    z = checks.draw(8, 4, 3)
-    loss = lambda *arrays: jnp.sum(losses.smog(*arrays)[1])  # noqa: E731
-    np.testing.assert_array_equal(checks.value_and_grad(loss, *z, GROUPS, argnums=1)[1], np.zeros((8, 4)))
+    np.testing.assert_array_equal(gradient, np.zeros((8, 4)))
 
 
 def test_smog_equals_lightly():
@@ -350,28 +394,36 @@ def test_smog_equals_lightly():
 
 def test_smog_over_devices_is_that_of_the_whole_batch():
     z = checks.draw(8, 4, 3)
-    loss = lambda *arrays, axis_name=None: losses.smog(*arrays, axis_name=axis_name)[0]  # noqa: E731
-    checks.same_on_devices(loss, *z, GROUPS, split=[True, True, True, False])
+    checks.same_on_devices(smog, *z, GROUPS, split=[True, True, True, False], argnums=(0, 1, 2, 3))
     split, whole = PartitionSpec("i"), PartitionSpec()
-    mesh = Mesh(np.array(jax.devices()[:4]), ("i",))
-    on_device = lambda *arrays: losses.smog(*arrays, axis_name="i")[1]  # noqa: E731
-    mapped = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=(split, split, split, whole), out_specs=whole))
-    np.testing.assert_allclose(mapped(*z, GROUPS), losses.smog(*z, GROUPS)[1], rtol=1e-5, atol=1e-6)
+
+    @jax.jit
+    def groups(*arrays):
+        on_device = lambda *arrays: losses.smog(*arrays, axis_name="i")[1]  # noqa: E731
+        specs = dict(in_specs=(split, split, split, whole), out_specs=whole)
+        return jax.shard_map(on_device, mesh=checks.mesh_of(4, 4), **specs)(*arrays), losses.smog(*arrays)[1]
+
+    found, expected = groups(*z, GROUPS)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        lambda a, b: losses.swav(jnp.stack([a, b]), jnp.stack([a + b])),
-        lambda a, b: losses.swav(jnp.stack([a, b]), queue_scores=jnp.stack([b, a])),
-        lambda a, b: losses.pseudo_label_cross_entropy(jnp.stack([a, b]), jnp.array([0, 1, -1, 2, 3, 3])),
-        lambda a, b: losses.pcl_prototypes(a, b, jnp.full(6, 0.2), jnp.arange(6) // 2, jnp.array([0, 4, 5])),
-        lambda a, b: losses.pcl_prototypes(a, b, jnp.full(6, 0.2), jnp.arange(6) // 2),
-        lambda a, b: losses.smog(a, b, a, jnp.asarray(GROUPS))[0],
-    ],
-)
-def test_finite_at_extreme_scales(loss):
-    checks.finite_everywhere(loss, *checks.draw(6, 4))
+EXAMPLES = {  # loss, arrays, those that have a batch that is scaled, axis of each, and those with a gradient
+    "swav": (swav, draw_swav("all"), (0, 1, 2), [1, 1, 1], (0, 1, 2)),
+    "pseudo labels": (weighted, [draw_scores(2, 8, 3), LABELS], (0,), [1, 0], (0,)),
+    "pcl": (pcl, PCL_ARRAYS, (0, 1), [0, 0, 0], (0, 1)),
+    "pcl, negatives": (pcl, [*PCL_ARRAYS, NEGATIVES], (0, 1), [0, 0, 0, 0], (0, 1)),
+    "smog": (smog, [*checks.draw(8, 4, 3), GROUPS], (0, 1, 2), [0, 0, 0, 0], (0, 1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_finite_at_extreme_scales(name):
+    loss, arrays, scaled, axes, argnums = EXAMPLES[name]
+    checks.finite_everywhere(loss, *arrays, scaled=scaled, axes=axes, argnums=argnums)
+
+
+def test_bfloat16_is_computed_in_float32():
+    checks.computed_in_float32(*[(loss, arrays, argnums) for loss, arrays, _, _, argnums in EXAMPLES.values()])
 
 
 def ones(*shape):

@@ -13,14 +13,21 @@ from ssl_jax.losses import _logsumexp
 from tests.losses import checks
 
 LIGHTLY = np.load(Path(__file__).parents[1] / "references" / "losses_contrastive.npz")
-QUEUE = jnp.asarray(LIGHTLY["queue"], jnp.float32)
-CHUNKS = pytest.mark.parametrize("chunk_size", [None, 4])  # keys: 12, 6 without and 9 with a queue
+QUEUE = LIGHTLY["queue"].astype(np.float32)
+# Cosines of rows with one another: -1 of 0 and 4, and of 1 and 5, otherwise 0. Four rows have an opposite, two none.
+CROSS = np.concatenate([np.eye(4), -np.eye(4)[:2]]).astype(np.float32)
+
+
+def info_nce_with_queue(query, key, **options):
+    return losses.info_nce(query, key, queue=jnp.asarray(QUEUE), **options)
+
+
 LOSSES = {
     "nt_xent": losses.nt_xent,
     "dcl": losses.dcl,
     "dclw": functools.partial(losses.dclw, sigma=0.4),
     "info_nce": losses.info_nce,
-    "queue": functools.partial(losses.info_nce, queue=QUEUE),
+    "queue": info_nce_with_queue,
     "patch_info_nce": losses.patch_info_nce,
 }
 
@@ -50,35 +57,35 @@ def draw(n=6, dim=4, scale=3.0, seed=0):
     return (scale * z1).astype(np.float32), (scale * (z1 + 0.5 * rng.normal(size=(n, dim)))).astype(np.float32)
 
 
-@pytest.mark.parametrize("temperature, chunk_size", [(0.2, None), (0.5, None), (0.1, 5), (0.1, 100)])  # keys: 12
+# Keys: 12. All else of nt_xent at once is of the first of these programs.
+@pytest.mark.parametrize("temperature, chunk_size", [(0.2, None), (0.1, 5), (0.1, 100)])
 def test_nt_xent_value_and_gradient_equal_the_papers_formula(temperature, chunk_size):
     # The gradient's 1e-4: float32 cosines of 1 +- 6e-8, divided by the temperature and by it again in the gradient.
     loss = loss_of("nt_xent", chunk_size, temperature)
     checks.equals_reference(loss, functools.partial(reference_nt_xent, temperature=temperature), *draw())
 
 
-@pytest.mark.parametrize("n", [2, 8])
-def test_nt_xent_of_identical_embeddings_is_the_chance_level(n):
-    z = np.ones((n, 3))
-    np.testing.assert_allclose(losses.nt_xent(z, z), np.log(2 * n - 1), rtol=1e-6)
+def value_of(name, z1, z2):
+    return checks.value_and_grad(loss_of(name), z1, z2, argnums=(0, 1))[0]
 
 
-def test_nt_xent_of_orthogonal_pairs():
-    # Each anchor: its positive at cosine 1, 2(n-1) others at 0.
-    z = np.eye(4)
-    np.testing.assert_allclose(losses.nt_xent(z, z, temperature=0.5), np.log(np.exp(2.0) + 6) - 2.0, rtol=1e-6)
+def test_nt_xent_of_known_embeddings():
+    same = np.ones((6, 4), np.float32)
+    np.testing.assert_allclose(value_of("nt_xent", same, same), np.log(11), rtol=1e-6)  # chance
+    # Each anchor: its positive at cosine 1, 10 others at 0, or 8 and two at -1.
+    opposite, none = np.log(np.exp(5.0) + 2 * np.exp(-5.0) + 8), np.log(np.exp(5.0) + 10)
+    np.testing.assert_allclose(value_of("nt_xent", CROSS, CROSS), (4 * opposite + 2 * none) / 6 - 5.0, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e18, 1e30])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_nt_xent_does_not_depend_on_the_scale(scale, dtype):
-    if scale < 1e-12:
-        expected = np.log(11)  # below the norm's eps every embedding counts as nearly zero: chance level
-        tolerance = 1e-3
-    else:
-        expected, tolerance = reference_nt_xent(*draw(scale=1.0), 0.5), 1e-5 if dtype == jnp.float32 else 2e-2
     z1, z2 = ((z * np.float32(scale)).astype(dtype) for z in draw(scale=1.0))
-    value, gradients = checks.value_and_grad(loss_of("nt_xent", temperature=0.5), z1, z2, argnums=(0, 1))
+    if scale < 1e-12:
+        expected, tolerance = np.log(11), 1e-3  # below the norm's eps every embedding counts as nearly zero: chance
+    else:
+        expected, tolerance = reference_nt_xent(z1, z2, 0.2), 1e-5
+    value, gradients = checks.value_and_grad(loss_of("nt_xent"), z1, z2, argnums=(0, 1))
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, expected, rtol=tolerance)
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
@@ -94,11 +101,14 @@ def test_nt_xent_of_duplicated_images_and_zero_rows_is_finite():
 
 @pytest.mark.parametrize("name, pairs", [("nt_xent", 1024 * 1024), ("dcl", 1024 * 1024), ("queue", 512 * 2048)])
 def test_streamed_holds_no_matrix_of_all_pairs(name, pairs):
-    queue = {"queue": jnp.asarray(draw(n=2048, dim=8)[0])} if name == "queue" else {}
-    loss = functools.partial(LOSSES[name], **queue)
-    size = lambda **kw: memory_of(functools.partial(loss, **kw), *draw(n=512, dim=8))  # noqa: E731
+    z1, z2, queue = *draw(n=512, dim=8), draw(n=2048, dim=8)[0]
+    if name == "queue":
+        loss, arrays = lambda q, k, queue, **kw: losses.info_nce(q, k, queue=queue, **kw), (z1, z2, queue)
+    else:
+        loss, arrays = LOSSES[name], (z1, z2)
+    size = lambda **kw: memory_of(functools.partial(loss, **kw), *arrays)  # noqa: E731
     assert size(chunk_size=32) < 4 * pairs / 4  # a float has 4 bytes
-    if name != "dcl":  # as of nt_xent
+    if name == "nt_xent":  # as of the others
         assert size() > 4 * pairs
 
 
@@ -163,34 +173,32 @@ def dclw_weights(z1, z2, sigma):
     return 2.0 - len(z1) * alike / np.sum(alike)
 
 
-@CHUNKS
-def test_dcl_equals_the_papers_formula(chunk_size):
-    checks.equals_reference(loss_of("dcl", chunk_size), lambda z1, z2: reference_dcl(z1, z2, 0.2, np.ones(6)), *draw())
+def test_dcl_equals_the_papers_formula():
+    checks.equals_reference(loss_of("dcl"), lambda z1, z2: reference_dcl(z1, z2, 0.2, np.ones(6)), *draw())
 
 
-@CHUNKS
-def test_dclw_equals_the_papers_formula_with_weights_held(chunk_size):
+def test_dclw_equals_the_papers_formula_with_weights_held():
     z1, z2 = draw()
     weights = dclw_weights(z1.astype(np.float64), z2.astype(np.float64), 0.4)
     assert np.ptp(weights) > 0.5
-    checks.equals_reference(loss_of("dclw", chunk_size), lambda z1, z2: reference_dcl(z1, z2, 0.2, weights), z1, z2)
+    checks.equals_reference(loss_of("dclw"), lambda z1, z2: reference_dcl(z1, z2, 0.2, weights), z1, z2)
 
 
 def test_decoupled_losses_of_known_embeddings():
-    z = np.eye(4)  # positives at cosine 1, the 6 embeddings of other images at 0; equally alike, so of weight 1
-    for loss in (losses.dcl, losses.dclw):
-        np.testing.assert_allclose(loss(z, z, temperature=0.5), np.log(6) - 2.0, rtol=1e-6)
-    # Views of image 0 are alike, those of image 1 opposite: softmax([1, -1] / 0.5) = [0.982, 0.018]. The negatives of
-    # image 0 have cosines 0, 0.
-    z1, z2 = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, -1.0]])
-    share = 1.0 / (1.0 + np.exp(-4.0))
-    expected = np.log(2) - ((2 - 2 * share) - (2 - 2 * (1 - share))) / 2
-    np.testing.assert_allclose(losses.dclw(z1, z2, temperature=1.0), expected, rtol=1e-5)
+    # Positives at cosine 1, the 10 embeddings of other images at 0 or two of them at -1; equally alike, so of weight 1.
+    expected = (4 * np.log(2 * np.exp(-5.0) + 8) + 2 * np.log(10)) / 6 - 5.0
+    for name in ("dcl", "dclw"):
+        np.testing.assert_allclose(value_of(name, CROSS, CROSS), expected, rtol=1e-6)
+    # The views of image 3 are opposite: softmax([1, 1, 1, -1, 1, 1] / 0.4). No negative is at cosine 1 or -1 of it.
+    z2 = CROSS * np.float32([[1], [1], [1], [-1], [1], [1]])
+    share = 1.0 / (1.0 + 5 * np.exp(5.0))
+    weight, others = 2 - 6 * share, 2 - 6 * (1 - share) / 5
+    positives = (-weight + 5 * others) / 6 / 0.2
+    np.testing.assert_allclose(value_of("dclw", CROSS, z2), expected + 5.0 - positives, rtol=1e-5)
 
 
 def test_dcl_is_below_nt_xent():
-    dcl, nt_xent = (checks.value_and_grad(loss_of(name), *draw(), argnums=(0, 1))[0] for name in ("dcl", "nt_xent"))
-    assert dcl < nt_xent
+    assert value_of("dcl", *draw()) < value_of("nt_xent", *draw())
 
 
 LABELS = np.array([3, 0, 3, -1, 0, -1, 7, 3], np.int32)  # classes of three and two, one of one, two unlabeled
@@ -219,7 +227,7 @@ def supcon(chunk_size=None):
     return functools.partial(losses.supcon, temperature=0.3, chunk_size=chunk_size)
 
 
-@pytest.mark.parametrize("views, chunk_size", [(1, None), (3, 5)])
+@pytest.mark.parametrize("views, chunk_size", [(2, None), (1, 5)])
 def test_supcon_equals_the_papers_formula(views, chunk_size):
     reference = functools.partial(reference_supcon, temperature=0.3)
     checks.equals_reference(supcon(chunk_size), reference, draw_views(views=views), LABELS, argnums=(0,))
@@ -230,40 +238,39 @@ def test_supcon_equals_the_authors_code():
     # float64 on the normalized views.
     features = np.stack([LIGHTLY[z] for z in ("z1", "z2", "z3")], axis=1)
     labels = np.array([0, 1, 0, 2, 1, 0])
-    np.testing.assert_allclose(losses.supcon(features, labels), 5.809951323741345, rtol=1e-5)
-    np.testing.assert_allclose(losses.supcon(features, labels, base_temperature=0.07), 8.299930462487634, rtol=1e-5)
+    both = jax.jit(lambda *arrays: (losses.supcon(*arrays), losses.supcon(*arrays, base_temperature=0.07)))
+    np.testing.assert_allclose(both(features, labels), (5.809951323741345, 8.299930462487634), rtol=1e-5)
 
 
-@pytest.mark.parametrize("labels", [np.full(6, -1), np.arange(6)])
+@pytest.mark.parametrize("labels", [np.full(8, -1, np.int32), np.arange(8, dtype=np.int32)])
 def test_supcon_without_common_labels_is_nt_xent(labels):
-    value = losses.supcon(np.stack(draw(), axis=1), labels, temperature=0.2)
-    expected, _ = checks.value_and_grad(loss_of("nt_xent"), *draw(), argnums=(0, 1))
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    views = draw_views()
+    value, _ = checks.value_and_grad(supcon(), views, labels, argnums=(0,))
+    np.testing.assert_allclose(value, reference_nt_xent(views[:, 0], views[:, 1], 0.3), rtol=1e-5)
 
 
 def test_supcon_of_a_batch_without_positives_is_zero():
     labels = np.arange(8, dtype=np.int32)
-    value, (gradient,) = checks.value_and_grad(supcon(), draw_views(views=1), labels, argnums=(0,))
+    value, (gradient,) = checks.value_and_grad(supcon(5), draw_views(views=1), labels, argnums=(0,))
     assert value == 0.0 and np.all(gradient == 0.0)
 
 
 def test_supcon_inside_equals_solo_learns():
     """simclr_loss_func of github.com/vturrisi/solo-learn, solo/losses/simclr.py, written anew, anchor by anchor."""
 
-    def reference(features):
+    def reference(features, labels):
         views = [(i, v) for i in range(8) for v in range(2)]
         total = 0.0
         for i, v in views:
             score = {o: cosine(features[i, v], features[o]) / 0.3 for o in views if o != (i, v)}
-            positives = [s for (j, _), s in score.items() if j == i or LABELS[i] == LABELS[j] >= 0]
+            positives = [s for (j, _), s in score.items() if j == i or labels[i] == labels[j] >= 0]
             total += log_sum_exp(list(score.values())) - log_sum_exp(positives)
         return total / len(views)
 
-    loss = functools.partial(losses.supcon_inside, labels=jnp.asarray(LABELS), temperature=0.3)
-    checks.equals_reference(jax.jit(loss), reference, draw_views())
-    loss = functools.partial(losses.supcon_inside, temperature=0.2)
-    checks.same_on_devices(loss, draw_views(batch=16), np.tile(LABELS, 2), argnums=(0,), devices=(4,))
-    assert losses.supcon_inside(jnp.asarray(draw_views(views=1)), jnp.arange(8)) == 0.0
+    loss = functools.partial(losses.supcon_inside, temperature=0.3)
+    checks.equals_reference(loss, reference, draw_views(), LABELS, argnums=(0,))
+    checks.same_on_devices(loss, draw_views(), LABELS, argnums=(0,), devices=(4,))
+    assert losses.supcon_inside(draw_views(views=1), np.arange(8)) == 0.0
 
 
 def reference_info_nce(query, key, temperature, queue=None):
@@ -275,24 +282,19 @@ def reference_info_nce(query, key, temperature, queue=None):
     return total / len(query)
 
 
-@CHUNKS
 @pytest.mark.parametrize("name", ["info_nce", "queue"])
-def test_info_nce_equals_the_papers_formula(name, chunk_size):
+def test_info_nce_equals_the_papers_formula(name):
     queue = np.asarray(QUEUE, np.float64) if name == "queue" else None
     reference = functools.partial(reference_info_nce, temperature=0.2, queue=queue)
-    checks.equals_reference(loss_of(name, chunk_size), reference, *draw())
+    checks.equals_reference(loss_of(name), reference, *draw())
 
 
 def test_info_nce_of_known_embeddings():
-    z = np.eye(4)
-    np.testing.assert_allclose(losses.info_nce(z, z, temperature=0.5), np.log(np.exp(2.0) + 3) - 2.0, rtol=1e-6)
-    queue = np.stack([z[0], -z[0]])  # cosine of +-1 with the first query, 0 with the three others
-    first, others = np.exp(2.0) + np.exp(2.0) + np.exp(-2.0), np.exp(2.0) + 2.0
-    expected = (np.log(first) + 3 * np.log(others)) / 4 - 2.0
-    np.testing.assert_allclose(losses.info_nce(z, z, queue=queue, temperature=0.5), expected, rtol=1e-6)
-    same = np.ones((4, 4))
-    value = losses.info_nce(same, same, queue=np.ones((2, 4)), temperature=0.5)
-    np.testing.assert_allclose(value, np.log(3), rtol=1e-6)
+    # The key at cosine 1, the 5 others at 0, or one of them at -1.
+    opposite, none = np.log(np.exp(5.0) + np.exp(-5.0) + 4), np.log(np.exp(5.0) + 5)
+    np.testing.assert_allclose(value_of("info_nce", CROSS, CROSS), (4 * opposite + 2 * none) / 6 - 5.0, rtol=1e-4)
+    same = np.ones((6, 4), np.float32)
+    np.testing.assert_allclose(value_of("info_nce", same, same), np.log(6), rtol=1e-6)
 
 
 def test_info_nce_is_exact_where_the_key_is_found():
@@ -306,23 +308,33 @@ def reference_patch_info_nce(prediction, target):
     return np.mean([log_sum_exp([p @ c for c in target]) - p @ target[i] for i, p in enumerate(prediction)])
 
 
-@CHUNKS
-def test_patch_info_nce_equals_the_papers_formula(chunk_size):
-    checks.equals_reference(loss_of("patch_info_nce", chunk_size), reference_patch_info_nce, *draw(scale=0.7))
+def test_patch_info_nce_equals_the_papers_formula():
+    checks.equals_reference(loss_of("patch_info_nce"), reference_patch_info_nce, *draw(scale=0.7))
 
 
-@CHUNKS
-def test_patch_info_nce_counts_others_as_candidates(chunk_size):
+def test_patch_info_nce_counts_others_as_candidates():
     prediction, target = draw(scale=0.7)
 
     def with_others(prediction, target):
-        return losses.patch_info_nce(prediction[2:], target[2:], others=target[:2], chunk_size=chunk_size)
+        return losses.patch_info_nce(prediction[2:], target[2:], others=target[:2], chunk_size=4)
 
     def reference(prediction, target):
         terms = [log_sum_exp([p @ c for c in target]) - p @ t for p, t in zip(prediction, target, strict=True)]
         return np.mean(terms[2:])
 
     checks.equals_reference(with_others, reference, prediction, target)
+
+
+# The others stream as these do: nt_xent with one candidate left out (above), all candidates, two left out, and those of
+# a queue.
+@pytest.mark.parametrize("name", ["info_nce", "dcl", "queue"])
+def test_streamed_equals_at_once(name):
+    z1, z2 = draw()
+    value, gradients = checks.value_and_grad(loss_of(name, 4), z1, z2, argnums=(0, 1))
+    expected, expected_gradients = checks.value_and_grad(loss_of(name), z1, z2, argnums=(0, 1))
+    np.testing.assert_allclose(value, expected, rtol=2e-6)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
 
 
 def draw_maps(batch=4, positions=5):
@@ -332,9 +344,12 @@ def draw_maps(batch=4, positions=5):
     return [a.astype(np.float32) for a in (*maps, *features, rng.normal(size=(9, 3)))]
 
 
+def dense_info_nce(*arrays, axis_name=None):
+    return losses.dense_info_nce(*arrays, temperature=0.3, axis_name=axis_name)
+
+
 def test_dense_info_nce_equals_the_papers_formula():
-    query_map, key_map, *features, queue = draw_maps()
-    query_features, key_features = features
+    _, _, query_features, key_features, _ = draw_maps()
     rows, keys = [], []
     for b, s in np.ndindex(4, 5):
         rows.append((b, s))
@@ -342,22 +357,19 @@ def test_dense_info_nce_equals_the_papers_formula():
     by_length = [np.argmax(key_features[b] @ query_features[b, s]) for b, s in rows]
     assert [t for _, t in keys] != by_length  # the features' lengths would decide
 
-    def reference(query_map, key_map):
+    def reference(query_map, key_map, query_features, key_features, queue):
         query, key = np.stack([query_map[r] for r in rows]), np.stack([key_map[k] for k in keys])
-        return reference_info_nce(query, key, 0.3, queue.astype(np.float64))
+        return reference_info_nce(query, key, 0.3, queue)
 
-    def loss(query_map, key_map):
-        constants = map(jnp.asarray, (*features, queue))
-        return losses.dense_info_nce(query_map, key_map, *constants, temperature=0.3, chunk_size=4)
-
-    checks.equals_reference(loss, reference, query_map, key_map)
+    checks.equals_reference(dense_info_nce, reference, *draw_maps(), argnums=(0, 1))
 
 
 def test_dense_info_nce_does_not_depend_on_the_order_of_the_keys():
     query_map, key_map, query_features, key_features, queue = draw_maps()
     order = np.array([3, 1, 4, 0, 2])
-    expected = losses.dense_info_nce(query_map, key_map, query_features, key_features, queue)
-    value = losses.dense_info_nce(query_map, key_map[:, order], query_features, key_features[:, order], queue)
+    in_order = query_map, key_map, query_features, key_features, queue
+    in_another = query_map, key_map[:, order], query_features, key_features[:, order], queue
+    expected, value = (checks.value_and_grad(dense_info_nce, *a, argnums=(0, 1))[0] for a in (in_order, in_another))
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
@@ -370,10 +382,12 @@ def reference_ressl(query, key, queue, temperature, target_temperature):
     return total / len(query)
 
 
+RESSL = functools.partial(losses.ressl, temperature=0.3, target_temperature=0.2)
+
+
 def test_ressl_equals_the_papers_formula():
-    loss = functools.partial(losses.ressl, temperature=0.3, target_temperature=0.2)
     reference = functools.partial(reference_ressl, temperature=0.3, target_temperature=0.2)
-    checks.equals_reference(loss, reference, *draw(), QUEUE)
+    checks.equals_reference(RESSL, reference, *draw(), QUEUE)
 
 
 def test_ressl_of_one_relation_is_its_entropy():
@@ -395,9 +409,11 @@ def draw_scores(batch=8):
     return rng.normal(size=batch).astype(np.float32), rng.normal(size=(batch, 5)).astype(np.float32)
 
 
+NCE = functools.partial(losses.nce, log_z=2.5, num_images=40)
+
+
 def test_nce_equals_the_papers_formula():
-    loss = functools.partial(losses.nce, log_z=2.5, num_images=40)
-    checks.equals_reference(loss, functools.partial(reference_nce, log_z=2.5, num_images=40), *draw_scores())
+    checks.equals_reference(NCE, functools.partial(reference_nce, log_z=2.5, num_images=40), *draw_scores())
 
 
 def test_nce_equals_the_authors_code():
@@ -405,60 +421,64 @@ def test_nce_equals_the_authors_code():
     # float64, at temperature 0.07 with a bank of 100 images. Their eps of 1e-7 moves the value by 1e-5.
     z1, z2, queue = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (LIGHTLY[n] for n in ("z1", "z2", "queue")))
     positive, negatives = np.sum(z1 * z2, axis=1) / 0.07, z1 @ queue.T / 0.07
-    log_z = losses.nce_log_z(positive, negatives, num_images=100)
+
+    @jax.jit
+    def both(*scores):
+        log_z = losses.nce_log_z(*scores, num_images=100)
+        return log_z, losses.nce(*scores, log_z, num_images=100)
+
+    log_z, value = both(positive, negatives)
     np.testing.assert_allclose(log_z, 15.570681513365697, rtol=1e-6)
-    value = losses.nce(positive, negatives, log_z, num_images=100)
     np.testing.assert_allclose(value, 1.8487675061095172, rtol=2e-5)
 
 
-def test_nce_log_z_of_equal_scores():
-    # 1 + 4 scores of 3: Z = 40 exp(3).
-    value = losses.nce_log_z(np.full(2, 3.0), np.full((2, 4), 3.0), num_images=40)
-    np.testing.assert_allclose(value, 3.0 + np.log(40.0), rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", [*LOSSES, "supcon"])
+@pytest.mark.parametrize("name", [*(name for name in LOSSES if name != "queue"), "supcon"])  # queue: below
 def test_over_devices_is_that_of_the_whole_batch(name):
-    is_over_devices(name, None, devices=(1, 2, 4, 8) if name == "nt_xent" else (2, 8))
+    # nt_xent is the example of all that compare with every device's rows.
+    devices = {"nt_xent": (1, 2, 3, 6), "supcon": (2, 8), "dcl": (6,), "dclw": (6,)}
+    is_over_devices(name, None, devices.get(name, (3,)))
 
 
-# The others stream as these do: all candidates without, with one, and with two that are left out, of a batch and of a
-# queue.
-@pytest.mark.parametrize("name", ["nt_xent", "dcl", "patch_info_nce", "queue", "supcon"])
+# As above; each device has two rows.
+@pytest.mark.parametrize("name", ["nt_xent", "dcl", "info_nce", "supcon"])
 def test_streamed_over_devices_is_that_of_the_whole_batch(name):
-    is_over_devices(name, 6, devices=(2, 8) if name == "nt_xent" else (4,))
+    is_over_devices(name, 5 if name in ("nt_xent", "supcon") else 4, devices=(4,) if name == "supcon" else (3,))
 
 
 def is_over_devices(name, chunk_size, devices):
-    z = checks.draw(batch=16, dim=4)
     if name == "supcon":
-        labels = np.tile(LABELS, 2)
-        checks.same_on_devices(supcon(chunk_size), draw_views(batch=16), labels, argnums=(0,), devices=devices)
-    elif name == "queue":
-        loss = lambda z1, z2, queue, **kw: losses.info_nce(z1, z2, queue=queue, chunk_size=chunk_size, **kw)  # noqa: E731
-        split, argnums = [True, True, False], (0, 1, 2)
-        checks.same_on_devices(loss, *z, QUEUE, split=split, argnums=argnums, devices=devices)
+        views = draw_views(views=1 if chunk_size else 2)
+        checks.same_on_devices(supcon(chunk_size), views, LABELS, argnums=(0,), devices=devices)
     else:
-        checks.same_on_devices(loss_of(name, chunk_size), *z, devices=devices)
+        loss = loss_of(name, chunk_size, 0.1 if chunk_size and name == "nt_xent" else 0.2)
+        checks.same_on_devices(loss, *draw(), devices=devices)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_a_queue_is_the_same_on_every_device(chunk_size):
+    def loss(query, key, queue, axis_name=None):
+        return losses.info_nce(query, key, queue=queue, chunk_size=chunk_size, axis_name=axis_name)
+
+    split, argnums = [True, True, False], (0, 1, 2)
+    checks.same_on_devices(loss, *draw(), QUEUE, split=split, argnums=argnums, devices=(3,))
 
 
 def test_relational_dense_and_nce_over_devices():
-    checks.same_on_devices(losses.ressl, *checks.draw(batch=8), QUEUE, split=[True, True, False], devices=(4,))
-    *maps, queue = draw_maps(batch=8)
+    checks.same_on_devices(RESSL, *draw(), QUEUE, split=[True, True, False], argnums=(0, 1, 2), devices=(3,))
     split = [True, True, True, True, False]
-    checks.same_on_devices(losses.dense_info_nce, *maps, queue, split=split, argnums=(0, 1), devices=(4,))
-    checks.same_on_devices(functools.partial(losses.nce, log_z=2.0, num_images=40), *draw_scores(), devices=(4,))
+    checks.same_on_devices(dense_info_nce, *draw_maps(), split=split, argnums=(0, 1), devices=(2,))
+    checks.same_on_devices(NCE, *draw_scores(), devices=(4,))
 
 
-def test_nce_log_z_over_devices_is_that_of_the_whole_batch():
+def test_nce_log_z_is_that_of_the_whole_batch_over_devices():
     positive, negatives = draw_scores()
-    expected = losses.nce_log_z(positive, negatives, num_images=40)
     on_device = functools.partial(losses.nce_log_z, num_images=40, axis_name="i")
-    mesh = Mesh(np.array(jax.devices()[:4]), ("i",))
     split = PartitionSpec("i")
     # out_specs: the check of shard_map agrees that it is the same on every device.
-    mapped = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=(split, split), out_specs=PartitionSpec()))
-    np.testing.assert_allclose(mapped(positive, negatives), expected, rtol=1e-6)
+    mapped = jax.shard_map(on_device, mesh=checks.mesh_of(4, 4), in_specs=(split, split), out_specs=PartitionSpec())
+    value = jax.jit(mapped)(positive, negatives)
+    scores = np.concatenate([positive[:, None], negatives], axis=1).astype(np.float64)
+    np.testing.assert_allclose(value, np.log(40 * np.mean(np.exp(scores))), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", list(LOSSES)[1:])
@@ -466,25 +486,29 @@ def test_finite_at_extreme_scales(name):
     checks.finite_everywhere(loss_of(name), *draw(scale=1.0))
 
 
-@pytest.mark.parametrize("name", ["dcl", "queue", "patch_info_nce"])  # the others stream as these do
+@pytest.mark.parametrize("name", ["info_nce", "dcl", "queue"])  # the others stream as these do
 def test_streamed_is_finite_at_extreme_scales(name):
     checks.finite_everywhere(loss_of(name, 4), *draw(scale=1.0))
 
 
 def test_supervised_and_dense_are_finite_at_extreme_scales():
-    labels = jnp.array([0, 1, 0, -1, -1, 2])
-    checks.finite_everywhere(lambda z1, z2: losses.supcon(jnp.stack([z1, z2], axis=1), labels), *draw(scale=1.0))
-
-    def dense_info_nce(z1, z2):
-        return losses.dense_info_nce(*(z.reshape(2, 3, 4) for z in (z1, z2, z1, z2)), QUEUE)
-
-    checks.finite_everywhere(dense_info_nce, *draw(scale=1.0))
+    checks.finite_everywhere(supcon(), draw_views(), LABELS, scaled=(0,))
+    checks.finite_everywhere(dense_info_nce, *draw_maps(), scaled=(0, 1, 2, 3), argnums=(0, 1))
 
 
 def test_relational_and_nce_are_finite_at_extreme_scales():
-    checks.finite_everywhere(lambda z1, z2: losses.ressl(z1, z2, QUEUE), *draw(scale=1.0))
-    loss = functools.partial(losses.nce, log_z=0.0, num_images=10)
-    checks.finite_everywhere(lambda scores: loss(scores[:, 0], scores), draw(scale=1.0)[0])
+    checks.finite_everywhere(RESSL, *draw(scale=1.0), QUEUE, scaled=(0, 1), argnums=(0, 1, 2))
+    checks.finite_everywhere(NCE, *draw_scores())
+
+
+def test_bfloat16_is_computed_in_float32():
+    checks.computed_in_float32(
+        *[(loss_of(name), draw(), (0, 1)) for name in list(LOSSES)[1:]],
+        (supcon(), (draw_views(), LABELS), (0,)),
+        (dense_info_nce, draw_maps(), (0, 1)),
+        (RESSL, (*draw(), QUEUE), (0, 1, 2)),
+        (NCE, draw_scores(), (0, 1)),
+    )
 
 
 def test_streamed_is_finite_where_its_logits_are_rounded_otherwise_than_forward():

@@ -1,7 +1,6 @@
 import functools
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,7 +22,7 @@ def draw_views(batch=10):
     return (np.stack(checks.draw(batch, dim=4, count=3, scale=0.7)),)
 
 
-def draw_maps(batch=6):
+def draw_maps(batch=4):
     """Maps of 6 and of 4 positions, of dim 3, and where the positions are."""
     rng = np.random.default_rng(0)
     shapes = [(batch, 6, 3), (batch, 4, 3), (batch, 6, 2), (batch, 4, 2)]
@@ -48,21 +47,22 @@ def differentiated(name):
     return {"vicregl_global": (0,)}.get(name, (0, 1))
 
 
+# Two rows on each device.
 @pytest.mark.parametrize("name", CASES)
 def test_over_devices_is_that_of_the_whole_batch(name):
     loss, draw, arguments = CASES[name]
-    # barlow_twins is the example of all means over devices: at every count.
-    devices = (1, 2, 4, 8) if name == "barlow_twins" else (2, 8)
-    checks.same_on_devices(loss, *draw(batch=16), devices=devices, **arguments)
+    arrays = draw()
+    devices = (arrays[0].shape[arguments.get("axes", [0])[0]] // 2,)
+    checks.same_on_devices(loss, *arrays, devices=devices, **arguments)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_is_computed_in_float32(name):
-    loss, draw, _ = CASES[name]
-    half = [a.astype(jnp.bfloat16) for a in draw()]
-    single = [a.astype(np.float32) for a in half]
-    value, expected = (checks.value_and_grad(loss, *a, argnums=differentiated(name))[0] for a in (half, single))
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
+def test_means_are_the_same_on_any_number_of_devices():
+    # barlow_twins is the example of all means over devices; eight have a single row each.
+    checks.same_on_devices(CASES["barlow_twins"][0], *draw_pair(batch=8), devices=(1, 2, 4, 8))
+
+
+def test_bfloat16_is_computed_in_float32():
+    checks.computed_in_float32(*[(loss, draw(), differentiated(name)) for name, (loss, draw, _) in CASES.items()])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -86,11 +86,14 @@ def test_is_finite(name):
     ],
 )
 def test_equals_lightly(name, arrays):
-    loss = functools.partial(losses.vicregl_local, **WEIGHTS) if name == "vicregl_local" else CASES[name][0]
+    loss, argnums = CASES[name][0], differentiated(name)
+    if name == "vicregl_local":  # matches of all pairs
+        loss, argnums = functools.partial(losses.vicregl_local, **WEIGHTS), (0, 1, 2, 3)
     arrays = [REFERENCE[a].astype(np.float32) for a in arrays]
-    value, gradients = checks.value_and_grad(loss, *arrays, argnums=differentiated(name))
+    value, gradients = checks.value_and_grad(loss, *arrays, argnums=argnums)
     np.testing.assert_allclose(value, REFERENCE[f"{name}/value"], rtol=1e-5)
     np.testing.assert_allclose(gradients[0], REFERENCE[f"{name}/gradient"], rtol=1e-4, atol=1e-5)
+    assert not np.any(gradients[2:])  # the positions only choose the pairs
 
 
 PAIRS = ["barlow_twins", "vicreg", "vibcreg", "w_mse"]
@@ -213,7 +216,7 @@ def reference_vicregl_global(views, num_global, invariance, variance, covariance
     return loss + covariance * np.mean([covariance_penalty(z) for z in views])
 
 
-@pytest.mark.parametrize("num_global", [1, 2, 3])
+@pytest.mark.parametrize("num_global", [1, 2])
 def test_vicregl_global_is_the_codes_formula(num_global):
     loss = CASES["vicregl_global"][0]
     if num_global != 2:  # the default
@@ -244,13 +247,6 @@ def reference_vicregl_local(maps1, maps2, positions1, positions2, matches, invar
 def test_vicregl_local_is_the_codes_formula():
     reference = functools.partial(reference_vicregl_local, matches=(3, 2), **WEIGHTS)
     checks.equals_reference(CASES["vicregl_local"][0], reference, *draw_maps(), argnums=(0, 1))
-
-
-def test_vicregl_local_of_all_pairs_is_the_codes_formula():
-    # The positions have a gradient of 0, that of the reference: they only choose the pairs.
-    loss = functools.partial(losses.vicregl_local, **WEIGHTS)
-    reference = functools.partial(reference_vicregl_local, matches=(20, 4), **WEIGHTS)
-    checks.equals_reference(loss, reference, *draw_maps(), argnums=(0, 1, 2, 3))
 
 
 def test_vicregl_local_finds_a_shifted_map():
@@ -313,11 +309,12 @@ def test_w_mse_is_the_papers_formula(eps):
 
 def test_w_mse_sees_through_any_triangular_map():
     # Of z A^T, A lower triangular with a positive diagonal, the Cholesky factor is A L: both whiten to the same.
-    z, _ = checks.draw(batch=12)
+    z, _ = checks.draw(batch=10)
     a = np.array([[3, 0, 0, 0], [1, 0.5, 0, 0], [-2, 1, 2, 0], [0, 4, 1, 1]], np.float32)
-    np.testing.assert_allclose(losses.w_mse(z, 5.0 + z @ a.T), 0.0, atol=1e-4)
-    np.testing.assert_allclose(losses.w_mse(z, -z), 4.0, rtol=1e-6)
-    assert losses.w_mse(z, z @ a) > 0.1  # an upper triangular one is seen
+    w_mse = lambda *arrays: checks.value_and_grad(losses.w_mse, *arrays, argnums=(0, 1))[0]  # noqa: E731
+    np.testing.assert_allclose(w_mse(z, 5.0 + z @ a.T), 0.0, atol=1e-4)
+    np.testing.assert_allclose(w_mse(z, -z), 4.0, rtol=1e-6)
+    assert w_mse(z, z @ a) > 0.1  # an upper triangular one is seen
 
 
 def test_w_mse_is_finite_where_dimensions_depend_on_each_other():

@@ -51,6 +51,11 @@ def regression(request):
     return REGRESSIONS[request.param]
 
 
+def test_bfloat16_is_computed_in_float32():
+    regressions = [(loss, (*patches(), MASK), (0, 1)) for loss, *_ in REGRESSIONS.values()]
+    checks.computed_in_float32(*regressions, (losses.masked_cross_entropy, (patches()[0], TOKENS[:4], MASK), (0,)))
+
+
 def test_regression_is_the_mean_over_masked_tokens(regression):
     loss, of_token = regression
     checks.equals_reference(

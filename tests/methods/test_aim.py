@@ -8,34 +8,63 @@ import pytest
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Run
 from ssl_jax.methods.aim import draw_prefixes, prefix_attention
-from ssl_jax.models.patches import patchify, unpatchify
+from tests.methods import drawn
 
 RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 PATCHES = 16
-VIT = dict(dim=16, depth=2, heads=2, patch_size=4, image_size=16, positions="sincos")
+VIT = dict(dim=16, depth=1, heads=2, patch_size=4, image_size=16, positions="sincos")
+X = (3.0 + np.random.default_rng(0).normal(size=(4, 16, 16, 1))).astype(np.float32)
+BATCH = {"views": (X,), "index": np.arange(4)}
+KEY = 3
 
 
 @functools.cache
-def setup():
+def predictor():
+    """(method, params, state, predict: images -> (prediction, which patches are predicted))"""
     backbone = models.create("vit_tiny_patch16_224", **VIT, class_token=False, pool="norm_mean")
     method = METHODS["aim"](backbone, RUN, head_depth=2)
-    x = 3.0 + jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
-    return method, {"views": (x,), "index": jnp.arange(4)}, *method.init(jax.random.key(1), x[:1])
+    params, state = drawn.draw(method, X[:1])
+    predict = jax.jit(lambda params, x, rng: method.predict(params, x, jnp.arange(4), rng, None)[::2])
+    return method, params, state, lambda x: jax.device_get(predict(params, x, jax.random.key(KEY)))
 
 
-def predict(params, x, rng):
-    method, batch, *_ = setup()
-    return method.predict(params, x, batch["index"], rng, None)
+@functools.cache
+def step():
+    """What is made of BATCH in a step and beside it."""
+    method, params, state, _ = predictor()
+
+    @jax.jit
+    def run(params, batch, rng):
+        (x,) = batch["views"]
+        all_see_all = jnp.ones((1, 1, 1), bool)
+        return {
+            "loss": jax.value_and_grad(method.loss, has_aux=True)(params, state, batch, rng),
+            "pictures": method.pictures(params, state, batch, rng),
+            "features": method.features(params, state, x),
+            "tokens": method.backbone.apply({"params": params["backbone"]}, x, tokens=True, attend=all_see_all),
+        }
+
+    return jax.device_get(run(params, BATCH, jax.random.key(KEY)))
+
+
+def patchify(x):
+    """[batch, patches, pixels]"""
+    return x.reshape(4, 4, 4, 4, 4).swapaxes(2, 3).reshape(4, 16, 16)
+
+
+def unpatchify(patches):
+    return patches.reshape(4, 4, 4, 4, 4).swapaxes(2, 3).reshape(4, 16, 16, 1)
 
 
 def test_the_prefix_sees_all_of_itself_and_later_patches_what_came_before():
-    for prefix, attend in zip((1, 3), np.asarray(prefix_attention(jnp.array([1, 3]), 4)), strict=True):
+    attention = np.asarray(jax.jit(prefix_attention, static_argnums=1)(np.array([1, 3]), 4))
+    for prefix, attend in zip((1, 3), attention, strict=True):
         expected = [[key <= query or key < prefix for key in range(4)] for query in range(4)]
         np.testing.assert_array_equal(attend, expected)
 
 
 def test_prefixes_are_of_one_to_all_but_one_patches_each_as_likely():
-    prefixes = draw_prefixes(jax.random.key(3), jnp.arange(15_000), PATCHES)
+    prefixes = jax.jit(draw_prefixes, static_argnums=2)(jax.random.key(3), np.arange(15_000), PATCHES)
     counts = np.bincount(prefixes, minlength=PATCHES + 1)
     assert counts[0] == counts[PATCHES] == 0
     # 1000 of each, with a deviation of 31.
@@ -43,62 +72,59 @@ def test_prefixes_are_of_one_to_all_but_one_patches_each_as_likely():
 
 
 def test_no_prediction_that_counts_depends_on_what_it_predicts_or_what_comes_later():
-    _, batch, params, _ = setup()
-    (x,), rng = batch["views"], jax.random.key(3)
-    run = jax.jit(predict)
-    prediction, _, predicted = run(params, x, rng)
-    assert 0 < np.asarray(predicted).mean() < 1
-    patches = patchify(x, 4)
+    predict = predictor()[-1]
+    prediction, predicted = predict(X)
+    assert 0 < predicted.mean() < 1
+    patches = patchify(X)
     for patch in (4, 9, PATCHES - 1):
         # Patch `patch` and all after it changed; prediction number j is of patch j + 1.
-        changed = jnp.where((jnp.arange(PATCHES) >= patch)[:, None], 100.0 * patches + 7.0, patches)
-        other, *_ = run(params, unpatchify(changed, (16, 16), 4), rng)
-        differs = np.any(np.abs(np.asarray(other - prediction)) > 1e-4, axis=-1)
+        changed = np.where((np.arange(PATCHES) >= patch)[:, None], np.float32(7.0) - 2 * patches, patches)
+        other, _ = predict(unpatchify(changed))
+        differs = np.any(np.abs(other - prediction) > 1e-4, axis=-1)
         target = np.arange(1, PATCHES)
-        assert not np.any(differs & np.asarray(predicted)[:, 1:] & (target <= patch))
+        assert not np.any(differs & predicted[:, 1:] & (target <= patch))
         if patch < PATCHES - 1:
             assert np.all(differs[:, target > patch])
 
 
+def normalized():
+    """(the patches, their means, their deviations), in float64"""
+    patches = patchify(X).astype(np.float64)
+    mean, deviation = patches.mean(-1, keepdims=True), np.sqrt(patches.var(-1, ddof=1, keepdims=True) + 1e-6)
+    return (patches - mean) / deviation, mean, deviation
+
+
 def test_loss_is_that_of_the_next_patches_after_the_prefix():
-    method, batch, params, state = setup()
-    (x,), rng = batch["views"], jax.random.key(3)
-    loss, (_, metrics) = jax.jit(method.loss)(params, state, batch, rng)
-    prediction, _, predicted = jax.jit(predict)(params, x, rng)
-    target = np.asarray(patchify(x, 4), np.float64)
-    target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
+    (loss, (_, metrics)), _ = step()["loss"]
+    prediction, predicted = predictor()[-1](X)
+    target, *_ = normalized()
     errors = [
-        np.mean((prediction[image, patch - 1] - target[image, patch]) ** 2)
-        for image, patch in np.argwhere(np.asarray(predicted))
+        np.mean((prediction[image, patch - 1] - target[image, patch]) ** 2) for image, patch in np.argwhere(predicted)
     ]
     np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-4)
     np.testing.assert_allclose(metrics["patch_mean_loss"], 15 / 16, rtol=1e-4)  # of a unit, unbiased variance
 
 
 def test_every_parameter_is_trained():
-    method, batch, params, state = setup()
-    gradient = jax.jit(jax.grad(lambda params: method.loss(params, state, batch, jax.random.key(3))[0]))(params)
+    _, gradient = step()["loss"]
     norms = {jax.tree_util.keystr(path): np.abs(g).max() for path, g in jax.tree_util.tree_leaves_with_path(gradient)}
     assert min(norms.values()) > 0, min(norms, key=norms.get)
 
 
 def test_features_see_all_patches():
-    method, batch, params, state = setup()
-    (x,) = batch["views"]
-    tokens = method.backbone.apply({"params": params["backbone"]}, x, tokens=True, attend=jnp.ones((1, 1, 1), bool))
-    np.testing.assert_allclose(method.features(params, state, x), jnp.mean(tokens, axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(step()["features"], step()["tokens"].mean(axis=1), rtol=1e-4, atol=1e-5)
 
 
 def test_the_picture_keeps_the_prefix_and_undoes_the_normalization():
-    method, batch, params, state = setup()
-    made = method.pictures(params, state, batch, jax.random.key(3))
-    *_, predicted = predict(params, batch["views"][0], jax.random.key(3))
-    image, prefix, drawn = (np.asarray(patchify(made[name], 4)) for name in ("image", "prefix", "next patches"))
-    predicted = np.asarray(predicted)
-    np.testing.assert_allclose(drawn[~predicted], image[~predicted], rtol=1e-6)
-    assert np.all(prefix[predicted] == 0.0)
-    # Next to nothing is predicted by an untrained network, so each patch is near its own mean.
-    assert np.abs(drawn - image.mean(-1, keepdims=True))[predicted].mean() < 0.6
+    made = step()["pictures"]
+    prediction, predicted = predictor()[-1](X)
+    _, mean, deviation = normalized()
+    image, prefix, drawn_ = (patchify(made[name]) for name in ("image", "prefix", "next patches"))
+    np.testing.assert_array_equal(image, patchify(X))
+    np.testing.assert_allclose(drawn_[~predicted], image[~predicted], rtol=1e-6)
+    assert np.all(prefix[predicted] == 0.0) and np.all(prefix[~predicted] == image[~predicted])
+    expected = np.concatenate([np.zeros((4, 1, 16)), prediction], axis=1) * deviation + mean
+    np.testing.assert_allclose(drawn_[predicted], expected[predicted], rtol=1e-4, atol=1e-4)
 
 
 def test_a_class_token_is_refused():

@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from sklearn.cluster import KMeans
 
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Run
 from ssl_jax.methods.beit_kmeans import draw_points, fit
-from ssl_jax.models.patches import patchify, unpatchify
+from tests.losses.checks import mesh_of
 
 RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 MASK = np.random.default_rng(0).random((4, 16)) < 0.4
@@ -23,33 +22,70 @@ def vit():
     return models.create("vit_tiny_patch16_224", **vit)
 
 
+def images(seed=0):
+    return np.random.default_rng(seed).normal(size=(4, 16, 16, 1)).astype(np.float32)
+
+
+def make(**options):
+    return METHODS["beit_kmeans"](vit(), RUN, **{"codes": 8, "tokenizer_steps": 3, **options})
+
+
 @functools.cache
-def setup(**options):
-    method = METHODS["beit_kmeans"](vit(), RUN, **{"codes": 8, "tokenizer_steps": 3, **options})
-    x = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
-    batch = {"views": (x,), "masks": (jnp.asarray(MASK),), "index": jnp.arange(4)}
-    return method, batch, *method.init(jax.random.key(1), x[:1])
+def start():
+    return jax.device_get(make().init(jax.random.key(1), images()[:1]))
+
+
+@functools.cache
+def compiled():
+    """(params, state, images) -> the loss, the state and the metrics after it, the images' points, and the logits."""
+    method = make()
+
+    @jax.jit
+    def run(params, state, x):
+        mask = jnp.asarray(MASK)
+        batch = {"views": (x,), "masks": (mask,), "index": jnp.arange(4)}
+        loss, (after, metrics) = method.loss(params, state, batch, jax.random.key(2))
+        return loss, after, metrics, method.points(x), method.predict(params, x, mask, None, None)[0]
+
+    return lambda *arrays: jax.device_get(run(*arrays))
+
+
+def patches(x):
+    """[images, patches, pixels]"""
+    return x.reshape(4, 4, 4, 4, 4).transpose(0, 1, 3, 2, 4).reshape(4, 16, 16)
 
 
 def empty(codes, pixels):
-    return {"centroids": jnp.zeros((codes, pixels)), "sizes": jnp.zeros(codes)}
+    return {"centroids": np.zeros((codes, pixels), np.float32), "sizes": np.zeros(codes, np.float32)}
 
 
-INDEX = jnp.arange(2)
+def codebook_of(centroids, sizes):
+    return {"centroids": np.array(centroids, np.float32), "sizes": np.array(sizes, np.float32)}
+
+
+def compiled_fit(decay, restart_below):
+    """(codebook, points) -> as `fit`, for images 0, 1, ..."""
+
+    @jax.jit
+    def run(codebook, points, seed):
+        key = jax.random.key(seed)
+        index, options = jnp.arange(len(points)), dict(decay=decay, restart_below=restart_below)
+        return fit(codebook, points, key, index, **options, axis_name=None)
+
+    return lambda codebook, points, seed=0: jax.device_get(run(codebook, points, seed))
 
 
 def test_fit_averages_the_points_of_each_code_over_batches():
     # Two codes on a line; batches of 4 points of one number each.
-    step = functools.partial(fit, decay=0.75, restart_below=0.1, axis_name=None)
-    codebook = {"centroids": jnp.array([[1.0], [9.0]]), "sizes": jnp.zeros(2)}
-    points = jnp.array([[[0.0], [2.0]], [[10.0], [12.0]]])
-    tokens, counts, codebook = step(codebook, points, jax.random.key(0), INDEX)
+    step = compiled_fit(decay=0.75, restart_below=0.1)
+    points = np.array([[[0.0], [2.0]], [[10.0], [12.0]]], np.float32)
+    tokens, counts, codebook = step(codebook_of([[1], [9]], [0, 0]), points)
     np.testing.assert_array_equal(tokens, [[0, 0], [1, 1]])
     np.testing.assert_array_equal(counts, [2, 2])
     np.testing.assert_allclose(codebook["centroids"], [[1.0], [11.0]])  # new codes: this batch alone
     np.testing.assert_allclose(codebook["sizes"], [2.0, 2.0])
-    points = jnp.array([[[0.0], [3.0]], [[3.0], [13.0]]])
-    tokens, _, codebook = step(codebook, points, jax.random.key(0), INDEX)
+    points = np.array([[[0.0], [3.0]], [[3.0], [13.0]]], np.float32)
+    tokens, _, codebook = step(codebook, points)
     np.testing.assert_array_equal(tokens, [[0, 0], [0, 1]])
     sizes = [0.75 * 2 + 0.25 * 3, 0.75 * 2 + 0.25 * 1]
     np.testing.assert_allclose(codebook["sizes"], sizes)
@@ -58,10 +94,10 @@ def test_fit_averages_the_points_of_each_code_over_batches():
 
 
 def test_a_dead_code_forgets_its_points_and_begins_anew_at_one_far_from_its_centroid():
-    codebook = {"centroids": jnp.array([[0.0], [50.0], [60.0]]), "sizes": jnp.array([4.0, 0.1, 2.0])}
-    points = jnp.array([[[0.0], [0.0]], [[0.0], [8.0]]])
+    codebook = codebook_of([[0], [50], [60]], [4, 0.1, 2])
+    points = np.array([[[0.0], [0.0]], [[0.0], [8.0]]], np.float32)
     # The even share is 4 / 3; of it the second code has 0.05 / 1.33, less than a tenth, the third 1 / 1.33.
-    tokens, _, moved = fit(codebook, points, jax.random.key(0), INDEX, decay=0.5, restart_below=0.1, axis_name=None)
+    tokens, _, moved = compiled_fit(decay=0.5, restart_below=0.1)(codebook, points)
     np.testing.assert_array_equal(tokens, [[0, 0], [0, 0]])
     np.testing.assert_allclose(moved["sizes"], [0.5 * 4 + 0.5 * 4, 0.0, 0.5 * 2])
     # Never one of the three points at a centroid's place.
@@ -69,59 +105,61 @@ def test_a_dead_code_forgets_its_points_and_begins_anew_at_one_far_from_its_cent
 
 
 def test_a_new_codebook_gives_all_points_one_token_and_begins_at_points_of_the_batch():
-    points = jax.random.normal(jax.random.key(0), (2, 6, 3))
-    tokens, _, moved = fit(empty(5, 3), points, jax.random.key(0), INDEX, decay=0.9, restart_below=0.05, axis_name=None)
+    points = np.random.default_rng(0).normal(size=(2, 6, 3)).astype(np.float32)
+    tokens, _, moved = compiled_fit(decay=0.9, restart_below=0.05)(empty(5, 3), points)
     assert not np.any(tokens)
     np.testing.assert_allclose(moved["centroids"][0], np.mean(points, axis=(0, 1)), atol=1e-6)
-    rows = np.asarray(points).reshape(-1, 3)
-    found = [int(np.argmin(np.abs(rows - row).sum(axis=1))) for row in np.asarray(moved["centroids"][1:])]
+    rows = points.reshape(-1, 3)
+    found = [int(np.argmin(np.abs(rows - row).sum(axis=1))) for row in moved["centroids"][1:]]
     np.testing.assert_array_equal(rows[found], moved["centroids"][1:])
     assert len(set(found)) == 4
 
 
 def test_fit_gets_as_near_to_the_points_as_scikit_learn():
     x = np.random.default_rng(0).normal(size=(6400, 3)).astype(np.float32) ** 3  # some far out
-    step = jax.jit(functools.partial(fit, decay=0.9, restart_below=0.05, axis_name=None))
-    codebook = empty(16, 3)
+    step, codebook = compiled_fit(decay=0.9, restart_below=0.05), empty(16, 3)
     for number, points in enumerate(np.tile(x, (2, 1)).reshape(-1, 64, 4, 3)):
-        points = jnp.asarray(points)
-        *_, codebook = step(codebook, points, jax.random.key(number), jnp.arange(64))
+        *_, codebook = step(codebook, points, number)
 
     def distance(centroids):
         return np.mean(np.min(np.sum((x[:, None] - centroids) ** 2, axis=-1), axis=1))
 
     of_scikit_learn = distance(KMeans(16, n_init=1, random_state=0).fit(x).cluster_centers_)
-    assert distance(np.asarray(codebook["centroids"])) < 1.3 * of_scikit_learn
+    assert distance(codebook["centroids"]) < 1.3 * of_scikit_learn
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-def test_fit_over_devices_is_that_of_the_whole_batch(devices):
-    points = jax.random.normal(jax.random.key(0), (16, 3, 5))
-    index = jnp.arange(16) + 100
+def test_fit_over_devices_is_that_of_the_whole_batch():
+    points, index = np.random.default_rng(0).normal(size=(16, 3, 5)).astype(np.float32), np.arange(16) + 100
+    codebook = codebook_of(points[:6, 0], [9, 0, 9, 9, 0, 0])
 
     def step(codebook, points, index, axis_name=None):
         return fit(codebook, points, jax.random.key(1), index, decay=0.9, restart_below=0.5, axis_name=axis_name)
 
-    mesh = Mesh(np.asarray(jax.devices()[:devices]), ("data",))
-    split = jax.shard_map(
-        lambda *arguments: step(*arguments, axis_name="data"),
-        mesh=mesh,
-        in_specs=(P(), P("data"), P("data")),
-        out_specs=(P("data"), P(), P()),
-        check_vma=True,
-    )
-    codebook = {"centroids": points[:6, 0], "sizes": jnp.array([9.0, 0, 9, 9, 0, 0])}
-    expected = step(codebook, points, index)
-    found = jax.jit(split)(codebook, points, index)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+    def split(devices):
+        return jax.shard_map(
+            functools.partial(step, axis_name="i"),
+            mesh=mesh_of(devices),
+            in_specs=(P(), P("i"), P("i")),
+            out_specs=(P("i"), P(), P()),
+            check_vma=True,
+        )
+
+    run = jax.jit(lambda *arguments: (step(*arguments), [split(n)(*arguments) for n in (2, 8)]))
+    expected, found = jax.device_get(run(codebook, points, index))
+    for one in found:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), one, expected)
 
 
 def test_drawn_points_are_different_ones_each_as_likely_as_its_weight():
-    points = jnp.arange(12.0).reshape(4, 3, 1)
-    weights = jnp.array([0.0, 1.0, 2.0] * 4).reshape(4, 3)
-    keys = jax.random.split(jax.random.key(0), 2000)
-    draw = jax.jit(jax.vmap(lambda key: draw_points(key, jnp.arange(4), points, weights, 8, None)))
-    drawn = np.asarray(draw(keys)[..., 0], int)
+    points = np.arange(12, dtype=np.float32).reshape(4, 3, 1)
+    weights = np.array([0, 1, 2] * 4, np.float32).reshape(4, 3)
+
+    @jax.jit
+    def run(points, weights):
+        keys = jax.random.split(jax.random.key(0), 2000)
+        return jax.vmap(lambda key: draw_points(key, jnp.arange(4), points, weights, 8, None))(keys)
+
+    drawn = np.asarray(run(points, weights))[..., 0].astype(int)
     assert all(len(set(row)) == 8 for row in drawn)
     # All but those of weight 0, in some order; the first is one of weight 2 in two of three cases.
     assert not np.any(drawn % 3 == 0)
@@ -131,27 +169,21 @@ def test_drawn_points_are_different_ones_each_as_likely_as_its_weight():
 
 
 def test_tokens_of_normalized_patches_do_not_depend_on_brightness_and_contrast():
-    x = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
-    method, plain = setup()[0], setup(normalize=False)[0]
-    np.testing.assert_allclose(method.points(3.0 * x + 7.0), method.points(x), atol=1e-4)
-    np.testing.assert_array_equal(plain.points(x), patchify(x, 4))
-
-
-def run(method, params, state, batch):
-    loss, (state, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(2))
-    return loss, state, metrics
+    method, plain, x = make(), make(normalize=False), images()
+    run = jax.jit(lambda x, changed: (method.points(x), method.points(changed), plain.points(x)))
+    normalized, of_changed, unchanged = jax.device_get(run(x, 3.0 * x + 7.0))
+    np.testing.assert_allclose(of_changed, normalized, atol=1e-4)
+    np.testing.assert_array_equal(unchanged, patches(x))
 
 
 def test_loss_is_the_cross_entropy_of_the_hidden_patches_tokens():
-    method, batch, params, state = setup()
-    points = np.asarray(method.points(batch["views"][0]))
+    params, state = start()
+    *_, points, _ = compiled()(params, state, images())
     centroids = points[:2].reshape(-1, 16)[[0, 5, 9, 13, 17, 21, 25, 30]]
-    state = {**state, "codebook": {"centroids": jnp.asarray(centroids), "sizes": jnp.zeros(8)}}
-    loss, after, metrics = run(method, params, state, batch)
-    wide = centroids.astype(np.float64)
-    tokens = np.argmin(np.sum((points[:, :, None] - wide) ** 2, axis=-1), axis=-1)
-    logits, _ = method.predict(params, batch["views"][0], batch["masks"][0], None, None)
-    logits = np.asarray(logits, np.float64)
+    state = {**state, "codebook": codebook_of(centroids, np.zeros(8))}
+    loss, after, metrics, _, logits = compiled()(params, state, images())
+    tokens = np.argmin(np.sum((points[:, :, None] - centroids.astype(np.float64)) ** 2, axis=-1), axis=-1)
+    logits = logits.astype(np.float64)
     log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     np.testing.assert_allclose(loss, -np.mean([log_p[i, j, tokens[i, j]] for i, j in np.argwhere(MASK)]), rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], np.mean((np.argmax(logits, -1) == tokens)[MASK]), rtol=1e-6)
@@ -163,45 +195,47 @@ def test_loss_is_the_cross_entropy_of_the_hidden_patches_tokens():
 
 
 def test_hidden_pixels_are_not_seen():
-    method, batch, params, _ = setup()
-    (x,), (mask,) = batch["views"], batch["masks"]
-    hidden = unpatchify(jnp.broadcast_to(mask[..., None], (4, 16, 16)), (16, 16), 4)
-    predict = jax.jit(lambda x: method.predict(params, x, mask, None, None)[0])
-    np.testing.assert_allclose(predict(jnp.where(hidden, 100.0, x)), predict(x), atol=1e-5)
-    assert np.abs(np.asarray(predict(jnp.where(hidden, x, 100.0)) - predict(x))).max() > 1e-3
+    params, state = start()
+    x, hidden = images(), np.repeat(np.repeat(MASK.reshape(4, 4, 4), 4, axis=1), 4, axis=2)[..., None]
+
+    def predict(x):
+        return compiled()(params, state, x.astype(np.float32))[-1]
+
+    np.testing.assert_allclose(predict(np.where(hidden, 100.0, x)), predict(x), atol=1e-5)
+    assert np.abs(predict(np.where(hidden, x, 100.0)) - predict(x)).max() > 1e-3
 
 
 def test_the_tokenizer_is_frozen_after_its_steps():
-    method, batch, params, state = setup()
-    _, fitted, _ = run(method, params, method.update(params, state, 2), batch)
+    (params, state), method, run = start(), make(), compiled()
+    _, fitted, *_ = run(params, method.update(params, state, np.int32(2)), images())
     assert np.any(fitted["codebook"]["centroids"] != 0)
-    frozen = method.update(params, fitted, 3)
-    other = {**batch, "views": (batch["views"][0][::-1] + 1.0,)}
-    _, after, _ = run(method, params, frozen, other)
+    frozen = method.update(params, fitted, np.int32(3))
+    _, after, *_ = run(params, frozen, images(1) + 1.0)
     jax.tree.map(np.testing.assert_array_equal, after["codebook"], fitted["codebook"])
     # Nor is a code restarted that has no points any more.
-    unused = {"centroids": fitted["codebook"]["centroids"].at[0].set(1e3), "sizes": fitted["codebook"]["sizes"] * 0.0}
-    _, after, _ = run(method, params, {**frozen, "codebook": unused}, other)
+    unused = codebook_of(fitted["codebook"]["centroids"], np.zeros(8))
+    unused["centroids"][0] = 1e3
+    _, after, *_ = run(params, {**frozen, "codebook": unused}, images(1) + 1.0)
     jax.tree.map(np.testing.assert_array_equal, after["codebook"], unused)
 
 
 def test_the_pictures_show_tokens_as_their_centroids():
-    method, batch, params, state = setup(normalize=False)
-    (x,) = batch["views"]
-    centroids = patchify(x, 4)[0, :8]  # so that these patches of the first image are their own centroids
-    state = {**state, "codebook": {"centroids": centroids, "sizes": jnp.ones(8)}}
-    made = method.pictures(params, state, batch, jax.random.key(2))
-    assert list(made) == ["image", "tokens", "seen", "reconstruction"]
-    tokens, seen, drawn = (np.asarray(patchify(made[name], 4)) for name in ("tokens", "seen", "reconstruction"))
+    (params, state), x = start(), images()
+    centroids = patches(x)[0, :8]  # so that these patches of the first image are their own centroids
+    state = {**state, "codebook": codebook_of(centroids, np.ones(8))}
+    batch = {"views": (x,), "masks": (MASK,), "index": np.arange(4)}
+    made = jax.device_get(jax.jit(make(normalize=False).pictures)(params, state, batch, jax.random.key(2)))
+    assert set(made) == {"image", "tokens", "seen", "reconstruction"}
+    tokens, seen, drawn = (patches(made[name]) for name in ("tokens", "seen", "reconstruction"))
     np.testing.assert_allclose(tokens[0, :8], centroids, rtol=1e-6)
-    is_centroid = np.any(np.all(drawn[:, :, None] == np.asarray(centroids), axis=-1), axis=-1)
+    is_centroid = np.any(np.all(drawn[:, :, None] == centroids, axis=-1), axis=-1)
     assert np.all(is_centroid[MASK])
-    np.testing.assert_array_equal(drawn[~MASK], patchify(x, 4)[~MASK])
+    np.testing.assert_array_equal(drawn[~MASK], patches(x)[~MASK])
     assert not np.any(seen[MASK])
 
 
 def test_the_last_kernels_of_block_l_begin_smaller_by_sqrt_2l():
-    _, _, params, _ = setup()
+    params, _ = start()
     spread = {
         (block, *layer): np.std(params["backbone"][f"blocks_{block}"][layer[0]][layer[1]]["kernel"])
         for block in (0, 1)
@@ -224,4 +258,4 @@ def test_the_last_kernels_of_block_l_begin_smaller_by_sqrt_2l():
 )
 def test_impossible_tokenizers_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        setup(**options)
+        jax.eval_shape(make(**options).init, jax.random.key(1), images()[:1])

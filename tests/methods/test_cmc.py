@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,15 +11,9 @@ INDEX = np.array([3, 39, 0, 17])
 
 def make(**options):
     run = Run(batch_size=4, steps=20, steps_per_epoch=6, num_images=NUM_IMAGES)
-    backbone = models.create("split_resnet8", width=0.5, parts="bands")
+    backbone = models.create("split_resnet8", stages=(1,), parts="bands")
     options = {"dim": 8, "negatives": NEGATIVES, "temperature": 0.5} | options
     return METHODS["cmc"](backbone, run, **options)
-
-
-def start(method):
-    view = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
-    params, state = method.init(jax.random.key(1), view[:1])
-    return params, state, {"views": (view,), "index": jnp.asarray(INDEX)}
 
 
 def unit(z):
@@ -36,19 +29,26 @@ def nce(scores, log_z):
 
 def test_each_half_is_found_in_the_bank_of_the_other():
     method = make()
-    params, state, batch = start(method)
-    rng = jax.random.key(2)
-    loss, (new_state, metrics) = method.loss(params, state, batch, rng)
+    batch = {"views": (np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32),), "index": INDEX}
+    params, state = jax.device_get(method.init(jax.random.key(1), batch["views"][0]))
 
-    variables = {"params": params["backbone"], "batch_stats": state["batch_stats"]["backbone"]}
-    h, _ = method.backbone.apply(variables, batch["views"][0], train=True, mutable=["batch_stats"])
-    layers = [jax.tree.map(np.asarray, params["projector"][name]) for name in ("first", "second")]
-    halves = (np.asarray(h)[:, :16], np.asarray(h)[:, 16:])
+    @jax.jit
+    def step(params, state, batch, rng):
+        """With the backbone's output, and the negatives of `_instances.loss`."""
+        variables = {"params": params["backbone"], "batch_stats": state["batch_stats"]["backbone"]}
+        h, _ = method.backbone.apply(variables, batch["views"][0], train=True, mutable=["batch_stats"])
+
+        def negatives(index):
+            return jax.random.randint(jax.random.fold_in(jax.random.split(rng)[1], index), (NEGATIVES,), 0, NUM_IMAGES)
+
+        return method.loss(params, state, batch, rng), h, jax.lax.map(negatives, batch["index"])
+
+    (loss, (new_state, metrics)), h, drawn = jax.device_get(step(params, state, batch, jax.random.key(2)))
+    layers = [params["projector"][name] for name in ("first", "second")]
+    halves = (h[:, :8], h[:, 8:])
     z = [unit(half @ layer["kernel"] + layer["bias"]) for half, layer in zip(halves, layers, strict=True)]
     np.testing.assert_allclose(metrics["embeddings"], z, atol=1e-5)
 
-    keys = [jax.random.fold_in(jax.random.split(rng)[1], i) for i in INDEX]
-    drawn = np.stack([jax.random.randint(key, (NEGATIVES,), 0, NUM_IMAGES) for key in keys])
     candidates = np.concatenate([INDEX[:, None], drawn], axis=1)
     banks = [np.asarray(bank, np.float64) for bank in state["banks"]]
     expected = []
@@ -61,15 +61,19 @@ def test_each_half_is_found_in_the_bank_of_the_other():
     for half, bank, new_bank in zip(z, banks, new_state["banks"], strict=True):
         np.testing.assert_allclose(new_bank[INDEX], unit(0.5 * bank[INDEX] + 0.5 * half), atol=1e-5)
 
-    _, (later, _) = method.loss(params, new_state, batch, jax.random.key(3))
-    assert later["log_z"] == new_state["log_z"]
+    (_, (later, _)), *_ = step(params, new_state, batch, jax.random.key(3))
+    np.testing.assert_array_equal(later["log_z"], new_state["log_z"])
 
 
 def test_chance_level_is_the_loss_of_equal_embeddings():
-    same, bank = jnp.ones((4, 4)) / 2, jnp.ones((NUM_IMAGES, 4)) / 2
     options = dict(negatives=NEGATIVES, softmax=False, temperature=0.5, axis_name=None)
-    loss, _ = _instances.loss(same, bank, jnp.asarray(INDEX), jax.random.key(0), _instances.first_log_z(), **options)
-    np.testing.assert_allclose(make().chance_level, 2 * loss, rtol=1e-6)
+
+    @jax.jit
+    def run(z, bank, index):
+        return _instances.loss(z, bank, index, jax.random.key(0), _instances.first_log_z(), **options)[0]
+
+    same = np.full((NUM_IMAGES, 4), 0.5, np.float32)
+    np.testing.assert_allclose(make().chance_level, 2 * run(same[:4], same, INDEX), rtol=1e-6)
 
 
 def test_a_backbone_without_halves_is_refused():

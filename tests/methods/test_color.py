@@ -1,4 +1,4 @@
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -15,7 +15,7 @@ def test_bins_are_the_released_313():
 
 def test_soft_targets_are_gaussians_of_the_ten_nearest_bins():
     colors = np.random.default_rng(0).uniform(-120, 120, (50, 2)).astype(np.float32)  # outside of the bins, too
-    targets = np.asarray(_color.encode(jnp.asarray(colors)))
+    targets = np.asarray(jax.jit(_color.encode)(colors))
     for color, target in zip(colors.astype(np.float64), targets, strict=True):
         distance = np.linalg.norm(BINS - color, axis=1)
         nearest = np.argsort(distance)[:10]
@@ -29,47 +29,57 @@ def test_prior_is_the_mean_over_batches_of_images_that_count():
     rng = np.random.default_rng(0)
     batches = [rng.dirichlet(np.ones(313), size=(4, 2, 3)).astype(np.float32) for _ in range(3)]
     counted = [np.array(c) for c in ([1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 1, 0])]
-    prior = _color.first_prior()
+    prior, update = _color.first_prior(), jax.jit(lambda *given: _color.update_prior(*given, None))
     for targets, of_batch in zip(batches, counted, strict=True):
-        prior = _color.update_prior(prior, jnp.asarray(targets), jnp.asarray(of_batch, bool), None)
+        prior = update(prior, targets, of_batch.astype(bool))
     whole, of_whole = np.concatenate(batches), np.concatenate(counted).astype(bool)
     np.testing.assert_allclose(prior["mass"], whole[of_whole].sum(axis=(0, 1, 2)) / (12 * 6), rtol=1e-5)
     assert prior["batches"] == 3
 
 
-@pytest.mark.parametrize(
-    "uniform_share, expected",
-    [
-        (0.0, [2 / 3, 4 / 3, 4 / 3]),  # 1 / p over the number of bins that occur
+def test_rarity_is_one_on_average_and_ignores_bins_that_never_occur():
+    expected = {
+        0.0: [2 / 3, 4 / 3, 4 / 3],  # 1 / p over the number of bins that occur
         # 1 / p' of p' = (5/12, 7/24, 7/24): 2.4, 24/7, 24/7; on average over p 2.4 / 2 + 24 / 14 = 2.9143
-        (0.5, [0.82353, 1.17647, 1.17647]),
-        (1.0, [1.0, 1.0, 1.0]),
-    ],
-)
-def test_rarity_is_one_on_average_and_ignores_bins_that_never_occur(uniform_share, expected):
-    mass = jnp.zeros(313).at[jnp.array([3, 7, 9])].set(jnp.array([0.4, 0.2, 0.2]))  # of 80 % of the positions
-    weights = _color.rarity({"mass": mass, "batches": jnp.array(1)}, uniform_share)
-    np.testing.assert_allclose(weights[np.array([3, 7, 9])], expected, rtol=1e-4)
-    assert np.sum(weights != 0) == 3
-    assert not np.any(_color.rarity(_color.first_prior(), uniform_share))  # and no NaN
+        0.5: [0.82353, 1.17647, 1.17647],
+        1.0: [1.0, 1.0, 1.0],
+    }
+    mass = np.zeros(313, np.float32)
+    mass[[3, 7, 9]] = 0.4, 0.2, 0.2  # of 80 % of the positions
+
+    @jax.jit
+    def run(mass, batches):
+        return [_color.rarity({"mass": mass, "batches": batches}, share) for share in expected]
+
+    for weights, of_share in zip(jax.device_get(run(mass, 1)), expected.values(), strict=True):
+        np.testing.assert_allclose(weights[[3, 7, 9]], of_share, rtol=1e-4)
+        assert np.sum(weights != 0) == 3
+    assert not np.any(run(*_color.first_prior().values()))  # and no NaN
 
 
 def test_annealed_mean_goes_from_the_mean_to_the_mode():
     i, j = (int(np.flatnonzero(np.all(color == BINS, axis=1))[0]) for color in ([0, 0], [50, -20]))
-    logits = jnp.full(313, -1e4).at[i].set(jnp.log(0.75)).at[j].set(jnp.log(0.25))
-    np.testing.assert_allclose(_color.annealed_mean(logits, 1.0), [12.5, -5.0], rtol=1e-4)
+    logits = np.full(313, -1e4, np.float32)
+    logits[[i, j]] = np.log([0.75, 0.25])
+    mean, annealed = jax.jit(lambda logits: [_color.annealed_mean(logits, t) for t in (1.0, 0.38)])(logits)
+    np.testing.assert_allclose(mean, [12.5, -5.0], rtol=1e-4)
     share = 1 / (1 + 3 ** (1 / 0.38))
-    np.testing.assert_allclose(_color.annealed_mean(logits, 0.38), [50 * share, -20 * share], rtol=1e-4)
+    np.testing.assert_allclose(annealed, [50 * share, -20 * share], rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(8, 12), (9, 30)])
 def test_enlarged_colors_are_those_where_they_were_taken_and_linear_between(size):
     rows, columns = np.meshgrid(*map(np.arange, size), indexing="ij")
-    plane = jnp.asarray(np.stack([2.0 * rows - columns, rows + 3.0 * columns], axis=-1)[None], jnp.float32)
-    small = _color.subsample(plane)
+    plane = np.stack([2.0 * rows - columns, rows + 3.0 * columns], axis=-1)[None].astype(np.float32)
+
+    @jax.jit
+    def run(plane):
+        small = _color.subsample(plane)
+        return small, _color.enlarge(small, size)
+
+    small, enlarged = jax.device_get(run(plane))
     assert small.shape[1:3] == _color.subsampled_size(size)
     last = [4 * (n - 1) + 1 for n in small.shape[1:3]]  # beyond, the last position's color
-    enlarged = _color.enlarge(small, size)
     assert enlarged.shape == plane.shape
     np.testing.assert_allclose(enlarged[:, : last[0], : last[1]], plane[:, : last[0], : last[1]], atol=1e-4)
     np.testing.assert_array_equal(enlarged[:, -1], enlarged[:, last[0] - 1])

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,56 +8,84 @@ import pytest
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Run, _tiles
 from ssl_jax.methods.cpc import Context, Predictor
+from tests.methods import drawn
+
+INDEX = np.array([5, 1, 20])
+X = np.random.default_rng(0).normal(size=(3, 16, 16, 1)).astype(np.float32)
+# Patches of 4 pixels in 16: every 4. [batch, rows, columns, 4, 4, 1]
+PATCHES = X.reshape(3, 4, 4, 4, 4, 1).swapaxes(2, 3)
 
 
 def make(batch_norm="layer", **options):
     run = Run(batch_size=3, steps=20, steps_per_epoch=6, num_images=30)
     options = {"grid": 4, "patch": 4, "offsets": (1, 2), "target_dim": 5, "width": 6, "depth": 2, "flip": 0.0} | options
-    return METHODS["cpc"](models.create("resnet8", width=0.25, batch_norm=batch_norm), run, **options)
+    return METHODS["cpc"](models.create("resnet8", stages=(1,), batch_norm=batch_norm), run, **options)
 
 
-def batch(channels=1):
-    view = jax.random.normal(jax.random.key(0), (3, 16, 16, channels))
-    return {"views": (view,), "index": jnp.array([5, 1, 20])}
+@functools.cache
+def setup():
+    """(method, params, run: params -> (loss, metrics, embeddings of the patches, contexts in both directions))"""
+    method = make(directions=2, scale=0.5)
+    params, state = drawn.draw(method, X[:1])
+    assert not jax.tree.leaves(state)  # no running statistics
+
+    @jax.jit
+    def run(params, batch, rng, patches):
+        loss, (_, metrics) = method.loss(params, state, batch, rng)
+        z = method.backbone.apply({"params": params["backbone"]}, patches).reshape(3, 4, 4, 16)
+        contexts = [
+            Context(6, 2).apply({"params": params["predictor"][f"context_{turns}"]}, jnp.rot90(z, turns, axes=(1, 2)))
+            for turns in range(2)
+        ]
+        return loss, metrics, z, contexts
+
+    args = {"views": (X,), "index": INDEX}, jax.random.key(2), PATCHES.reshape(48, 4, 4, 1)
+    return method, params, lambda params: jax.device_get(run(params, *args))
 
 
-@pytest.mark.slow
 def test_loss_finds_each_patch_below_among_all_patches_of_the_batch():
-    method = make(directions=1, scale=0.5)
-    params, state = method.init(jax.random.key(1), batch()["views"][0][:1])
-    loss, (_, metrics) = method.loss(params, state, batch(), jax.random.key(2))
-    z = np.zeros((3, 4, 4, 16), np.float32)
-    for row in range(4):
-        for column in range(4):  # patches of 4 pixels in 16: every 4
-            one = batch()["views"][0][:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-            z[:, row, column] = method.backbone.apply({"params": params["backbone"]}, one)
-    layers = jax.tree.map(np.asarray, params["predictor"])
-    targets = z @ layers["target"]["kernel"] + layers["target"]["bias"]
-    context = np.asarray(Context(6, 2).apply({"params": params["predictor"]["context_0"]}, jnp.asarray(z)))
+    _, params, run = setup()
+    loss, metrics, z, contexts = run(params)
+    wide = lambda tree: jax.tree.map(np.float64, tree)  # noqa: E731
+    z, contexts, layers = wide(z), wide(contexts), wide(params["predictor"])
     terms = []
-    for k in (1, 2):
-        layer = layers[f"predict_0_{k}"]
-        scores = 0.5 * (context @ layer["kernel"] + layer["bias"]) @ targets.reshape(-1, 5).T  # [3, 4, 4, 3 * 4 * 4]
-        log_p = scores - np.log(np.sum(np.exp(scores), axis=-1, keepdims=True))
-        log_p = log_p.reshape(3, 4, 4, 3, 4, 4)
-        terms.append(-np.mean([log_p[b, i, j, b, i + k, j] for b in range(3) for i in range(4 - k) for j in range(4)]))
+    for turns in range(2):
+        targets = np.rot90(z @ layers["target"]["kernel"] + layers["target"]["bias"], turns, axes=(1, 2))
+        for k in (1, 2):
+            layer = layers[f"predict_{turns}_{k}"]
+            scores = 0.5 * (contexts[turns] @ layer["kernel"] + layer["bias"]) @ targets.reshape(-1, 5).T
+            log_p = scores - np.log(np.sum(np.exp(scores), axis=-1, keepdims=True))
+            log_p = log_p.reshape(3, 4, 4, 3, 4, 4)
+            right = [log_p[b, i, j, b, i + k, j] for b in range(3) for i in range(4 - k) for j in range(4)]
+            terms.append(-np.mean(right))
     np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
     np.testing.assert_allclose(metrics["embeddings"], [z[:, :2].mean((1, 2)), z[:, 2:].mean((1, 2))], atol=1e-6)
 
 
-def predictions_and_grid(directions):
-    module = Predictor(offsets=(1,), directions=directions, target_dim=5, width=6, depth=3, scale=1.0)
-    z = jax.random.normal(jax.random.key(0), (1, 5, 5, 7))
-    variables = module.init(jax.random.key(1), z)
-    return lambda z: module.apply(variables, z), z
+def test_chance_level_is_the_loss_of_equal_embeddings():
+    method, params, run = setup()
+    zeros = jax.tree.map(np.zeros_like, params["predictor"])
+    np.testing.assert_allclose(run({**params, "predictor": zeros})[0], method.chance_level, rtol=1e-6)
+
+
+@functools.cache
+def predictions():
+    """Of a grid in four directions: ([turns] targets, what the third row's prediction of the next depends on)"""
+    module = Predictor(offsets=(1,), directions=4, target_dim=5, width=6, depth=3, scale=1.0)
+    z = np.random.default_rng(0).normal(size=(1, 5, 5, 7)).astype(np.float32)
+
+    def third_rows(z, variables):
+        found = module.apply(variables, z)
+        return jnp.stack([predicted[1][0, 2] for _, predicted in found]), [targets for targets, _ in found]
+
+    jacobian, targets = jax.device_get(jax.jit(jax.jacrev(third_rows, has_aux=True))(z, drawn.draw(module, z)))
+    return targets, np.abs(jacobian).sum(axis=(1, 2, 3, 6))
 
 
 @pytest.mark.parametrize("turns, seen", [(0, np.s_[:3]), (1, np.s_[:, 2:]), (2, np.s_[2:]), (3, np.s_[:, :3])])
 def test_contexts_see_their_own_row_and_those_behind_it_alone(turns, seen):
     """The third row's, in each direction: of the turned grid's rows 0..2."""
-    predict, z = predictions_and_grid(directions=4)
-    jacobian = jax.jacobian(lambda z: predict(z)[turns][1][1][0, 2])(z)  # of the prediction for the row after it
-    influence = np.abs(jacobian).sum(axis=(0, 1, 2, 5))
+    influence = predictions()[1][turns]
     allowed = np.zeros((5, 5), bool)
     allowed[seen] = True
     assert np.all(influence[~allowed] == 0)
@@ -63,23 +93,19 @@ def test_contexts_see_their_own_row_and_those_behind_it_alone(turns, seen):
 
 
 def test_targets_are_turned_as_the_contexts_are():
-    predict, z = predictions_and_grid(directions=4)
-    plain = predict(z)[0][0]
-    for turns, (targets, _) in enumerate(predict(z)):
-        np.testing.assert_array_equal(targets, jnp.rot90(plain, turns, axes=(1, 2)))
+    found, _ = predictions()
+    for turns, targets in enumerate(found):
+        np.testing.assert_array_equal(targets, np.rot90(found[0], turns, axes=(1, 2)))
 
 
 def test_no_patch_tells_the_backbone_about_another():
-    method = make()
-    params, state = method.init(jax.random.key(1), batch()["views"][0][:1])
-    patches = _tiles.as_images(_tiles.overlapping(batch()["views"][0], grid=4, side=4))
-
-    def embed(x):
-        return method.backbone.apply({"params": params["backbone"]}, x, train=True)
-
-    changed = embed(patches.at[7].set(9.0)) - embed(patches)
+    method, params, _ = setup()
+    patches = PATCHES.reshape(48, 4, 4, 1)
+    other = patches.copy()
+    other[7] = 9.0
+    embed = jax.jit(lambda params, x: method.backbone.apply({"params": params}, x, train=True))
+    changed = np.asarray(embed(params["backbone"], other)) - np.asarray(embed(params["backbone"], patches))
     assert np.any(changed[7]) and not np.any(np.delete(changed, 7, axis=0))
-    assert not jax.tree.leaves(state)  # no running statistics either
 
 
 @pytest.mark.parametrize("kind", ["sync", "local", "grouped"])
@@ -89,37 +115,34 @@ def test_batch_norm_is_refused(kind):
 
 
 def test_patches_are_cropped_mirrored_and_stripped_of_channels_each_by_itself():
-    view, index = batch(channels=3)["views"][0], batch()["index"]
-    rng = jax.random.key(3)
-    whole = np.asarray(make().patches(rng, index, view))
-    np.testing.assert_array_equal(whole, _tiles.overlapping(view, grid=4, side=4))
+    view = np.random.default_rng(1).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    order = np.array([2, 0])
 
-    cropped = np.asarray(make(crop=3).patches(rng, index, view))
+    @jax.jit
+    def run(rng, index, view):
+        both = make(crop=3, flip=0.5)
+        return (
+            _tiles.overlapping(view, grid=4, side=4),
+            *(make(**options).patches(rng, index, view) for options in ({}, {"crop": 3}, {"flip": 0.5})),
+            make(drop_channels=1.0).patches(rng, index, view),
+            both.patches(rng, index, view),
+            both.patches(rng, index[order], view[order]),
+        )
+
+    tiles, whole, cropped, flipped, left, both, again = jax.device_get(run(jax.random.key(3), INDEX, view))
+    np.testing.assert_array_equal(whole, tiles)
     windows = np.lib.stride_tricks.sliding_window_view(whole, (3, 3), axis=(2, 3)).transpose(0, 1, 2, 3, 5, 6, 4)
     same = np.all(windows == cropped[:, :, None, None], axis=(4, 5, 6))  # [batch, patches, top, left]
     assert np.all(same.sum(axis=(2, 3)) == 1)
     assert np.all(same.sum(axis=(0, 1)) > 0)  # every place occurs
 
-    flipped = np.asarray(make(flip=0.5).patches(rng, index, view))
     mirrored = np.all(flipped == whole[:, :, :, ::-1], axis=(2, 3, 4))
     assert np.all(mirrored | np.all(flipped == whole, axis=(2, 3, 4))) and 12 < mirrored.sum() < 36  # of 48
 
-    left = np.asarray(make(drop_channels=1.0).patches(rng, index, view))
     kept = np.all(left == whole, axis=(2, 3))
     assert np.all(kept.sum(axis=-1) == 1) and np.all(kept.any(axis=(0, 1)))
     assert np.all(left[~np.broadcast_to(kept[:, :, None, None], left.shape)] == 0)
-
-    order = np.array([2, 0])
-    again = make(crop=3, flip=0.5).patches(rng, index[order], view[order])
-    np.testing.assert_array_equal(again, make(crop=3, flip=0.5).patches(rng, index, view)[order])
-
-
-def test_chance_level_is_the_loss_of_equal_embeddings():
-    method = make(scale=0.1)
-    params, state = method.init(jax.random.key(1), batch()["views"][0][:1])
-    params["predictor"] = jax.tree.map(jnp.zeros_like, params["predictor"])
-    loss, _ = method.loss(params, state, batch(), jax.random.key(2))
-    np.testing.assert_allclose(loss, method.chance_level, rtol=1e-6)
+    np.testing.assert_array_equal(again, both[order])
 
 
 @pytest.mark.parametrize(

@@ -21,22 +21,47 @@ def make(num_images=IMAGES, **options):
 
 def draw(number):
     """The batch of step 0, 1, ... of an epoch of three."""
-    rngs = jax.random.split(jax.random.key(number), 3)
-    views = tuple(jax.random.normal(r, (BATCH, s, s, 1)) for r, s in zip(rngs, (16, 16, 8), strict=True))
-    return {"views": views, "index": jnp.arange(BATCH) + BATCH * (number % 3)}
+    rng = np.random.default_rng(number)
+    views = tuple(rng.normal(size=(BATCH, size, size, 1)).astype(np.float32) for size in (8, 8, 4))
+    return {"views": views, "index": np.arange(BATCH) + BATCH * (number % 3)}
 
 
 @functools.cache
-def course(steps, **options):
-    """[(state before, loss, metrics, state after loss, state after update)] of steps without an optimizer."""
-    method = make(**options)
-    params, state = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
-    loss, update = jax.jit(method.loss), jax.jit(method.update)
+def start():
+    """Any params and memory, and no labels; what `init` makes of them, the first step of a run below has."""
+    rng = np.random.default_rng(0)
+
+    def fill(x):
+        return (rng.normal(size=x.shape) if x.dtype == np.float32 else np.zeros(x.shape)).astype(x.dtype)
+
+    params, state = jax.eval_shape(make().init, jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    state = {**jax.tree.map(fill, {**state, "rng": np.zeros(0)}), "rng": jax.random.key(0)}
+    return jax.tree.map(fill, params), {**state, "assignments": state["assignments"] - 1}
+
+
+@functools.cache
+def course():
+    """[(state before, loss, metrics, state after loss, state after update, projections)] of four steps without an
+    optimizer. The projections [3 * BATCH, 8] are the networks', crops of one size together."""
+    method = make()
+
+    @jax.jit
+    def loss(params, state, batch):
+        def apply(name, x):
+            variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
+            return method.networks[name].apply(variables, x, train=True, mutable=["batch_stats"])[0]
+
+        *large, small = batch["views"]
+        h = jnp.concatenate([apply("backbone", x) for x in (jnp.concatenate(large), small)])
+        return *method.loss(params, state, batch, jax.random.key(1)), apply("projector", h)
+
+    update = jax.jit(method.update)
+    params, state = start()
     history = []
-    for number in range(steps):
-        value, (middle, metrics) = loss(params, state, draw(number), jax.random.key(1))
-        after = update(params, middle, number + 1)
-        history.append((state, value, metrics, middle, after))
+    for number in range(4):
+        value, (middle, metrics), z = jax.device_get(loss(params, state, draw(number)))
+        after = jax.device_get(update(params, middle, number + 1))
+        history.append((state, value, metrics, middle, after, z))
         state = after
     return history
 
@@ -51,7 +76,7 @@ def cross_entropy(scores, labels):
 
 
 def test_memory_keeps_the_large_crops_of_the_images_seen():
-    for number, (before, _, metrics, middle, _) in enumerate(course(3)):
+    for number, (before, _, metrics, middle, *_) in enumerate(course()[:3]):
         here = np.arange(BATCH) + BATCH * number
         np.testing.assert_allclose(middle["memory"]["rows"][:, here], metrics["embeddings"], atol=1e-5)
         others = np.setdiff1d(np.arange(IMAGES), here)
@@ -61,12 +86,12 @@ def test_memory_keeps_the_large_crops_of_the_images_seen():
 
 
 def test_no_label_and_no_gradient_before_the_first_clustering():
-    assert [float(value) for _, value, *_ in course(3)] == [0.0, 0.0, 0.0]
-    assert np.all(course(3)[1][-1]["assignments"] == -1)
+    assert [float(value) for _, value, *_ in course()[:3]] == [0.0, 0.0, 0.0]
+    assert np.all(course()[1][4]["assignments"] == -1)
 
 
 def test_each_epoch_centroids_of_the_memory_become_the_prototypes_and_assign_all_images():
-    *_, (before, _, _, middle, after) = course(3)
+    before, _, _, middle, after, _ = course()[2]
     for head, count in enumerate((4, 3, 2)):
         rows = np.asarray(middle["memory"]["rows"][head % 2])  # heads take the crops in turn
         centroids, labels = np.asarray(after["prototypes"][head]), np.asarray(after["assignments"][head])
@@ -78,19 +103,9 @@ def test_each_epoch_centroids_of_the_memory_become_the_prototypes_and_assign_all
 
 
 def test_loss_classifies_every_crop_as_its_images_cluster():
-    state, value, metrics, _, after = course(4)[3]
+    state, value, metrics, _, after, z = course()[3]
     jax.tree.map(np.testing.assert_array_equal, after["prototypes"], state["prototypes"])  # until the next epoch
-    method = make()
-    params, _ = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
-    batch = draw(3)
-
-    def apply(name, x):
-        variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
-        return method.networks[name].apply(variables, x, train=True, mutable=["batch_stats"])[0]
-
-    large = apply("backbone", jnp.concatenate(batch["views"][:2]))
-    h = jnp.concatenate([large, apply("backbone", batch["views"][2])])
-    z = unit(np.asarray(apply("projector", h))).reshape(3, BATCH, 8)
+    z = unit(z).reshape(3, BATCH, 8)
     np.testing.assert_allclose(metrics["embeddings"], z[:2], atol=1e-5)
     labels = np.asarray(state["assignments"][:, :BATCH])
     expected = [cross_entropy(z[v] @ state["prototypes"][h].T, labels[h]) for h in range(3) for v in range(3)]
@@ -98,32 +113,44 @@ def test_loss_classifies_every_crop_as_its_images_cluster():
 
 
 def test_a_pass_over_all_images_comes_first_and_the_first_epoch_has_labels():
-    """By the program's own function, on one device, at the optimizer of the scale for ImageNet in batches of 256."""
-    method, config = make(), recipes.imagenet("resnet50", batch_size=256, epochs=800)
+    """By the program's own function, on one device, of large crops, at ImageNet's optimizer for batches of 256."""
+    method, config = make(local_views=0, prototypes=(4, 3)), recipes.imagenet("resnet50", batch_size=256, epochs=800)
     config.optimizer = recipes.larc(config, 0.3, warmup_steps=recipes.imagenet_steps(10, 256))
     tx, _ = optim.create(**config.optimizer.to_dict(), steps=recipes.imagenet_steps(800, 256))
+
+    def draw_large(number):
+        return {**draw(number), "views": draw(number)["views"][:2]}
+
     one_step = step.TrainStep(method=method, tx=tx, augment=lambda _, x: x, axis_name=parallel.AXIS, log_every=100)
     preparing = dataclasses.replace(one_step, method=step.Preparing(method, 3), tx=step.standing_still(tx))
     mesh = parallel.make_mesh(jax.devices()[:1])
-    first = parallel.create_state(lambda: step.create_state(method, tx, jnp.zeros((1, 16, 16, 1)), 0), mesh)
-    params, key = jax.device_get(first.params), jax.random.key_data(first.rng)
-    state = train.prepare(preparing, 3, first, map(draw, range(3)), mesh, run.Termination(), shard_state=False)
+    first = parallel.create_state(lambda: step.create_state(method, tx, jnp.zeros((1, 8, 8, 1)), 0), mesh)
+    params, new, key = jax.device_get((first.params, first.model_state, jax.random.key_data(first.rng)))
+    assert np.all(new["assignments"] == -1) and not np.any(new["memory"]["seen"])
+    for rows in (*new["prototypes"], *new["memory"]["rows"]):
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=-1), 1.0, rtol=1e-5)
+    state = train.prepare(preparing, 3, first, map(draw_large, range(3)), mesh, run.Termination(), shard_state=False)
     assert state.step == 0 and np.array_equal(jax.random.key_data(state.rng), key)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), params)
     assert np.all(state.model_state["memory"]["seen"]) and np.all(state.model_state["assignments"] >= 0)
     mapped, losses = parallel.map_step(one_step, mesh), []
     for number in range(3):
-        state, metrics = mapped(state, draw(number))
+        state, metrics = mapped(state, draw_large(number))
         losses.append(float(metrics["loss"]))
-    assert min(losses) > 0.5  # of log(3) where nothing is learnt
+    assert min(losses) > 0.5  # of log(4) and log(3) where nothing is learnt
     kernels = [(p, q) for p, q in zip(*map(jax.tree.leaves, (params, state.params)), strict=True) if p.ndim > 1]
     for before, after in kernels:
         assert not np.array_equal(before, after)
         np.testing.assert_allclose(np.linalg.norm(after), np.linalg.norm(before), rtol=0.01)
 
 
+def test_small_crops_do_not_take_part_in_the_pass():
+    _, z = jax.eval_shape(make().prepare, *start(), draw(0), jax.random.key(0))
+    assert z.shape == (2, BATCH, 8)
+
+
 def test_prototypes_are_no_parameters():
-    params, state = make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, state = start()
     assert set(params) == {"backbone", "projector"}
     assert [rows.shape for rows in state["prototypes"]] == [(4, 8), (3, 8), (2, 8)]
 

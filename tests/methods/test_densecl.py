@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,20 +8,21 @@ import pytest
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Run
 
-VIEWS = tuple(jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1)))
-POSITIONS = 4  # resnet8 halves 16 pixels three times: a map of 2x2
+VIEWS = tuple(np.random.default_rng(0).normal(size=(2, 8, 8, 8, 1)).astype(np.float32))
+POSITIONS = 16  # resnet8's first stage halves 8 pixels once: a map of 4x4
 
 
 def make(model=(), **options):
     run = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=40)
     options = dict(projector=(12, 6), queue_size=24, temperature=0.3, dense_weight=0.3) | options
-    return METHODS["densecl"](models.create("resnet8", width=0.25, **dict(model)), run, **options)
+    return METHODS["densecl"](models.create("resnet8", stages=(1,), **dict(model)), run, **options)
 
 
-def first(method):
+@functools.cache
+def first():
     """Params, and a state whose teacher is another network."""
-    params, state = method.init(jax.random.key(1), VIEWS[0])
-    other, _ = method.init(jax.random.key(5), VIEWS[0])
+    init = jax.jit(make().init)
+    (params, state), (other, _) = (jax.device_get(init(jax.random.key(seed), VIEWS[0])) for seed in (1, 5))
     return params, {**state, "teacher": {**state["teacher"], "params": other}}
 
 
@@ -40,12 +43,28 @@ def apply(method, params, batch_stats, x):
     return head("projector", jnp.mean(features, axis=1)), features, head("dense_projector", features)
 
 
-def test_loss_is_of_images_and_of_positions_each_with_its_own_queue():
+@functools.cache
+def step():
+    """The loss with its gradient for the teacher, and what `apply` gives: ((loss, aux), gradient), queries, keys."""
     method = make()
-    params, state = first(method)
-    loss, (new_state, metrics) = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
-    q, q_features, q_dense = apply(method, params, state["batch_stats"], VIEWS[0])
-    k, k_features, k_dense = apply(method, state["teacher"]["params"], state["teacher"]["batch_stats"], VIEWS[1])
+
+    @jax.jit
+    def run(params, state, views):
+        def loss(teacher):
+            moved = {**state, "teacher": {**state["teacher"], "params": teacher}}
+            return method.loss(params, moved, {"views": views}, jax.random.key(2))
+
+        teacher = state["teacher"]
+        queries = apply(method, params, state["batch_stats"], views[0])
+        keys = apply(method, teacher["params"], teacher["batch_stats"], views[1])
+        return jax.value_and_grad(loss, has_aux=True)(teacher["params"]), queries, keys
+
+    return jax.device_get(run(*first(), VIEWS))
+
+
+def test_loss_is_of_images_and_of_positions_each_with_its_own_queue():
+    _, state = first()
+    ((loss, (new_state, metrics)), _), (q, q_features, q_dense), (k, k_features, k_dense) = step()
     queue, dense_queue = (np.asarray(state[name]["rows"], np.float64) for name in ("queue", "dense_queue"))
 
     def contrast(query, key, negatives):
@@ -70,20 +89,21 @@ def test_loss_is_of_images_and_of_positions_each_with_its_own_queue():
 
 
 def test_shuffling_changes_which_keys_share_their_batch_statistics():
-    batch = {"views": VIEWS}
-
-    def keys(**options):
-        method = make(**options)
-        params, state = first(method)
-        return method.loss(params, state, batch, jax.random.key(2))[1][1]["embeddings"][1]
-
+    """With one group the order is nothing: the reference above is not shuffled, the method is."""
+    assert make().shuffle
     grouped = {"batch_norm": "grouped", "batch_norm_groups": 4}.items()
-    assert np.max(np.abs(keys(model=grouped) - keys(model=grouped, shuffle=False))) > 1e-3
-    np.testing.assert_allclose(keys(), keys(shuffle=False), atol=1e-4)  # one group: the order is nothing
+
+    @jax.jit
+    def run(params, state, views):
+        methods = make(model=grouped), make(model=grouped, shuffle=False)
+        return [m.loss(params, state, {"views": views}, jax.random.key(2))[1][1]["embeddings"][1] for m in methods]
+
+    shuffled, in_order = jax.device_get(run(*first(), VIEWS))
+    assert np.max(np.abs(shuffled - in_order)) > 1e-3
 
 
 def test_two_projectors_of_one_shape_and_two_queues():
-    params, state = make().init(jax.random.key(0), VIEWS[0])
+    params, state = first()
     expected = {
         "Dense_0": {"kernel": (16, 12), "bias": (12,)},
         "Dense_1": {"kernel": (12, 6), "bias": (6,)},
@@ -97,25 +117,18 @@ def test_two_projectors_of_one_shape_and_two_queues():
 
 
 def test_no_gradient_reaches_the_teacher():
-    method = make()
-    params, state = first(method)
-
-    def loss(teacher):
-        moved = {**state, "teacher": {**state["teacher"], "params": teacher}}
-        return method.loss(params, moved, {"views": VIEWS}, jax.random.key(2))[0]
-
-    for leaf in jax.tree.leaves(jax.grad(loss)(state["teacher"]["params"])):
+    (_, gradient), *_ = step()
+    for leaf in jax.tree.leaves(gradient):
         np.testing.assert_array_equal(leaf, 0.0)
 
 
 def test_the_teacher_moves_with_a_constant_decay():
-    method = make(decay=0.9)
-    params, state = method.init(jax.random.key(0), VIEWS[0])
-    for step in (1, 100):
-        moved = method.update(jax.tree.map(lambda p: p + 1.0, params), state, step)["teacher"]["params"]
-        change = jax.tree.map(lambda new, old: new - old, moved, state["teacher"]["params"])
-        for leaf in jax.tree.leaves(change):
-            np.testing.assert_allclose(leaf, 0.1, atol=1e-6)
+    params, state = first()
+    update = jax.jit(make(decay=0.9).update)
+    for number in (1, 100):
+        moved = update(params, state, number)["teacher"]["params"]
+        expected = jax.tree.map(lambda t, p: 0.9 * t + 0.1 * p, state["teacher"]["params"], params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), moved, expected)
 
 
 def test_chance_level_is_the_loss_of_equal_embeddings():

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +7,13 @@ import pytest
 
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Run
+from tests.methods import drawn
 
 RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
+RNG = np.random.default_rng(0)
+VIEWS = tuple(RNG.normal(size=(6, size, size, 1)).astype(np.float32) for size in (16, 16, 8, 8))
+MASKS = RNG.random((2, 6, 16)) < 0.4
+MASKS[:, 0] = False  # the first image has none
 
 
 def vit(**options):
@@ -20,27 +27,40 @@ def make(backbone=None, **options):
     return METHODS["ibot"](backbone or vit(), RUN, **options)
 
 
-def draw_batch():
-    keys = jax.random.split(jax.random.key(0), 6)
-    views = tuple(jax.random.normal(key, (6, size, size, 1)) for key, size in zip(keys, [16, 16, 8, 8], strict=False))
-    masks = [jax.random.bernoulli(key, 0.4, (6, 16)) for key in keys[4:]]
-    return {"views": views, "masks": tuple(mask.at[0].set(False) for mask in masks)}  # the first image has none
+@functools.cache
+def setup():
+    """(params, state after some steps, what is made of them in a step and beside it)"""
+    method = make(
+        patch_weight=0.5,
+        teacher_temperature=0.06,
+        patch_teacher_temperature=0.08,
+        warmup_patch_teacher_temperature=0.04,
+    )
+    params, state = drawn.draw(method, VIEWS[0][:1])
+    state["step"] = np.array(5, np.int32)
 
+    @jax.jit
+    def run(params, state, batch, rng):
+        def loss(mask_token):
+            return method.loss({**params, "mask_token": mask_token}, state, batch, rng)
 
-def after_some_steps(method):
-    params, state = method.init(jax.random.key(1), draw_batch()["views"][0][:1])
-    other, _ = method.init(jax.random.key(2), draw_batch()["views"][0][:1])
-    state["teacher"]["params"] = {name: other[name] for name in state["teacher"]["params"]}
-    params["mask_token"] = jax.random.normal(jax.random.key(3), params["mask_token"].shape)
-    for name, seed in (("center", 4), ("patch_center", 5)):
-        state[name] = 0.1 * jax.random.normal(jax.random.key(seed), state[name].shape)
-    return params, {**state, "step": jnp.asarray(5, jnp.int32)}
+        def scores(params, *views, **options):
+            """Of the class token and of the patches: [views, batch, 1 + patches, prototypes]."""
+            backbone, x = {"params": params["backbone"]}, jnp.concatenate(views)
+            tokens = method.backbone.apply(backbone, x, tokens=True, **options)
+            return method.networks["head"].apply({"params": params["head"]}, tokens.reshape(-1, 6, *tokens.shape[1:]))
 
+        (x1, x2, *small), mask = batch["views"], jnp.concatenate(batch["masks"])
+        return {
+            "loss": jax.value_and_grad(loss, has_aux=True)(params["mask_token"]),
+            "masked": scores(params, x1, x2, mask=mask, mask_token=params["mask_token"]),
+            "small": scores(params, *small),
+            "teacher": scores(state["teacher"]["params"], x1, x2),
+            "updated": method.update(params, state, 1),
+        }
 
-def scores_of(method, params, x, mask=None, token=None):
-    """Of the class token and of the patches: [batch, 1 + patches, prototypes]."""
-    tokens = method.backbone.apply({"params": params["backbone"]}, x, tokens=True, mask=mask, mask_token=token)
-    return np.asarray(method.networks["head"].apply({"params": params["head"]}, tokens), np.float64)
+    batch = {"views": VIEWS, "masks": tuple(MASKS)}
+    return params, state, jax.device_get(run(params, state, batch, jax.random.key(6)))
 
 
 def softmax(x):
@@ -53,47 +73,36 @@ def entropy(targets, scores):
 
 
 def test_loss_is_dinos_of_masked_large_crops_plus_that_of_the_masked_patches():
-    method = make(
-        patch_weight=0.5,
-        teacher_temperature=0.06,
-        patch_teacher_temperature=0.08,
-        warmup_patch_teacher_temperature=0.04,
-    )
-    batch = draw_batch()
-    params, state = after_some_steps(method)
-    loss, (new, metrics) = method.loss(params, state, batch, jax.random.key(6))
-    (x1, x2, x3, x4), masks = batch["views"], batch["masks"]
-    token = params["mask_token"]
-    masked = [scores_of(method, params, x, m, token) for x, m in zip((x1, x2), masks, strict=True)]
-    student = [*masked, scores_of(method, params, x3), scores_of(method, params, x4)]
-    teacher = [scores_of(method, state["teacher"]["params"], x) for x in (x1, x2)]
+    _, state, made = setup()
+    (loss, (new, metrics)), _ = made["loss"]
+    masked, small, teacher = (made[name].astype(np.float64) for name in ("masked", "small", "teacher"))
+    student = [*masked, *small]
     temperature, patch_temperature = 0.045, 0.05  # step 5 of 20 between 0.04 and 0.06, and 0.08
-    targets = [softmax((t[:, 0] - np.asarray(state["center"])) / temperature) for t in teacher]
+    targets = softmax((teacher[:, :, 0] - state["center"]) / temperature)
     class_loss = np.mean(
         [np.mean(entropy(t, s[:, 0])) for i, t in enumerate(targets) for j, s in enumerate(student) if i != j]
     )
     np.testing.assert_allclose(metrics["class_loss"], class_loss, rtol=1e-4)
     of_images = []
-    for t, s, mask in zip(teacher, masked, masks, strict=True):
-        target = softmax((t[:, 1:] - np.asarray(state["patch_center"])) / patch_temperature)
+    for t, s, mask in zip(teacher, masked, MASKS, strict=True):
+        target = softmax((t[:, 1:] - state["patch_center"]) / patch_temperature)
         terms = entropy(target, s[:, 1:])
-        of_images += [np.mean(row[m]) if m.any() else 0.0 for row, m in zip(terms, np.asarray(mask), strict=True)]
+        of_images += [np.mean(row[m]) if m.any() else 0.0 for row, m in zip(terms, mask, strict=True)]
     np.testing.assert_allclose(metrics["patch_loss"], np.mean(of_images), rtol=1e-4)
     np.testing.assert_allclose(loss, class_loss + 0.5 * np.mean(of_images), rtol=1e-4)
 
-    mean = np.mean([t[:, 0] for t in teacher], axis=(0, 1))
+    mean = teacher[:, :, 0].mean(axis=(0, 1))
     np.testing.assert_allclose(new["center"], 0.9 * state["center"] + 0.1 * mean, rtol=1e-3, atol=1e-5)
-    mean = np.mean([t[:, 1:] for t in teacher], axis=(0, 1, 2))  # of all patches
+    mean = teacher[:, :, 1:].mean(axis=(0, 1, 2))  # of all patches
     np.testing.assert_allclose(new["patch_center"], 0.9 * state["patch_center"] + 0.1 * mean, rtol=1e-3, atol=1e-5)
 
 
 def test_mask_token_is_the_students_alone_and_learns():
-    method = make()
-    params, state = after_some_steps(method)
-    gradient = jax.grad(lambda p: method.loss(p, state, draw_batch(), jax.random.key(6))[0])(params)
-    assert params["mask_token"].shape == (16,) and jnp.all(gradient["mask_token"] != 0)
+    params, state, made = setup()
+    _, of_token = made["loss"]
+    assert params["mask_token"].shape == (16,) and np.all(of_token != 0)
     assert "mask_token" not in state["teacher"]["params"]
-    new = method.update(params, state, 1)
+    new = made["updated"]
     assert new["step"] == 1 and set(new["teacher"]["params"]) == {"backbone", "head"}
 
 

@@ -40,21 +40,24 @@ def lloyd(x, centroids, iterations, spherical):
     return centroids, assign()
 
 
-@pytest.mark.parametrize("block_size", [7, 300, 4096])
 @pytest.mark.parametrize("spherical", [True, False])
-@pytest.mark.parametrize("iterations", [0, 1, 4])
-def test_equals_lloyd_from_the_same_start(spherical, iterations, block_size):
+def test_equals_lloyd_from_the_same_start(spherical):
     x = draw()
     start = x[:6].copy()
     start[5] = -start[5] * 100  # far from all points: its cluster stays empty
-    expected, labels = lloyd(x, start, iterations, spherical)
-    assert 5 not in labels and len(set(labels)) == 5
-    centroids, assignments = kmeans(
-        RNG, x, 6, iterations=iterations, spherical=spherical, init=start, block_size=block_size
-    )
-    assert centroids.dtype == jnp.float32 and jnp.issubdtype(assignments.dtype, jnp.integer)
-    np.testing.assert_allclose(centroids, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(assignments, labels)
+    cases = [(0, 7), (1, 300), (4, 7), (4, 4096)]  # moves, and points a block
+
+    @jax.jit
+    def run(x, start):
+        options = dict(spherical=spherical, init=start)
+        return [kmeans(RNG, x, 6, iterations=moves, block_size=block, **options) for moves, block in cases]
+
+    for (moves, _), (centroids, assignments) in zip(cases, run(x, start), strict=True):
+        expected, labels = lloyd(x, start, moves, spherical)
+        assert 5 not in labels and len(set(labels)) == 5
+        assert centroids.dtype == jnp.float32 and jnp.issubdtype(assignments.dtype, jnp.integer)
+        np.testing.assert_allclose(centroids, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(assignments, labels)
 
 
 def test_converges_where_scikit_learn_does():
@@ -73,7 +76,8 @@ def test_rows_that_are_not_valid_do_not_count(spherical):
     expected, labels = lloyd(x[valid], x[1:4], 5, spherical)
     start = x[1:4].copy()
     x[~valid] = [1e6, 0, 0, 0, 0]  # would carry a centroid away
-    centroids, assignments = kmeans(RNG, x, 3, iterations=5, spherical=spherical, valid=valid, init=start)
+    found = kmeans(RNG, x, 3, iterations=5, spherical=spherical, valid=valid, init=start)
+    centroids, assignments = jax.device_get(found)
     np.testing.assert_allclose(centroids, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(assignments[valid], labels)
     assert np.all(assignments[~valid] == -1)
@@ -95,11 +99,11 @@ def test_starts_from_distinct_valid_points():
 def test_fewer_valid_points_than_clusters():
     x = draw(points=20)
     valid = np.arange(20) < 3
-    centroids, assignments = kmeans(RNG, x, 8, iterations=4, valid=valid)
-    assert len(set(np.asarray(assignments)[:3])) == 3  # each its own
-    copies = np.asarray(centroids) @ unit(x[:3]).T  # all centroids are these three, none a point that does not count
+    centroids, assignments = jax.device_get(kmeans(RNG, x, 8, iterations=4, valid=valid))
+    assert len(set(assignments[:3])) == 3  # each its own
+    copies = centroids @ unit(x[:3]).T  # all centroids are these three, none a point that does not count
     np.testing.assert_allclose(np.max(copies, axis=1), np.ones(8), rtol=1e-6)
-    np.testing.assert_allclose(copies[np.asarray(assignments)[:3], range(3)], np.ones(3), rtol=1e-6)
+    np.testing.assert_allclose(copies[assignments[:3], range(3)], np.ones(3), rtol=1e-6)
 
 
 @pytest.mark.parametrize("spherical", [True, False])
@@ -111,9 +115,10 @@ def test_no_array_of_all_distances(spherical):
 
 
 def test_bfloat16_is_computed_in_float32():
-    x = jnp.asarray(draw(), jnp.bfloat16)
+    x = draw().astype(jnp.bfloat16)
+    wide = x.astype(np.float32)
     centroids, assignments = kmeans(RNG, x, 4, iterations=3, init=x[:4])
-    expected, labels = kmeans(RNG, x.astype(jnp.float32), 4, iterations=3, init=x[:4].astype(jnp.float32))
+    expected, labels = kmeans(RNG, wide, 4, iterations=3, init=wide[:4])
     np.testing.assert_array_equal(centroids, expected)
     np.testing.assert_array_equal(assignments, labels)
 
@@ -125,19 +130,19 @@ def test_bfloat16_is_computed_in_float32():
         ((4, 3), 5, {}, "5 clusters"),
         ((4, 3), 0, {}, "0 clusters"),
         ((4,), 2, {}, "points"),
-        ((4, 3), 2, {"init": jnp.ones((2, 4))}, "init"),
-        ((4, 3), 2, {"valid": jnp.ones(3, bool)}, "valid"),
+        ((4, 3), 2, {"init": np.ones((2, 4), np.float32)}, "init"),
+        ((4, 3), 2, {"valid": np.ones(3, bool)}, "valid"),
     ],
 )
 def test_refusals(points, k, options, message):
     with pytest.raises(ValueError, match=message):
-        kmeans(RNG, jnp.ones(points), k, iterations=1, **options)
+        kmeans(RNG, np.ones(points, np.float32), k, iterations=1, **options)
 
 
-@pytest.mark.parametrize("block_size", [7, 4096])
-def test_nearest_is_the_least_distance_and_the_first_of_equals(block_size):
+def test_nearest_is_the_least_distance_and_the_first_of_equals():
     x = draw(points=50)
     centroids = np.concatenate([x[:4], x[:4]])
     expected = np.argmin(np.sum((x[:, None] - centroids[:4]) ** 2, axis=-1), axis=1)
-    found = nearest(jnp.asarray(x), jnp.asarray(centroids), block_size=block_size)
-    np.testing.assert_array_equal(found, expected)
+    run = jax.jit(lambda *arrays: [nearest(*arrays, block_size=block_size) for block_size in (7, 4096)])
+    for found in run(x, centroids):
+        np.testing.assert_array_equal(found, expected)

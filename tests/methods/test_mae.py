@@ -1,15 +1,17 @@
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import losses, models
+from ssl_jax import models
 from ssl_jax.methods import METHODS, Run
 from ssl_jax.methods.mae import Decoder
-from ssl_jax.models.patches import patchify, unpatchify
+from tests.methods import drawn
 
 RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 MASK = np.array([[1, 1, 0, 1] * 4, [0, 1, 1, 1] * 4, [1, 1, 1, 0] * 4, [1, 0, 1, 1] * 4], bool)  # 12 of 16 each
+X = (5.0 + 2.0 * np.random.default_rng(0).normal(size=(4, 16, 16, 1))).astype(np.float32)
 
 
 def make(**options):
@@ -19,57 +21,82 @@ def make(**options):
     return METHODS["mae"](backbone, RUN, decoder_dim=16, decoder_depth=1, decoder_heads=2, **options)
 
 
-def draw():
-    return jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
+@functools.cache
+def predictor():
+    """(params, state, predict: images -> prediction)"""
+    method = make()
+    params, state = drawn.draw(method, X[:1])
+    predict = jax.jit(lambda params, x, mask: method.predict(params, x, mask, None, None)[0])
+    return params, state, lambda x: np.asarray(predict(params, x, MASK))
+
+
+@functools.cache
+def step():
+    """{normalize: (loss, metrics)}, pictures"""
+    params, state, _ = predictor()
+
+    @jax.jit
+    def run(params, batch, rng):
+        of_loss = {normalize: make(normalize=normalize).loss(params, state, batch, rng) for normalize in (True, False)}
+        losses = {normalize: (loss, metrics) for normalize, (loss, (_, metrics)) in of_loss.items()}
+        return losses, make().pictures(params, state, batch, rng)
+
+    return jax.device_get(run(params, {"views": (X,), "masks": (MASK,)}, jax.random.key(2)))
+
+
+def patchify(x):
+    """[batch, patches, pixels]"""
+    return x.reshape(4, 4, 4, 4, 4).swapaxes(2, 3).reshape(4, 16, 16)
+
+
+def normalized():
+    """(the patches, their means, their deviations), in float64"""
+    patches = patchify(X).astype(np.float64)
+    mean, deviation = patches.mean(-1, keepdims=True), np.sqrt(patches.var(-1, ddof=1, keepdims=True) + 1e-6)
+    return (patches - mean) / deviation, mean, deviation
 
 
 def test_hidden_pixels_are_not_seen():
-    method, x = make(), draw()
-    params, _ = method.init(jax.random.key(1), x[:1])
-    hidden = unpatchify(jnp.broadcast_to(jnp.asarray(MASK)[..., None], (4, 16, 16)), (16, 16), 4)
-    predict = lambda x: method.predict(params, x, jnp.asarray(MASK), None, None)[0]  # noqa: E731
-    other = jnp.where(hidden, 100.0, x)
-    np.testing.assert_allclose(predict(other), predict(x), atol=1e-5)
-    assert np.abs(np.asarray(predict(jnp.where(hidden, x, 100.0)) - predict(x))).max() > 1e-2
+    predict = predictor()[-1]
+    hidden = MASK.reshape(4, 4, 4).repeat(4, axis=1).repeat(4, axis=2)[..., None]
+    prediction, other = predict(X), np.float32(100.0)
+    np.testing.assert_allclose(predict(np.where(hidden, other, X)), prediction, atol=1e-5)
+    assert np.abs(predict(np.where(hidden, X, other)) - prediction).max() > 1e-2
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_loss_is_that_of_the_hidden_patches(normalize):
-    method, x = make(normalize=normalize), draw()
-    params, state = method.init(jax.random.key(1), x[:1])
-    batch = {"views": (x,), "masks": (jnp.asarray(MASK),)}
-    loss, (_, metrics) = method.loss(params, state, batch, jax.random.key(2))
-    prediction, _ = method.predict(params, x, jnp.asarray(MASK), None, None)
-    patches = patchify(x, 4)
-    expected = losses.masked_pixels(prediction, patches, jnp.asarray(MASK), normalize=normalize)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    deviations = np.asarray(patches)[MASK] - np.asarray(patches)[MASK].mean(-1, keepdims=True)
-    spread = np.mean(deviations**2) if not normalize else 15 / 16  # of a unit, unbiased variance
+    loss, metrics = step()[0][normalize]
+    patches = patchify(X).astype(np.float64)
+    target = normalized()[0] if normalize else patches
+    np.testing.assert_allclose(loss, np.mean((predictor()[-1](X) - target)[MASK] ** 2), rtol=1e-5)
+    # Of the mean of each patch; normalized it is 0, and the patches of a unit, unbiased variance.
+    spread = 15 / 16 if normalize else np.mean((patches - patches.mean(-1, keepdims=True))[MASK] ** 2)
     np.testing.assert_allclose(metrics["patch_mean_loss"], spread, rtol=1e-4)
 
 
 def test_the_decoder_puts_each_seen_token_in_its_place():
     decoder = Decoder(dim=4, depth=0, heads=1, pixels=4, grid=(2, 3))
-    mask = jnp.array([[True, False, True, False, False, True]])
-    tokens = jax.random.normal(jax.random.key(0), (1, 4, 8))
-    params = decoder.init(jax.random.key(1), tokens, mask)["params"]
-
-    def out(tokens):
-        return decoder.apply({"params": params}, tokens, mask)
-
-    for place, token in ((1, 1), (3, 2), (4, 3)):
-        changed = np.any(np.abs(out(tokens.at[0, token].add(1.0)) - out(tokens)) > 1e-6, axis=(0, 2))
-        np.testing.assert_array_equal(changed, np.arange(6) == place)
+    places, numbers = (1, 3, 4), (1, 2, 3)  # of the tokens, of which the first is the class token
+    tokens = np.random.default_rng(0).normal(size=(1, 4, 8)).repeat(4, axis=0).astype(np.float32)
+    mask = np.array([[True, False, True, False, False, True]]).repeat(4, axis=0)
+    for row, number in enumerate(numbers):
+        tokens[1 + row, number] += 1.0
+    apply = jax.jit(lambda rng, tokens, mask: decoder.init_with_output(rng, tokens, mask)[0])
+    whole, *changed = np.asarray(apply(jax.random.key(1), tokens, mask))
+    for out, place in zip(changed, places, strict=True):
+        np.testing.assert_array_equal(np.any(np.abs(out - whole) > 1e-6, axis=-1), np.arange(6) == place)
 
 
 def test_the_picture_keeps_what_was_seen_and_undoes_the_normalization():
-    method, x = make(), 5.0 + 2.0 * draw()
-    params, state = method.init(jax.random.key(1), x[:1])
-    pictures = method.pictures(params, state, {"views": (x,), "masks": (jnp.asarray(MASK),)}, jax.random.key(2))
-    drawn, seen = (np.asarray(patchify(pictures[name], 4)) for name in ("reconstruction", "seen"))
-    np.testing.assert_allclose(drawn[~MASK], np.asarray(patchify(x, 4))[~MASK], rtol=1e-6)
-    assert np.all(seen[MASK] == 0.0)
-    assert 4.0 < drawn[MASK].mean() < 6.0
+    _, pictures = step()
+    _, mean, deviation = normalized()
+    image, seen, drawn_ = (patchify(pictures[name]) for name in ("image", "seen", "reconstruction"))
+    np.testing.assert_array_equal(image, patchify(X))
+    np.testing.assert_allclose(drawn_[~MASK], image[~MASK], rtol=1e-6)
+    assert np.all(seen[MASK] == 0.0) and np.all(seen[~MASK] == image[~MASK])
+    expected = predictor()[-1](X) * deviation + mean
+    np.testing.assert_allclose(drawn_[MASK], expected[MASK], rtol=1e-4, atol=1e-4)
 
 
 def test_a_resnet_is_refused():

@@ -6,9 +6,10 @@ import pytest
 
 from ssl_jax import models, optim
 from ssl_jax.methods import METHODS, Run
+from tests.methods import drawn
 
 RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
-VIEWS = tuple(jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1)))
+VIEWS = np.random.default_rng(0).normal(size=(2, 8, 16, 16, 1)).astype(np.float32)
 
 
 def resnet(**options):
@@ -24,48 +25,49 @@ def vit(**options):
     return METHODS["moco_v3"](backbone, RUN, **options)
 
 
-def apply(networks, params, batch_stats, x):
-    for name, module in networks.items():
-        variables = {"params": params[name], "batch_stats": batch_stats[name]}
-        x, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
-    x = np.asarray(x, np.float64)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+def shapes_of(method):
+    """(params, state)"""
+    return jax.eval_shape(method.init, jax.random.key(0), VIEWS[0])
 
 
 @pytest.mark.parametrize("make", [resnet, vit])
 def test_loss_is_two_temperatures_times_the_cross_entropy_of_both_directions(make):
     method = make(temperature=0.3)
-    params, state = method.init(jax.random.key(1), VIEWS[0])
-    # A teacher unlike the online network, so that it shows which of them made the keys.
-    teacher = jax.tree.map(lambda p: 1.5 * p + 0.1, state["teacher"]["params"])
-    state = {**state, "teacher": {**state["teacher"], "params": teacher}}
-    loss, (_, metrics) = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
-    q = [apply(method.networks, params, state["batch_stats"], x) for x in VIEWS]
-    k = [apply(method.teacher_networks, teacher, state["teacher"]["batch_stats"], x) for x in VIEWS]
+
+    def apply(networks, variables, x):
+        for name, module in networks.items():
+            of_module = {"params": variables["params"][name], "batch_stats": variables["batch_stats"][name]}
+            x, _ = module.apply(of_module, x, train=True, mutable=["batch_stats"])
+        return x
+
+    @jax.jit
+    def run(params, state, views):
+        def loss(teacher):
+            moved = {**state, "teacher": {**state["teacher"], "params": teacher}}
+            return method.loss(params, moved, {"views": tuple(views)}, jax.random.key(2))
+
+        online = {"params": params, "batch_stats": state["batch_stats"]}
+        return (
+            jax.value_and_grad(loss, has_aux=True)(state["teacher"]["params"]),
+            jax.vmap(lambda x: apply(method.networks, online, x))(views),
+            jax.vmap(lambda x: apply(method.teacher_networks, state["teacher"], x))(views),
+        )
+
+    ((loss, (_, metrics)), of_teacher), *outputs = jax.device_get(run(*drawn.draw(method, VIEWS[0]), VIEWS))
+    q, k = (x / np.linalg.norm(x.astype(np.float64), axis=-1, keepdims=True) for x in outputs)
     expected = 0.0
     for queries, keys in ((q[0], k[1]), (q[1], k[0])):
         logits = queries @ keys.T / 0.3
         expected += 2 * 0.3 * np.mean(np.log(np.sum(np.exp(logits), axis=1)) - np.diagonal(logits))
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     assert metrics["embeddings"].shape == (2, 8, 8)
-
-
-def test_no_gradient_reaches_the_teacher():
-    method = resnet()
-    params, state = method.init(jax.random.key(1), VIEWS[0])
-
-    def loss(teacher):
-        moved = {**state, "teacher": {**state["teacher"], "params": teacher}}
-        return method.loss(params, moved, {"views": VIEWS}, jax.random.key(2))[0]
-
-    for leaf in jax.tree.leaves(jax.grad(loss)(state["teacher"]["params"])):
-        np.testing.assert_array_equal(leaf, 0.0)
+    for leaf in jax.tree.leaves(of_teacher):
+        np.testing.assert_array_equal(leaf, 0.0, "no gradient reaches the teacher")
 
 
 def test_heads_are_the_authors():
     def layers(method, head):
-        params, _ = method.init(jax.random.key(0), VIEWS[0])
-        return jax.tree.map(jnp.shape, params[head])
+        return jax.tree.map(jnp.shape, shapes_of(method)[0][head])
 
     norm = {"scale": (16,), "bias": (16,)}
     # The last BatchNorm has no parameters, and so no entry; no linear layer has a bias.
@@ -81,38 +83,41 @@ def test_heads_are_the_authors():
         "BatchNorm_1": norm,
         "Dense_2": {"kernel": (16, 8)},
     }
-    stats = {name: make().init(jax.random.key(0), VIEWS[0])[1]["batch_stats"] for name, make in HEADS.items()}
-    assert [len(stats[name]["projector"]) for name in HEADS] == [2, 3]  # a BatchNorm after every layer
-    assert [len(stats[name]["predictor"]) for name in HEADS] == [1, 2]  # the ResNet's predictor ends without
-    assert "predictor" not in resnet().init(jax.random.key(0), VIEWS[0])[1]["teacher"]["params"]
+    stats = [shapes_of(make())[1]["batch_stats"] for make in (resnet, vit)]
+    assert [len(of_both["projector"]) for of_both in stats] == [2, 3]  # a BatchNorm after every layer
+    assert [len(of_both["predictor"]) for of_both in stats] == [1, 2]  # the ResNet's predictor ends without
+    assert "predictor" not in shapes_of(resnet())[1]["teacher"]["params"]
 
 
-HEADS = {"resnet": resnet, "vit": vit}
-
-
-@pytest.mark.parametrize("step, decay", [(0, 0.9), (50, 0.95), (100, 1.0)])
-def test_decay_goes_by_half_a_cosine_to_1(step, decay):
-    method = resnet(decay=0.9)
-    params, state = method.init(jax.random.key(0), VIEWS[0])
-    moved = method.update(jax.tree.map(lambda p: p + 1.0, params), state, step)["teacher"]["params"]
-    change = jax.tree.map(lambda new, old: new - old, moved, state["teacher"]["params"])
-    for leaf in jax.tree.leaves(change):
-        np.testing.assert_allclose(leaf, 1.0 - decay, atol=1e-6)
+def test_decay_goes_by_half_a_cosine_to_1():
+    method, steps = resnet(decay=0.9), np.array([0, 50, 100])
+    params, state = drawn.draw(method, VIEWS[0])
+    teacher = state["teacher"]["params"]
+    online = {**params, **jax.tree.map(lambda p: p + 1, teacher)}
+    move = jax.jit(jax.vmap(method.update, in_axes=(None, None, 0)))
+    moved = move(online, state, steps)["teacher"]["params"]
+    for new, old in zip(jax.tree.leaves(moved), jax.tree.leaves(teacher), strict=True):
+        change = np.asarray(new) - old
+        expected = 1.0 - np.array([0.9, 0.95, 1.0]).reshape(3, *[1] * old.ndim)
+        np.testing.assert_allclose(change, np.broadcast_to(expected, change.shape), atol=1e-6)
 
 
 def test_the_patch_projection_of_a_vit_never_moves():
     method = vit()
-    params, state = method.init(jax.random.key(0), VIEWS[0])
+    params, _ = drawn.draw(method, VIEWS[0])
     tx, _ = optim.create(
         "adamw", lr=0.1, warmup_steps=0, steps=RUN.steps, weight_decay=0.1, frozen_steps=method.frozen_steps
     )
-    opt_state = tx.init(params)
-    grad = jax.jit(jax.grad(lambda p: method.loss(p, state, {"views": VIEWS}, jax.random.key(1))[0]))
-    moved = params
-    for _ in range(2):
-        updates, opt_state = tx.update(grad(moved), opt_state, moved)
-        moved = optax.apply_updates(moved, updates)
-    same = jax.tree.map(np.array_equal, moved["backbone"], params["backbone"])
+
+    @jax.jit
+    def two_steps(params):
+        opt_state, gradient = tx.init(params), jax.tree.map(jnp.ones_like, params)
+        for _ in range(2):
+            updates, opt_state = tx.update(gradient, opt_state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    same = jax.tree.map(np.array_equal, two_steps(params)["backbone"], params["backbone"])
     assert all(jax.tree.leaves(same.pop("patch_embed")))
     assert not any(jax.tree.leaves(same))
     assert max(method.frozen_steps.values()) > RUN.steps
@@ -120,7 +125,7 @@ def test_the_patch_projection_of_a_vit_never_moves():
 
 
 def test_a_vits_kernels_are_xaviers():
-    params = vit().init(jax.random.key(0), VIEWS[0])[0]["backbone"]
+    params = jax.device_get(vit().init(jax.random.key(0), VIEWS[0])[0]["backbone"])
     block = params["blocks_0"]
     fans = [  # kernel, fan-in + fan-out
         (params["patch_embed"]["proj"]["kernel"], 8 * 8 + 24),

@@ -19,25 +19,41 @@ def make(**options):
 
 
 def draw(step):
-    return {
-        "views": (jax.random.normal(jax.random.key(step), (BATCH, 16, 16, 1)),),
-        "index": jnp.arange(BATCH) + BATCH * (step % 3),
-    }
+    """The batch of step 0, 1, ... of an epoch of three."""
+    views = (np.random.default_rng(step).normal(size=(BATCH, 8, 8, 1)).astype(np.float32),)
+    return {"views": views, "index": np.arange(BATCH) + BATCH * (step % 3)}
 
 
 @functools.cache
-def course(steps):
-    """[(state before, loss, metrics, state after loss, state after update)] of steps without an optimizer."""
+def start():
+    return jax.device_get(make().init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32)))
+
+
+update = jax.jit(make().update)
+
+
+@functools.cache
+def course():
+    """[(state before, loss, metrics, state after loss, state after update, projections)] of five steps without an
+    optimizer."""
     method = make()
-    params, state = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
-    loss, update = jax.jit(method.loss), jax.jit(method.update)
+
+    @jax.jit
+    def loss(params, state, batch):
+        (x,) = batch["views"]
+        for name in ("backbone", "projector"):
+            given = {"params": params[name], "batch_stats": state["batch_stats"][name]}
+            x, _ = method.networks[name].apply(given, x, train=True, mutable=["batch_stats"])
+        return *method.loss(params, state, batch, jax.random.key(1)), x
+
+    params, state = start()
     history = []
-    for step in range(steps):
-        value, (middle, metrics) = loss(params, state, draw(step), jax.random.key(1))
-        after = update(params, middle, step + 1)
-        history.append((state, value, metrics, middle, after))
+    for step in range(5):
+        value, (middle, metrics), z = jax.device_get(loss(params, state, draw(step)))
+        after = jax.device_get(update(params, middle, step + 1))
+        history.append((state, value, metrics, middle, after, z))
         state = after
-    return params, history
+    return history
 
 
 def unit(x):
@@ -45,32 +61,30 @@ def unit(x):
 
 
 def test_the_first_epoch_fills_the_memory_without_a_loss_and_labels_come_at_its_end():
-    _, history = course(3)
+    history = course()[:3]
     assert [float(value) for _, value, *_ in history] == [0.0, 0.0, 0.0]
-    for step, (_, _, metrics, middle, _) in enumerate(history):
+    for step, (_, _, metrics, middle, *_) in enumerate(history):
         np.testing.assert_allclose(middle["features"][BATCH * step :][:BATCH], metrics["embeddings"][0], atol=1e-5)
         assert np.all(middle["labels"] == -1)
-    after = history[2][-1]
-    labels, rows = np.asarray(after["labels"]), np.asarray(after["features"])
+    after = history[2][4]
+    labels, rows = after["labels"], after["features"]
     assert set(labels) == set(range(4))
     for c in range(4):  # means of unit vectors, not unit vectors themselves
         np.testing.assert_allclose(after["centroids"][c], rows[labels == c].mean(axis=0), atol=1e-5)
 
 
 def test_features_are_averaged_and_relabeled_and_centroids_move_to_their_means():
-    _, history = course(5)
+    history = course()
     for step in (3, 4):
-        before, _, metrics, middle, after = history[step]
+        before, _, metrics, middle, after, _ = history[step]
         here = np.arange(BATCH) + BATCH * (step % 3)
-        old, z = np.asarray(before["features"])[here], np.asarray(metrics["embeddings"][0])
+        old, z = before["features"][here], metrics["embeddings"][0]
         new = unit(0.25 * z + 0.75 * old)
         np.testing.assert_allclose(middle["features"][here], new, atol=1e-5)
-        np.testing.assert_array_equal(
-            middle["labels"][here], np.argmax(new @ np.asarray(before["centroids"]).T, axis=1)
-        )
+        np.testing.assert_array_equal(middle["labels"][here], np.argmax(new @ before["centroids"].T, axis=1))
     np.testing.assert_array_equal(history[3][3]["centroids"], history[3][0]["centroids"])
-    moved = make(min_size=1)._move(middle)["centroids"]
-    labels, rows = np.asarray(middle["labels"]), np.asarray(middle["features"])
+    moved = np.asarray(jax.jit(make()._move)(middle)["centroids"])
+    labels, rows = middle["labels"], middle["features"]
     for c in range(4):
         expected = rows[labels == c].mean(axis=0) if np.any(labels == c) else middle["centroids"][c]
         np.testing.assert_allclose(moved[c], expected, atol=1e-5)
@@ -79,14 +93,10 @@ def test_features_are_averaged_and_relabeled_and_centroids_move_to_their_means()
 
 
 def test_loss_is_the_cross_entropy_weighted_by_the_root_of_the_clusters_size():
-    params, history = course(4)
-    state, value, *_ = history[3]
-    method, x = make(), draw(3)["views"][0]
-    for name in ("backbone", "projector"):
-        given = {"params": params[name], "batch_stats": state["batch_stats"][name]}
-        x, _ = method.networks[name].apply(given, x, train=True, mutable=["batch_stats"])
+    params, _ = start()
+    state, value, *_, z = course()[3]
     kernel, bias = (np.asarray(params["classifier"]["Dense_0"][k], np.float64) for k in ("kernel", "bias"))
-    logits = np.maximum(np.asarray(x), 0) @ kernel + bias
+    logits = np.maximum(z, 0) @ kernel + bias
     labels = np.asarray(state["labels"])
     w = (1 / np.sqrt(np.maximum(np.bincount(labels, minlength=4), 1)))[labels[:BATCH]]
     ce = np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(BATCH), labels[:BATCH]]
@@ -97,8 +107,8 @@ def clustered(angles, labels):
     """A state of these features and labels, whose centroids are the clusters' means."""
     rows = np.stack([np.cos(angles), np.sin(angles)] + [np.zeros(24)] * 6, axis=1).astype(np.float32)
     centroids = np.stack([rows[labels == c].mean(axis=0) for c in range(4)])
-    state = {"features": jnp.array(rows), "labels": jnp.array(labels, jnp.int32), "centroids": jnp.array(centroids)}
-    return rows, {**state, "rng": jax.random.key(0), "clustered": jnp.array(True)}
+    state = {"features": rows, "labels": labels.astype(np.int32), "centroids": centroids}
+    return rows, {**start()[1], **state, "clustered": np.array(True)}
 
 
 def test_small_clusters_are_merged_and_get_half_of_the_largest():
@@ -107,9 +117,10 @@ def test_small_clusters_are_merged_and_get_half_of_the_largest():
     angles = np.concatenate([bundle, 1.0 + bundle, [2.0] * 5, [2.3], [4.0] * 6])
     labels = np.array([0] * 12 + [1] * 5 + [2] + [3] * 6)
     rows, state = clustered(angles, labels)
-    update = jax.jit(make(min_size=3).update)
-    after = update({}, state, 7)
-    new = np.asarray(after["labels"])
+    params, _ = start()
+    share_out = jax.jit(make(min_size=3).update)
+    after = jax.device_get(share_out(params, state, 7))
+    new = after["labels"]
     assert new[17] == 1
     np.testing.assert_array_equal(new[12:17], 1)
     np.testing.assert_array_equal(new[18:], 3)
@@ -117,16 +128,16 @@ def test_small_clusters_are_merged_and_get_half_of_the_largest():
     # Both are means, of a norm below 1 as those of all clusters: unit vectors would draw members of other clusters.
     for c, part in ((new[0], rows[:6]), (new[6], rows[6:12])):
         np.testing.assert_allclose(after["centroids"][c], part.mean(axis=0), atol=1e-5)
-    untouched = make(min_size=1).update({}, state, 7)
+    untouched = update(params, state, 7)
     np.testing.assert_array_equal(untouched["labels"], labels)
     # Where k-means finds no two parts, every other member goes.
     equal = np.where(labels == 0, 0.0, angles)
-    split = np.asarray(update({}, clustered(equal, labels)[1], 7)["labels"])
+    split = np.asarray(share_out(params, clustered(equal, labels)[1], 7)["labels"])
     assert sorted(np.bincount(split[:12], minlength=3)[[0, 2]]) == [6, 6]
 
 
 def test_heads_and_chance_level():
-    params, _ = make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = start()
     assert jax.tree.map(jnp.shape, params["classifier"]) == {"Dense_0": {"kernel": (8, 4), "bias": (4,)}}
     np.testing.assert_allclose(make().chance_level, math.log(4))
 

@@ -7,6 +7,7 @@ from ssl_jax import losses, models
 from ssl_jax.data.augment import Augmentation, make_augment
 from ssl_jax.methods import METHODS, Run
 from ssl_jax.methods.vicregl import map_positions
+from tests.methods.drawn import draw
 
 
 def make(backbone=None, **options):
@@ -18,81 +19,95 @@ def make(backbone=None, **options):
 
 def a_batch():
     """Two global views, whose maps are 2 x 2, and a local one of a single position."""
-    views = (
-        *jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1)),
-        jax.random.normal(jax.random.key(1), (8, 8, 8, 1)),
-    )
-    corners = jax.random.uniform(jax.random.key(2), (3, 8, 4), maxval=0.5)
-    mirrored = jnp.broadcast_to(jnp.arange(8) % 2, (3, 8))[..., None]
-    return {"views": views, "boxes": tuple(jnp.concatenate([corners, mirrored], axis=-1))}
+    rng = np.random.default_rng(0)
+    views = tuple(rng.normal(size=(8, side, side, 1)).astype(np.float32) for side in (4, 4, 2))
+    corners = rng.uniform(0, 0.5, (3, 8, 4))
+    mirrored = np.broadcast_to(np.arange(8) % 2, (3, 8))[..., None]
+    return {"views": views, "boxes": tuple(np.concatenate([corners, mirrored], axis=-1).astype(np.float32))}
 
 
 def test_positions_lie_where_the_map_does():
-    boxes = jnp.array([[0.0, 0.0, 1.0, 1.0, 0.0], [0.5, 0.2, 0.4, 0.8, 1.0]])
-    positions = map_positions(boxes, (2, 4)).reshape(2, 2, 4, 2)
+    boxes = np.array([[0.0, 0.0, 1.0, 1.0, 0.0], [0.5, 0.2, 0.4, 0.8, 1.0]], np.float32)
+    positions = np.asarray(jax.jit(map_positions, static_argnums=1)(boxes, (2, 4))).reshape(2, 2, 4, 2)
     np.testing.assert_allclose(positions[0, :, 0], [[0.25, 0.125], [0.75, 0.125]], rtol=1e-6)
     np.testing.assert_allclose(positions[0, 1, :, 1], [0.125, 0.375, 0.625, 0.875], rtol=1e-6)
     np.testing.assert_allclose(positions[1, :, 0, 0], [0.6, 0.8], rtol=1e-6)
     np.testing.assert_allclose(positions[1, 0, :, 1], [0.9, 0.7, 0.5, 0.3], rtol=1e-6)
 
 
-@pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_positions_are_those_of_the_pixels_that_a_view_shows(flip):
+def test_positions_are_those_of_the_pixels_that_a_view_shows():
     """Images of a ramp from left to right and one of another slope down: a view's values tell where it is."""
     rows, columns = np.mgrid[0:32, 0:32]
     image = np.stack([rows, columns], axis=-1)[None].repeat(3, axis=0) * 8
-    augment = make_augment([Augmentation(size=(8, 8), crop_area=(0.3, 0.6), flip=flip)], mean=(0, 0), std=(1, 1))
-    batch = augment(jax.random.key(0), {"image": jnp.asarray(image, jnp.uint8), "index": jnp.arange(3)})
-    positions = map_positions(batch["boxes"][0], (8, 8)).reshape(3, 8, 8, 2)
-    shown = (batch["views"][0] * 255 / 8 + 0.5) / 32
-    # Not the edges, where the box cuts the interpolation's kernel off.
-    np.testing.assert_allclose(positions[:, 1:-1, 1:-1], shown[:, 1:-1, 1:-1], atol=0.01)
+    flipped_or_not = [Augmentation(size=(8, 8), crop_area=(0.3, 0.6), flip=flip) for flip in (0.0, 1.0)]
+    augment = make_augment(flipped_or_not, mean=(0, 0), std=(1, 1))
+
+    @jax.jit
+    def run(batch):
+        batch = augment(jax.random.key(0), batch)
+        return batch["views"], [map_positions(boxes, (8, 8)) for boxes in batch["boxes"]]
+
+    views, positions = jax.device_get(run({"image": image.astype(np.uint8), "index": np.arange(3)}))
+    for view, of_view in zip(views, positions, strict=True):
+        shown = (view * 255 / 8 + 0.5) / 32
+        # Not the edges, where the box cuts the interpolation's kernel off.
+        np.testing.assert_allclose(of_view.reshape(3, 8, 8, 2)[:, 1:-1, 1:-1], shown[:, 1:-1, 1:-1], atol=0.01)
 
 
 @pytest.mark.slow
 def test_loss_is_that_of_pooled_features_and_of_maps_over_pairs_with_a_global_view():
     method = make(num_local=1, alpha=0.6)
-    batch = a_batch()
-    params, state = method.init(jax.random.key(3), batch["views"][0])
-    loss, (new_state, metrics) = method.loss(params, state, batch, jax.random.key(4))
 
-    def apply(name, x, **options):
-        variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
-        return method.networks[name].apply(variables, x, train=True, mutable=["batch_stats"], **options)[0]
+    @jax.jit
+    def run(batch):
+        params, state = method.init(jax.random.key(3), batch["views"][0])
+        loss, (new_state, metrics) = method.loss(params, state, batch, jax.random.key(4))
 
-    h = [apply("backbone", x, pool=False) for x in batch["views"]]
-    assert [x.shape[1:3] for x in h] == [(2, 2), (2, 2), (1, 1)]
-    z = jnp.stack([apply("projector", x.mean((1, 2))) for x in h])
-    maps = [apply("local_projector", x.reshape(8, -1, x.shape[-1])) for x in h]
-    positions = [map_positions(box, x.shape[1:3]) for box, x in zip(batch["boxes"], h, strict=True)]
-    local = [
-        losses.vicregl_local(maps[i], maps[j], positions[i], positions[j], matches=(3, 2))
-        for i, j in [(0, 1), (0, 2), (1, 0), (1, 2)]
-    ]
+        def apply(name, x, **options):
+            variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
+            return method.networks[name].apply(variables, x, train=True, mutable=["batch_stats"], **options)[0]
+
+        h = [apply("backbone", x, pool=False) for x in batch["views"]]
+        assert [x.shape[1:3] for x in h] == [(2, 2), (2, 2), (1, 1)]
+        z = jnp.stack([apply("projector", x.mean((1, 2))) for x in h])
+        maps = [apply("local_projector", x.reshape(8, -1, x.shape[-1])) for x in h]
+        positions = [map_positions(box, x.shape[1:3]) for box, x in zip(batch["boxes"], h, strict=True)]
+        local = [
+            losses.vicregl_local(maps[i], maps[j], positions[i], positions[j], matches=(3, 2))
+            for i, j in [(0, 1), (0, 2), (1, 0), (1, 2)]
+        ]
+        return loss, metrics, state, new_state, z, losses.vicregl_global(z), local
+
+    loss, metrics, state, new_state, z, of_pooled, local = jax.device_get(run(a_batch()))
     np.testing.assert_allclose(metrics["embeddings"], z, atol=1e-4)
-    np.testing.assert_allclose(metrics["global_loss"], losses.vicregl_global(z), rtol=1e-4)
+    np.testing.assert_allclose(metrics["global_loss"], of_pooled, rtol=1e-4)
     np.testing.assert_allclose(metrics["local_loss"], np.mean(local), rtol=1e-4)
     np.testing.assert_allclose(loss, 0.6 * metrics["global_loss"] + 0.4 * metrics["local_loss"], rtol=1e-6)
-    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state, new_state)
+    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), state, new_state)
     assert all(jax.tree.leaves(changed))
 
 
 def test_mirroring_matters():
     method = make()
-    batch = a_batch()
-    batch = {name: value[:2] for name, value in batch.items()}
-    params, state = method.init(jax.random.key(3), batch["views"][0])
-    _, (_, metrics) = method.loss(params, state, batch, jax.random.key(4))
-    mirrored = (batch["boxes"][0].at[:, 4].set(1.0 - batch["boxes"][0][:, 4]), batch["boxes"][1])
-    _, (_, other) = method.loss(params, state, {**batch, "boxes": mirrored}, jax.random.key(4))
+
+    @jax.jit
+    def metrics_of(params, state, views, boxes):
+        return method.loss(params, state, {"views": views, "boxes": boxes}, jax.random.key(4))[1][1]
+
+    batch = {name: value[:2] for name, value in a_batch().items()}
+    boxes = batch["boxes"]
+    mirrored = boxes[0] * [1, 1, 1, 1, -1] + [0, 0, 0, 0, 1]
+    params, state = draw(method, batch["views"][0])
+    metrics = metrics_of(params, state, batch["views"], boxes)
+    other = metrics_of(params, state, batch["views"], (mirrored.astype(np.float32), boxes[1]))
     np.testing.assert_array_equal(metrics["global_loss"], other["global_loss"])
-    assert abs(float(metrics["local_loss"] - other["local_loss"])) > 1e-3
+    assert abs(float(metrics["local_loss"]) - float(other["local_loss"])) > 1e-3
 
 
 def test_views_and_heads():
     method = make(num_local=3)
     assert method.views == ("global1", "global2", "local1", "local2", "local1")
-    params, _ = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = jax.eval_shape(method.init, jax.random.key(0), np.zeros((1, 16, 16, 1), np.float32))
     shapes = jax.tree.map(jnp.shape, params)
     for name, widths in (("projector", (16, 16, 8)), ("local_projector", (12, 12, 6))):
         assert shapes[name]["Dense_0"] == {"kernel": (16, widths[0]), "bias": widths[:1]}
@@ -101,10 +116,14 @@ def test_views_and_heads():
 
 def test_chance_level_is_the_loss_of_equal_embeddings():
     method = make(alpha=0.6)
-    maps, positions = jnp.ones((8, 4, 6)), jnp.ones((8, 4, 2))
-    equal = 0.6 * losses.vicregl_global(jnp.ones((2, 8, 6)))
-    equal += 0.4 * losses.vicregl_local(maps, maps, positions, positions)
-    np.testing.assert_allclose(equal, method.chance_level, rtol=1e-5)
+    maps, positions, pooled = (np.ones(shape, np.float32) for shape in [(8, 4, 6), (8, 4, 2), (2, 8, 6)])
+
+    @jax.jit
+    def run(maps, positions, pooled):
+        local = losses.vicregl_local(maps, maps, positions, positions)
+        return 0.6 * losses.vicregl_global(pooled) + 0.4 * local
+
+    np.testing.assert_allclose(run(maps, positions, pooled), method.chance_level, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Run
+from tests.methods.drawn import draw
 
 
 def make(batch_size=12, **options):
@@ -24,40 +25,52 @@ def whitened(z):
 
 def test_loss_whitens_random_sub_batches_the_same_of_every_view():
     method = make(num_views=3, whiten_iterations=2)
-    z = jax.random.normal(jax.random.key(0), (3, 12, 3)) @ jax.random.normal(jax.random.key(1), (3, 3)) + 2.0
-    loss = method.whitened_distance(jax.random.key(2), z)
-    distances, drawn = [], []
-    for key in jax.random.split(jax.random.key(2), 2):
-        order = np.asarray(jax.random.permutation(key, 12))
-        drawn.append(order)
+    rng = np.random.default_rng(0)
+    mixing = np.array([[1.0, 0.5, 0.0], [0.0, 1.0, 0.5], [0.3, 0.0, 1.0]])
+    z = (rng.normal(size=(3, 12, 3)) @ mixing + 2).astype(np.float32)
+
+    @jax.jit
+    def run(key, z):
+        orders = [jax.random.permutation(key, 12) for key in jax.random.split(key, 2)]
+        return method.whitened_distance(key, z), orders
+
+    loss, drawn = jax.device_get(run(jax.random.key(2), z))
+    distances = []
+    for order in drawn:
         for rows in (order[:6], order[6:]):
-            w = [whitened(view[rows]) for view in np.asarray(z)]
+            w = [whitened(view[rows]) for view in z]
             distances += [np.sum((a - b) ** 2, axis=1) for a, b in itertools.combinations(w, 2)]
     assert not np.array_equal(*drawn)
     np.testing.assert_allclose(loss, np.mean(distances), rtol=1e-4)
-    assert abs(float(method.whitened_distance(jax.random.key(3), z)) - loss) > 1e-3  # other sub-batches
+    assert abs(float(run(jax.random.key(3), z)[0]) - loss) > 1e-3  # other sub-batches
 
 
 def test_each_view_passes_the_backbone_alone_and_the_projector_with_the_others():
     method = make()
-    x1, x2 = jax.random.normal(jax.random.key(0), (2, 12, 16, 16, 1))
-    params, state = method.init(jax.random.key(1), x1[:1])
-    rng = jax.random.key(2)
-    loss, (new_state, metrics) = method.loss(params, state, {"views": (x1, x2)}, rng)
 
-    def apply(name, x):
-        variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
-        return method.networks[name].apply(variables, x, train=True, mutable=["batch_stats"])[0]
+    @jax.jit
+    def run(params, state, views):
+        rng = jax.random.key(2)
+        loss, (new_state, metrics) = method.loss(params, state, {"views": tuple(views)}, rng)
 
-    z = apply("projector", jnp.concatenate([apply("backbone", x) for x in (x1, x2)])).reshape(2, 12, 3)
-    np.testing.assert_allclose(metrics["embeddings"], z, atol=1e-5)
-    np.testing.assert_allclose(loss, method.whitened_distance(rng, z), rtol=1e-3)
-    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state, new_state)
+        def apply(name, x):
+            variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
+            return method.networks[name].apply(variables, x, train=True, mutable=["batch_stats"])[0]
+
+        z = apply("projector", jax.vmap(lambda x: apply("backbone", x))(views).reshape(24, -1)).reshape(2, 12, 3)
+        return loss, metrics["embeddings"], new_state, z, method.whitened_distance(rng, z)
+
+    views = np.random.default_rng(0).normal(size=(2, 12, 12, 12, 1)).astype(np.float32)
+    params, state = draw(method, views[0, :1])
+    loss, embeddings, new_state, z, expected = jax.device_get(run(params, state, views))
+    np.testing.assert_allclose(embeddings, z, atol=1e-5)
+    np.testing.assert_allclose(loss, expected, rtol=1e-3)
+    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), state, new_state)
     assert all(jax.tree.leaves(changed))
 
 
 def test_head_is_the_authors():
-    params, _ = make().init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    params, _ = jax.eval_shape(make().init, jax.random.key(0), np.zeros((1, 16, 16, 1), np.float32))
     shapes = jax.tree.map(jnp.shape, params["projector"])
     assert shapes == {
         "Dense_0": {"kernel": (16, 16), "bias": (16,)},
@@ -68,8 +81,9 @@ def test_head_is_the_authors():
 
 def test_chance_level_is_the_loss_of_independent_views():
     method = make(batch_size=1200, whiten_size=600)
-    z = jax.random.normal(jax.random.key(0), (2, 1200, 3))
-    np.testing.assert_allclose(method.whitened_distance(jax.random.key(1), z), method.chance_level, atol=0.15)
+    z = np.random.default_rng(0).normal(size=(2, 1200, 3)).astype(np.float32)
+    loss = jax.jit(method.whitened_distance)(jax.random.key(1), z)
+    np.testing.assert_allclose(loss, method.chance_level, atol=0.15)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def on_pmapped_devices(module, params, x, devices):
     return same, {"y": split["y"].reshape(x.shape), "x": split["x"].reshape(x.shape) / devices}
 
 
-@pytest.mark.parametrize("kind, groups", [("sync", 1), ("grouped", 1), ("grouped", 4), ("grouped", 16)])
+@pytest.mark.parametrize("kind, groups", [("sync", 1), ("grouped", 4), ("grouped", 16)])
 def test_any_number_of_devices_gives_the_same(kind, groups):
     module, params, x = BatchNorm(kind, groups), some_params(), some_images()
 
@@ -72,7 +72,8 @@ def test_any_number_of_devices_gives_the_same(kind, groups):
         return outcome(module, params, x), {devices: on_devices(module, params, x, devices) for devices in (2, 8)}
 
     expected, found = run(params, x)
-    found["8, pmapped"] = on_pmapped_devices(module, params, x, 8)
+    if kind == "sync":
+        found["8, pmapped"] = on_pmapped_devices(module, params, x, 8)
     for devices, values in found.items():
         check = functools.partial(np.testing.assert_allclose, atol=2e-6, err_msg=f"{devices} devices")
         jax.tree.map(check, values, expected)
