@@ -43,7 +43,7 @@ Code was read for this page, and so were the places of papers that are named by 
 paper that is named alone is quoted as others have it.
 
 `augment.x = recipes.NAME` stands for all settings of that view, which has a [table of its own](#views), and
-`optimizer = recipes.in_steps(...)` for a schedule in steps; other rows change single ones of them. Rows without a scale
+`optimizer = recipes.NAME` for a schedule in many steps; other rows change single ones of them. Rows without a scale
 are of all scales.
 
 """
@@ -102,7 +102,7 @@ def claims(of: Sequence[Row], scale: str) -> dict[str, Any]:
         if scale not in row.scale.split():
             continue
         if row.ours.startswith("recipes."):
-            whole = eval(row.ours, {"recipes": recipes})
+            whole = getattr(recipes, row.ours.removeprefix("recipes."))
             shared |= {f"{row.setting}.{key}": value for key, value in whole.items()}
         elif row.setting in single:
             raise ValueError(f"{scale} has two rows of {row.setting}")

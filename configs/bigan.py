@@ -30,8 +30,7 @@ def cifar_r18() -> ConfigDict:
         weight_decay=5e-5,  # 2.5e-5 beside the gradient of half the sum of the losses
         exempt=("scale",),  # --no_decay_gain: offsets are decayed, gains are not
         warmup_steps=0,
-        # Constant for half of the run, then falling every epoch, to a hundredth.
-        **recipes.in_steps(*range(200, 400), of=400, gamma=0.01 ** (1 / 200)),
+        **recipes.BIGAN_STEPS,
     )
     return config
 

@@ -19,9 +19,7 @@ def imagenet_r50() -> ConfigDict:
     config = recipes.imagenet("resnet50", batch_size=256, epochs=105)
     config.method = dict(name="counting", width=1000, margin=10.0)
     config.augment.view = dict(size=(224, 224), shorter_side=256, flip=0.0, grayscale=0.67)
-    config.optimizer = recipes.pretext_sgd(config, 1e-4)
-    steps = recipes.imagenet_steps(config.epochs, config.batch_size)
-    config.optimizer.update(recipes.in_steps(*range(10_000, steps, 10_000), of=steps, gamma=0.9))
+    config.optimizer = {**recipes.pretext_sgd(config, 1e-4), **recipes.COUNTING_STEPS}
     return config
 
 

@@ -164,6 +164,13 @@ def in_steps(*epochs: int, of: int, gamma: float = 0.1) -> dict[str, Any]:
     return dict(schedule="multistep", milestones=tuple(epoch / of for epoch in epochs), gamma=gamma)
 
 
+# Rates that fall in many small steps, as the authors' do.
+# BiGAN: constant for 200 epochs, then falling every epoch, to a hundredth after 400.
+BIGAN_STEPS = in_steps(*range(200, 400), of=400, gamma=0.01 ** (1 / 200))
+# Counting: times 0.9 every 10,000 steps, in the steps of 105 epochs of batches of 256.
+COUNTING_STEPS = in_steps(*range(10_000, imagenet_steps(105, 256), 10_000), of=imagenet_steps(105, 256), gamma=0.9)
+
+
 def pretext_sgd(config: ConfigDict, lr_of_256: float) -> dict[str, Any]:
     """VISSL's SGD for pretext tasks on ImageNet, 105 epochs of batches of 256, without warm-up.
 

@@ -1,6 +1,7 @@
 """Runs before any test module is imported: the devices, the compilation cache, the checking of annotations, and what is
 said of times."""
 
+import gc
 import os
 import typing
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ jaxtyping.config.update("jaxtyping_remove_typechecker_stack", True)
 from tests import compiled, times  # noqa: E402, after the hook: their imports are checked, too
 
 compiled.install()
+# Tracing makes many small objects that stay: looking through them for garbage as often as Python does by itself takes a
+# tenth of the time.
+gc.freeze()
+gc.set_threshold(200_000, 20, 100)
 pytest_addoption = times.add_options
 
 

@@ -260,7 +260,8 @@ def test_methods_send_what_is_declared_and_no_more(name):
     assert {c.kind for c in moved if c.conditional} == {"all-gather"}
 
 
-@pytest.mark.parametrize("name", ["byol", pytest.param("dino", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["byol", "dino"])
 def test_a_split_state_is_gathered_once_and_its_gradient_summed_once(name):
     whole, facts, _ = compile_method(name)
     moved, _, _ = compile_method(name, shard_state=True)

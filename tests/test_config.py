@@ -67,7 +67,7 @@ def test_learning_rate_follows_the_batch_size():
         ([f"--config={SIMCLR}", "--config.optimizer.steps=3"], "config.optimizer has no key 'steps'"),
         (
             [f"--config={SIMCLR}", "--config.model.microbatch=1"],
-            "bottleneck, name, remat, stages, stem, width, zero_init_residual",  # each once
+            "bottleneck, name, remat, stages, stem, stem_width, width, zero_init_residual",  # each once
         ),
         ([f"--config={SIMCLR}", "--config.seed.x=1"], "config.seed is no section; it has the value 0"),
         ([f"--config={SIMCLR}", "--config.batch_size=abc"], "batch_size=abc"),

@@ -17,10 +17,11 @@ from tests.methods.test_every_method import SMALLER, images, load
 
 ROOT = Path(__file__).parents[1]
 BATCH, STEPS = 64, 3
-# An EMA teacher and LARS, whose ratios are of whole leaves; a queue; prototypes that are constrained, and the whole
-# gradient's norm clipped.
-QUICK = ("moco_v2", "swav")  # and BYOL, which is quicker
+# LARS, whose ratios are of whole leaves, alone and with an EMA teacher; a queue; prototypes that are constrained, and
+# the whole gradient's norm clipped. The first is of the default tier.
+OFTEN = ("simclr", "byol", "moco_v2", "swav")
 CHANGES = {
+    "simclr": dict(name="lars", lr=1e-3, trust_coefficient=1.0, weight_decay=1e-4, warmup_steps=0, final_lr=0.0),
     "byol": dict(name="lars", lr=1e-3, trust_coefficient=1.0, weight_decay=1e-4, warmup_steps=0, final_lr=0.0),
     "swav": dict(name="sgd", lr=0.01, weight_decay=1e-4, warmup_steps=0, final_lr=0.0, clip_norm=0.1),
     # Its neighbors change with less than others' losses do.
@@ -81,13 +82,14 @@ def assert_same(found, expected, mesh):
 
 
 def each_method():
-    marks = {"byol": [], **dict.fromkeys(QUICK, pytest.mark.slow)}
+    marks = {**dict.fromkeys(OFTEN, pytest.mark.slow), OFTEN[0]: ()}
     return [pytest.param(name, marks=marks.get(name, pytest.mark.every_method)) for name in METHODS]
 
 
 @pytest.mark.parametrize("name", each_method())
 def test_every_method_trains_as_with_the_whole_state_on_each_device(name):
-    model = {"stages": (1,)} if name == "byol" else {}  # of the default tier: half of the program is enough
+    # Of the default tier: half of the program is enough.
+    model = {"stages": (1,), "width": 1.0} if name == OFTEN[0] else {}
     plain, sharded = Run(name, 8, shard_state=False, **model), Run(name, 8, shard_state=True, **model)
     expected, said = plain.go_on(plain.first(), STEPS)
     first = sharded.first()

@@ -96,7 +96,7 @@ def test_sgd_steps_are_the_same_under_every_mapping(kind):
     expected, losses_expected = run_toy(kind, "shard_map", 1, tx)
     initial, _ = run_toy(kind, "shard_map", 1, tx, steps=0)
     assert np.abs(expected.params["w"] - initial.params["w"]).max() > 0.01
-    for mapping, devices in [("shard_map", 2), ("shard_map", 8), ("pmap", 4)]:
+    for mapping, devices in [("shard_map", 8), ("pmap", 4)]:
         state, history = run_toy(kind, mapping, devices, tx)
         np.testing.assert_allclose(state.params["w"], expected.params["w"], rtol=1e-5, atol=1e-6)
         for name in ("loss", "grad_norm"):

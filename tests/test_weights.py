@@ -162,7 +162,7 @@ def test_other_peoples_files_need_the_name_of_the_architecture(saved, dtype):
     rewrite(path, change)
     with pytest.raises(ValueError, match=r"name it: load_backbone\(..., model='resnet50'\)"):
         load_backbone(path)
-    backbone = load_backbone(path, models.create("resnet8", stages=(1,), width=2.0))
+    backbone = load_backbone(path, models.create("resnet8", width=0.5))
     assert backbone.mean == (0.485, 0.456, 0.406)
     x = expected.preprocess(IMAGES)
     h = backbone.features(x, normalized=True)
@@ -184,7 +184,7 @@ def test_other_peoples_files_need_the_name_of_the_architecture(saved, dtype):
 def test_tensors_of_another_architecture_are_named(saved, change, message):
     rewrite(saved / "backbone.safetensors", change)
     with pytest.raises(ValueError, match=message):
-        load_backbone(saved, models.create("resnet8", stages=(1,), width=2.0))
+        load_backbone(saved, models.create("resnet8", width=0.5))
 
 
 def lie(header):
@@ -302,7 +302,7 @@ def test_unknown_normalization_is_asked_for(saved):
         tensors["conv1.weight"] = tensors["conv1.weight"][:, :1]
 
     rewrite(saved / "backbone.safetensors", one_channel)
-    backbone = load_backbone(saved, models.create("resnet8", stages=(1,), width=2.0))
+    backbone = load_backbone(saved, models.create("resnet8", width=0.5))
     with pytest.raises(ValueError, match="pass normalized=True"):
         backbone.features(IMAGES[..., :1])
     assert backbone.features(IMAGES[..., :1] / 255.0, normalized=True).shape == (5, 32)

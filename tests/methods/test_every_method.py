@@ -149,16 +149,8 @@ def scales(name):
     return module.SCALES
 
 
-def each_scale():
-    """tests/test_config.py checks their numbers, in the default tier, too."""
-    return [
-        pytest.param(name, scale, marks=() if scale == "tiny" else pytest.mark.slow)
-        for name in METHODS
-        for scale in scales(name)
-    ]
-
-
-@pytest.mark.parametrize("name, scale", each_scale())
+@pytest.mark.slow  # tests/test_config.py checks their numbers
+@pytest.mark.parametrize("name, scale", [(name, scale) for name in METHODS for scale in scales(name)])
 def test_every_scale_of_every_config_can_be_built(name, scale):
     settings = load(name, scale)
     config.check(settings)
