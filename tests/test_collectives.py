@@ -20,7 +20,7 @@ from ssl_jax.planning import hlo, program
 ROOT = Path(__file__).parents[1]
 BATCH, IMAGES = 64, 60_000
 DIM, PATCH = 64, 7  # of embeddings where there is no projector, and of tiny ViTs' patches, in pixels
-DEFAULT_TIER = ("simclr", "byol")
+HALVED = ("simclr", "byol")  # of one stage, which is half of the program and enough
 SCALARS = 1024  # bytes: the loss, metrics, counts, weights of classes
 
 
@@ -227,8 +227,8 @@ def audit(moved, facts, declared, image_sizes):
 def compile_method(name, *, shard_state=False):
     config = configs.load_file(str(ROOT / "configs" / f"{name}.py:tiny"))
     config.batch_size = 128 if name == "w_mse" else BATCH  # which whitens 128 rows together
-    if name in DEFAULT_TIER:
-        config.model = {**config.model, "stages": (1,)}  # half of the program is enough
+    if name in HALVED:
+        config.model = {**config.model, "stages": (1,)}
     images = 8000 if name == "exemplar" else IMAGES  # each a class
     training = build.training(config, build.facts(config, images, 10))
     state = jax.eval_shape(training.create_state)
@@ -246,7 +246,7 @@ def compile_method(name, *, shard_state=False):
 
 
 def each_method():
-    marks = {**dict.fromkeys(DEFAULT_TIER, ()), **dict.fromkeys(("barlow_twins", "moco_v2", "mae"), pytest.mark.slow)}
+    marks = {"simclr": (), **dict.fromkeys(("byol", "barlow_twins", "moco_v2", "mae"), pytest.mark.slow)}
     return [pytest.param(name, marks=marks.get(name, pytest.mark.every_method)) for name in METHODS]
 
 
