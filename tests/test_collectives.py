@@ -156,6 +156,7 @@ DECLARED = {
     "moco_v2": Declared(
         passes=2, teacher_passes=2, grouped=True, gathered=lambda f: 2 * f.batch * IMAGE + f.rows(4), images=True
     ),
+    "moco_v2_plus": Declared(passes=2, teacher_passes=2, gathered=lambda f: f.rows(2)),
     "moco_v3": Declared(passes=2, teacher_passes=2, gathered=lambda f: f.rows(2)),
     # The mean over all of each view's assignments, and its gradient.
     "msn": Declared(passes=2, teacher_passes=1, reduced=lambda f: 4 * 5 * f.method.prototypes),

@@ -1,5 +1,6 @@
 """What is true of every method, with its own tiny config: see the tests' names."""
 
+import dataclasses
 import functools
 import importlib.util
 from pathlib import Path
@@ -71,32 +72,38 @@ class Training:
         data = self.config.data
         augment = make_augment(self.views, mean=data.mean, std=data.std, masks=build.masks(self.config, self.method))
         self.mesh = Mesh(np.asarray(jax.devices()[:devices]), (parallel.AXIS,))
-        self.step = parallel.map_step(
-            step.TrainStep(
-                method=self.method,
-                tx=self.tx,
-                augment=augment,
-                axis_name=parallel.AXIS,
-                log_every=1000,
-            ),
-            self.mesh,
+        self.one_step = step.TrainStep(
+            method=self.method, tx=self.tx, augment=augment, axis_name=parallel.AXIS, log_every=1000
         )
+        self.step = parallel.map_step(self.one_step, self.mesh)
 
     def first_state(self):
         example = jnp.zeros((1, *self.views[0].size, self.config.data.channels))
-        return parallel.replicate(step.create_state(self.method, self.tx, example, seed=0), self.mesh)
+        state = parallel.replicate(step.create_state(self.method, self.tx, example, seed=0), self.mesh)
+        if not hasattr(self.method, "prepare"):
+            return state
+        preparing = step.Preparing(self.method, self.run.steps_per_epoch)
+        mapped = parallel.map_step(
+            dataclasses.replace(self.one_step, method=preparing, tx=step.standing_still(self.tx)), self.mesh
+        )
+        batches = self.batches(0)
+        for _ in range(self.run.steps_per_epoch):
+            state, _ = mapped(state, parallel.split_batch(next(batches), self.mesh))
+        return state.replace(step=state.step * 0)
 
-    def go_on(self, state, steps):
-        """(the state after these steps, their losses)"""
-        batches = pipeline.train_batches(
+    def batches(self, start):
+        return pipeline.train_batches(
             images(self.config.data.channels),
             seed=0,
             batch_size=self.run.batch_size,
             image_size=self.config.data.image_size,
             crops=[view.crop for view in self.views],
-            start_step=int(state.step),
+            start_step=start,
         )
-        history = []
+
+    def go_on(self, state, steps):
+        """(the state after these steps, their losses)"""
+        batches, history = self.batches(int(state.step)), []
         for _ in range(steps):
             state, metrics = self.step(state, parallel.split_batch(next(batches), self.mesh))
             history.append(float(metrics["loss"]))
