@@ -44,7 +44,8 @@ class Toy:
     poison: int = -1
 
     def init(self, rng, images):
-        return {"w": jax.random.normal(rng, (images.shape[-1], 3))}, {"steps": jnp.zeros((), jnp.int32)}
+        state = {"steps": jnp.zeros((), jnp.int32), "number": jnp.zeros((), jnp.int32)}
+        return {"w": jax.random.normal(rng, (images.shape[-1], 3))}, state
 
     def loss(self, params, state, batch, rng, *, axis_name=None):
         z1, z2 = (x[:, 0, 0] @ params["w"] for x in batch["views"])
@@ -53,7 +54,7 @@ class Toy:
         return loss, (state, {"loss": loss, "embeddings": jnp.stack([z1, z2])})
 
     def update(self, params, state, step):
-        return {"steps": state["steps"] + 1}
+        return {"steps": state["steps"] + 1, "number": step}
 
 
 def toy_views(rng, batch):
@@ -96,6 +97,8 @@ def test_sgd_steps_are_the_same_under_every_mapping(kind):
     expected, losses_expected = run_toy(kind, "shard_map", 1, tx)
     initial, _ = run_toy(kind, "shard_map", 1, tx, steps=0)
     assert np.abs(expected.params["w"] - initial.params["w"]).max() > 0.01
+    # After the first step a method is told 1.
+    assert (int(expected.model_state["steps"]), int(expected.model_state["number"])) == (STEPS, STEPS)
     for mapping, devices in [("shard_map", 8), ("pmap", 4)]:
         state, history = run_toy(kind, mapping, devices, tx)
         np.testing.assert_allclose(state.params["w"], expected.params["w"], rtol=1e-5, atol=1e-6)
@@ -143,7 +146,7 @@ def test_a_state_that_differs_between_devices_is_refused_when_traced():
     class Forgetful(Toy):
         def loss(self, params, state, batch, rng, *, axis_name=None):
             loss, (state, metrics) = super().loss(params, state, batch, rng, axis_name=axis_name)
-            return loss, ({"steps": state["steps"] + batch["index"][0]}, metrics)
+            return loss, ({**state, "steps": state["steps"] + batch["index"][0]}, metrics)
 
     method, tx = Forgetful(local_mean), optax.sgd(0.1)
     mesh = parallel.make_mesh()
