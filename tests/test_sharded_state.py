@@ -88,8 +88,8 @@ def each_method():
 
 @pytest.mark.parametrize("name", each_method())
 def test_every_method_trains_as_with_the_whole_state_on_each_device(name):
-    # Of the default tier: half of the program is enough.
-    model = {"stages": (1,)} if name == OFTEN[0] else {}
+    # Half of the program is enough, and in a deeper network LARS makes more of rounding.
+    model = {"stages": (1,)} if name in ("simclr", "byol") else {}
     plain, sharded = Run(name, 8, shard_state=False, **model), Run(name, 8, shard_state=True, **model)
     expected, said = plain.go_on(plain.first(), STEPS)
     first = sharded.first()
