@@ -10,13 +10,14 @@ import csv
 import dataclasses
 import runpy
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ssl_jax import build, recipes
+from ssl_jax.config import flatten
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "fidelity.md"
@@ -85,7 +86,7 @@ def configs(method: str) -> dict[str, ConfigDict]:
 
 def settings(config: ConfigDict) -> dict[str, Any]:
     """The config's, and those of the method that it leaves as they are."""
-    found = {**_flat({"method": build.defaults(config)["method"]}), **_flat(config.to_dict())}
+    found = flatten({"method": build.defaults(config)["method"]}) | flatten(config)
     if len({"epochs", "steps"} & {key for key in found if found[key] == 0}) == 1:
         found = {key: value for key, value in found.items() if key not in ("epochs", "steps") or value}
     return {key: value for key, value in found.items() if not key.startswith(MACHINE)}
@@ -118,42 +119,36 @@ def without_code() -> list[str]:
     return _table(columns, cells)
 
 
-def page() -> str:
-    tables = {name: rows(name) for name in [*methods(), VIEWS]}
-    counts = {name: collections.Counter(row.status for row in of) for name, of in tables.items()}
-    summary = [[f"[{name}](#{name})", *(str(counts[name][status]) for status in STATUSES)] for name in tables]
+def tables() -> dict[str, list[Row]]:
+    return {name: rows(name) for name in [*methods(), VIEWS]}
+
+
+def page(of: dict[str, list[Row]]) -> str:
+    counts = {name: collections.Counter(row.status for row in table) for name, table in of.items()}
+    summary = [[f"[{name}](#{name})", *(str(counts[name][status]) for status in STATUSES)] for name in of]
     total = sum(counts.values(), collections.Counter())
     summary.append(["**all**", *(f"**{total[status]}**" for status in STATUSES)])
     parts = [HEAD, "\n".join(_table(("method", *STATUSES), summary)), ""]
     parts += ["\n## What no code of its authors stands behind\n", "\n".join(without_code())]
-    for name, of in tables.items():
-        cells = [dataclasses.astuple(row) for row in of]
-        parts += [f"\n## {name}\n", "\n".join(_table([field.name for field in dataclasses.fields(Row)], cells))]
+    columns = [field.name for field in dataclasses.fields(Row)]
+    for name, table in of.items():
+        cells = [[_escaped(cell) for cell in dataclasses.astuple(row)] for row in table]
+        parts += [f"\n## {name}\n", "\n".join(_table(columns, cells))]
     return "\n".join(parts) + "\n"
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return dict(_leaves(tree, prefix))
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("*", "\\*")
 
 
 def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    escaped = [
-        [cell.replace("|", "\\|").replace("*", "\\*") if len(row) == 6 else cell for cell in row] for row in cells
-    ]
-    return [f"| {' | '.join(row)} |" for row in [list(columns), ["---"] * len(columns), *escaped]]
+    return [f"| {' | '.join(row)} |" for row in [list(columns), ["---"] * len(columns), *cells]]
 
 
 def main() -> None:
-    PAGE.write_text(page())
-    total = collections.Counter(row.status for name in [*methods(), VIEWS] for row in rows(name))
+    of = tables()
+    PAGE.write_text(page(of))
+    total = collections.Counter(row.status for table in of.values() for row in table)
     for status in sorted(total):
         print(f"{status}: {total[status]}")
     sys.exit(any(status not in STATUSES for status in total))

@@ -58,11 +58,11 @@ def auto_augment(key: Key[Array, ""], image: Image) -> Image:
     signed = np.array([[name in SIGNED for name, _, _ in pair] for pair in POLICY])
     key_choice, key_layers = random.split(key)
     choice = random.randint(key_choice, (), 0, len(POLICY))
-    for place, (draw, coin) in enumerate(random.uniform(key_layers, (2, 2))):
-        kind, strength = jnp.asarray(kinds)[choice, place], jnp.asarray(levels)[choice, place]
-        sign = jnp.where(jnp.asarray(signed)[choice, place] & (coin < 0.5), -1.0, 1.0)
-        applied = draw < jnp.asarray(probabilities)[choice, place]
-        image = jnp.where(applied, operate(image, kind, strength, sign, fill), image)
+    chosen = [jnp.asarray(table)[choice] for table in (kinds, probabilities, levels, signed)]
+    draws = random.uniform(key_layers, (2, 2))
+    for kind, probability, strength, two_sided, (draw, coin) in zip(*chosen, draws, strict=True):
+        sign = jnp.where(two_sided & (coin < 0.5), -1.0, 1.0)
+        image = jnp.where(draw < probability, operate(image, kind, strength, sign, fill), image)
     return image / 255.0
 
 

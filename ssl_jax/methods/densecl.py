@@ -11,7 +11,7 @@ from jax import lax
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _queue
-from ssl_jax.models.heads import MLP, torch_init
+from ssl_jax.models.heads import moco_head
 from ssl_jax.models.resnet import ResNet
 
 
@@ -49,11 +49,8 @@ class DenseCL:
     @property
     def networks(self) -> dict[str, nn.Module]:
         # OpenSelfSup initializes linear layers; the dense one's are convolutions of 1x1, which keep torch's own.
-        projector, dense = (
-            MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=init)
-            for init in (nn.initializers.variance_scaling(2.0, "fan_in", "normal"), torch_init)
-        )
-        return {"backbone": self.backbone, "projector": projector, "dense_projector": dense}
+        projector = moco_head(self.projector, nn.initializers.variance_scaling(2.0, "fan_in", "normal"))
+        return {"backbone": self.backbone, "projector": projector, "dense_projector": moco_head(self.projector)}
 
     @property
     def chance_level(self) -> float:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _queue
-from ssl_jax.models.heads import MLP, torch_init
+from ssl_jax.models.heads import MLP, moco_head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +48,7 @@ class Hypersphere:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        if self.queue_size:
-            projector = MLP(
-                self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init
-            )
-        else:
-            projector = MLP(self.projector, output_bias=True)
+        projector = moco_head(self.projector) if self.queue_size else MLP(self.projector, output_bias=True)
         return {"backbone": self.backbone, "projector": projector}
 
     def init(self, rng, images):

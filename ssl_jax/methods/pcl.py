@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses
 from ssl_jax.methods import _common, _kmeans, _prototypes, _queue
-from ssl_jax.models.heads import MLP, torch_init, unit
+from ssl_jax.models.heads import moco_head, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,7 @@ class PCL:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init)
-        return {"backbone": self.backbone, "projector": projector}
+        return {"backbone": self.backbone, "projector": moco_head(self.projector)}
 
     @property
     def chance_level(self) -> float:

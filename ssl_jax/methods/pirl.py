@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from ssl_jax.methods import _common, _instances, _queue, _tiles
 from ssl_jax.models._options import check_choice
-from ssl_jax.models.heads import MLP, torch_dense, torch_init, unit
+from ssl_jax.models.heads import MLP, moco_head, torch_dense, unit
 
 PRETEXTS = ("jigsaw", "rotation")
 
@@ -74,7 +74,7 @@ class PIRL:
 
     @property
     def head(self) -> MLP:
-        return MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init)
+        return moco_head(self.projector)
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ssl_jax import losses, optim
 from ssl_jax.methods import _common, _queue
-from ssl_jax.models.heads import MLP, torch_init
+from ssl_jax.models.heads import moco_head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,7 @@ class ReSSL:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init)
-        return {"backbone": self.backbone, "projector": projector}
+        return {"backbone": self.backbone, "projector": moco_head(self.projector)}
 
     @property
     def chance_level(self) -> float:

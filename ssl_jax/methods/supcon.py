@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ssl_jax import losses
 from ssl_jax.methods import _common
 from ssl_jax.models._options import check_choice
-from ssl_jax.models.heads import MLP, torch_init
+from ssl_jax.models.heads import moco_head
 
 POSITIVES = {"outside": losses.supcon, "inside": losses.supcon_inside}  # of the logarithm
 
@@ -51,8 +51,7 @@ class SupCon:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        projector = MLP(self.projector, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=torch_init)
-        return {"backbone": self.backbone, "projector": projector}
+        return {"backbone": self.backbone, "projector": moco_head(self.projector)}
 
     @property
     def chance_level(self) -> float | None:

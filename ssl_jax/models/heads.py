@@ -50,7 +50,7 @@ class MLP(nn.Module):
 
     As published:
       SimCLR     MLP((2048, 128), output_norm="scale")
-      MoCo v2    MLP((2048, 128), hidden_norm=False, hidden_bias=True, output_bias=True)
+      MoCo v2    moco_head((2048, 128))
       BYOL       MLP((4096, 256), hidden_bias=True), projector and predictor
       SimSiam    MLP((2048, 2048, 2048), output_norm="plain"), predictor MLP((512, 2048), output_bias=True)
       Barlow Twins, VICReg    MLP((8192, 8192, 8192)); VICReg's with hidden_bias=True
@@ -103,6 +103,11 @@ class MLP(nn.Module):
         bias_init = torch_bias_init(h.shape[-1]) if self.kernel_init is torch_init else nn.initializers.zeros
         dtype = jnp.dtype(self.dtype)
         return nn.Dense(width, use_bias=bias, kernel_init=self.kernel_init, bias_init=bias_init, dtype=dtype)(h)
+
+
+def moco_head(widths: tuple[int, ...], kernel_init: Callable[..., Array] = torch_init) -> MLP:
+    """MoCo v2's: linear layers with biases and ReLUs between them, without BatchNorm, initialized as torch does it."""
+    return MLP(widths, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=kernel_init)
 
 
 class DINOHead(nn.Module):
