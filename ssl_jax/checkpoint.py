@@ -71,6 +71,7 @@ class Checkpoints:
         metrics = None if knn_top1 is None else {BEST_METRIC: knn_top1}
         mute_late_writes()
         self._wait()
+        jax.block_until_ready(state)  # a step that failed, as where another process was killed, is no error of saving
         with self._save_errors():
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
 
@@ -139,10 +140,13 @@ class Checkpoints:
         except Exception as error:  # of the disk, as nearly any type, depending on where in Orbax it surfaced
             # Orbax's other writes failed as well; asyncio would print the trace of each below the sentence.
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            remedy = "Make room there, and make it writable"
+            if jax.process_count() > 1:
+                remedy += ", unless another process ended, whose own output says why"
             raise CheckpointError(
                 f"a checkpoint could not be written to {self._directory} ({name_and_line(error)}); "
-                f"those before it, {self._steps_on_disk()}, are whole. Make room there, and make it writable; the "
-                "same command then goes on from the newest"
+                f"those before it, {self._steps_on_disk()}, are whole. {remedy}; the same "
+                "command then goes on from the newest"
             ) from error
 
     def _steps_on_disk(self) -> list[int]:

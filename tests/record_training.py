@@ -1,21 +1,22 @@
-"""python tests/record_training.py PREFIX ARGUMENTS: ssl_jax.train with ARGUMENTS, as one of the processes of a run.
+"""python tests/record_training.py RUNS [--coordinator=...]: ssl_jax.train for each of the runs, one after the other.
 
-Writes the indices of the images of each batch that this process made, [steps, rows], to PREFIX with its number.
+RUNS: a JSON file of [[prefix, arguments], ...]. Of each run this writes the indices of the images of each batch that
+this process made, [steps, rows], to the prefix with the number of the process.
 """
 
+import functools
+import json
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from ssl_jax import train
+from ssl_jax import parallel, train
 from ssl_jax.data import pipeline
 
-if __name__ == "__main__":
-    prefix, *arguments = sys.argv[1:]
-    made, seen = pipeline.train_batches, []
 
+def recording(made, seen):
     class Recording:
         """What train.py uses of pipeline.Batches."""
 
@@ -28,7 +29,16 @@ if __name__ == "__main__":
             seen.append(batch["index"])
             return batch
 
-    pipeline.train_batches = Recording
-    train.main(arguments)
-    with Path(f"{prefix}{jax.process_index()}.npy").open("wb") as file:
-        np.save(file, np.stack(seen))
+    return Recording
+
+
+if __name__ == "__main__":
+    runs, *joining = sys.argv[1:]
+    parallel.start_processes = functools.cache(parallel.start_processes)  # they meet once
+    made = pipeline.train_batches
+    for prefix, arguments in json.loads(Path(runs).read_text()):
+        seen = []
+        pipeline.train_batches = recording(made, seen)
+        train.main([*arguments, *joining])
+        with Path(f"{prefix}{jax.process_index()}.npy").open("wb") as file:
+            np.save(file, np.stack(seen))

@@ -1,5 +1,6 @@
 """Runs of several processes on this machine, as users start them: each is a program of its own."""
 
+import json
 import re
 import shutil
 import signal
@@ -8,16 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from ssl_jax import parallel
 from ssl_jax.metrics import read_metrics
 from tests.flags import environment
 
 ROOT = Path(__file__).parents[1]
-STEPS, BATCH = 20, 32
+STEPS, BATCH = 8, 32
 
 
 def free_port():
@@ -60,8 +63,8 @@ def arguments(workdir, name="simclr", steps=STEPS, **changes):
         "batch_size": BATCH,
         "steps": steps,
         "log_every": 1,
-        "evaluate_every": 10,
-        "checkpoint_every": 5,
+        "evaluate_every": 0,
+        "checkpoint_every": 2,
         "data.split": "train[:2%]",
         "online_knn.bank": 200,
         "online_knn.queries": 100,
@@ -76,59 +79,88 @@ def arguments(workdir, name="simclr", steps=STEPS, **changes):
 
 def small(name):
     """Networks that compile fast, and steps so small that rounding does not grow in them."""
-    own = {"mae": {"model.dim": 48, "model.depth": 2}, "moco_v2": {"model.width": 0.5, "method.queue_size": 960}}
-    return {"optimizer.lr": 1e-5, "optimizer.warmup_steps": 0, **own.get(name, {"model.width": 0.5})}
+    own = {"mae": {"model.dim": 48, "model.depth": 1, "evaluate_every": 4}, "moco_v2": {"method.queue_size": 960}}
+    network = {} if name == "mae" else {"model.width": 0.5, "model.stages": "(1,)"}
+    return {"optimizer.lr": 1e-5, "optimizer.warmup_steps": 0, **network, **own.get(name, {})}
 
 
-def record(workdir, *, name="simclr", processes, devices, **changes):
-    """(losses, indices [steps, batch], what was printed) of a run."""
-    prefix = workdir.with_name(workdir.name + "-rows")
-    program = [str(ROOT / "tests" / "record_training.py"), str(prefix)]
-    results = finish(start(arguments(workdir, name, **small(name), **changes), processes, devices, program))
+class Recorded(NamedTuple):
+    """losses: [steps]. rows: indices of the images [steps, batch]. printed: of each process, by all its runs."""
+
+    losses: np.ndarray
+    rows: np.ndarray
+    weights: dict[str, np.ndarray]
+    printed: list[str]
+
+
+def record(workdirs, *, processes, devices, split=()):
+    """{name: what the run of that method's config left}; `workdirs`: {name: workdir}; `split`: with shard_state."""
+    runs = [
+        (
+            str(workdir.with_name(workdir.name + "-rows")),
+            arguments(workdir, name, **small(name), shard_state=name in split),
+        )
+        for name, workdir in workdirs.items()
+    ]
+    (file := next(iter(workdirs.values())).with_name("runs.json")).write_text(json.dumps(runs))
+    results = finish(start([str(file)], processes, devices, [str(ROOT / "tests" / "record_training.py")]))
     for code, output in results:
         assert code == 0, output
-    rows = [np.load(f"{prefix}{index}.npy") for index in range(processes)]
-    losses = [line["loss"] for line in read_metrics(workdir / "metrics.jsonl")]
-    steps = min(map(len, rows))  # the first process takes another batch for the pictures of some methods
-    return np.array(losses), np.concatenate([r[:steps] for r in rows], axis=1), [output for _, output in results]
+    found = {}
+    for (name, workdir), (prefix, _) in zip(workdirs.items(), runs, strict=True):
+        rows = [np.load(f"{prefix}{index}.npy") for index in range(processes)]
+        steps = min(map(len, rows))  # the first process takes another batch for the pictures of some methods
+        losses = np.array([line["loss"] for line in read_metrics(workdir / "metrics.jsonl")])
+        indices = np.concatenate([r[:steps] for r in rows], axis=1)
+        weights = safetensors.numpy.load_file(workdir / "backbone.safetensors")
+        found[name] = Recorded(losses, indices, weights, [output for _, output in results])
+    return found
 
 
-METHODS = ["simclr", "moco_v2", "byol", "swav", "dino", "barlow_twins", "mae"]
+def assert_same(found, expected, steps):
+    """Losses but for rounding, and the images of the batches; `steps`: that `found` did, the last ones."""
+    losses = expected.losses
+    assert losses.shape == (STEPS,) and losses.max() - losses.min() > 1e-2  # 100 times what is allowed for below
+    np.testing.assert_allclose(found.losses, losses, rtol=1e-4)
+    # What the pictures of some methods take comes after.
+    np.testing.assert_array_equal(found.rows[:steps], expected.rows[STEPS - steps : STEPS])
+    for name, expected_weight in expected.weights.items():
+        np.testing.assert_allclose(found.weights[name], expected_weight, atol=2e-5)
+
+
+def copy_without(workdir, steps, copied):
+    shutil.copytree(workdir, copied)
+    for step in steps:
+        shutil.rmtree(copied / "checkpoints" / str(step))
+    return copied
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-def test_two_processes_of_two_devices_are_one_of_four_and_one_of_one(name, tmp_path):
-    losses, rows, outputs = record(tmp_path / "2x2", name=name, processes=2, devices=2)
-    assert len(losses) == STEPS and rows.shape[1] == BATCH
-    assert losses.max() - losses.min() > 1e-2  # steps and batches matter, by 100 times what is allowed for below
-    for number, output in enumerate(outputs, start=1):
-        assert f"process {number} of 2: 2 cpu device(s) here, mesh data=4, batch 32 = 4 x 8" in output
-    assert "step 20/20" in outputs[0] and "step 20/20" not in outputs[1]
-    for devices in (4, 1):
-        others, same_rows, _ = record(tmp_path / f"1x{devices}", name=name, processes=1, devices=devices)
-        np.testing.assert_allclose(losses, others, rtol=1e-4)
-        # A run makes batches until its last step; what the pictures of some methods take comes after.
-        np.testing.assert_array_equal(rows[:STEPS], same_rows[:STEPS])
+def test_two_processes_of_two_devices_train_as_one_of_one_and_others_go_on_from_them(tmp_path):
+    """Of MAE, with pictures and online kNN, each of the four keeps a part of the state."""
+    names = ("simclr", "moco_v2", "mae")
+    of_two = record({name: tmp_path / f"2x2-{name}" for name in names}, processes=2, devices=2, split=("mae",))
+    for number, output in enumerate(of_two["simclr"].printed, start=1):
+        banner = f"process {number} of 2: 2 cpu device(s) here, mesh data=4, batch 32 = 4 x 8"
+        assert output.count(banner) == len(names)
+        assert output.count(f"step {STEPS}/{STEPS}") == (len(names) if number == 1 else 0)
+    assert (tmp_path / "2x2-mae" / "samples" / "pictures.npz").exists()
+    of_one = record({name: tmp_path / f"1x1-{name}" for name in names}, processes=1, devices=1)
+    for name in names:
+        assert of_one[name].rows.shape[1] == BATCH
+        assert_same(of_two[name], of_one[name], STEPS)
 
-
-@pytest.mark.slow
-def test_saved_with_eight_devices_it_goes_on_with_any_other_number(tmp_path):
-    losses, rows, _ = record(tmp_path / "eight", processes=1, devices=8)
-    for processes, devices in ((2, 2), (1, 1)):
-        workdir = tmp_path / f"{processes}x{devices}"
-        shutil.copytree(tmp_path / "eight", workdir)
-        for step in (15, 20):
-            shutil.rmtree(workdir / "checkpoints" / str(step))
-        more, more_rows, _ = record(workdir, processes=processes, devices=devices)
-        np.testing.assert_allclose(more, losses, rtol=1e-4)
-        np.testing.assert_array_equal(more_rows, rows[10:])
+    copies = {
+        name: copy_without(tmp_path / f"2x2-{name}", (6, 8), tmp_path / f"1x8-{name}") for name in ("simclr", "mae")
+    }
+    for name, gone_on in record(copies, processes=1, devices=8).items():
+        assert_same(gone_on, of_one[name], 4)
 
 
 @pytest.mark.slow
 def test_sigterm_for_one_process_stops_both_at_one_step_and_they_go_on(tmp_path):
     workdir = tmp_path / "run"
-    settings = arguments(workdir, steps=200, checkpoint_every=1000, evaluate_every=0, **{"model.width": 0.5})
+    settings = arguments(workdir, steps=200, checkpoint_every=1000, **small("simclr"))
     started = start(settings, processes=2)
     for line in started[0].stdout:
         if re.match(r"step +3/", line):
@@ -171,7 +203,7 @@ def test_a_port_in_use_is_a_sentence():
 
 @pytest.mark.slow
 def test_where_a_process_is_killed_the_other_says_what_to_look_at(tmp_path):
-    settings = arguments(tmp_path / "run", steps=100_000, evaluate_every=0, **small("simclr"))
+    settings = arguments(tmp_path / "run", steps=100_000, **small("simclr"))
     first, second = started = start(settings, processes=2)
     while not ((tmp_path / "run" / "metrics.jsonl").exists() and read_metrics(tmp_path / "run" / "metrics.jsonl")):
         assert first.poll() is None and second.poll() is None
@@ -179,7 +211,7 @@ def test_where_a_process_is_killed_the_other_says_what_to_look_at(tmp_path):
     second.kill()
     (code, output), _ = finish(started)
     assert code == 1
-    assert "If one of them ended, its own output says why" in output, output
+    assert "own output says why" in output, output
 
 
 def test_a_process_that_waits_in_vain_names_the_likely_causes():
@@ -201,7 +233,7 @@ def test_a_save_that_fails_in_one_process_alone_ends_the_run_at_once(tmp_path):
     code = "import resource, sys; from ssl_jax import train; "
     code += "'--process_id=1' in sys.argv and resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1)); "
     code += "train.main(sys.argv[1:])"
-    settings = arguments(tmp_path / "run", steps=100_000, evaluate_every=0, **small("simclr"))
+    settings = arguments(tmp_path / "run", steps=100_000, **small("simclr"))
     first, second = started = start(settings, processes=2, program=("-c", code))
     try:
         assert second.wait(300) == 1
@@ -215,24 +247,23 @@ def test_a_save_that_fails_in_one_process_alone_ends_the_run_at_once(tmp_path):
 @pytest.mark.slow
 def test_processes_restore_the_same_checkpoint_or_none_whatever_one_of_them_cannot_read(tmp_path):
     workdir = tmp_path / "run"
-    settings = dict(processes=2, devices=1, evaluate_every=0)
-    record(workdir, **settings)
+    record({"simclr": workdir}, processes=1, devices=4)
     kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     code = "import sys; from ssl_jax import checkpoint, train\n"
     code += "def gone(path): raise OSError(116, 'Stale file handle')\n"
     code += "if '--process_id=1' in sys.argv: checkpoint.digest = gone\n"
     code += "train.main(sys.argv[1:])"
-    again = arguments(workdir, evaluate_every=0, **small("simclr"))
+    again = arguments(workdir, **small("simclr"))
     for exit_code, output in finish(start(again, processes=2, program=("-c", code))):
         assert exit_code == 1
-        assert "checkpoint 20" in output and "cannot be read now" in output and "Stale file handle" in output
+        assert f"checkpoint {STEPS}" in output and "cannot be read now" in output and "Stale file handle" in output
         assert "Traceback" not in output
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == kept
-    damaged = next(path for path in (workdir / "checkpoints" / "20").rglob("d/*") if path.is_file())
+    damaged = next(path for path in (workdir / "checkpoints" / str(STEPS)).rglob("d/*") if path.is_file())
     damaged.write_bytes(damaged.read_bytes()[:-1])
     for exit_code, output in finish(start(again, processes=2)):
         assert exit_code == 0, output
-        assert "going on from checkpoint 15" in output
+        assert f"going on from checkpoint {STEPS - 2}" in output
 
 
 @pytest.mark.slow
@@ -310,16 +341,3 @@ def test_what_one_process_gathers_is_its_own():
     facts = {"a": "ä", "b": None, "c": [1, 2]}
     assert parallel.gather_facts(facts) == [facts]
     parallel.check_same(facts)
-
-
-@pytest.mark.slow
-def test_processes_that_each_keep_a_part_of_the_state_train_as_one(tmp_path):
-    """With pictures, online kNN and checkpoints; and one process alone goes on from what they saved."""
-    losses, _, _ = record(tmp_path / "1x1", name="mae", processes=1, devices=1)
-    parts, _, _ = record(tmp_path / "2x2", name="mae", processes=2, devices=2, shard_state=True)
-    np.testing.assert_allclose(parts, losses, rtol=1e-4)
-    assert (tmp_path / "2x2" / "samples" / "pictures.npz").exists()
-    for step in (15, 20):
-        shutil.rmtree(tmp_path / "2x2" / "checkpoints" / str(step))
-    more, _, _ = record(tmp_path / "2x2", name="mae", processes=1, devices=1)
-    np.testing.assert_allclose(more, losses, rtol=1e-4)

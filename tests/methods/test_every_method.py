@@ -9,25 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
 from ssl_jax import build, config, parallel, step
 from ssl_jax.checkpoint import Checkpoints
 from ssl_jax.data import pipeline, sources
-from ssl_jax.data.augment import make_augment
 from ssl_jax.methods import METHODS, Run
 
 ROOT = Path(__file__).parents[2]
-STEPS = 20
-# The others take half an hour together on two cores: they have a mark of their own.
+BATCH, STEPS, STEPS_PER_EPOCH, SAVED = 64, 5, 3, 2
+# The others take a quarter of an hour together on two cores: they have a mark of their own.
 OFTEN = ("simclr", "byol", "moco_v2")
-LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5, "pcl": 1e-6, "counting": 1e-6, "vae": 1e-7}  # of the others 1e-4
+SMALLER = {"width": 0.5, "depth": 1, "base_width": 8, "stages": (1,)}  # networks
+# Of the others 1e-4. So small that no nearest neighbor changes with rounding, which changes a loss by more.
+LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5, "pcl": 1e-6, "counting": 1e-6, "vae": 1e-7}
 
-SMALLER = {"width": 0.5, "depth": 2, "base_width": 8}  # networks
 
-
-def each_method():
-    marks = {name: pytest.mark.slow if name in OFTEN else pytest.mark.every_method for name in METHODS}
+def each_method(often=OFTEN):
+    marks = {name: pytest.mark.slow if name in often else pytest.mark.every_method for name in METHODS}
     return [pytest.param(name, marks=mark) for name, mark in marks.items()]
 
 
@@ -39,7 +37,7 @@ def load(name, scale="tiny"):
 def images(channels):
     """Fashion-MNIST; with three channels each image in a color of its own, for methods that look at colors."""
     source = sources.load("fashion_mnist", split="train", channels=channels)
-    gray = sources.Subset(source, np.arange(8192))
+    gray = sources.Subset(source, np.arange(1024))
     if channels == 1:
         return gray
     tints = np.random.default_rng(0).uniform(0.2, 1.0, (len(gray), 1, 1, 3))
@@ -47,105 +45,127 @@ def images(channels):
     return sources.ArraySource((pixels * tints).astype(np.uint8), gray.labels)
 
 
+def sgd(lr, weight_decay=0.0, **changes):
+    """An optimizer of steps whose size shows: Adam's first ones are as long for any gradient."""
+    return dict(name="sgd", lr=lr, weight_decay=weight_decay, warmup_steps=0, final_lr=0.0) | changes
+
+
 class Training:
-    """A method's tiny config, its network made smaller, on some devices; steps of SGD, whose size shows.
+    """A method's tiny config with a smaller network, on some devices."""
 
-    They are small enough for rounding not to grow: a nearest neighbor that changes with it changes the loss by more.
-    """
-
-    def __init__(self, name, devices):
-        self.config = load(name)
-        self.config.model.update({key: value for key, value in SMALLER.items() if key in self.config.model})
-        self.config.optimizer = {
-            "name": "sgd",
-            "lr": LEARNING_RATE.get(name, 1e-4),
-            "weight_decay": 1e-4,
-            "warmup_steps": 0,
-            "final_lr": 0.0,
-        }
-        self.run = Run(
-            batch_size=self.config.batch_size, steps=STEPS, steps_per_epoch=6, num_images=8192, num_classes=10
-        )
-        self.method = build.method(self.config, self.run)
-        self.views = build.augmentations(self.config, self.method.views)
-        self.tx, _ = build.optimizer(self.config, STEPS, self.method)
-        data = self.config.data
-        augment = make_augment(self.views, mean=data.mean, std=data.std, masks=build.masks(self.config, self.method))
-        self.mesh = Mesh(np.asarray(jax.devices()[:devices]), (parallel.AXIS,))
-        self.one_step = step.TrainStep(
-            method=self.method, tx=self.tx, augment=augment, axis_name=parallel.AXIS, log_every=1000
-        )
-        self.step = parallel.map_step(self.one_step, self.mesh)
-
-    def first_state(self):
-        example = jnp.zeros((1, *self.views[0].size, self.config.data.channels))
-        state = parallel.replicate(step.create_state(self.method, self.tx, example, seed=0), self.mesh)
-        if not hasattr(self.method, "prepare"):
-            return state
-        preparing = step.Preparing(self.method, self.run.steps_per_epoch)
-        mapped = parallel.map_step(
-            dataclasses.replace(self.one_step, method=preparing, tx=step.standing_still(self.tx)), self.mesh
-        )
-        batches = self.batches(0)
-        for _ in range(self.run.steps_per_epoch):
-            state, _ = mapped(state, parallel.split_batch(next(batches), self.mesh))
-        return state.replace(step=state.step * 0)
-
-    def batches(self, start):
-        return pipeline.train_batches(
-            images(self.config.data.channels),
+    def __init__(self, name, devices, optimizer, *, shard_state=False, **model):
+        settings = load(name).unlock()
+        takes = {**build.defaults(settings)["model"], **settings.model}
+        settings.model.update({key: value for key, value in SMALLER.items() if key in takes} | model)
+        settings.batch_size = 128 if name == "w_mse" else BATCH  # which whitens 128 rows together
+        settings.optimizer = optimizer
+        source = images(settings.data.channels)
+        facts = build.facts(settings, len(source), 10)
+        self.made = build.training(settings, dataclasses.replace(facts, steps=STEPS, steps_per_epoch=STEPS_PER_EPOCH))
+        self.mesh, self.shard_state = parallel.make_mesh(jax.devices()[:devices]), shard_state
+        self.step = self.mapped(self.made.step)
+        self.batches = lambda start: pipeline.train_batches(
+            source,
             seed=0,
-            batch_size=self.run.batch_size,
-            image_size=self.config.data.image_size,
-            crops=[view.crop for view in self.views],
+            batch_size=settings.batch_size,
+            image_size=settings.data.image_size,
+            crops=[augmentation.crop for augmentation in self.made.augmentations],
             start_step=start,
         )
 
+    def mapped(self, one_step):
+        return parallel.map_step(one_step, self.mesh, shard_state=self.shard_state)
+
+    def first(self):
+        """After the pass over the images that some methods want."""
+        state = parallel.create_state(self.made.create_state, self.mesh, shard_state=self.shard_state)
+        if self.made.prepare is None:
+            return state
+        prepare, batches = self.mapped(self.made.prepare), self.batches(0)
+        for _ in range(self.made.preparation):
+            state, _ = prepare(state, parallel.split_batch(next(batches), self.mesh))
+        return state.replace(step=state.step * 0)
+
+    def restore(self, directory):
+        """What a run on other devices saved."""
+
+        def blank(leaf):
+            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            return jax.random.key(0) if is_key else jnp.zeros(leaf.shape, leaf.dtype)
+
+        shapes = jax.eval_shape(self.made.create_state)
+        like = parallel.create_state(lambda: jax.tree.map(blank, shapes), self.mesh, shard_state=self.shard_state)
+        return Checkpoints(directory).restore(like)
+
     def go_on(self, state, steps):
-        """(the state after these steps, their losses)"""
-        batches, history = self.batches(int(state.step)), []
+        """(the state after these steps; loss and gradient's norm of each)"""
+        batches, said = self.batches(int(state.step)), []
         for _ in range(steps):
             state, metrics = self.step(state, parallel.split_batch(next(batches), self.mesh))
-            history.append(float(metrics["loss"]))
-        return state, np.array(history)
+            said.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+        return state, np.array(said)
+
+
+def save(directory, state):
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(int(state.step), state)
+    checkpoints.close()
+
+
+def numbers(state):
+    """The leaves; random keys as the integers that they are."""
+    leaves = jax.tree.leaves(state)
+    return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+
+
+def held(state):
+    """Bytes on the first device."""
+    return sum(x.addressable_shards[0].data.nbytes for x in numbers(state))
+
+
+def assert_same(found, expected, mesh):
+    pair = (jax.device_get(parallel.gather_state(numbers(state), mesh)) for state in (found, expected))
+    for a, b in zip(*pair, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(np.abs(b).max(), 1e-2))
 
 
 @pytest.mark.parametrize("name", each_method())
-def test_one_device_and_eight_and_a_resumed_run_give_the_same(name, tmp_path):
-    training = Training(name, 1)
-    first = training.first_state()
-    untouched = jax.device_get(first)
-    halfway, history = training.go_on(first, 5)
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.save(5, halfway)
-    checkpoints.close()
-    unbroken, more = training.go_on(halfway, 5)
-    unbroken = jax.device_get(unbroken)
-    restored = Checkpoints(tmp_path / "checkpoints").restore(training.first_state())
-    resumed, more_again = training.go_on(restored, 5)
-    np.testing.assert_array_equal(more_again, more)
-    jax.tree.map(np.testing.assert_array_equal, _numbers(jax.device_get(resumed)), _numbers(unbroken))
-    pair = (jax.tree.leaves(untouched.params), jax.tree.leaves(unbroken.params))
-    moved = [not np.array_equal(a, b) for a, b in zip(*pair, strict=True)]
-    assert np.mean(moved) > 0.8, "most parameters should move in ten steps"
+def test_one_device_eight_a_state_split_over_eight_and_a_resumed_run_give_the_same(name, tmp_path):
+    optimizer = sgd(LEARNING_RATE.get(name, 1e-4), weight_decay=1e-4)
+    one = Training(name, 1, optimizer)
+    first = one.first()
+    untouched = jax.device_get(numbers(first.params))
+    save(tmp_path / "first", first)
+    halfway, begun = one.go_on(first, SAVED)
+    save(tmp_path / "halfway", halfway)
+    unbroken, ended = one.go_on(halfway, STEPS - SAVED)
+    resumed, ended_again = one.go_on(one.restore(tmp_path / "halfway"), STEPS - SAVED)
+    np.testing.assert_array_equal(ended_again, ended)
+    for a, b in zip(numbers(resumed), numbers(unbroken), strict=True):
+        np.testing.assert_array_equal(a, b)
+    moved = [not np.array_equal(a, b) for a, b in zip(untouched, numbers(unbroken.params), strict=True)]
+    assert np.mean(moved) > 0.8, "most parameters should move"
 
-    _, last = training.go_on(resumed, 10)
-    on_one = np.concatenate([history, more, last])
-    assert np.all(np.isfinite(on_one))
-    eight = Training(name, 8)
-    _, on_eight = eight.go_on(eight.first_state(), STEPS)
+    expected = np.concatenate([begun, ended])
+    assert np.all(np.isfinite(expected))
+    eight, split = (Training(name, 8, optimizer, shard_state=shard_state) for shard_state in (False, True))
+    whole, on_eight = eight.go_on(eight.restore(tmp_path / "first"), STEPS)
     # Losses near 0, as of negative cosines plus a constant, are compared to the size of their terms.
-    np.testing.assert_allclose(on_eight, on_one, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(on_one).max()) * 0.1)
-
-
-def _numbers(state):
-    """Random keys as the integers that they are."""
-    return jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state)
+    np.testing.assert_allclose(
+        on_eight[:, 0], expected[:, 0], rtol=1e-4, atol=1e-5 * max(1.0, np.abs(expected[:, 0]).max())
+    )
+    parts = split.restore(tmp_path / "first")
+    size = held(parts)
+    parts, in_parts = split.go_on(parts, STEPS)
+    assert held(parts) == size < held(whole) / 4  # small leaves are whole
+    np.testing.assert_allclose(in_parts, on_eight, rtol=1e-5)
+    assert_same(parts, whole, eight.mesh)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_chance_level_is_a_number_or_none(name):
-    method = Training(name, 1).method
+    settings = load(name)
+    method = build.method(settings, build.facts(settings, 8192, 10))
     assert method.chance_level is None or np.isfinite(method.chance_level)
 
 
