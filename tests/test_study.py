@@ -384,20 +384,15 @@ def run_whole(name, workdir):
     return output
 
 
-@pytest.mark.slow
-@needs_fashion_mnist
-@pytest.mark.parametrize("name", sorted(STUDIES))
-def test_every_study_leaves_what_the_docs_say(name, tmp_path):
-    if name == "domain_adaptation" and not STAMPS.exists():
-        pytest.skip("needs Debian's tuxpaint-stamps-default")
-    run_whole(name, tmp_path)
-    assert {"config.json", "run.json", "study.json", "study.md", "study.svg", "runs"} <= set(os.listdir(tmp_path))
-    page = (tmp_path / "study.md").read_text()
+def check_what_is_left(name, workdir):
+    """That it is what docs/studies.md says."""
+    assert {"config.json", "run.json", "study.json", "study.md", "study.svg", "runs"} <= set(os.listdir(workdir))
+    page = (workdir / "study.md").read_text()
     assert "does not show at this scale" in page and "| pre-training |" in page and "Versions: python" in page
     config = load(name)
     plan = STUDIES[name].plan(config)
     cells = [p for p in measure.protocols(config) for s in plan.subjects if measure.applies(p, s)]
-    found = json.loads((tmp_path / "study.json").read_text())
+    found = json.loads((workdir / "study.json").read_text())
     assert len(found) == len(cells) * len(config.seeds)
     shape = (config.draws, len(measure.measured_steps(config)))
     for key, cell in found.items():
@@ -406,10 +401,21 @@ def test_every_study_leaves_what_the_docs_say(name, tmp_path):
 
 @pytest.mark.slow
 @needs_fashion_mnist
+@pytest.mark.parametrize("name", sorted(STUDIES.keys() - {"convergence"}))  # which is run below
+def test_every_study_ends(name, tmp_path):
+    if name == "domain_adaptation" and not STAMPS.exists():
+        pytest.skip("needs Debian's tuxpaint-stamps-default")
+    run_whole(name, tmp_path)
+    check_what_is_left(name, tmp_path)
+
+
+@pytest.mark.slow
+@needs_fashion_mnist
 def test_killed_it_goes_on_and_ends_the_same(tmp_path):
-    run_whole("convergence", tmp_path / "unbroken")
-    killed = tmp_path / "killed"
-    for cells, kill in ((0, signal.SIGTERM), (1, signal.SIGKILL), (3, signal.SIGKILL)):
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    run_whole("convergence", unbroken)
+    check_what_is_left("convergence", unbroken)
+    for cells, kill in ((0, signal.SIGTERM), (2, signal.SIGKILL)):
         process = start("convergence", killed)
         while process.poll() is None and (not (killed / "runs").exists() or count(killed) < cells):
             time.sleep(0.1)
@@ -417,10 +423,10 @@ def test_killed_it_goes_on_and_ends_the_same(tmp_path):
         process.communicate(timeout=300)
     before = count(killed)
     output = run_whole("convergence", killed)
-    assert before >= 3 and "cell 1 of 6" in output
+    assert before >= 2 and "cell 1 of 6" in output
     for name in ("study.json", "study.svg"):
-        assert (killed / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), name
-    pages = [(path / "study.md").read_text().splitlines() for path in (killed, tmp_path / "unbroken")]
+        assert (killed / name).read_bytes() == (unbroken / name).read_bytes(), name
+    pages = [(path / "study.md").read_text().splitlines() for path in (killed, unbroken)]
     # The clone's commit may be another by now.
     without = [[line for line in page if not line.startswith("Versions:")] for page in pages]
     assert without[0] == without[1]

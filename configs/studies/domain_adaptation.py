@@ -42,7 +42,7 @@ def tiny() -> ConfigDict:
 
 def smoke() -> ConfigDict:
     config = tiny()
-    few = ("steps=2", "batch_size=16", "model.width=0.25")
+    few = ("steps=2", "batch_size=16", "model.width=0.25", "model.stages=(1,)")
     for name in ("source", "target", "supervised"):
         config[f"{name}_overrides"] = (*config[f"{name}_overrides"], *few)
     config.source_overrides = (*config.source_overrides, "data.split=train[:1%]", "data.test_split=test[:5%]")

@@ -18,7 +18,7 @@ def tiny() -> ConfigDict:
 def smoke() -> ConfigDict:
     config = tiny()
     config.update(smoke_pretraining())
-    config.update(seeds=(0, 1))
+    config.update(seeds=(0,), draws=1)
     config.linear.labels_per_class = (2, 5)
     config.finetune.update(labels_per_class=(4,), steps=2, batch_size=16, learning_rates=(1e-3,))
     return config

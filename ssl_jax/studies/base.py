@@ -46,6 +46,7 @@ def smoke_pretraining() -> dict[str, Any]:
         "batch_size=16",
         "evaluate_every=0",
         "model.width=0.25",
+        "model.stages=(1,)",
         "data.split=train[:1%]",
         "data.test_split=test[:2%]",
     )
