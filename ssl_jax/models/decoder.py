@@ -17,6 +17,8 @@ class ConvDecoder(nn.Module):
     It is doubled until it has the images' size: nearest neighbors, a 3x3 convolution, BatchNorm, ReLU; half the
     channels each time, `width` at the end. A last convolution gives the image, of any values.
 
+    Raises: ValueError for a map that is larger than the images.
+
     Upsampling before a convolution, not a transposed convolution, whose outputs overlap unevenly: Odena, Dumoulin &
     Olah 2016, Deconvolution and checkerboard artifacts.
     """
@@ -36,6 +38,11 @@ class ConvDecoder(nn.Module):
             grid = tuple(math.ceil(side / 2**count) for side in self.size)
         else:
             grid = h.shape[1:3]
+            if any(cells > side for side, cells in zip(self.size, grid, strict=True)):
+                raise ValueError(
+                    f"the backbone's map of {grid[0]}x{grid[1]} cells is larger than the {self.size[0]}x{self.size[1]} "
+                    "pixels that are decoded from it; use a backbone with more stages or strides, or larger targets"
+                )
             count = max(math.ceil(math.log2(side / cells)) for side, cells in zip(self.size, grid, strict=True))
         widths = [min(self.width * 2**i, self.most_width) for i in range(count, -1, -1)]
         cells = widths[0] * (math.prod(grid) if h.ndim == 2 else 1)

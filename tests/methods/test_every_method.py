@@ -19,9 +19,12 @@ ROOT = Path(__file__).parents[2]
 BATCH, STEPS, STEPS_PER_EPOCH, SAVED = 64, 5, 3, 2
 # The others take a quarter of an hour together on two cores: they have a mark of their own.
 OFTEN = ("simclr", "byol", "moco_v2")
-SMALLER = {"width": 0.5, "depth": 1, "base_width": 8, "stages": (1,)}  # networks
+# What the tiny configs' networks and methods are made smaller by, where they have the key.
+SMALLER = {"model": {"depth": 1, "base_width": 8}, "method": {"queue_size": 512, "target_blocks": 1}}
+# Their map would be larger than what is decoded from it; what would be whitened has no full rank.
+ALL_STAGES = ("colorization", "split_brain", "w_mse")
 # Of the others 1e-4. So small that no nearest neighbor changes with rounding, which changes a loss by more.
-LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5, "pcl": 1e-6, "counting": 1e-6, "vae": 1e-7}
+LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5, "pcl": 1e-6, "sela_v2": 1e-5, "counting": 1e-6, "vae": 1e-7}
 
 
 def each_method(often=OFTEN):
@@ -55,8 +58,11 @@ class Training:
 
     def __init__(self, name, devices, optimizer, *, shard_state=False, **model):
         settings = load(name).unlock()
-        takes = {**build.defaults(settings)["model"], **settings.model}
-        settings.model.update({key: value for key, value in SMALLER.items() if key in takes} | model)
+        for section, values in SMALLER.items():
+            settings[section].update({key: value for key, value in values.items() if key in settings[section]})
+        if "resnet" in settings.model.name and name not in ALL_STAGES:
+            settings.model.stages = (1,)
+        settings.model.update(model)
         settings.batch_size = 128 if name == "w_mse" else BATCH  # which whitens 128 rows together
         settings.optimizer = optimizer
         source = images(settings.data.channels)
