@@ -4,9 +4,9 @@ Pre-trains each method's `tiny` config for the same number of steps, and measure
 and a linear probe with 10 labels per class, and the whole network fine-tuned on those labels: beside the same of the
 untrained network (the best of its variants) and the raw pixels.
 
-Writes docs/results.md, from the numbers that it keeps in docs/results.json with the hash of their config: only what a
-changed config has made stale is measured again, and what was stopped goes on. Several of it may run at once, for some
-of the methods each. Methods that need color, as colorization, are trained on the images of their config, and measured
+Writes docs/results.md, from the numbers that it keeps in docs/results.json with the hash of their config and the commit:
+only what a changed config has made stale is measured again, or with --again what is not of this commit, and what was
+stopped goes on. Several of it may run at once, for some of the methods each. Methods that need color, as colorization, are trained on the images of their config, and measured
 on Fashion-MNIST like all others.
 """
 
@@ -48,27 +48,30 @@ def main():
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", default="0,1,2", help="of the core methods; of the others the first is taken")
     parser.add_argument("--frozen-only", action="store_true", help="leave fine-tuning for another time")
+    parser.add_argument("--again", action="store_true", help="measures once more what is of another commit")
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "methods")
     arguments = parser.parse_args()
     names = arguments.methods.split(",")
     unknown = set(names) - set(METHODS)
     if unknown:
         parser.error(f"no methods {sorted(unknown)}; there are {', '.join(METHODS)}")
-    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    root = arguments.workdir / run.commit() if arguments.again else arguments.workdir
+    root.mkdir(parents=True, exist_ok=True)
+    measure = functools.partial(kept_or_measured, again=arguments.again)
     measure("pixels", evaluated(configured("simclr", 0, arguments.steps)), pixel_scores)
     for seed in map(int, arguments.seeds.split(",")):
         for name in names:
             if seed == 0 or name in CORE:
                 config = configured(name, seed, arguments.steps)
-                measure(f"{name}-{seed}", config, functools.partial(pretrained, root=arguments.workdir))
+                measure(f"{name}-{seed}", config, functools.partial(pretrained, root=root))
                 measure(untrained_key(config), without_training(config), untrained)
                 if seed == 0 and not arguments.frozen_only:
-                    tune = functools.partial(finetuned, root=arguments.workdir)
+                    tune = functools.partial(finetuned, root=root)
                     measure(f"finetuned-{name}", config, tune)
                     measure(f"finetuned-{untrained_key(config)}", without_training(config), untrained_finetuned)
     for name in (name for name in names if name in SLOW):
         config = configured(name, 0, LONGER * arguments.steps)
-        longer = arguments.workdir / "longer"
+        longer = root / "longer"
         measure(f"longer-{name}", config, functools.partial(pretrained, root=longer))
         if not arguments.frozen_only:
             measure(f"finetuned-longer-{name}", config, functools.partial(finetuned, root=longer))
@@ -107,11 +110,11 @@ def untrained_key(config):
     return f"untrained-{config.model.name}-{configs.digest(without_training(config))}"
 
 
-def measure(key, config, compute):
-    """Adds `compute(config)` to docs/results.json, if it is not there for this config."""
-    found = read_record().get(key)
-    if not found or found["config"] != configs.digest(config):
-        found = {"config": configs.digest(config), **compute(config)}
+def kept_or_measured(key, config, compute, *, again):
+    """Adds `compute(config)` to docs/results.json, if it is not there for this config, or `again` for this commit."""
+    found, commit = read_record().get(key), run.commit()
+    if not found or found["config"] != configs.digest(config) or (again and found.get("commit") != commit):
+        found = {"config": configs.digest(config), "commit": commit, **compute(config)}
         with RECORD.with_suffix(".lock").open("w") as lock:  # others may add to it at the same time
             fcntl.flock(lock, fcntl.LOCK_EX)
             run.write(RECORD, json.dumps(dict(sorted((read_record() | {key: found}).items())), indent=1) + "\n")
@@ -210,8 +213,8 @@ def pixel_scores(data):
 
 
 HEADER = (
-    "| method | backbone | kNN | 10 labels | gain | fine-tuned | gain | alarms |",
-    "|---|---|---|---|---|---|---|---|",
+    "| method | backbone | kNN | 10 labels | gain | fine-tuned | gain | alarms | commit |",
+    "|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -228,6 +231,7 @@ def row(name, found, tuned, known, base_key):
         f"{tuned[FINETUNE]:.1f} ({tuned_base[FINETUNE]:.1f})" if tuned and tuned_base else "",
         f"{tuned[FINETUNE] - tuned_base[FINETUNE]:+.1f}" if tuned and tuned_base else "",
         ", ".join(sorted({alarm for one in found for alarm in one["alarms"]})),
+        ", ".join(sorted({one["commit"] for one in found if "commit" in one})),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -246,11 +250,13 @@ def table(known, steps):
         f"{finetune.Recipe.steps} steps, the learning rate chosen on a fifth of the labels.",
         "- In parentheses what the untrained network gives under the same protocol, the best of its variants.",
         "- ± is the standard deviation over three seeds of the pre-training, where there is one.",
+        "- commit: of the code that the frozen features were made with. Rows without one are older than the comparison with",
+        "  the authors' settings ([fidelity.md](fidelity.md)), which changed many of them.",
         "",
         "A few minutes of training say which method learns at all and how fast, not which is best after 1000 epochs.",
         "",
         *HEADER,
-        f"| raw pixels | | {known['pixels'][KNN]:.1f} | {known['pixels'][LINEAR]:.1f} | | | | |",
+        f"| raw pixels | | {known['pixels'][KNN]:.1f} | {known['pixels'][LINEAR]:.1f} | | | | | |",
     ]
     bases = {name: untrained_key(configured(name, 0, steps)) for name in METHODS}
     for name in (name for name in METHODS if f"{name}-0" in known and bases[name] in known):

@@ -106,24 +106,20 @@ def test_the_other_protocols(workdir, monkeypatch, capsys):
     assert "rankme" in found["metrics"]["pretrained"] and "rankme" in found["metrics"]["random, initial"]
 
 
-def test_features_of_a_backbone_are_extracted_once(workdir, monkeypatch):
+def test_features_are_extracted_once_and_fine_tuning_is_only_where_asked_for(workdir, monkeypatch):
     class Extracted(weights.Backbone):
         def features(self, *args, **options):
             raise AssertionError("features are made anew")
 
-    first = evaluate.evaluate(workdir, "", ("knn",))
-    loaded = weights.load_backbone(workdir)
-    monkeypatch.setattr(
-        evaluate, "load_backbone", lambda _: Extracted(loaded.model, loaded.variables, loaded.mean, loaded.std)
-    )
-    assert evaluate.evaluate(workdir, "", ("knn",)) == first
-
-
-def test_fine_tuning_only_where_asked_for(workdir):
     found = evaluate.evaluate(workdir, "", ("knn",))
     assert set(found["pretrained"]) == {"knn/k20_t0.07/top1"}
     assert found["data"]["majority"] == {"class": "class_0", "percent": 50.0}
     assert not (workdir / "samples" / "predictions.npz").exists()  # those of the evaluation before are gone
+    loaded = weights.load_backbone(workdir)
+    monkeypatch.setattr(
+        evaluate, "load_backbone", lambda _: Extracted(loaded.model, loaded.variables, loaded.mean, loaded.std)
+    )
+    assert evaluate.evaluate(workdir, "", ("knn",)) == found
 
 
 def scored(mean, class_mean):
