@@ -4,10 +4,10 @@ Pre-trains each method's `tiny` config for the same number of steps, and measure
 and a linear probe with 10 labels per class, and the whole network fine-tuned on those labels: beside the same of the
 untrained network (the best of its variants) and the raw pixels.
 
-Writes docs/results.md, from the numbers that it keeps in docs/results.json with the hash of their config and the commit:
-only what a changed config has made stale is measured again, or with --again what is not of this commit, and what was
-stopped goes on. Several of it may run at once, for some of the methods each. Methods that need color, as colorization, are trained on the images of their config, and measured
-on Fashion-MNIST like all others.
+Writes docs/results.md, from the numbers that it keeps in docs/results.json with the hash of their config and the
+commit. Only what a changed config has made stale is measured again, or with --again what is of another commit; what was
+stopped goes on. Several of it may run at once, for some of the methods each. Methods that need color, as colorization,
+are trained on the images of their config, and measured on Fashion-MNIST like all others.
 """
 
 import argparse
@@ -250,8 +250,8 @@ def table(known, steps):
         f"{finetune.Recipe.steps} steps, the learning rate chosen on a fifth of the labels.",
         "- In parentheses what the untrained network gives under the same protocol, the best of its variants.",
         "- ± is the standard deviation over three seeds of the pre-training, where there is one.",
-        "- commit: of the code that the frozen features were made with. Rows without one are older than the comparison with",
-        "  the authors' settings ([fidelity.md](fidelity.md)), which changed many of them.",
+        "- commit: of the code that the frozen features were made with. Rows without one are older than the comparison "
+        "with the authors' settings ([fidelity.md](fidelity.md)), which changed many of them.",
         "",
         "A few minutes of training say which method learns at all and how fast, not which is best after 1000 epochs.",
         "",

@@ -297,7 +297,9 @@ class Progress:
         self._waited += time.perf_counter() - begun
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self, state: Any) -> Iterator[None]:
+        """The time within counts for no step. `state`: of the last step, whose computing counts and is waited for."""
+        jax.block_until_ready(state)
         begun = time.perf_counter()
         yield
         self._interval_start += time.perf_counter() - begun

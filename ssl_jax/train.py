@@ -128,14 +128,14 @@ def _train_until(
         checkpoints.check()
         accuracy = None
         if online_knn and config.evaluate_every and number % config.evaluate_every == 0:
-            with progress.paused():
+            with progress.paused(state):
                 accuracy = online_knn(state)
                 if accuracy is not None:
                     progress.add(knn_top1=accuracy)
         stop, save = agree(termination.requested, due.passed())
         if save or stop or number % config.checkpoint_every == 0 or number == facts.steps:
             progress.flush()
-            with progress.paused():
+            with progress.paused(state):
                 checkpoints.save(number, state, accuracy)
             due.restart()
         if stop and number < facts.steps:

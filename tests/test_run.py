@@ -229,6 +229,26 @@ def test_progress_writes_one_line_for_each_logged_step(tmp_path, capsys):
     assert "step  4/10  loss 4.0000 (chance 6.000)  kNN 71.5%" in printed and "left" in printed
 
 
+def test_a_pause_takes_nothing_from_the_time_of_the_steps_before_it(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(run.time, "perf_counter", lambda: clock[0])
+
+    class Computing:
+        def block_until_ready(self):
+            clock[0] += 10.0
+
+    progress = make_progress(tmp_path, log_every=1)
+    progress.step(1, metrics_of(1))
+    progress.step(2, metrics_of(2))
+    with progress.paused(Computing()):
+        clock[0] += 100.0
+    progress.step(3, metrics_of(3))
+    clock[0] += 5.0
+    progress.flush()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line.get("images_per_second") for line in lines] == [None, 4 / 10.0, 4 / 5.0]
+
+
 @pytest.mark.parametrize("losses, alarms", [([3.77, 4.02, 6.0, 4.0, 6.0], 0), ([6.0, 6.001, 6.0, 6.0, 6.0], 1)])
 def test_progress_warns_once_of_a_loss_that_stays_at_chance(tmp_path, caplog, losses, alarms):
     progress = make_progress(tmp_path, log_every=1)
