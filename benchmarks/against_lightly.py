@@ -109,7 +109,7 @@ def ours(name, steps, workdir):
         importlib.import_module, ("ssl_jax.config", "ssl_jax.metrics", "ssl_jax", "ssl_jax.train")
     )
     run = workdir / f"run-{name}"
-    config = configs.load_file(f"{ROOT / 'configs' / name}.py:tiny")
+    config = configs.get_config(f"{name}:tiny")
     config.update(steps=steps, evaluate_every=0, log_every=100, checkpoint_every=10**6)
     if "local_views" in config.method:
         config.method.local_views = 0

@@ -1,7 +1,7 @@
 """Our settings beside the authors': python benchmarks/fidelity.py writes docs/fidelity.md and prints the counts.
 
-The rows are in configs/fidelity, a file for each method, with the columns of `Row`. tests/test_fidelity.py holds them
-to the configs.
+The rows are in ssl_jax/configs/fidelity, a file for each method, with the columns of `Row`. tests/test_fidelity.py
+holds them to the configs.
 """
 
 import ast
@@ -17,11 +17,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssl_jax import build, recipes
-from ssl_jax.config import flatten
+from ssl_jax.config import SHIPPED, flatten
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "fidelity.md"
-VIEWS = "views"  # configs/fidelity/views.csv: scales are the names of recipes' views
+VIEWS = "views"  # views.csv: scales are the names of recipes' views
 STATUSES = ("equal", "declared", "no source")
 
 # What a config says of the machine, the data set and the reports, which is no setting of the method.
@@ -33,8 +33,8 @@ MACHINE = (
 HEAD = """# Fidelity: our settings beside the authors'
 
 For each method, every setting of its configs and what its code does beyond them, beside the authors'. `tiny` is not
-here: it is ours. Made by `python benchmarks/fidelity.py` of `configs/fidelity/*.csv`; a test compares each number with
-its config, and fails if a number has no row.
+here: it is ours. Made by `python benchmarks/fidelity.py` of `ssl_jax/configs/fidelity/*.csv`; a test compares each
+number with its config, and fails if a number has no row.
 
 - **equal**: the source has the same, be it in other units (epochs for steps).
 - **declared**: ours differs, and the row says why.
@@ -70,17 +70,17 @@ class Row:
 
 
 def rows(name: str) -> list[Row]:
-    with (ROOT / "configs" / "fidelity" / f"{name}.csv").open(newline="") as file:
+    with (SHIPPED / "fidelity" / f"{name}.csv").open(newline="") as file:
         return [Row(**row) for row in csv.DictReader(file, strict=True)]
 
 
 def methods() -> list[str]:
-    return sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    return sorted(path.stem for path in SHIPPED.glob("[!_]*.py"))
 
 
 def configs(method: str) -> dict[str, ConfigDict]:
     """Those at scales that the authors have, too."""
-    scales = runpy.run_path(str(ROOT / "configs" / f"{method}.py"))["SCALES"]
+    scales = runpy.run_path(str(SHIPPED / f"{method}.py"))["SCALES"]
     return {scale: make() for scale, make in scales.items() if not scale.startswith("tiny") and scale != "folder"}
 
 
@@ -114,7 +114,7 @@ def claims(of: Sequence[Row], scale: str) -> dict[str, Any]:
 
 def without_code() -> list[str]:
     """The table of methods, or scales, that no code of their authors stands behind, and of what they rest on."""
-    with (ROOT / "configs" / "fidelity" / "without_code.csv").open(newline="") as file:
+    with (SHIPPED / "fidelity" / "without_code.csv").open(newline="") as file:
         columns, *cells = csv.reader(file, strict=True)
     return _table(columns, cells)
 

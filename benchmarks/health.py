@@ -1,4 +1,4 @@
-"""What the health metrics cost a training: python benchmarks/health.py [--config configs/simclr.py:tiny] [--rounds 10]
+"""What the health metrics cost a training: python benchmarks/health.py [--config simclr:tiny] [--rounds 10]
 
 Prints the seconds of a step without them (they are taken out of the program), of one that does not log, of one that
 does, the mean over the steps from one that is logged to the next, and the ratio of that to the first. And, as the
@@ -30,10 +30,10 @@ NEVER = 10**9
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=f"{ROOT / 'configs' / 'simclr.py'}:tiny")
+    parser.add_argument("--config", default="simclr:tiny")
     parser.add_argument("--rounds", type=int, default=10, help="times that each kind of step is measured")
     arguments = parser.parse_args()
-    config = configs.load_file(arguments.config)
+    config = configs.get_config(arguments.config)
     without, unlogged, logged, alone = measure(config, arguments.rounds)
     averaged = unlogged + (logged - unlogged) / config.log_every
     print(f"{arguments.config}, batch of {config.batch_size}, {jax.devices()[0].platform}; seconds a step:")

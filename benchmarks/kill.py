@@ -162,7 +162,7 @@ class Running:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_ENABLE_COMPILATION_CACHE": str(cached).lower(),
         }
-        config = [f"--config={ROOT / 'configs' / 'simclr.py'}:tiny", f"--workdir={workdir}"]
+        config = ["--config=simclr:tiny", f"--workdir={workdir}"]
         config += [f"--config.{key}={value}" for key, value in SETTINGS.items()]
         self.started, self.lines = [], []
         self._begun, self._news = time.monotonic(), threading.Condition()
@@ -224,7 +224,7 @@ class Running:
 
 
 def child(arguments):
-    """ssl_jax.train that says when it saves and evaluates."""
+    """ssl_jax train that says when it saves and evaluates."""
 
     extract, save = train.extract, train.Checkpoints.save
 

@@ -84,7 +84,7 @@ def settings(seed, steps):
 
 
 def configured(name, seed, steps):
-    config = configs.load_file(f"{ROOT / 'configs' / name}.py:tiny")
+    config = configs.get_config(f"{name}:tiny")
     config.update(settings(seed, steps))
     return config
 
@@ -135,7 +135,7 @@ def pretrain(config, root):
         return workdir
     workdir.mkdir(parents=True, exist_ok=True)
     overrides = [f"--config.{key}={value}" for key, value in settings(config.seed, config.steps).items()]
-    command = ["-m", "ssl_jax.train", f"--config={ROOT / 'configs' / name}.py:tiny", f"--workdir={workdir}", *overrides]
+    command = ["-m", "ssl_jax", "train", f"--config={name}:tiny", f"--workdir={workdir}", *overrides]
     with (workdir / "log.txt").open("a") as log:
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=log, stderr=log)
     return workdir

@@ -1,6 +1,6 @@
 """Plans of the methods' ImageNet configs: python benchmarks/plans.py [--topology v5e:16x16] [--only simclr mae]
 
-Each is compiled by a `python -m ssl_jax.plan` of its own (3 to 10 minutes on an idle core; libtpu must be installed),
+Each is compiled by a `ssl_jax plan` of its own (3 to 10 minutes on an idle core; libtpu must be installed),
 and kept in docs/plans.json, so that a second start goes on where the first was, but for rows that do not fit and are
 now to be searched, or with --again. Then writes docs/plans.md.
 """
@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssl_jax.config import SHIPPED
 from ssl_jax.planning.remedies import spelled
 from ssl_jax.planning.show import STATE, size
 
@@ -22,7 +23,7 @@ RESULTS, TABLE = ROOT / "docs" / "plans.json", ROOT / "docs" / "plans.md"
 
 HEAD = """# Plans
 
-What the ImageNet configs need of each chip, and at least cost, as `python -m ssl_jax.plan` finds without a TPU: the
+What the ImageNet configs need of each chip, and at least cost, as `ssl_jax plan` finds without a TPU: the
 step is compiled for the slice by libtpu, the TPU compiler (`pip install libtpu`). Made by
 `python benchmarks/plans.py`, which goes on where it was; `docs/plans.json` has all figures, the collectives by line of
 our code, and the assumptions.
@@ -42,7 +43,7 @@ COLUMNS = (
 def imagenet_configs() -> list[str]:
     """ "simclr:imagenet_r50" of each config file's scales."""
     names = []
-    for path in sorted((ROOT / "configs").glob("*.py")):
+    for path in sorted(SHIPPED.glob("[!_]*.py")):
         scales = runpy.run_path(str(path))["SCALES"]
         names += [f"{path.stem}:{scale}" for scale in scales if scale.startswith("imagenet")]
     return names
@@ -109,8 +110,8 @@ def main():
         print(f"{key} ...", flush=True)
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "plan.json"
-            config = f"--config={ROOT / 'configs' / method}.py:{scale}"
-            command = [sys.executable, "-m", "ssl_jax.plan", config, f"--topology={arguments.topology}"]
+            config = f"--config={method}:{scale}"
+            command = [sys.executable, "-m", "ssl_jax", "plan", config, f"--topology={arguments.topology}"]
             command += [f"--config.batch_size={arguments.batch_size}"] if arguments.batch_size else []
             command += ["--search"] if arguments.search else []
             if subprocess.run([*command, f"--json={path}"], check=False).returncode:

@@ -1,6 +1,6 @@
 """Our linear probe beside scikit-learn's logistic regression: python benchmarks/probe.py --workdir DIR
 
-On frozen features of Fashion-MNIST by the backbone of DIR, a run of `ssl_jax.train`. First the accuracy of both at one
+On frozen features of Fashion-MNIST by the backbone of DIR, a run of `ssl_jax train`. First the accuracy of both at one
 strength of the penalty with all labels, in points; then the seconds that each takes to choose among all strengths on
 the same held-out fifth and to fit the best to all: ours with its compilation, and once more without. Both run on the
 cores that this process has, one after the other.

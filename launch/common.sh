@@ -79,7 +79,7 @@ except (OSError, ValueError, ImportError) as error:
 EOF
 }
 
-# Prints the value of --workdir among the arguments of ssl_jax.train.
+# Prints the value of --workdir among the arguments of ssl_jax train.
 workdir_of() {
     while (($#)); do
         case $1 in

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# bash launch/local.sh [--dry-run] PROCESSES ARGUMENTS: ssl_jax.train ARGUMENTS as so many processes on this machine.
+# bash launch/local.sh [--dry-run] PROCESSES ARGUMENTS: ssl_jax train ARGUMENTS as so many processes on this machine.
 #
-#     bash launch/local.sh 2 --config configs/simclr.py:tiny --workdir runs/two
+#     bash launch/local.sh 2 --config simclr:tiny --workdir runs/two
 #
 # For tests, on CPUs, each process with $DEVICES simulated devices (1). Where one fails the others are stopped; SIGTERM is
 # passed on to all. The exit code is that of launch/train.sh. --dry-run prints the commands.

@@ -13,7 +13,7 @@ say "getting the images"
 get_fashion_mnist
 
 say "pre-training into $workdir"
-.venv/bin/python -m ssl_jax.train --config configs/simclr.py:tiny --workdir "$workdir"
+.venv/bin/ssl_jax train --config simclr:tiny --workdir "$workdir"
 weights=$workdir/backbone.safetensors
 [[ -f $weights ]] || fail "the training was stopped before its last step; the same command goes on from there"
 
@@ -23,10 +23,10 @@ if [[ -f $workdir/evaluation.json ]] && sha256sum --check --status "$evaluated" 
     say "evaluated already: $workdir/evaluation.json"
 else
     say "evaluating, beside random networks and raw pixels"
-    .venv/bin/python -m ssl_jax.evaluate --workdir "$workdir"
+    .venv/bin/ssl_jax evaluate --workdir "$workdir"
     sha256sum "$weights" >"$evaluated"
 fi
 
 say "writing the report"
-.venv/bin/python -m ssl_jax.report "$workdir"
+.venv/bin/ssl_jax report "$workdir"
 say "done; open $workdir/report.html"

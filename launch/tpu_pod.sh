@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# bash launch/tpu_pod.sh [--dry-run] NAME TYPE ZONE ARGUMENTS: ssl_jax.train ARGUMENTS on all workers of a TPU slice.
+# bash launch/tpu_pod.sh [--dry-run] NAME TYPE ZONE ARGUMENTS: ssl_jax train ARGUMENTS on all workers of a TPU slice.
 #
 #     export SETUP='sudo mkdir -p /nfs; mountpoint -q /nfs || sudo mount -o nolock 10.0.0.2:/share /nfs'
 #     bash launch/tpu_pod.sh first v5litepod-256 us-west4-a \
-#         --config configs/simclr.py:imagenet_r50 --workdir /nfs/first --config.data.path=/nfs/imagenet
+#         --config simclr:imagenet_r50 --workdir /nfs/first --config.data.path=/nfs/imagenet
 #
 # Asks for the slice as a queued resource, waits for it, installs the commit of this clone on its workers, with Python
 # 3.11 and the packages of requirements.lock, and trains. Where the slice is taken away it is asked for again, and where

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bash launch/train.sh ARGUMENTS: python -m ssl_jax.train ARGUMENTS, as one process of a run, for what starts it again.
+# bash launch/train.sh ARGUMENTS: ssl_jax train ARGUMENTS, as one process of a run, for what starts it again.
 #
 # Exits with 0 only where the run is finished; with 75 where SIGTERM, which it passes on, has stopped it before: the same
 # command goes on; with 69 where other processes of the run did not come. Python is $PYTHON; else that of .venv, made by
@@ -14,7 +14,7 @@ workdir=$(workdir_of "$@")
 python=.venv/bin/python
 [[ -x $python ]] || python=python3
 
-"${PYTHON:-$python}" -m ssl_jax.train "$@" &
+"${PYTHON:-$python}" -m ssl_jax train "$@" &
 child=$!
 trap 'kill -TERM "$child" 2>/dev/null || true' TERM
 code=0

@@ -1,8 +1,8 @@
 """Configs: their common keys, reading them with overrides from the command line, and checking them.
 
-The only reader of command-line flags. Configs are Python files of ml_collections: `--config configs/simclr.py:tiny
---config.optimizer.lr=0.3`. Every mistake that can be known from the config alone stops the program here, before any
-work, with a sentence that names the key, its value and the remedy.
+The only reader of command-line flags. Configs are Python files of ml_collections, the package's own found by name:
+`--config simclr:tiny --config.optimizer.lr=0.3`. Every mistake that can be known from the config alone stops the
+program here, before any work, with a sentence that names the key, its value and the remedy.
 """
 
 import contextlib
@@ -35,6 +35,8 @@ DISK_REMEDIES = {
 
 
 # Keys that say how a run is done and change nothing of what comes out: a run may go on with others.
+SHIPPED = Path(__file__).parent / "configs"
+
 EXECUTION = ("checkpoint_minutes", "shard_state")
 
 
@@ -96,7 +98,7 @@ def read_flags(
     Args:
       argv: the arguments after the program's name.
       program: its name and purpose, for --help.
-      defaults: for a program that takes --config FILE[:SCALE] and --config.KEY=VALUE: config -> what its sections take,
+      defaults: for a program that takes --config NAME[:SCALE] and --config.KEY=VALUE: config -> what its sections take,
         {"method": {"temperature": 0.1, ...}, ...}. Of these, keys may be given that the file does not have.
       switches: name -> help of flags that are given or not.
       strings: name -> help of its other flags, all strings, "" where not given.
@@ -112,7 +114,12 @@ def read_flags(
     if defaults is not None:
         config, args = _take_config(args)
         if config is None:
-            flags.DEFINE_string("config", None, "FILE.py[:SCALE]; its values by --config.KEY=VALUE", flag_values=values)
+            flags.DEFINE_string(
+                "config",
+                None,
+                "NAME[:SCALE], or your own FILE.py[:SCALE]; values: --config.KEY=VALUE",
+                flag_values=values,
+            )
         else:
             _add_overridden(config, args, defaults)
             config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[program, *args])
@@ -126,7 +133,7 @@ def read_flags(
     if rest[1:]:
         raise ConfigError(f"unexpected argument {rest[1]!r}; every argument is a flag, --NAME=VALUE")
     if defaults is not None and config is None:
-        raise ConfigError("--config is missing; for example --config configs/simclr.py:tiny")
+        raise ConfigError("--config is missing; for example --config simclr:tiny")
     return values
 
 
@@ -136,7 +143,7 @@ def _take_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
     for flag in following:
         name, equals, value = flag.partition("=")
         if name in ("--config", "-config"):
-            config = load_file(value if equals else next(following, ""))
+            config = get_config(value if equals else next(following, ""))
         else:
             rest.append(flag)
     return config, rest
@@ -159,20 +166,41 @@ def _add_overridden(config: ConfigDict, argv: Sequence[str], defaults: Defaults)
             section = section[key]
 
 
-def load_file(file_and_scale: str) -> ConfigDict:
-    """The config of "FILE.py" or "FILE.py:SCALE". Raises: ConfigError where there is no such file or scale."""
-    path = Path(file_and_scale.split(":")[0])
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.5)
-        remedy = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"no config file {str(path)!r} (looked from {Path.cwd()}){remedy}")
+def shipped() -> dict[str, Path]:
+    """Name -> file of the configs that come with the package: of the methods and of the studies."""
+    return {path.stem: path for path in sorted(SHIPPED.rglob("[!_]*.py"))}
+
+
+def get_config(named: str) -> ConfigDict:
+    """A config, for its values to be changed.
+
+    Args:
+      named: "NAME[:SCALE]" of one that comes with the package, as "simclr:tiny"; or "FILE.py[:SCALE]" of your own, a
+        Python file with `get_config(scale)`.
+    Raises: ConfigError where there is no such name, file or scale.
+    """
+    name, colon, scale = named.partition(":")
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=[])
     try:
-        values(["", f"--config={file_and_scale}"])
+        values(["", f"--config={_config_file(name)}{colon}{scale}"])
     except flags.Error as error:
         raise ConfigError(_cause(error)) from error
     return values.config
+
+
+def _config_file(name: str) -> Path:
+    path, ours = Path(name), shipped()
+    if path.suffix == ".py":
+        if path.is_file():
+            return path
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.5)
+        remedy = f"; did you mean {path.parent / near[0]}?" if near else ""
+        if path.stem in ours:
+            remedy = f"; for the package's own give its name, {path.stem}"
+        raise ConfigError(f"no config file {name!r} (looked from {Path.cwd()}){remedy}")
+    _require(name in ours, f"no config {name!r} (a file of your own is named FILE.py); {nearest(name, list(ours))}")
+    return ours[name]
 
 
 def _cause(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Evaluation: python -m ssl_jax.evaluate --workdir DIR [--data NAME_OR_FOLDER] [--protocols knn,linear,finetune]
+"""Evaluation: ssl_jax evaluate --workdir DIR [--data NAME_OR_FOLDER] [--protocols knn,linear,finetune]
 
 The pre-trained backbone beside random initialization and the raw pixels, all under the same protocols: its frozen
 features by kNN and linear probes, and, where asked for, by the others of evaluation/protocols.py, its patches by an
@@ -403,13 +403,13 @@ def main(argv: list[str] | None = None) -> None:
     with configs.user_errors(pipeline.ImagesError):
         flags = configs.read_flags(
             sys.argv[1:] if argv is None else argv,
-            program="ssl_jax.evaluate: what the frozen features of a run are worth",
+            program="ssl_jax evaluate: what the frozen features of a run are worth",
             workdir="of a finished run (required)",
             data="a TFDS name or a folder of images; the data that the config of the run names if not given",
             protocols=f"of {', '.join(PROTOCOLS)}, with commas; {','.join(BY_DEFAULT)} if not given",
         )
         if not flags.workdir:
-            raise configs.ConfigError("--workdir is missing; give that of a run of ssl_jax.train")
+            raise configs.ConfigError("--workdir is missing; give that of a run of ssl_jax train")
         names = tuple(flags.protocols.split(",")) if flags.protocols else BY_DEFAULT
         unknown = set(names) - set(PROTOCOLS)
         if unknown:
@@ -417,7 +417,3 @@ def main(argv: list[str] | None = None) -> None:
                 f"--protocols={flags.protocols}: no protocol {sorted(unknown)}; it has {', '.join(PROTOCOLS)}"
             )
         evaluate(Path(flags.workdir), flags.data, names)
-
-
-if __name__ == "__main__":
-    main()

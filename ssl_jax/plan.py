@@ -1,6 +1,6 @@
-"""What a run needs and costs: python -m ssl_jax.plan --config configs/simclr.py:imagenet_r50 --topology v5e:16x16
+"""What a run needs and costs: ssl_jax plan --config simclr:imagenet_r50 --topology v5e:16x16
 
-Compiles the very step of ssl_jax.train, for a slice of TPUs that need not be there (with libtpu installed, which is
+Compiles the very step of ssl_jax train, for a slice of TPUs that need not be there (with libtpu installed, which is
 their compiler), or without --topology for the devices at hand, and reads the compiled program: memory, arithmetic, what
 the collectives move. Nothing is run, and no image read.
 """
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     with configs.user_errors():
         flags = configs.read_flags(
             sys.argv[1:] if argv is None else argv,
-            program="ssl_jax.plan: what a run needs and costs, before it is run",
+            program="ssl_jax plan: what a run needs and costs, before it is run",
             defaults=build.defaults,
             topology="a slice of TPUs, v5e:16x16 or v5litepod-256 (v4, v5e, v5p, v6e); without it the devices here",
             switches={"search": "if it does not fit, tries changes until it does"},
@@ -315,7 +315,3 @@ def main(argv: list[str] | None = None) -> None:
         print_plan(result)
         if flags.json:
             Path(flags.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

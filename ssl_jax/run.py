@@ -94,7 +94,7 @@ def read_config(workdir: Path) -> ConfigDict:
     """Of the run in `workdir`. Raises: ConfigError where there is none."""
     path = workdir / "config.json"
     if not path.exists():
-        raise configs.ConfigError(f"{workdir} holds no run (there is no {path}); make one with ssl_jax.train")
+        raise configs.ConfigError(f"{workdir} holds no run (there is no {path}); make one with ssl_jax train")
     return _completed(_load(path, configs.loads))
 
 
@@ -162,7 +162,7 @@ def _load(path: Path, parse: Callable[[str], R]) -> R:
     except (ValueError, TypeError, RecursionError) as error:
         raise configs.ConfigError(
             f"{path} is damaged ({error}), so what ran there cannot be told; put back a copy of it, or move it away: "
-            "ssl_jax.train with the config of that run writes it again and goes on"
+            "ssl_jax train with the config of that run writes it again and goes on"
         ) from error
 
 

@@ -1,6 +1,6 @@
-"""Studies: python -m ssl_jax.study --config configs/studies/label_efficiency.py --workdir DIR [--config.KEY=VALUE ...]
+"""Studies: ssl_jax study --config label_efficiency --workdir DIR [--config.KEY=VALUE ...]
 
-What was the pre-training worth? Writes into DIR: config.json, runs/ (a workdir of ssl_jax.train for each
+What was the pre-training worth? Writes into DIR: config.json, runs/ (a workdir of ssl_jax train for each
 pre-training), study.json (every measured cell), and at the end study.md with study.svg and run.json. Started again with
 the same DIR it goes on where it was, and measures nothing twice.
 """
@@ -45,14 +45,10 @@ def main(argv: list[str] | None = None) -> None:
     with configs.user_errors(run.Diverged, CheckpointError, ImagesError):
         flags = configs.read_flags(
             sys.argv[1:] if argv is None else argv,
-            program="ssl_jax.study: what pre-training is worth",
+            program="ssl_jax study: what pre-training is worth",
             defaults=lambda config: {},
             workdir="where the study's files go; a second start with the same one goes on (required)",
         )
         if not flags.workdir:
             raise configs.ConfigError("--workdir is missing; for example --workdir studies/label_efficiency")
         study(flags.config, Path(flags.workdir))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Pre-training: python -m ssl_jax.train --config configs/simclr.py:tiny --workdir DIR [--config.KEY=VALUE ...]
+"""Pre-training: ssl_jax train --config simclr:tiny --workdir DIR [--config.KEY=VALUE ...]
 
 Writes into DIR: config.json, run.json, metrics.jsonl, tensorboard/, checkpoints/, samples/, and at the end
 backbone.safetensors with backbone.json. Started again with the same DIR it goes on where it was, on any number of
@@ -325,7 +325,7 @@ def main(argv: list[str] | None = None) -> None:
     ):
         flags = configs.read_flags(
             sys.argv[1:] if argv is None else argv,
-            program="ssl_jax.train: self-supervised pre-training",
+            program="ssl_jax train: self-supervised pre-training",
             defaults=build.defaults,
             workdir="where the run's files go; a second start with the same one goes on (required)",
             coordinator="HOST:PORT of process 0, where neither SLURM nor a TPU pod says so; or JAX_COORDINATOR_ADDRESS",
@@ -336,7 +336,3 @@ def main(argv: list[str] | None = None) -> None:
             raise configs.ConfigError("--workdir is missing; for example --workdir runs/first")
         parallel.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
         train(flags.config, Path(flags.workdir))
-
-
-if __name__ == "__main__":
-    main()

@@ -201,7 +201,7 @@ def load_backbone(path: str | os.PathLike, model: str | nn.Module | None = None)
     if path.suffix in PICKLED:
         raise ValueError(_convert_recipe(path))
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; a run of ssl_jax.train writes {FILE} into its workdir at its end")
+        raise FileNotFoundError(f"no file {path}; a run of ssl_jax train writes {FILE} into its workdir at its end")
     try:
         # The library compares the header's sizes with the file's before it gives out anything.
         with safetensors.safe_open(path, framework="numpy") as file:

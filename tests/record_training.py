@@ -1,4 +1,4 @@
-"""python tests/record_training.py RUNS [--coordinator=...]: ssl_jax.train for each of the runs, one after the other.
+"""python tests/record_training.py RUNS [--coordinator=...]: ssl_jax train for each of the runs, one after the other.
 
 RUNS: a JSON file of [[prefix, arguments], ...]. Of each run this writes the indices of the images of each batch that
 this process made, [steps, rows], to the prefix with the number of the process.

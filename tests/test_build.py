@@ -7,13 +7,13 @@ RUN = Run(batch_size=256, steps=100, steps_per_epoch=10, num_images=60_000)
 
 
 def dino(local_views):
-    settings = config.load_file("configs/dino.py:tiny")
+    settings = config.get_config("dino:tiny")
     settings.method.local_views = local_views
     return settings, build.method(settings, RUN)
 
 
 def test_a_pass_over_all_images_comes_before_training_where_the_method_wants_one():
-    made = [build.training(config.load_file(f"configs/{name}.py:tiny"), RUN) for name in ("deepcluster_v2", "simclr")]
+    made = [build.training(config.get_config(f"{name}:tiny"), RUN) for name in ("deepcluster_v2", "simclr")]
     assert [training.preparation for training in made] == [10, 0]
     assert [training.prepare is None for training in made] == [False, True]
 

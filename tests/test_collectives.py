@@ -226,7 +226,7 @@ def audit(moved, facts, declared, image_sizes):
 
 @functools.cache
 def compile_method(name, *, shard_state=False):
-    config = configs.load_file(str(ROOT / "configs" / f"{name}.py:tiny"))
+    config = configs.get_config(f"{name}:tiny")
     config.batch_size = 128 if name == "w_mse" else BATCH  # which whitens 128 rows together
     if name in HALVED:
         config.model = {**config.model, "stages": (1,)}

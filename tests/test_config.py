@@ -10,7 +10,7 @@ from ssl_jax import config as configs
 from ssl_jax.methods import Run
 
 ROOT = Path(__file__).parents[1]
-SIMCLR = str(ROOT / "configs" / "simclr.py")
+SIMCLR = "simclr"
 
 
 def read(*argv):
@@ -34,8 +34,8 @@ def test_scale_and_overrides_are_read():
     ],
 )
 def test_what_a_config_leaves_to_its_default_can_be_set(flag, expected):
-    file, key = str(ROOT / "configs" / "dino.py:tiny"), flag.split("=")[0]
-    assert key not in configs.flatten(configs.load_file(file))
+    file, key = "dino:tiny", flag.split("=")[0]
+    assert key not in configs.flatten(configs.get_config(file))
     config = read(f"--config={file}", f"--config.{flag}")
     assert configs.flatten(config)[key] == expected
     method = build.method(config, Run(batch_size=256, steps=10, steps_per_epoch=5, num_images=1280))
@@ -52,7 +52,8 @@ def test_learning_rate_follows_the_batch_size():
     "argv, message",
     [
         ([], "--config is missing"),
-        (["--config=configs/simlcr.py"], "no config file 'configs/simlcr.py'"),
+        (["--config=simlcr:tiny"], "no config 'simlcr' (a file of your own is named FILE.py); did you mean 'simclr'?"),
+        (["--config=own/simclr.py"], "for the package's own give its name, simclr"),
         ([f"--config={SIMCLR}:huge"], "simclr has no scale 'huge'; it has tiny, folder, cifar_r18, imagenet_r50"),
         ([f"--config={SIMCLR}", "--config.optimzer.lr=1"], "config has no key 'optimzer'; did you mean 'optimizer'"),
         (
@@ -99,13 +100,19 @@ def test_other_errors_of_the_system_keep_their_traceback():
         Path("/nowhere/at/all").read_text()
 
 
-def test_a_misspelt_config_file_is_told_the_nearest(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(configs.ConfigError, match=r"did you mean configs/simclr\.py"):
-        read("--config=configs/simlcr.py:tiny")
+def test_a_config_of_ones_own_is_read_by_path_and_a_misspelt_one_is_told_the_nearest(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        "from ssl_jax.configs import simclr\n\n\ndef get_config(scale='tiny'):\n    config = simclr.get_config(scale)\n"
+        "    config.steps = 7\n    return config\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert read("--config=own.py").steps == 7
+    assert read("--config", "own.py:folder").data.name == "folder"
+    with pytest.raises(configs.ConfigError, match=r"no config file 'onw\.py'.*did you mean own\.py"):
+        read("--config=onw.py:tiny")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(configs.SHIPPED.glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_every_scale_of_every_config_passes_the_check(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)

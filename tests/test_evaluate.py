@@ -24,7 +24,7 @@ def workdir(tmp_path_factory):
     images = tmp_path_factory.mktemp("images")
     for split in ("train", "test"):
         make_folder(images / split, labeled=True)
-    config = configs.load_file(f"{CONFIG}:folder")
+    config = configs.get_config(f"{CONFIG}:folder")
     config.data.update(path=str(images), image_size=(16, 16))
     config.model.update(width=0.25)
     workdir = tmp_path_factory.mktemp("run")

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ssl_jax import config as configs
 from ssl_jax import parallel
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
-TRAINING = ["--config", "configs/simclr.py:tiny", "--workdir", "/shared/a run"]
+TRAINING = ["--config", "simclr:tiny", "--workdir", "/shared/a run"]
 
 
 def run(*command, **environment):
@@ -374,4 +375,4 @@ def test_kubernetes_has_what_the_processes_need():
     values = sorted(exit_codes().values())
     assert ignored == [{"containerName": container["name"], "operator": "In", "values": values}]
     config = next(argument for argument in container["args"] if argument.startswith("--config="))
-    assert (ROOT / config.removeprefix("--config=").split(":")[0]).is_file()
+    configs.get_config(config.removeprefix("--config="))

@@ -21,7 +21,7 @@ from tests.flags import environment
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_FLAGS = environment(XLA_FLAGS="")  # of which the compiler for TPUs refuses some
-SIMCLR = str(ROOT / "configs" / "simclr.py")
+SIMCLR = "simclr"
 
 
 class Images(Source):
@@ -38,7 +38,7 @@ class Images(Source):
 
 @pytest.mark.parametrize("memory_bytes", [0, 2**31])
 def test_the_batch_planned_for_is_the_pipeline_s(memory_bytes):
-    config = configs.load_file(f"{SIMCLR}:tiny")
+    config = configs.get_config(f"{SIMCLR}:tiny")
     config.batch_size = 8
     config.data.memory_bytes = memory_bytes
     training = build.training(config, build.facts(config, 40, 2))
@@ -65,7 +65,7 @@ def test_a_plan_for_the_devices_at_hand(tmp_path, capsys, monkeypatch):
     result, printed = json.loads(path.read_text()), capsys.readouterr().out
     memory = result["memory"]
     # float32, and AdamW's two averages of each with two counts.
-    config = configs.load_file(f"{SIMCLR}:tiny")
+    config = configs.get_config(f"{SIMCLR}:tiny")
     state = jax.eval_shape(build.training(config, build.facts(config, 60_000, 10)).create_state)
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     assert memory["parameters"] == 4 * parameters
@@ -90,7 +90,15 @@ def test_a_plan_for_the_devices_at_hand(tmp_path, capsys, monkeypatch):
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="compiles for TPUs; pip install libtpu")
 def test_a_plan_for_a_slice_that_is_not_there(tmp_path):
     path = tmp_path / "plan.json"
-    command = [sys.executable, "-m", "ssl_jax.plan", f"--config={SIMCLR}:tiny", "--topology=v5e:2x2", f"--json={path}"]
+    command = [
+        sys.executable,
+        "-m",
+        "ssl_jax",
+        "plan",
+        f"--config={SIMCLR}:tiny",
+        "--topology=v5e:2x2",
+        f"--json={path}",
+    ]
     printed = subprocess.run(command, env=WITHOUT_FLAGS, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     result = json.loads(path.read_text())
     assert (
@@ -176,7 +184,7 @@ def test_what_the_compiler_says_of_too_little_memory_is_all_that_is_needed(monke
     monkeypatch.setattr(plan.parallel, "compile_step", refuse(TOO_LITTLE))
     plan.main([f"--config={SIMCLR}:tiny", "--topology=v5e:2x4"])
     assert "DOES NOT FIT: 16.83 GiB of 15.75 GiB" in capsys.readouterr().out
-    memory = plan.plan(configs.load_file(f"{SIMCLR}:tiny"), chips.parse_slice("v5e:2x4"))["memory"]
+    memory = plan.plan(configs.get_config(f"{SIMCLR}:tiny"), chips.parse_slice("v5e:2x4"))["memory"]
     assert memory["needed"] == int(16.83 * 2**30) and memory["limit"] == 15.75 * 2**30
     arguments = ("parameters", "optimizer", "method_state", "batch")
     assert memory["temporaries"] == memory["needed"] - sum(memory[name] for name in arguments)
@@ -186,7 +194,7 @@ def test_what_the_compiler_says_of_too_little_memory_is_all_that_is_needed(monke
 def test_other_errors_of_the_compiler_are_left_as_they_are(monkeypatch):
     monkeypatch.setattr(plan.parallel, "compile_step", refuse("INVALID_ARGUMENT: something else"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        plan.plan(configs.load_file(f"{SIMCLR}:tiny"), None)
+        plan.plan(configs.get_config(f"{SIMCLR}:tiny"), None)
 
 
 def not_fitting(**changes):
@@ -288,7 +296,7 @@ def test_remedies_come_in_the_order_of_what_they_cost():
 
 def test_a_search_ends_with_the_first_that_fits(monkeypatch, capsys):
     """On a chip that has room for the tiny config's state only where each device keeps a part of it."""
-    config = configs.load_file(f"{SIMCLR}:tiny").unlock()
+    config = configs.get_config(f"{SIMCLR}:tiny").unlock()
     config.update(batch_size=64, model=dict(stages=(1,)), augment=dict(view=dict(jitter=0.0)))
     whole = plan.plan(config, None)
     needed = whole["memory"]["needed"]
@@ -329,7 +337,7 @@ def test_a_search_ends_with_the_first_that_fits(monkeypatch, capsys):
 )
 def test_a_search_drops_what_does_not_help(monkeypatch, limit, found, tried):
     """shard_state, by which a step needs more, and a smaller batch, by which it needs no less."""
-    config = configs.load_file(f"{SIMCLR}:tiny")
+    config = configs.get_config(f"{SIMCLR}:tiny")
     config.batch_size = 2 * jax.device_count()
     config.compute_dtype = "float32"
 
@@ -356,7 +364,7 @@ def test_a_search_drops_what_does_not_help(monkeypatch, limit, found, tried):
 
 @pytest.mark.parametrize("steps, fewer", [(10, 10 * 8), (0, 0)])  # epochs see all images
 def test_a_smaller_batch_found_sees_fewer_images_in_as_many_steps(monkeypatch, steps, fewer):
-    config = configs.load_file(f"{SIMCLR}:tiny")
+    config = configs.get_config(f"{SIMCLR}:tiny")
     config.batch_size, config.steps, config.epochs = 16, steps, 1
 
     def made_up(config, place):

@@ -29,7 +29,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(arguments, processes=1, devices=1, program=("-m", "ssl_jax.train")):
+def start(arguments, processes=1, devices=1, program=("-m", "ssl_jax", "train")):
     """The processes of a run, each with so many devices; `arguments`: of all, or index -> those of one."""
     address = f"127.0.0.1:{free_port()}"
     started = []
@@ -71,7 +71,7 @@ def arguments(workdir, name="simclr", steps=STEPS, **changes):
         **changes,
     }
     return [
-        f"--config={ROOT / 'configs' / name}.py:tiny",
+        f"--config={name}:tiny",
         f"--workdir={workdir}",
         *(f"--config.{key}={value}" for key, value in settings.items()),
     ]

@@ -30,14 +30,8 @@ STAMPS = Path("/usr/share/tuxpaint/stamps")
 needs_fashion_mnist = pytest.mark.skipif(not fashion_mnist.installed(), reason="needs Debian's dataset-fashion-mnist")
 
 
-@pytest.fixture(autouse=True)
-def _in_the_clone(monkeypatch):
-    """Studies name the configs of pre-trainings from there."""
-    monkeypatch.chdir(ROOT)
-
-
 def load(name, scale="smoke", **changes):
-    config = configs.load_file(f"configs/studies/{name}.py:{scale}")
+    config = configs.get_config(f"{name}:{scale}")
     config.update(changes)
     return config
 
@@ -62,9 +56,7 @@ def small(folder):
         "evaluate_every=0",
         "model.width=0.25",
     )
-    config = load(
-        "label_efficiency", pretraining="configs/simclr.py:folder", overrides=overrides, seeds=(0, 1), draws=2
-    )
+    config = load("label_efficiency", pretraining="simclr:folder", overrides=overrides, seeds=(0, 1), draws=2)
     config.supervised_overrides = ("augment.view.size=(16,16)", "batch_size=16", "steps=2", "evaluate_every=0")
     config.linear.labels_per_class = (2, 4)
     config.finetune.labels_per_class = ()
@@ -235,7 +227,7 @@ def test_operations_left_out_and_alone():
 
 
 def test_supervised_pretraining_has_the_network_and_the_images(small):
-    small.pretraining = "configs/mae.py:tiny"
+    small.pretraining = "mae:tiny"
     small.overrides = ("steps=2", "data.split=train[:1%]")
     trained, supervised, *_ = STUDIES["label_efficiency"].plan(small).subjects
     ours, theirs = trained.data.config, supervised.data.config
@@ -245,12 +237,12 @@ def test_supervised_pretraining_has_the_network_and_the_images(small):
 
 
 def test_methods_share_untrained_networks_and_images():
-    config = load("methods", methods=("configs/simclr.py:tiny", "configs/byol.py:tiny", "configs/mae.py:tiny"))
+    config = load("methods", methods=("simclr:tiny", "byol:tiny", "mae:tiny"))
     config.overrides = ("steps=2",)
     untrained = [s.name for s in methods.plan(config).subjects if isinstance(s, subjects.Untrained)]
     assert len(untrained) == 2 and untrained[0].startswith("random resnet8")
-    config.methods = ("configs/simclr.py:tiny", "configs/colorization.py:tiny")
-    with pytest.raises(configs.ConfigError, match=r"colorization.*another config\.data\.name than configs/simclr"):
+    config.methods = ("simclr:tiny", "colorization:tiny")
+    with pytest.raises(configs.ConfigError, match=r"colorization.*another config\.data\.name than simclr"):
         methods.plan(config)
 
 
@@ -368,7 +360,7 @@ def test_another_study_in_the_same_directory_is_refused(small, tmp_path, monkeyp
 
 def start(name, workdir):
     return subprocess.Popen(
-        [sys.executable, "-m", "ssl_jax.study", f"--config=configs/studies/{name}.py:smoke", f"--workdir={workdir}"],
+        [sys.executable, "-m", "ssl_jax", "study", f"--config={name}:smoke", f"--workdir={workdir}"],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,

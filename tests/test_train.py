@@ -19,7 +19,7 @@ from ssl_jax.metrics import read_metrics
 from tests.flags import environment
 
 ROOT = Path(__file__).parents[1]
-CONFIG = str(ROOT / "configs" / "simclr.py")
+CONFIG = "simclr"
 
 
 def make_folder(path, count=64, labeled=False):
@@ -61,7 +61,7 @@ def arguments(workdir, folder, *overrides):
 
 def start(*args):
     return subprocess.Popen(
-        [sys.executable, "-m", "ssl_jax.train", *args],
+        [sys.executable, "-m", "ssl_jax", "train", *args],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -121,7 +121,7 @@ def test_broken_files_are_named_and_do_not_stop_a_run(unbroken):
 def test_a_method_that_draws_leaves_pictures(tmp_path, folder):
     options = ["data.channels=3", "data.mean=(0.5,0.5,0.5)", "data.std=(0.25,0.25,0.25)", "method.decoder_width=4"]
     settings = arguments(tmp_path / "run", folder, "--config.data.name=folder", *(f"--config.{o}" for o in options))
-    train.main([f"--config={ROOT / 'configs' / 'denoising.py'}:tiny", *settings[1:], "--config.steps=2"])
+    train.main(["--config=denoising:tiny", *settings[1:], "--config.steps=2"])
     with np.load(tmp_path / "run" / "samples" / "pictures.npz") as pictures:
         assert list(pictures) == ["image", "corrupted", "reconstruction"]
         shapes = {title: (images.shape, images.dtype) for title, images in pictures.items()}
@@ -185,7 +185,7 @@ def test_stopped_and_killed_at_a_random_moment_it_ends_with_the_same_bytes(unbro
 
 
 def test_neighbors_that_there_are_no_images_for_are_left_out_while_training(capsys):
-    config = configs.load_file(f"{CONFIG}:folder")
+    config = configs.get_config(f"{CONFIG}:folder")
     config.online_knn.update(bank=300, queries=100, k=20)
     few = sources.ArraySource(np.zeros((24, 4, 4, 3), np.uint8), np.arange(24) % 2)
     assert train.make_online_knn(config, few, None, parallel.make_local_mesh()) is None

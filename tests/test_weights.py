@@ -279,7 +279,7 @@ def test_pickled_files_are_refused_unopened_with_a_recipe(tmp_path, name):
 
 
 def test_a_missing_file_says_who_writes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"ssl_jax.train writes backbone.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"ssl_jax train writes backbone.safetensors"):
         load_backbone(tmp_path)
 
 

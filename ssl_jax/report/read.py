@@ -80,7 +80,7 @@ class Record:
 def read(workdir: Path) -> Record:
     """Raises: FileNotFoundError if there is no such directory."""
     if not workdir.is_dir():
-        raise FileNotFoundError(f"no directory {workdir}; give the --workdir of a run of ssl_jax.train")
+        raise FileNotFoundError(f"no directory {workdir}; give the --workdir of a run of ssl_jax train")
     unreadable: dict[str, str] = {}
 
     def attempt(name: str, reader: Any, otherwise: Any) -> Any:

@@ -32,9 +32,9 @@ def tiny_pretraining(steps: int = 300) -> dict[str, Any]:
     """SimCLR, and beside it supervised pre-training, on Fashion-MNIST for a minute; 2,000 test images."""
     overrides = (f"steps={steps}", "evaluate_every=0", "log_every=50", "data.test_split=test[:20%]")
     return dict(
-        pretraining="configs/simclr.py:tiny",
+        pretraining="simclr:tiny",
         overrides=overrides,  # "KEY=VALUE" of its config
-        supervised="configs/supervised.py:tiny",  # made to have the same network and images
+        supervised="supervised:tiny",  # made to have the same network and images
         supervised_overrides=overrides,
     )
 

@@ -18,7 +18,7 @@ IMAGES = ("name", "path", "test_split", "image_size", "channels")  # keys of con
 
 def plan(config: ConfigDict) -> Plan:
     if not config.methods:
-        raise configs.ConfigError("config.methods is empty; name pre-training configs, ('configs/simclr.py:tiny', ...)")
+        raise configs.ConfigError("config.methods is empty; name pre-training configs, ('simclr:tiny', ...)")
     found = {file: resolve(file, config.overrides) for file in config.methods}
     first = found[config.methods[0]]
     trained: dict[str, Subject] = {}

@@ -122,7 +122,7 @@ Subject = Pretrained | Untrained | Pixels
 
 
 def resolve(file: str, overrides: Sequence[str]) -> ConfigDict:
-    """The pre-training config of "FILE.py:SCALE" with each "KEY=VALUE". Raises: ConfigError as ssl_jax.train does."""
+    """The pre-training config "NAME:SCALE" with each "KEY=VALUE". Raises: ConfigError as ssl_jax train does."""
     arguments = [f"--config={file}", *(f"--config.{override}" for override in overrides)]
     config = configs.read_flags(arguments, program=f"a study's pre-training {file}", defaults=build.defaults).config
     configs.check(config)

@@ -48,7 +48,7 @@ def test_debians_files():
     images, labels = fashion_mnist.load(files, "train")
     assert images.shape == (60000, 28, 28)
     np.testing.assert_array_equal(np.bincount(labels), [6000] * 10)
-    assert images.mean() / 255 == pytest.approx(0.2860, abs=1e-4)  # as configs/simclr.py normalizes by
+    assert images.mean() / 255 == pytest.approx(0.2860, abs=1e-4)  # as config.base_config normalizes by
     assert len(fashion_mnist.load(files, "test")[0]) == 10000
     part = fashion_mnist.load(files, "train[25%:50%]+test[:3]")
     np.testing.assert_array_equal(part[0][:15000], images[15000:30000])

@@ -62,7 +62,7 @@ def test_imagenet_optimizer_has_a_rate_of_its_own_for_vectors():
 
     0.0048 of a 16th of the gradient, as the authors' 16 devices have it.
     """
-    path = Path(__file__).parents[2] / "configs" / "barlow_twins.py"
+    path = Path(__file__).parents[2] / "ssl_jax" / "configs" / "barlow_twins.py"
     spec = importlib.util.spec_from_file_location("barlow_twins_config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

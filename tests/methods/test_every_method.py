@@ -33,7 +33,7 @@ def each_method(often=OFTEN):
 
 
 def load(name, scale="tiny"):
-    return config.load_file(f"{ROOT / 'configs' / name}.py:{scale}")
+    return config.get_config(f"{name}:{scale}")
 
 
 @functools.cache
@@ -176,7 +176,7 @@ def test_chance_level_is_a_number_or_none(name):
 
 
 def scales(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, config.SHIPPED / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.SCALES

@@ -52,7 +52,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_scale_has_the_authors_settings(name):
     method, scale = name.split(":")
-    settings = config.load_file(f"{ROOT / 'configs' / method}.py:{scale}")
+    settings = config.get_config(f"{method}:{scale}")
     for key, expected in SETTINGS[name].items():
         found = settings
         for part in key.split("."):

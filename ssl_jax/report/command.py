@@ -1,7 +1,7 @@
 """The report of a run, or of several compared.
 
-python -m ssl_jax.report RUN          -> RUN/report.html; with --files RUN/pictures/ beside it
-python -m ssl_jax.report RUN RUN ...  -> comparison.html beside the first run
+ssl_jax report RUN          -> RUN/report.html; with --files RUN/pictures/ beside it
+ssl_jax report RUN RUN ...  -> comparison.html beside the first run
 """
 
 import argparse
@@ -12,8 +12,8 @@ from ssl_jax import report
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m ssl_jax.report", description=report.__doc__)
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="workdir of ssl_jax.train, finished or not")
+    parser = argparse.ArgumentParser(prog="ssl_jax report", description=report.__doc__)
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="workdir of ssl_jax train, finished or not")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where the page goes")
     parser.add_argument("--files", action="store_true", help="also writes each RUN's charts and images to RUN/pictures")
     flags = parser.parse_args(argv)
@@ -26,7 +26,3 @@ def main(argv: list[str] | None = None) -> None:
             print(*report.write_files(run), sep="\n")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -26,12 +26,12 @@ TARGET = (
 def tiny() -> ConfigDict:
     config = base_config("domain_adaptation")
     config.seeds = (0, 1, 2, 3, 4)
-    config.source = "configs/supervised.py:tiny"
+    config.source = "supervised:tiny"
     gray = ("data.mean=(0.286,0.286,0.286)", "data.std=(0.353,0.353,0.353)")
     config.source_overrides = (*SHORT, *SIZE, *gray, "steps=300")
-    config.target = "configs/simclr.py:folder"
+    config.target = "simclr:folder"
     config.target_overrides = TARGET
-    config.supervised = "configs/supervised.py:tiny"
+    config.supervised = "supervised:tiny"
     config.supervised_overrides = TARGET
     config.least_images = 25  # of a class in the target's training part; fewer count as unlabelled
     config.draws = 4

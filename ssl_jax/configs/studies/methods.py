@@ -9,7 +9,7 @@ from ssl_jax.studies.base import base_config, smoke_pretraining, tiny_pretrainin
 def tiny() -> ConfigDict:
     config = base_config("methods")
     names = ("simclr", "moco_v2", "byol", "barlow_twins", "vicreg", "supervised")
-    config.methods = tuple(f"configs/{name}.py:tiny" for name in names)
+    config.methods = tuple(f"{name}:tiny" for name in names)
     config.overrides = tiny_pretraining(steps=150)["overrides"]
     config.linear.labels_per_class = (10, 100)
     return config
@@ -17,7 +17,7 @@ def tiny() -> ConfigDict:
 
 def smoke() -> ConfigDict:
     config = tiny()
-    config.methods = ("configs/simclr.py:tiny", "configs/byol.py:tiny")
+    config.methods = ("simclr:tiny", "byol:tiny")
     config.overrides = smoke_pretraining()["overrides"]
     config.update(seeds=(0,), draws=1)
     config.linear.labels_per_class = (2,)

@@ -1,0 +1,33 @@
+"""One command for all programs: ssl_jax COMMAND ARGUMENTS, which is python -m ssl_jax COMMAND ARGUMENTS."""
+
+import importlib
+import sys
+
+from ssl_jax import __version__
+from ssl_jax.config import nearest
+
+# Name -> (module whose `main` it is, what it does). Only the one that is asked for is imported.
+COMMANDS = {
+    "train": ("ssl_jax.train", "pre-trains a backbone on images without labels"),
+    "evaluate": ("ssl_jax.evaluate", "measures what the features of a run are worth"),
+    "report": ("ssl_jax.report.command", "writes the page of a run, or of several compared"),
+    "study": ("ssl_jax.study", "measures what pre-training is worth in labels, in steps, across domains"),
+    "plan": ("ssl_jax.plan", "says what a run needs and costs, before it is run"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print("usage: ssl_jax COMMAND ARGUMENTS; ssl_jax COMMAND --help says which\n")
+        print("\n".join(f"  {name:9} {purpose}" for name, (_, purpose) in COMMANDS.items()))
+    elif command == "--version":
+        print(__version__)
+    elif command in COMMANDS:
+        importlib.import_module(COMMANDS[command][0]).main(arguments)
+    else:
+        sys.exit(f"error: no command {command!r}; {nearest(command, list(COMMANDS))}")
+
+
+if __name__ == "__main__":
+    main()

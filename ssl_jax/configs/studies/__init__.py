@@ -1,0 +1,1 @@
+"""Those of the studies: `--config label_efficiency`."""
