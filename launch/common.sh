@@ -43,7 +43,7 @@ find_python() {
 }
 
 # make_environment REQUIREMENTS: .venv with what the file lists, and the clone itself; installed again only
-# when a requirements file has changed.
+# when a requirements file or pyproject.toml, which names the commands, has changed.
 make_environment() {
     local python stamp=".venv/installed-$1"
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
@@ -55,10 +55,10 @@ make_environment() {
         say "making .venv with $("$python" --version)"
         "$python" -m venv --clear .venv
     fi
-    if ! cmp --silent "$stamp" <(cat requirements.txt "$1"); then
+    if ! cmp --silent "$stamp" <(cat requirements.txt "$1" pyproject.toml); then
         say "installing $1 into .venv (once; JAX and what it needs take 1.3 GB)"
         .venv/bin/python -m pip install --disable-pip-version-check --requirement "$1" --editable .
-        cat requirements.txt "$1" >"$stamp"
+        cat requirements.txt "$1" pyproject.toml >"$stamp"
     fi
 }
 
