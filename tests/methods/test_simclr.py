@@ -80,7 +80,9 @@ def test_learns_on_real_images():
     mesh = Mesh(np.asarray(jax.devices()[:1]), (parallel.AXIS,))
     augment = make_augment([view, view], mean=MEAN, std=STD)
     train_step = step.TrainStep(method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=100)
-    mapped = parallel.map_step(train_step, mesh)
+    # Here the speed of the compiled code matters.
+    optimized = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    mapped = jax.jit(parallel.map_step(train_step, mesh), compiler_options=optimized)
     state = parallel.replicate(step.create_state(method, tx, jnp.zeros((1, 28, 28, 1)), seed=0), mesh)
     some = sources.Subset(source, np.arange(6000))
     held = list(pipeline.eval_batches(some, image_size=(28, 28), batch_size=500))
