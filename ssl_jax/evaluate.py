@@ -417,3 +417,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"--protocols={flags.protocols}: no protocol {sorted(unknown)}; it has {', '.join(PROTOCOLS)}"
             )
         evaluate(Path(flags.workdir), flags.data, names)
+
+
+if __name__ == "__main__":
+    main()

@@ -315,3 +315,7 @@ def main(argv: list[str] | None = None) -> None:
         print_plan(result)
         if flags.json:
             Path(flags.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

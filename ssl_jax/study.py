@@ -52,3 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         if not flags.workdir:
             raise configs.ConfigError("--workdir is missing; for example --workdir studies/label_efficiency")
         study(flags.config, Path(flags.workdir))
+
+
+if __name__ == "__main__":
+    main()

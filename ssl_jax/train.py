@@ -336,3 +336,7 @@ def main(argv: list[str] | None = None) -> None:
             raise configs.ConfigError("--workdir is missing; for example --workdir runs/first")
         parallel.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
         train(flags.config, Path(flags.workdir))
+
+
+if __name__ == "__main__":
+    main()
