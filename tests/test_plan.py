@@ -406,7 +406,7 @@ def test_of_the_table_s_rows_those_are_made_that_are_asked_for(tmp_path, monkeyp
     monkeypatch.setitem(scope, "write", lambda plans: None)
 
     def run(command, check):
-        asked.append(command[3].rpartition("/")[2].replace(".py", ""))
+        asked.append(command[4].removeprefix("--config="))
         return types.SimpleNamespace(returncode=1)
 
     monkeypatch.setattr(subprocess, "run", run)
