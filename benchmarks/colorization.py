@@ -38,14 +38,14 @@ def main():
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "colorization")
     arguments = parser.parse_args()
     for name in arguments.methods.split(","):
-        file = f"{name}:tiny"
-        config = configs.get_config(file)
+        named = f"{name}:tiny"
+        config = configs.get_config(named)
         images = arguments.workdir / "images"
         divide(Path(config.data.path), images)
         changes = {"steps": arguments.steps, "evaluate_every": 0, "data.path": str(images)}
         workdir = arguments.workdir / f"{name}-{arguments.steps}"
         overrides = [f"--config.{key}={value}" for key, value in changes.items()]
-        command = ["-m", "ssl_jax", "train", f"--config={file}", f"--workdir={workdir}", *overrides]
+        command = ["-m", "ssl_jax", "train", f"--config={named}", f"--workdir={workdir}", *overrides]
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
         print(name, json.dumps(measure(workdir), indent=1))
 

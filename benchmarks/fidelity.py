@@ -8,7 +8,6 @@ import ast
 import collections
 import csv
 import dataclasses
-import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import build, recipes
 from ssl_jax.config import SHIPPED, flatten
+from ssl_jax.configs import NAMES, scales
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "fidelity.md"
@@ -74,14 +74,11 @@ def rows(name: str) -> list[Row]:
         return [Row(**row) for row in csv.DictReader(file, strict=True)]
 
 
-def methods() -> list[str]:
-    return sorted(path.stem for path in SHIPPED.glob("[!_]*.py"))
-
-
 def configs(method: str) -> dict[str, ConfigDict]:
     """Those at scales that the authors have, too."""
-    scales = runpy.run_path(str(SHIPPED / f"{method}.py"))["SCALES"]
-    return {scale: make() for scale, make in scales.items() if not scale.startswith("tiny") and scale != "folder"}
+    return {
+        scale: make() for scale, make in scales(method).items() if not scale.startswith("tiny") and scale != "folder"
+    }
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
@@ -120,7 +117,7 @@ def without_code() -> list[str]:
 
 
 def tables() -> dict[str, list[Row]]:
-    return {name: rows(name) for name in [*methods(), VIEWS]}
+    return {name: rows(name) for name in [*NAMES, VIEWS]}
 
 
 def page(of: dict[str, list[Row]]) -> str:

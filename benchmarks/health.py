@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import functools
 import time
-from pathlib import Path
 from unittest import mock
 
 import jax
@@ -24,7 +23,6 @@ from ssl_jax.data import pipeline
 from ssl_jax.data.augment import make_augment
 from ssl_jax.methods import Run
 
-ROOT = Path(__file__).parents[1]
 NEVER = 10**9
 
 

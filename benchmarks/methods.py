@@ -55,9 +55,10 @@ def main():
     unknown = set(names) - set(METHODS)
     if unknown:
         parser.error(f"no methods {sorted(unknown)}; there are {', '.join(METHODS)}")
-    root = arguments.workdir / run.commit() if arguments.again else arguments.workdir
+    commit = run.commit()
+    root = arguments.workdir / commit if arguments.again else arguments.workdir
     root.mkdir(parents=True, exist_ok=True)
-    measure = functools.partial(kept_or_measured, again=arguments.again)
+    measure = functools.partial(kept_or_measured, commit=commit, again=arguments.again)
     measure("pixels", evaluated(configured("simclr", 0, arguments.steps)), pixel_scores)
     for seed in map(int, arguments.seeds.split(",")):
         for name in names:
@@ -110,9 +111,9 @@ def untrained_key(config):
     return f"untrained-{config.model.name}-{configs.digest(without_training(config))}"
 
 
-def kept_or_measured(key, config, compute, *, again):
+def kept_or_measured(key, config, compute, *, commit, again):
     """Adds `compute(config)` to docs/results.json, if it is not there for this config, or `again` for this commit."""
-    found, commit = read_record().get(key), run.commit()
+    found = read_record().get(key)
     if not found or found["config"] != configs.digest(config) or (again and found.get("commit") != commit):
         found = {"config": configs.digest(config), "commit": commit, **compute(config)}
         with RECORD.with_suffix(".lock").open("w") as lock:  # others may add to it at the same time

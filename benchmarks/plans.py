@@ -7,14 +7,13 @@ now to be searched, or with --again. Then writes docs/plans.md.
 
 import argparse
 import json
-import runpy
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_jax.config import SHIPPED
+from ssl_jax.configs import NAMES, scales
 from ssl_jax.planning.remedies import spelled
 from ssl_jax.planning.show import STATE, size
 
@@ -41,12 +40,8 @@ COLUMNS = (
 
 
 def imagenet_configs() -> list[str]:
-    """ "simclr:imagenet_r50" of each config file's scales."""
-    names = []
-    for path in sorted(SHIPPED.glob("[!_]*.py")):
-        scales = runpy.run_path(str(path))["SCALES"]
-        names += [f"{path.stem}:{scale}" for scale in scales if scale.startswith("imagenet")]
-    return names
+    """ "simclr:imagenet_r50" of each config's scales."""
+    return [f"{name}:{scale}" for name in NAMES for scale in scales(name) if scale.startswith("imagenet")]
 
 
 def row(name: str, plan: dict) -> str:

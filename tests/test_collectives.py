@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,6 @@ from ssl_jax import config as configs
 from ssl_jax.methods import METHODS
 from ssl_jax.planning import hlo, program
 
-ROOT = Path(__file__).parents[1]
 BATCH, IMAGES = 64, 60_000
 DIM, PATCH = 64, 7  # of embeddings where there is no projector, and of tiny ViTs' patches, in pixels
 HALVED = ("simclr", "byol")  # of one stage, which is half of the program and enough

@@ -1,5 +1,4 @@
 import errno
-import importlib.util
 import os
 from pathlib import Path
 
@@ -7,9 +6,9 @@ import pytest
 
 from ssl_jax import build
 from ssl_jax import config as configs
+from ssl_jax.configs import NAMES, scales
 from ssl_jax.methods import Run
 
-ROOT = Path(__file__).parents[1]
 SIMCLR = "simclr"
 
 
@@ -112,13 +111,10 @@ def test_a_config_of_ones_own_is_read_by_path_and_a_misspelt_one_is_told_the_nea
         read("--config=onw.py:tiny")
 
 
-@pytest.mark.parametrize("path", sorted(configs.SHIPPED.glob("[!_]*.py")), ids=lambda path: path.stem)
-def test_every_scale_of_every_config_passes_the_check(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for scale in module.SCALES:
-        configs.check(module.get_config(scale))
+@pytest.mark.parametrize("name", NAMES)
+def test_every_scale_of_every_config_passes_the_check(name):
+    for scale in scales(name):
+        configs.check(configs.get_config(f"{name}:{scale}"))
 
 
 @pytest.mark.parametrize(

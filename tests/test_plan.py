@@ -90,15 +90,8 @@ def test_a_plan_for_the_devices_at_hand(tmp_path, capsys, monkeypatch):
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="compiles for TPUs; pip install libtpu")
 def test_a_plan_for_a_slice_that_is_not_there(tmp_path):
     path = tmp_path / "plan.json"
-    command = [
-        sys.executable,
-        "-m",
-        "ssl_jax",
-        "plan",
-        f"--config={SIMCLR}:tiny",
-        "--topology=v5e:2x2",
-        f"--json={path}",
-    ]
+    flags = [f"--config={SIMCLR}:tiny", "--topology=v5e:2x2", f"--json={path}"]
+    command = [sys.executable, "-m", "ssl_jax", "plan", *flags]
     printed = subprocess.run(command, env=WITHOUT_FLAGS, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     result = json.loads(path.read_text())
     assert (

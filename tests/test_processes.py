@@ -85,7 +85,8 @@ def small(name):
 
 
 class Recorded(NamedTuple):
-    """losses: [steps]. rows: indices of the images [steps, batch]. printed: of each process, by all its runs."""
+    """losses: [steps]. rows: indices of the images [steps, batch]. weights: of the backbone, last. printed: of each
+    process, by all its runs."""
 
     losses: np.ndarray
     rows: np.ndarray

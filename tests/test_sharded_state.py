@@ -1,7 +1,6 @@
 """A state of which each device keeps a part: the same run as with the whole on each."""
 
 import collections
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ from ssl_jax import build, parallel, plan, train
 from ssl_jax.step import TrainStep
 from tests.methods.test_every_method import Training, assert_same, held, load, save, sgd
 
-ROOT = Path(__file__).parents[1]
 STEPS = 3
 LARS = dict(name="lars", lr=1e-3, trust_coefficient=1.0, weight_decay=1e-4, warmup_steps=0, final_lr=0.0)
 

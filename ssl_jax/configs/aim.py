@@ -1,5 +1,7 @@
 """AIM: El-Nouby et al. 2024, arXiv:2401.08541."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from ssl_jax import recipes
@@ -45,7 +47,7 @@ def imagenet_600m() -> ConfigDict:
     return config
 
 
-def _adamw(lr: float, warmup_steps: int) -> dict:
+def _adamw(lr: Any, warmup_steps: int) -> dict[str, Any]:
     """The paper's; its learning rate is 1e-3 at a batch of 4096."""
     return dict(name="adamw", lr=lr, weight_decay=0.05, b2=0.95, clip_norm=1.0, warmup_steps=warmup_steps, final_lr=0.0)
 

@@ -17,7 +17,6 @@ from ssl_jax.data.decode import UndecodableImage, decode_image
 from ssl_jax.data.header import image_size
 from tests.flags import environment
 
-ROOT = Path(__file__).parents[2]
 SIZE = (64, 48)  # width, height
 FORMS = {"bmp": "BMP", "gif": "GIF", "jpg": "JPEG", "png": "PNG", "ppm": "PPM", "tiff": "TIFF", "webp": "WEBP"}
 OTHER_FORMS = ("JPEG2000", "ICO", "TGA", "PDF")

@@ -1,13 +1,10 @@
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ssl_jax import losses, models, optim
-from ssl_jax.config import plain
+from ssl_jax.config import get_config, plain
 from ssl_jax.methods import METHODS, Run
 
 RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
@@ -62,11 +59,7 @@ def test_imagenet_optimizer_has_a_rate_of_its_own_for_vectors():
 
     0.0048 of a 16th of the gradient, as the authors' 16 devices have it.
     """
-    path = Path(__file__).parents[2] / "ssl_jax" / "configs" / "barlow_twins.py"
-    spec = importlib.util.spec_from_file_location("barlow_twins_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    options = plain(module.get_config("imagenet_r50").optimizer)
+    options = plain(get_config("barlow_twins:imagenet_r50").optimizer)
     tx, schedule = optim.create(**options, steps=20_000)
     np.testing.assert_allclose([schedule(options["warmup_steps"]), schedule(20_000)], [1.6, 0.0016], rtol=1e-5)
     tx, _ = optim.create(**{**options, "warmup_steps": 0, "weight_decay": 0.0}, steps=20_000)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +10,10 @@ import pytest
 
 from ssl_jax import build, config, parallel, step
 from ssl_jax.checkpoint import Checkpoints
+from ssl_jax.configs import scales
 from ssl_jax.data import pipeline, sources
 from ssl_jax.methods import METHODS, Run
 
-ROOT = Path(__file__).parents[2]
 BATCH, STEPS, STEPS_PER_EPOCH, SAVED = 64, 5, 3, 2
 # The others take a quarter of an hour together on two cores: they have a mark of their own.
 OFTEN = ("simclr", "byol", "moco_v2")
@@ -27,8 +25,8 @@ ALL_STAGES = ("colorization", "split_brain", "w_mse")
 LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5, "pcl": 1e-6, "sela_v2": 1e-5, "counting": 1e-6, "vae": 1e-7}
 
 
-def each_method(often=OFTEN):
-    marks = {name: pytest.mark.slow if name in often else pytest.mark.every_method for name in METHODS}
+def each_method():
+    marks = {name: pytest.mark.slow if name in OFTEN else pytest.mark.every_method for name in METHODS}
     return [pytest.param(name, marks=mark) for name, mark in marks.items()]
 
 
@@ -173,13 +171,6 @@ def test_chance_level_is_a_number_or_none(name):
     settings = load(name)
     method = build.method(settings, build.facts(settings, 8192, 10))
     assert method.chance_level is None or np.isfinite(method.chance_level)
-
-
-def scales(name):
-    spec = importlib.util.spec_from_file_location(name, config.SHIPPED / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.SCALES
 
 
 @pytest.mark.slow  # tests/test_config.py checks their numbers

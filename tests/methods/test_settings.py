@@ -1,12 +1,9 @@
 """Settings of the authors' that are not the defaults of a recipe, as their sources (named in the configs) have them."""
 
-from pathlib import Path
-
 import pytest
 
 from ssl_jax import config
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "simclr:cifar_r18": {"method.projector": (512, 512, 128), "model.zero_init_residual": True},
     "byol:imagenet_r50": {"model.zero_init_residual": True},
