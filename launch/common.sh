@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: messages, the Python environment in .venv, the quickstart's images.
-# They set -euo pipefail and run in the directory of the clone.
+# The scripts beside it source this file. It has messages, the Python environment in .venv, and the quickstart's images.
+# These scripts set -euo pipefail and run in the directory of the clone.
 
 # Compiled programs are kept from one start to the next.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 
-# Exit codes of train.sh, beside 0 where the run is finished and those of errors.
+# Exit codes of train.sh, in addition to 0 (the run is finished) and those of errors.
 # shellcheck disable=SC2034  # read by the scripts
-readonly STOPPED=75 NOT_MET=69 # by SIGTERM before the last step; other processes of the run did not come
+readonly STOPPED=75 NOT_MET=69 # stopped by SIGTERM before the last step; other processes of the run did not come
 
 say() {
     printf '[%02d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"
@@ -18,7 +18,7 @@ fail() {
     exit 1
 }
 
-# Whether Debian packages can be installed here without asking.
+# Whether Debian packages can be installed here without asking the user.
 can_apt() {
     [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null
 }
@@ -42,8 +42,8 @@ find_python() {
         "apt-get install python3 python3-venv"
 }
 
-# make_environment REQUIREMENTS: .venv with what the file lists, and the clone itself; installed again only
-# when a requirements file or pyproject.toml, which names the commands, has changed.
+# make_environment REQUIREMENTS: makes .venv with what the file lists, and the clone itself. Installs again only if a
+# requirements file or pyproject.toml, which names the commands, has changed.
 make_environment() {
     local python stamp=".venv/installed-$1"
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
@@ -62,8 +62,8 @@ make_environment() {
     fi
 }
 
-# Where neither TFDS has prepared Fashion-MNIST nor Debian's package is installed, installs the package if it can;
-# if not, the program that reads the images says what to do.
+# If TFDS has not prepared Fashion-MNIST and Debian's package is not installed, installs the package if it can. If it
+# cannot, the program that reads the images says what to do.
 get_fashion_mnist() {
     local prepared="${TFDS_DATA_DIR:-$HOME/tensorflow_datasets}/fashion_mnist"
     if [[ ! -d $prepared ]] && ! dpkg --status dataset-fashion-mnist >/dev/null 2>&1 && can_apt; then
@@ -91,7 +91,7 @@ workdir_of() {
     fail "--workdir is missing; it says where the run's files go"
 }
 
-# Runs the command; with dry_run=yes, which the scripts' --dry-run sets, prints it instead.
+# Runs the command. With dry_run=yes, which --dry-run of the scripts sets, prints it instead.
 run() {
     if [[ ${dry_run:-} == yes ]]; then
         printf '%s\n' "${*@Q}"

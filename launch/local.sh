@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# bash launch/local.sh [--dry-run] PROCESSES ARGUMENTS: ssl_jax train ARGUMENTS as so many processes on this machine.
+# bash launch/local.sh [--dry-run] PROCESSES ARGUMENTS: ssl_jax train ARGUMENTS as PROCESSES processes on this machine.
 #
 #     bash launch/local.sh 2 --config simclr:tiny --workdir runs/two
 #
-# For tests, on CPUs, each process with $DEVICES simulated devices (1). Where one fails the others are stopped; SIGTERM is
-# passed on to all. The exit code is that of launch/train.sh. --dry-run prints the commands.
+# For tests, on CPUs. Each process has $DEVICES simulated devices (1). If one process fails, the others are stopped.
+# SIGTERM is passed on to all. The exit code is that of launch/train.sh. --dry-run prints the commands.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -33,7 +33,7 @@ for ((index = 0; index < processes; index++)); do
     if [[ $dry_run == yes ]]; then
         run "${command[@]}"
     else
-        "${command[@]}" & # not within `run`, whose shell would keep the signals to itself
+        "${command[@]}" & # not within `run`: its shell would not pass the signals on
         started+=($!)
     fi
 done
@@ -48,7 +48,7 @@ while ((${#started[@]} > 0)); do
         wait "${started[index]}" || code=$?
         unset 'started[index]'
         ((code == 0 || result != 0 && result != STOPPED)) || result=$code
-        ((code == 0 || code == STOPPED)) || stop # it failed: the others would wait for it
+        ((code == 0 || code == STOPPED)) || stop # it failed, and the others would wait for it
     done
     sleep 0.2
 done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash launch/quickstart.sh [WORKDIR]: pre-trains on Fashion-MNIST, evaluates, and writes WORKDIR/report.html
-# (WORKDIR: runs/quickstart). Some ten minutes on two CPU cores. Started again after a kill, it goes on.
+# (WORKDIR: runs/quickstart). Takes some ten minutes on two CPU cores. Started again after a kill, it continues.
 set -euo pipefail
 
 workdir=$(realpath --canonicalize-missing "${1:-"$(dirname "${BASH_SOURCE[0]}")/../runs/quickstart"}")
@@ -17,7 +17,7 @@ say "pre-training into $workdir"
 weights=$workdir/backbone.safetensors
 [[ -f $weights ]] || fail "the training was stopped before its last step; the same command goes on from there"
 
-# The checksum of the weights that evaluation.json is of.
+# The checksum of the weights that evaluation.json belongs to.
 evaluated=$workdir/evaluated.sha256
 if [[ -f $workdir/evaluation.json ]] && sha256sum --check --status "$evaluated" 2>/dev/null; then
     say "evaluated already: $workdir/evaluation.json"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# bash launch/test.sh [pytest arguments]: makes .venv if needed and runs the tests in up to four processes, without
-# arguments those of the default tier (CONTRIBUTING.md has the others).
+# bash launch/test.sh [pytest arguments]: makes .venv if needed and runs the tests in up to four processes. Without
+# arguments it runs the default tier (CONTRIBUTING.md has the others).
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

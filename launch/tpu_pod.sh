@@ -5,12 +5,13 @@
 #     bash launch/tpu_pod.sh first v5litepod-256 us-west4-a \
 #         --config simclr:imagenet_r50 --workdir /nfs/first --config.data.path=/nfs/imagenet
 #
-# Asks for the slice as a queued resource, waits for it, installs the commit of this clone on its workers, with Python
-# 3.11 and the packages of requirements.lock, and trains. Where the slice is taken away it is asked for again, and where
-# a connection broke the training is started again, until it is finished; then the slice is deleted. What fails for
-# another reason ends this with an error, and the slice stays, to be looked at; each worker's last output is in its
-# train.log. gcloud reaches several workers after `ssh-add ~/.ssh/google_compute_engine`. --dry-run prints the commands.
-#   $SETUP          done on each worker first: mounts the file system that holds --workdir and the data, shared by all
+# Asks for the slice as a queued resource and waits for it. Then installs the commit of this clone on its workers, with
+# Python 3.11 and the packages of requirements.lock, and trains. If the slice is taken away, it is asked for again. If a
+# connection breaks, the training is started again. When the training is finished, the slice is deleted. Any other
+# failure ends this script with an error. Then the slice stays, so that you can look at it; each worker's last output is
+# in its train.log. gcloud reaches several workers after `ssh-add ~/.ssh/google_compute_engine`. --dry-run prints the
+# commands.
+#   $SETUP          run first on each worker: mounts the file system that holds --workdir and the data, shared by all
 #   $RUNTIME        the machines' software (v2-alpha-tpuv5-lite; v2-alpha-tpuv6e for v6e, tpu-ubuntu2204-base for v4)
 #   $PROVISIONING   --spot, the default; empty for a slice that is not taken away
 set -euo pipefail
@@ -34,11 +35,11 @@ provisioning=${PROVISIONING---spot}
 changed=$(git status --porcelain)
 [[ -z $changed ]] || fail "what is not committed would not be sent to the workers; commit it first:
 $(head -n 5 <<<"$changed")"
-# Of now, also where the clone has changed when the slice comes.
+# The commit of now is installed, even if the clone has changed when the slice comes.
 commit=$(git rev-parse HEAD)
 jax=$(sed -n 's/^jax==/jax[tpu]==/p' requirements.lock)
 
-# Prints the request's state, NONE where there is no such request. Other errors say nothing about the slice.
+# Prints the request's state, or NONE if there is no such request. Other errors say nothing about the slice.
 state() {
     local try error
     for try in {1..10}; do
@@ -69,10 +70,10 @@ delete() {
     run gcloud compute tpus queued-resources delete "$name" --zone "$zone" --force --quiet
 }
 
-# gcloud repeats a command whose connection broke, while the first may be running still.
+# gcloud repeats a command if its connection broke, while the first one may still be running.
 alone="exec 9>ssl_jax.lock; flock -n 9 || { echo 'an earlier start is still running here' >&2; exit $STOPPED; }"
 
-# Python is uv's: that of the machines' software is older than JAX needs, and has no venv.
+# Python comes from uv: the one in the machines' software is too old for JAX, and has no venv.
 install() {
     say "installing on all workers"
     run git archive --format tar.gz --output "/tmp/$name.tar.gz" "$commit" &&
@@ -83,7 +84,7 @@ install() {
 ../uv/bin/uv pip install -q -r requirements.lock '$jax' -e ."
 }
 
-# The output goes into a file, since a training that writes into a broken connection would fail.
+# The output goes into a file, because a training that writes into a broken connection would fail.
 train() {
     on_all "$alone; : >train.log; cd ssl_jax; bash launch/train.sh ${*@Q} >>../train.log 2>&1 & \
 tail -n +1 -f --pid=\$! ../train.log; wait \$!"
@@ -108,7 +109,7 @@ while true; do
             fi
             say "exit code $code; looking at $name again in a minute"
             sleep 60 # SIGTERM comes some 30 s before the slice is gone
-            # Stopped, or a connection broke (255), and the other workers may have waited for that one.
+            # It was stopped, or a connection broke (255), or other workers waited in vain for one that it cut off.
             ((code == STOPPED || code == NOT_MET || code == 255)) && continue
             now=$(state)
             [[ $now != ACTIVE ]] || fail "the run has ended with an error, and $name is there still: see above"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# bash launch/train.sh ARGUMENTS: ssl_jax train ARGUMENTS, as one process of a run, for what starts it again.
+# bash launch/train.sh ARGUMENTS: ssl_jax train ARGUMENTS, as one process of a run, for programs that start it again.
 #
-# Exits with 0 only where the run is finished; with 75 where SIGTERM, which it passes on, has stopped it before: the same
-# command goes on; with 69 where other processes of the run did not come. Python is $PYTHON; else that of .venv, made by
-# launch/test.sh or quickstart.sh; else python3.
+# Exits with 0 only if the run is finished. Exits with 75 if SIGTERM, which it passes on, stopped the run before its
+# end: the same command continues it. Exits with 69 if other processes of the run did not come. Python is $PYTHON; else
+# that of .venv, which launch/test.sh or quickstart.sh makes; else python3.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -19,7 +19,7 @@ child=$!
 trap 'kill -TERM "$child" 2>/dev/null || true' TERM
 code=0
 wait "$child" || code=$?
-while ((code > 128)) && kill -0 "$child" 2>/dev/null; do # it was the signal that ended `wait`
+while ((code > 128)) && kill -0 "$child" 2>/dev/null; do # the signal ended `wait`, not the child
     code=0
     wait "$child" || code=$?
 done
