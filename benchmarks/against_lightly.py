@@ -105,15 +105,13 @@ def knn_top1(bank, bank_labels, queries, query_labels, k=20, temperature=0.07):
 
 def ours(name, steps, workdir):
     """Our own program with the method's tiny config; of the multi-crop methods without small crops, as the peer's."""
-    configs, metrics, ssl_jax, train = map(
-        importlib.import_module, ("ssl_jax.config", "ssl_jax.metrics", "ssl_jax", "ssl_jax.train")
-    )
+    configs, metrics, ssl_jax = map(importlib.import_module, ("ssl_jax.config", "ssl_jax.workdir.metrics", "ssl_jax"))
     run = workdir / f"run-{name}"
     config = configs.get_config(f"{name}:tiny")
     config.update(steps=steps, evaluate_every=0, log_every=100, checkpoint_every=10**6)
     if "local_views" in config.method:
         config.method.local_views = 0
-    train.train(config, run)
+    ssl_jax.pretrain(config, workdir=run)
     speeds = [line["images_per_second"] for line in metrics.read_metrics(run / "metrics.jsonl")[1:]]
     backbone = ssl_jax.load_backbone(run)
     images = np.load(workdir / "images.npz")

@@ -23,9 +23,9 @@ import numpy as np
 
 from ssl_jax import config as configs
 from ssl_jax import losses
-from ssl_jax.data import folder, pipeline
+from ssl_jax.data import folders, pipeline
 from ssl_jax.data.augment import normalize
-from ssl_jax.methods import _color
+from ssl_jax.methods.toolkit import colors
 from ssl_jax.models.lab import lab_of_normalized
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def main():
 def divide(source, target):
     """Links to the images of `source`, in folders train and test."""
     if not target.exists():
-        for name, part in zip(("train", "test"), folder.divide(folder.find_splits(source)["train"]), strict=True):
+        for name, part in zip(("train", "test"), folders.divide(folders.find_splits(source)["train"]), strict=True):
             for file in part.files:
                 (target / name / file).parent.mkdir(parents=True, exist_ok=True)
                 (target / name / file).symlink_to(source / file)
@@ -63,11 +63,11 @@ def measure(workdir):
     config, method, state, train, test = methods.restore(workdir)
     images, known = (read(source, config) for source in (test, train))
     logits = jax.jit(method.color_logits)(state.params, state.model_state, images)
-    truth, of_training = (colors(x, method.backbone) for x in (images, known))
-    predicted = _color.annealed_mean(logits, method.temperature)
-    somewhere = jnp.broadcast_to(_color.colored(truth)[:, None, None], truth.shape[:3])
-    places = {"all positions": somewhere, "positions with a color": jnp.any(jnp.abs(truth) > _color.GRAY, axis=-1)}
-    mean = jnp.mean(of_training[_color.colored(of_training)], axis=(0, 1, 2))
+    truth, of_training = (color_channels(x, method.backbone) for x in (images, known))
+    predicted = colors.annealed_mean(logits, method.temperature)
+    somewhere = jnp.broadcast_to(colors.colored(truth)[:, None, None], truth.shape[:3])
+    places = {"all positions": somewhere, "positions with a color": jnp.any(jnp.abs(truth) > colors.GRAY, axis=-1)}
+    mean = jnp.mean(of_training[colors.colored(of_training)], axis=(0, 1, 2))
     found = {
         f"distance, {where}": {
             name: float(jnp.mean(jnp.linalg.norm(guess - truth, axis=-1)[mask]))
@@ -76,8 +76,8 @@ def measure(workdir):
         for where, mask in places.items()
     }
     prior = state.model_state["prior"]
-    weights = _color.rarity(prior, method.uniform_share)
-    targets = _color.encode(truth)
+    weights = colors.rarity(prior, method.uniform_share)
+    targets = colors.encode(truth)
     of_position = weights[jnp.argmax(targets, axis=-1)] * somewhere
     constant = jnp.broadcast_to(jnp.log(prior["mass"] * weights + 1e-9), logits.shape)
 
@@ -86,7 +86,7 @@ def measure(workdir):
         return float(losses.colorization(*flat) / jnp.mean(of_position))
 
     found["cross entropy"] = {"predicted": cross_entropy(logits), "the same everywhere": cross_entropy(constant)}
-    found["images"] = {"test": len(images), "with color": int(jnp.sum(_color.colored(truth)))}
+    found["images"] = {"test": len(images), "with color": int(jnp.sum(colors.colored(truth)))}
     return found
 
 
@@ -96,8 +96,8 @@ def read(source, config):
     return normalize(images, config.data.mean, config.data.std)
 
 
-def colors(images, backbone):
-    return _color.subsample(lab_of_normalized(images, backbone.mean, backbone.std))[..., 1:]
+def color_channels(images, backbone):
+    return colors.subsample(lab_of_normalized(images, backbone.mean, backbone.std))[..., 1:]
 
 
 if __name__ == "__main__":

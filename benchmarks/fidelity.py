@@ -15,9 +15,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_jax import build, recipes
+from ssl_jax import recipes
 from ssl_jax.config import SHIPPED, flatten
 from ssl_jax.configs import NAMES, scales
+from ssl_jax.keys import keys_of
+from ssl_jax.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "fidelity.md"
@@ -83,7 +85,9 @@ def configs(method: str) -> dict[str, ConfigDict]:
 
 def settings(config: ConfigDict) -> dict[str, Any]:
     """The config's, and those of the method that it leaves as they are."""
-    found = flatten({"method": build.defaults(config)["method"]}) | flatten(config)
+    found = flatten(
+        {"method": {name: key.default for name, key in keys_of(METHODS[config.method.name]).items()}}
+    ) | flatten(config)
     if len({"epochs", "steps"} & {key for key in found if found[key] == 0}) == 1:
         found = {key: value for key, value in found.items() if key not in ("epochs", "steps") or value}
     return {key: value for key, value in found.items() if not key.startswith(MACHINE)}

@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ssl_jax import build, parallel, step
 from ssl_jax import config as configs
+from ssl_jax import dist
 from ssl_jax.data import pipeline
 from ssl_jax.data.augment import make_augment
-from ssl_jax.methods import Run
+from ssl_jax.methods import Schedule
+from ssl_jax.training import build, step
+from ssl_jax.training.state import create_state
 
 NEVER = 10**9
 
@@ -46,13 +48,14 @@ def main():
 
 def measure(config, rounds):
     """Seconds of a step without health metrics, of one that does not log, of one that does, and of the metrics."""
+    config = configs.parse(config)
     source, _ = build.source_pair(config)
-    facts = Run(config.batch_size, NEVER, len(source) // config.batch_size, len(source), len(source.class_names))
+    facts = Schedule(config.batch_size, NEVER, len(source) // config.batch_size, len(source), len(source.class_names))
     method = build.method(config, facts)
     views = build.augmentations(config, method.views)
-    augment = make_augment(views, mean=config.data.mean, std=config.data.std, masks=build.masks(config, method))
+    augment = make_augment(views, mean=config.data.mean, std=config.data.std, masks=build.masks(config, method, views))
     tx, _ = build.optimizer(config, facts.steps, method)
-    mesh = parallel.make_mesh()
+    mesh = dist.make_mesh()
     made = pipeline.train_batches(
         source,
         seed=config.seed,
@@ -61,14 +64,14 @@ def measure(config, rounds):
         crops=[view.crop for view in views],
         memory_bytes=config.data.memory_bytes,
     )
-    batch = parallel.split_batch(next(made), mesh)
+    batch = dist.shard_batch(next(made), mesh)
     example = jnp.zeros((1, *views[0].size, config.data.channels))
 
     def prepared(log_every, patches):
         """A compiled step, and a state whose next step is not the first, which is always logged."""
-        one_step = step.TrainStep(method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=log_every)
-        mapped = parallel.map_step(one_step, mesh)
-        state = parallel.replicate(step.create_state(method, tx, example, config.seed), mesh)
+        one_step = step.TrainStep(method=method, tx=tx, augment=augment, axis_name=dist.AXIS, log_every=log_every)
+        mapped = dist.map_step(one_step, mesh)
+        state = dist.replicate(create_state(method, tx, example, config.seed), mesh)
         with patches:  # while it is traced
             return mapped, jax.block_until_ready(mapped(state, batch))[0]
 
@@ -82,8 +85,8 @@ def measure(config, rounds):
     state, metrics = mapped(state, batch)  # the old state was donated
     kinds[-1] = (mapped, state)
     embeddings = jax.random.normal(jax.random.key(0), (2, config.batch_size, int(metrics["embedding_dim"])))
-    rows = PartitionSpec(None, parallel.AXIS)
-    health = functools.partial(step.health, axis_name=parallel.AXIS)
+    rows = PartitionSpec(None, dist.AXIS)
+    health = functools.partial(step.health, axis_name=dist.AXIS)
     alone = jax.jit(jax.shard_map(health, mesh=mesh, in_specs=rows, out_specs=PartitionSpec()))
     jax.block_until_ready(alone(embeddings))
 

@@ -24,8 +24,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ssl_jax import train
-from ssl_jax.metrics import read_metrics
+from ssl_jax.cli import train
+from ssl_jax.workdir.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 STEPS, DEVICES = 30, 2

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.mae import MAE
 
 
@@ -43,7 +43,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     backbone = models.create(arguments.model, positions="sincos")
-    run = Run(batch_size=arguments.batch, steps=1, steps_per_epoch=1, num_images=arguments.batch)
+    run = Schedule(batch_size=arguments.batch, steps=1, steps_per_epoch=1, num_images=arguments.batch)
     images = jax.random.normal(jax.random.key(0), (arguments.batch, 224, 224, 3))
     patches = (224 // backbone.patch_size) ** 2
     mask = jax.vmap(lambda key: jax.random.permutation(key, patches) < 0.75 * patches)(

@@ -24,13 +24,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax import baselines, build, evaluate, finetune, load_backbone, run, step
 from ssl_jax import config as configs
-from ssl_jax.build import source_pair
-from ssl_jax.checkpoint import Checkpoints
-from ssl_jax.evaluation import knn, linear
-from ssl_jax.evaluation.features import extract
-from ssl_jax.methods import METHODS, Run
+from ssl_jax import load_backbone
+from ssl_jax.evaluation import baselines, finetuning_recipes, knn, linear, of_backbones
+from ssl_jax.evaluation.features import BATCH, extract, read_batches
+from ssl_jax.evaluation.subject import Images, Subject
+from ssl_jax.methods import METHODS, Schedule
+from ssl_jax.training import build
+from ssl_jax.training.build import source_pair
+from ssl_jax.training.checkpoint import Checkpoints
+from ssl_jax.training.state import create_state
+from ssl_jax.weights import Backbone
+from ssl_jax.workdir import config_file, facts, files
 
 ROOT = Path(__file__).parents[1]
 RECORD, RESULTS = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
@@ -55,7 +60,7 @@ def main():
     unknown = set(names) - set(METHODS)
     if unknown:
         parser.error(f"no methods {sorted(unknown)}; there are {', '.join(METHODS)}")
-    commit = run.commit()
+    commit = facts.commit()
     root = arguments.workdir / commit if arguments.again else arguments.workdir
     root.mkdir(parents=True, exist_ok=True)
     measure = functools.partial(kept_or_measured, commit=commit, again=arguments.again)
@@ -118,7 +123,7 @@ def kept_or_measured(key, config, compute, *, commit, again):
         found = {"config": configs.digest(config), "commit": commit, **compute(config)}
         with RECORD.with_suffix(".lock").open("w") as lock:  # others may add to it at the same time
             fcntl.flock(lock, fcntl.LOCK_EX)
-            run.write(RECORD, json.dumps(dict(sorted((read_record() | {key: found}).items())), indent=1) + "\n")
+            files.write(RECORD, json.dumps(dict(sorted((read_record() | {key: found}).items())), indent=1) + "\n")
     print(f"{key}: {found}", flush=True)
 
 
@@ -130,7 +135,7 @@ def pretrain(config, root):
     """The workdir of a finished run of the config."""
     name = config.method.name
     workdir = root / f"{name}-{config.seed}"
-    if (workdir / "config.json").exists() and configs.differences(run.read_config(workdir), config):
+    if (workdir / "config.json").exists() and configs.differences(config_file.read_config(workdir), config):
         shutil.rmtree(workdir)
     if (workdir / "backbone.safetensors").exists():
         return workdir
@@ -144,14 +149,14 @@ def pretrain(config, root):
 
 def restore(workdir):
     """(config, method, state, training images, test images) of a finished run."""
-    config = run.read_config(workdir)
+    config = configs.parse(config_file.read_config(workdir))
     train, test = source_pair(config)
     size = config.batch_size
-    method = build.method(config, Run(size, config.steps, len(train) // size, len(train), len(train.class_names)))
+    method = build.method(config, Schedule(size, config.steps, len(train) // size, len(train), len(train.class_names)))
     tx, _ = build.optimizer(config, config.steps, method)
     views = build.augmentations(config, method.views)
     example = jnp.zeros((1, *views[0].size, config.data.channels))
-    state = Checkpoints(workdir / "checkpoints").restore(step.create_state(method, tx, example, config.seed))
+    state = Checkpoints(workdir / "checkpoints").restore(create_state(method, tx, example, config.seed))
     return config, method, state, train, test
 
 
@@ -175,7 +180,10 @@ def untrained_finetuned(given):
 
 def tuned_score(name, backbone, config):
     splits = source_pair(with_data(evaluated(config)))
-    found = evaluate.score_finetuning(name, backbone, *splits, config, labels_per_class=(10,))[FINETUNE]
+    data = config.data
+    images = Images(*splits, tuple(data.image_size), data.channels, data.memory_bytes)
+    subject = Subject(name, None, images, backbone)
+    found = of_backbones.finetuned(subject, labels_per_class=(10,))[FINETUNE]
     return {FINETUNE: found["mean"], "std": found["std"], "learning_rate": found["learning_rate"]}
 
 
@@ -183,12 +191,13 @@ def tuned_score(name, backbone, config):
 def images(channels):
     """The (training, test) batches."""
     config = with_data(dict(name=DATA, channels=channels, image_size=(28, 28)))
-    return [evaluate.read_batches(source, config) for source in source_pair(config)]
+    options = dict(image_size=config.data.image_size, channels=channels, memory_bytes=config.data.memory_bytes)
+    return [read_batches(source, **options) for source in source_pair(config)]
 
 
 def scores(features, config):
     splits = images(config.data.channels)
-    (h, y), (test_h, test_y) = (extract(features, batches(), evaluate.BATCH) for batches in splits)
+    (h, y), (test_h, test_y) = (extract(features, batches(), BATCH) for batches in splits)
     num_classes = int(y.max()) + 1
     predicted = knn.weighted_knn(h, y, test_h, num_classes=num_classes, k=(20,), temperature=0.07)[20]
     probe = linear.linear_probe(h, y, test_h, test_y, num_classes=num_classes, per_class=10, seeds=DRAWS)
@@ -206,7 +215,10 @@ def untrained_variants(given):
     """(config, the backbones of baselines.random_backbones)"""
     config = configs.base_config()
     config.update(given)
-    return config, baselines.random_backbones(config, images(config.data.channels)[0])
+    data, network = config.data, build.backbone(config)
+    backbone = Backbone(network, {}, tuple(data.mean), tuple(data.std))
+    options = dict(image_size=tuple(data.image_size), seed=config.seed)
+    return config, baselines.random_backbones(backbone, images(data.channels)[0], **options)
 
 
 def pixel_scores(data):
@@ -248,7 +260,7 @@ def table(known, steps):
         f"- 10 labels: a linear probe (logistic regression) of frozen features on 10 labels per class, mean of "
         f"{len(DRAWS)} draws.",
         f"- fine-tuned: the whole network trained on 10 labels per class, mean of 3 draws; "
-        f"{finetune.Recipe.steps} steps, the learning rate chosen on a fifth of the labels.",
+        f"{finetuning_recipes.Recipe.steps} steps, the learning rate chosen on a fifth of the labels.",
         "- In parentheses what the untrained network gives under the same protocol, the best of its variants.",
         "- ± is the standard deviation over three seeds of the pre-training, where there is one.",
         "- commit: of the code that the frozen features were made with. Rows without one are older than the comparison "

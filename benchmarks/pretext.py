@@ -12,9 +12,9 @@ import jax
 import methods
 import numpy as np
 
-from ssl_jax import build
 from ssl_jax.data import pipeline
 from ssl_jax.data.augment import make_augment
+from ssl_jax.training import build
 
 RESULTS = methods.ROOT / "docs" / "pretext.md"
 # Method -> its accuracy by chance.
@@ -58,7 +58,7 @@ def held_out(workdir, batches):
     """(the method, its metrics' means over batches of test images)"""
     config, method, state, _, test = methods.restore(workdir)
     views = build.augmentations(config, method.views)
-    augment = make_augment(views, mean=config.data.mean, std=config.data.std, masks=build.masks(config, method))
+    augment = make_augment(views, mean=config.data.mean, std=config.data.std, masks=build.masks(config, method, views))
 
     @jax.jit
     def metrics(rng, batch):

@@ -17,10 +17,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from ssl_jax import build, evaluate, load_backbone, run
+from ssl_jax import config as configs
+from ssl_jax import load_backbone
 from ssl_jax.evaluation import linear
-from ssl_jax.evaluation.features import extract
+from ssl_jax.evaluation.features import BATCH, extract, read_batches
 from ssl_jax.evaluation.labels import draw_labels
+from ssl_jax.training import build
+from ssl_jax.workdir import config_file
 
 CLASSES = 10
 
@@ -32,11 +35,12 @@ def main():
     parser.add_argument("--strength", type=float, default=10.0, help="of the penalty, for the accuracies")
     parser.add_argument("--iterations", type=int, default=1000, help="scikit-learn's max_iter")
     arguments = parser.parse_args()
-    config = run.read_config(arguments.workdir)
+    config = configs.parse(config_file.read_config(arguments.workdir))
     backbone = load_backbone(arguments.workdir)
+    data = config.data
+    options = dict(image_size=data.image_size, channels=data.channels, memory_bytes=data.memory_bytes)
     (x, y), (test_x, test_y) = (
-        extract(backbone.features, evaluate.read_batches(source, config)(), evaluate.BATCH)
-        for source in build.source_pair(config)
+        extract(backbone.features, read_batches(source, **options)(), BATCH) for source in build.source_pair(config)
     )
     data = x[: arguments.images], y[: arguments.images], test_x, test_y
     print(f"{len(data[0])} images, {x.shape[1]} dimensions", flush=True)

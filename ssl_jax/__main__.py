@@ -3,16 +3,20 @@
 import importlib
 import sys
 
-from ssl_jax import __version__
+import ssl_jax
 from ssl_jax.config import nearest
 
 # Name -> (module whose `main` it is, what it does). Only the one that is asked for is imported.
 COMMANDS = {
-    "train": ("ssl_jax.train", "pre-trains a backbone on images without labels"),
-    "evaluate": ("ssl_jax.evaluate", "measures what the features of a run are worth"),
-    "report": ("ssl_jax.report.command", "writes the page of a run, or of several compared"),
-    "study": ("ssl_jax.study", "measures what pre-training is worth in labels, in steps, across domains"),
-    "plan": ("ssl_jax.plan", "says what a run needs and costs, before it is run"),
+    "train": ("ssl_jax.cli.train", "pre-trains a backbone on images without labels"),
+    "evaluate": ("ssl_jax.cli.evaluate", "measures what the features of a backbone are worth"),
+    "embed": ("ssl_jax.cli.embed", "writes the features of images to a file"),
+    "finetune": ("ssl_jax.cli.finetune", "trains a backbone and a classifier on labelled images"),
+    "predict": ("ssl_jax.cli.predict", "names the classes of images"),
+    "export": ("ssl_jax.cli.export", "writes a backbone for other programs"),
+    "report": ("ssl_jax.cli.report", "writes the page of a run, or of several compared"),
+    "study": ("ssl_jax.cli.study", "measures what pre-training is worth in labels, in steps, across domains"),
+    "plan": ("ssl_jax.cli.plan", "says what a run needs and costs, before it is run"),
 }
 
 
@@ -22,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
         print("usage: ssl_jax COMMAND ARGUMENTS; ssl_jax COMMAND --help says which\n")
         print("\n".join(f"  {name:9} {purpose}" for name, (_, purpose) in COMMANDS.items()))
     elif command == "--version":
-        print(__version__)
+        print(ssl_jax.__version__)
     elif command in COMMANDS:
         importlib.import_module(COMMANDS[command][0]).main(arguments)
     else:

@@ -5,12 +5,15 @@ import inspect
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from ssl_jax import keys
+from ssl_jax.keys import INNER_SHARE, NOT_NEGATIVE, POSITIVE, OneOf, Range
 
 Schedule = Callable[[Any], Any]  # step (from 0) -> number
 
@@ -20,7 +23,7 @@ def warmup_cosine(
 ) -> optax.Schedule:
     """Linear from `first_lr` to `lr` over `warmup_steps`, then half a cosine down to `final_lr` at `steps`.
 
-    A run no longer than its warm-up ends within it.
+    A run that is no longer than its warm-up ends within the warm-up.
     """
     return optax.warmup_cosine_decay_schedule(
         init_value=first_lr if warmup_steps else lr,
@@ -40,10 +43,10 @@ def multistep(
     gamma: float = 0.1,
     first_lr: float = 0.0,
 ) -> optax.Schedule:
-    """Linear from `first_lr` to `lr` over `warmup_steps`, then `lr`, times `gamma` from each milestone on.
+    """Linear from `first_lr` to `lr` over `warmup_steps`, then `lr`, multiplied by `gamma` at each milestone.
 
-    milestones: shares of `steps`; of 200 epochs (0.6, 0.8) are epochs 120 and 160, whose first step has the new rate.
-    () keeps `lr` to the end.
+    milestones: shares of `steps`. Of 200 epochs, (0.6, 0.8) are epochs 120 and 160, whose first steps have the new
+      rates. () keeps `lr` to the end.
     """
     starts = np.array([round(share * steps) for share in milestones])
 
@@ -57,34 +60,35 @@ def multistep(
 
 
 def cosine(start: float, end: float, step: Any, steps: int) -> Any:
-    """From `start` at step 0 by half a cosine to `end` at `steps`, and there from then on: teachers' decay."""
+    """Half a cosine from `start` at step 0 to `end` at `steps`, and `end` from then on: for teachers' decay."""
     share = jnp.minimum(step / steps, 1.0)
     return end + (start - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * share))
 
 
 def linear(start: float, end: float, step: Any, steps: int) -> Any:
-    """From `start` at step 0 in a straight line to `end` at `steps`, and there from then on: teachers' temperature."""
+    """A line from `start` at step 0 to `end` at `steps`, and `end` from then on: for teachers' temperature."""
     share = jnp.minimum(step / steps, 1.0) if steps else 1.0
     return start + (end - start) * share
 
 
 def ema(average: Any, new: Any, decay: Any) -> Any:
-    """decay * average + (1 - decay) * new, leaf by leaf, in float32. 1 freezes the average."""
+    """decay * average + (1 - decay) * new, leaf by leaf, in float32. A decay of 1 freezes the average."""
     return jax.tree.map(lambda a, n: a + (1.0 - decay) * (n.astype(jnp.float32) - a), average, new)
 
 
-# What `exempt` may name; all else is a "weight".
+# Kinds that `exempt` may name. All other leaves are of kind "weight".
 KINDS = ("bias", "offset", "scale", "gain", "prototypes", "cls_token", "pos_embed", "mask_token")
 VECTORS = ("bias", "offset", "scale")  # what papers mean by "biases and normalization"
 _NAMED = (*KINDS[3:], "relative_position_bias_table")
 
 
 def kinds(params: Any) -> Any:
-    """What each leaf is, by its name and not by its rank: one of `KINDS`, or "weight".
+    """The kind of each leaf, by its name and not by its rank: one of `KINDS`, or "weight".
 
-    "scale": of a normalization or LayerScale ("scale", "gamma"). "offset": a "bias" beside a "scale". "bias": another
-    "bias". "gain" (of prototypes), "prototypes", "cls_token", "pos_embed" and "mask_token" are called so. A leaf of
-    another name is a weight; one of at most one dimension is a bias, as in the authors' codes, which go by the rank.
+    "scale": of a normalization or LayerScale, named "scale" or "gamma". "offset": a "bias" beside a "scale". "bias":
+    any other "bias". "gain" (of prototypes), "prototypes", "cls_token", "pos_embed" and "mask_token" are leaves of that
+    name. A leaf of another name is a bias if it has at most one dimension, otherwise a weight. The authors' codes
+    decide by the rank in this way.
     """
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     normalizations = {path[:-1] for path in paths if leaf_path(path[-1:]) == "scale"}
@@ -103,22 +107,38 @@ def kinds(params: Any) -> Any:
 
 
 def all_but(exempt: Sequence[str]) -> Callable[[Any], Any]:
-    """params -> True for each leaf that is of none of these kinds. Raises: ValueError for what is no kind."""
-    unknown = [name for name in exempt if name not in KINDS]
-    if unknown:
-        raise ValueError(f"exempt must name some of {', '.join(KINDS)}, got {unknown[0]!r}")
+    """params -> True for each leaf that is of none of these kinds."""
     return lambda params: jax.tree.map(lambda kind: kind not in exempt, kinds(params))
 
 
+# Annotations of keys that several optimizers have. Their lr and weight_decay come from `create`, which has those keys.
+Beta1 = Annotated[float, Range(0.0, 1.0, below=True), "Decay of Adam's running mean of gradients."]
+Beta2 = Annotated[float, Range(0.0, 1.0, below=True), "Decay of Adam's running mean of squared gradients."]
+Momentum = Annotated[
+    float, Range(0.0, 1.0, below=True), "Share of the accumulated update that each step keeps; 0: no momentum."
+]
+Nesterov = Annotated[bool, "Nesterov's momentum."]
+Exempt = Annotated[tuple[str, ...], OneOf(KINDS), "Kinds of parameters, see optim.kinds, that are not decayed."]
+UnscaledToo = Annotated[
+    tuple[str, ...],
+    OneOf(KINDS),
+    "Kinds of parameters, see optim.kinds, that are neither decayed nor scaled by the ratio of norms.",
+]
+TrustCoefficient = Annotated[
+    float, POSITIVE, "Factor of the ratio of norms, by which the gradient of each parameter is multiplied."
+]
+
+
+@keys.checked
 def adamw(
     lr: Schedule,
     *,
     weight_decay: float | Schedule,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    exempt: tuple[str, ...] = VECTORS,
+    b1: Beta1 = 0.9,
+    b2: Beta2 = 0.999,
+    exempt: Exempt = VECTORS,
 ):
-    """AdamW; leaves of the kinds `exempt` are not decayed."""
+    """AdamW: the decay is not part of the gradient."""
     return optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2),
         optax.add_decayed_weights(weight_decay, all_but(exempt)),
@@ -126,52 +146,56 @@ def adamw(
     )
 
 
+@keys.checked
 def adam(
     lr: Schedule,
     *,
     weight_decay: float | Schedule,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    exempt: tuple[str, ...] = (),
+    b1: Beta1 = 0.9,
+    b2: Beta2 = 0.999,
+    exempt: Exempt = (),
 ):
-    """Adam; the decay is added to the gradient, as torch's; leaves of the kinds `exempt` are not decayed."""
+    """Adam. The decay is added to the gradient, as in torch."""
     return optax.chain(optax.add_decayed_weights(weight_decay, all_but(exempt)), optax.adam(lr, b1=b1, b2=b2))
 
 
+@keys.checked
 def sgd(
     lr: Schedule,
     *,
     weight_decay: float | Schedule,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    exempt: tuple[str, ...] = (),
+    momentum: Momentum = 0.9,
+    nesterov: Nesterov = False,
+    exempt: Exempt = (),
 ):
-    """SGD with momentum; the decay is added to the gradient, as torch's; leaves of kinds `exempt` are not decayed."""
+    """SGD with momentum. The decay is added to the gradient, as in torch."""
     decay = optax.add_decayed_weights(weight_decay, all_but(exempt))
     return optax.chain(decay, optax.sgd(lr, momentum=momentum, nesterov=nesterov))
 
 
+@keys.checked
 def lars(
     lr: Schedule,
     *,
     weight_decay: float | Schedule,
-    momentum: float = 0.9,
-    trust_coefficient: float = 0.001,
-    lr_in_momentum: bool = False,
-    exempt: tuple[str, ...] = VECTORS,
-    vector_lr_scale: float = 1.0,
+    momentum: Momentum = 0.9,
+    trust_coefficient: TrustCoefficient = 0.001,
+    lr_in_momentum: Annotated[
+        bool,
+        "The learning rate is part of what the momentum accumulates, as in SimCLR's code. If not, it multiplies what",
+        "has been accumulated, as in the code of Barlow Twins, VICReg, MoCo v3 and DINO.",
+    ] = False,
+    exempt: UnscaledToo = VECTORS,
+    vector_lr_scale: Annotated[
+        float, NOT_NEGATIVE, "Learning rate of biases, offsets and scales over that of the weights."
+    ] = 1.0,
 ):
-    """LARS: each leaf's gradient g, its decay added, is scaled to trust_coefficient times the norm of the leaf p.
+    """LARS: the gradient g of each leaf p, with its decay, is scaled to trust_coefficient times the norm of p.
 
     g + weight_decay * p is multiplied by trust_coefficient * |p| / |g + weight_decay * p|, or by 1 where p is 0.
-    A leaf whose gradient is 0, which PyTorch does not update at all where the loss does not depend on it, is not
-    decayed: the ratio would make of the decay a step of trust_coefficient * |p|, a thousand times as long.
+    A leaf whose gradient is 0 is not decayed: the ratio would turn the decay into a step of trust_coefficient * |p|, a
+    thousand times as long. PyTorch, too, does not update a leaf that the loss does not depend on.
 
-    Args:
-      lr_in_momentum: the learning rate is part of what the momentum accumulates, as in SimCLR's code; else it
-        multiplies what has been accumulated, as in Barlow Twins', VICReg's, MoCo v3's and DINO's.
-      exempt: kinds of leaves that are neither decayed nor scaled by the trust ratio.
-      vector_lr_scale: the learning rate of biases, offsets and scales over that of the weights.
     Source: You et al. 2017, arXiv:1708.03888.
     """
 
@@ -189,25 +213,26 @@ def lars(
     )
 
 
+@keys.checked
 def larc(
     lr: Schedule,
     *,
     weight_decay: float | Schedule,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    trust_coefficient: float = 0.001,
-    clip: bool = False,
-    exempt: tuple[str, ...] = (),
+    momentum: Momentum = 0.9,
+    nesterov: Nesterov = False,
+    trust_coefficient: TrustCoefficient = 0.001,
+    clip: Annotated[
+        bool,
+        "Divides the ratio of norms by the learning rate, and uses at most 1: SGD with capped steps.",
+        "With exempt=('bias', 'offset', 'scale') this is the LARS of solo-learn with clip_lr, and of EMP-SSL.",
+    ] = False,
+    exempt: UnscaledToo = (),
 ):
-    """LARC: SGD on the gradient g of each leaf p, its decay added, times a ratio of norms.
+    """LARC: SGD on the gradient g of each leaf p, with its decay, times a ratio of norms.
 
     g + weight_decay * p is multiplied by trust_coefficient * |p| / (|g| + weight_decay * |p| + 1e-8). A leaf that is 0
     or whose gradient is 0 is neither decayed nor scaled.
 
-    Args:
-      clip: the ratio over the learning rate, at most 1, in its place: SGD, whose steps are capped. solo-learn's LARS
-        with clip_lr, and EMP-SSL's, is this with exempt=("bias", "offset", "scale").
-      exempt: kinds of leaves that are neither decayed nor scaled.
     Source: NVIDIA's apex (apex/parallel/LARC.py), as SwAV and DeepCluster-v2 use it.
     """
 
@@ -228,13 +253,16 @@ def _norm(x: Any) -> Any:
 
 
 def _adapted(adapt: Callable[..., Any], weight_decay: float | Schedule) -> optax.GradientTransformation:
-    """adapt(gradient, parameter, decay, count) -> (direction, ratio) of each leaf that is not 0 and whose gradient is
-    not 0, as direction * ratio; other gradients stay as they are."""
+    """Replaces each gradient by direction * ratio, where adapt(gradient, parameter, decay, count) gives both.
+
+    If the gradient or the leaf is 0, the gradient stays as it is.
+    """
 
     def init(params):
         return jnp.zeros((), jnp.int32)
 
-    def update(updates, count, params):
+    def update(updates, state, params=None):
+        count: Any = state
         decay = weight_decay(count) if callable(weight_decay) else weight_decay
 
         def one(gradient, p):
@@ -255,77 +283,96 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 
+@keys.checked
 def create(
     name: str,
     *,
-    lr: float,
-    warmup_steps: int,
+    lr: Annotated[float, POSITIVE, "Learning rate after the warm-up."],
+    warmup_steps: Annotated[int, NOT_NEGATIVE, "Steps in which the learning rate rises linearly from first_lr to lr."],
     steps: int,
-    schedule: str = "cosine",
-    milestones: tuple[float, ...] = (),
-    gamma: float = 0.1,
-    final_lr: float = 0.0,
-    first_lr: float = 0.0,
-    weight_decay: float = 0.0,
-    final_weight_decay: float | None = None,
-    clip_norm: float | None = None,
-    clip_networks: float | None = None,
-    clip_each: float | None = None,
-    layer_decay: float = 1.0,
-    patch_embed_lr_scale: float = 1.0,
-    schedule_stretch: float = 1.0,
+    schedule: Annotated[
+        str,
+        OneOf(("cosine", "multistep")),
+        "Learning rate after the warm-up. cosine: half a cosine from lr down to final_lr at the end of the run.",
+        "multistep: lr, multiplied by gamma at each of milestones.",
+    ] = "cosine",
+    milestones: Annotated[
+        tuple[float, ...],
+        INNER_SHARE,
+        "Shares of the run, in rising order, at which multistep multiplies the learning rate by gamma.",
+        "Of 200 epochs, (0.6, 0.8) are epochs 120 and 160. Empty: lr stays to the end.",
+    ] = (),
+    gamma: Annotated[float, POSITIVE, "Factor of the learning rate at each of milestones."] = 0.1,
+    final_lr: Annotated[float, NOT_NEGATIVE, "Learning rate at the end of the cosine."] = 0.0,
+    first_lr: Annotated[float, NOT_NEGATIVE, "Learning rate at the beginning of the warm-up."] = 0.0,
+    weight_decay: Annotated[
+        float, NOT_NEGATIVE, "Weight decay; at the beginning if there is final_weight_decay."
+    ] = 0.0,
+    final_weight_decay: Annotated[
+        float | None,
+        NOT_NEGATIVE,
+        "Weight decay at the end of the run, to which half a cosine leads. None: it is constant.",
+    ] = None,
+    clip_norm: Annotated[
+        float | None,
+        POSITIVE,
+        "Largest norm of the whole gradient; a larger one is scaled down to it. None: no clipping.",
+    ] = None,
+    clip_networks: Annotated[
+        float | None, POSITIVE, "Largest norm of each network's gradient, see optim.clip_parts. None: no clipping."
+    ] = None,
+    clip_each: Annotated[
+        float | None, POSITIVE, "Largest norm of each parameter's gradient. None: no clipping."
+    ] = None,
+    layer_decay: Annotated[
+        float,
+        Range(0.0, 1.0, above=True),
+        "Learning rate of each block of a ViT over that of the next block, see optim.scale_layers. 1: all are equal.",
+    ] = 1.0,
+    patch_embed_lr_scale: Annotated[
+        float, NOT_NEGATIVE, "Learning rate of a ViT's patch embedding over that of its layer (DINOv2: 0.2)."
+    ] = 1.0,
+    schedule_stretch: Annotated[
+        float,
+        Range(1.0),
+        "All schedules are those of a run this many times as long, whose last part is left out",
+        "(code of MSN and I-JEPA: 1.25).",
+    ] = 1.0,
     depth: int = 0,
     frozen_steps: Mapping[str, int] = {},
     still_steps: Mapping[str, int] = {},
     constant_lr: Sequence[str] = (),
-    without_momentum: Sequence[str] = (),
+    without_momentum: Annotated[
+        tuple[str, ...],
+        "Regular expressions for the beginnings of paths of parameters that have momentum 0 (ODC's classifier).",
+    ] = (),
     **options: Any,
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """The optimizer of a run, and its learning-rate schedule.
+    """The optimizer of a run, and its learning-rate schedule, `warmup_cosine` or `multistep`.
 
     Args:
-      name, options: of OPTIMIZERS, and what that function takes beside lr and weight_decay.
-      schedule: "cosine", see `warmup_cosine`, or "multistep", see `multistep`.
-      lr, warmup_steps, first_lr, steps: as both take them; final_lr is the cosine's, milestones and gamma of multistep.
-      weight_decay, final_weight_decay: from the one to the other by half a cosine over `steps`; None: constant.
-      clip_norm: the most that the norm of the whole gradient may be; clip_networks: that of each network by itself, see
-        `clip_parts`; clip_each: that of each leaf; None: any.
-      layer_decay, depth: see `scale_layers`.
-      patch_embed_lr_scale: a ViT's patch embedding's learning rate over that of its layer (DINOv2: 0.2).
-      schedule_stretch: the schedules are those of a run this much longer, of which the last part is left out (MSN's and
-        I-JEPA's code: 1.25).
-      frozen_steps: {a regular expression for the beginning of a leaf's path, "backbone/patch_embed": steps}. For so
-        many steps the optimizer does not see these leaves. It starts afresh with them: with moments of 0, Adam's count
-        at 1, and the learning rate of the step that it is.
-      still_steps: as frozen_steps; for so many steps their learning rate is 0, while the optimizer gathers moments.
+      name, options: an optimizer of OPTIMIZERS, and its arguments other than lr and weight_decay.
+      steps: number of steps of the run.
+      depth: number of blocks of a ViT, see `scale_layers`.
+      frozen_steps: {a regular expression for the beginning of a leaf's path, "backbone/patch_embed": steps}. For this
+        many steps the optimizer does not see these leaves. Then it starts afresh with them: with moments of 0 and
+        Adam's count at 1, but with the learning rate of the current step.
+      still_steps: as frozen_steps, but for this many steps the learning rate is 0, while the optimizer gathers moments.
       constant_lr: regular expressions for the beginnings of paths of leaves whose learning rate stays at `lr`.
-      without_momentum: as constant_lr; these leaves have momentum 0 (ODC's classifier).
-    Raises: ValueError for a number out of its range, and for numbers of another schedule than the one asked for.
+    Raises: ValueError for an argument out of its range, and for arguments that belong to another schedule.
     """
-    for limit_name, limit in (("clip_norm", clip_norm), ("clip_networks", clip_networks), ("clip_each", clip_each)):
-        if limit is not None and limit <= 0:
-            raise ValueError(f"{limit_name} must be above 0, got {limit}; leave it out for no clipping")
-    for rate_name, value in (("first_lr", first_lr), ("final_lr", final_lr)):
-        if value < 0.0:
-            raise ValueError(f"{rate_name} must be at least 0, got {value}")
-    if not 0.0 < layer_decay <= 1.0:
-        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}")
-    if schedule_stretch < 1.0:
-        raise ValueError(f"schedule_stretch must be at least 1, got {schedule_stretch}")
     steps = round(steps * schedule_stretch)
-    ramp = dict(warmup_steps=warmup_steps, steps=steps, first_lr=first_lr)
+    ramp: dict[str, Any] = dict(warmup_steps=warmup_steps, steps=steps, first_lr=first_lr)
     if schedule == "cosine":
         if milestones:
             raise ValueError(f"milestones={milestones} belong to schedule='multistep', got schedule='cosine'")
         rate = warmup_cosine(lr, **ramp, final_lr=final_lr)
-    elif schedule == "multistep":
+    else:
         if final_lr:
             raise ValueError(f"final_lr={final_lr} belongs to schedule='cosine', got schedule='multistep'")
-        if not all(0.0 < share < 1.0 for share in milestones) or list(milestones) != sorted(milestones):
-            raise ValueError(f"milestones must be shares of the run in (0, 1) that grow, got {milestones}")
+        if list(milestones) != sorted(milestones):
+            raise ValueError(f"milestones must be in rising order, got {milestones}")
         rate = multistep(lr, **ramp, milestones=milestones, gamma=gamma)
-    else:
-        raise ValueError(f"schedule must be 'cosine' or 'multistep', got {schedule!r}")
     if without_momentum and "momentum" not in inspect.signature(OPTIMIZERS[name]).parameters:
         raise ValueError(f"without_momentum={tuple(without_momentum)} needs an optimizer with momentum, got {name!r}")
     decay: Any = weight_decay
@@ -333,7 +380,7 @@ def create(
         decay = functools.partial(_cosine_at, weight_decay, final_weight_decay, steps)
 
     def made(constant: bool, plain: bool, frozen: int, still: int) -> optax.GradientTransformation:
-        """For leaves of which all four are the same."""
+        """The optimizer of all leaves that have these four values."""
         of_step = (lambda step: jnp.asarray(lr)) if constant else rate
         if still:
             of_step = functools.partial(_zero_before, of_step, still)
@@ -386,7 +433,7 @@ def _cosine_at(start: float, end: float, steps: int, step: Any) -> Any:
 
 
 def clip_leaves(max_norm: float) -> optax.GradientTransformation:
-    """Scales the gradient of each leaf, on its own, to a norm of at most `max_norm`: DINO's clipping."""
+    """Scales the gradient of each leaf to a norm of at most `max_norm`: DINO's clipping."""
 
     def clip(g):
         norm = jnp.sqrt(jnp.sum(jnp.square(g)))
@@ -398,8 +445,7 @@ def clip_leaves(max_norm: float) -> optax.GradientTransformation:
 def clip_parts(max_norm: float) -> optax.GradientTransformation:
     """Scales the gradient of each network to a norm of at most `max_norm`: DINOv2's clipping.
 
-    A network is what has an entry of its own at the top of the parameters; a leaf that stands there, such as a mask
-    token, counts as the backbone's.
+    Each entry at the top of the parameters is a network. A leaf there, such as a mask token, belongs to the backbone.
     """
 
     def clip(updates, _):
@@ -414,17 +460,18 @@ def clip_parts(max_norm: float) -> optax.GradientTransformation:
 
 
 def start_after(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
-    """`tx`, which sees nothing of the first `steps` steps, and moves nothing in them.
+    """`tx` that starts after `steps` steps: it does not see them, and moves nothing in them.
 
-    As PyTorch's optimizers treat parameters without a gradient, whose state they make when they first get one.
+    PyTorch's optimizers treat parameters without a gradient in this way: they make the state when the first gradient
+    comes.
     """
 
     def init(params):
         return jnp.zeros((), jnp.int32), tx.init(params)
 
-    def update(grads, state, params):
+    def update(updates, state, params=None):
         count, before = state
-        updates, after = tx.update(grads, before, params)
+        updates, after = tx.update(updates, before, params)
         begun = count >= steps
         updates = jax.tree.map(lambda u: jnp.where(begun, u, jnp.zeros_like(u)), updates)
         return updates, (count + 1, jax.tree.map(lambda a, b: jnp.where(begun, a, b), after, before))
@@ -433,10 +480,12 @@ def start_after(tx: optax.GradientTransformation, steps: int) -> optax.GradientT
 
 
 def scale_layers(layer_decay: float, depth: int) -> optax.GradientTransformation:
-    """Updates of a ViT's block i (from 0) times layer_decay ** (depth - i), of what precedes the blocks, tokens and
-    positions included, times layer_decay ** (depth + 1), of the rest 1.
+    """Multiplies the updates of a ViT's block i (from 0) by layer_decay ** (depth - i).
 
-    Source: BEiT's code (arXiv:2106.08254), as MAE's and DINOv2's.
+    The updates of the patch embedding, tokens and positions, which are before the blocks, are multiplied by
+    layer_decay ** (depth + 1). All other updates stay.
+
+    Source: the code of BEiT (arXiv:2106.08254), MAE and DINOv2.
     """
 
     def scale(path):
@@ -453,7 +502,7 @@ def _scale_paths(scale: Callable[[str], float]) -> optax.GradientTransformation:
 
 
 def _scale_leaves(scales: Callable[[Any], Any]) -> optax.GradientTransformation:
-    """Updates times what `scales` makes of their tree: a number for each leaf."""
+    """Multiplies the updates by `scales(updates)`, a tree with a number for each leaf."""
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, scale: scale * u, updates, scales(updates)))
 
 

@@ -1,4 +1,4 @@
-"""What the configs of several methods have alike: data sets at their scales, and augmentations under papers' names."""
+"""What the configs of several methods share: data sets at their scales, and augmentations named after papers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def pick(method: str, scale: str, scales: Mapping[str, Callable[[], ConfigDict]]
 def tiny() -> ConfigDict:
     """Fashion-MNIST with resnet8, on two CPU cores in a few minutes: for a look, for tests and for comparing methods.
 
-    Measured there, no paper's. To be filled in: method; augment, from `tiny_view`.
+    The values come from measurements there, not from a paper. To be filled in: method; augment, from `tiny_view`.
     """
     config = base_config()
     config.batch_size = 256
@@ -31,8 +31,8 @@ def tiny() -> ConfigDict:
     return config
 
 
-# Of Fashion-MNIST, 15,000 and 6,000 images: what clusters the images of an epoch or remembers each of them has several
-# epochs in a short run.
+# 15,000 and 6,000 images of Fashion-MNIST, for methods that cluster the images of an epoch or remember each image: with
+# so few images a short run has several epochs.
 QUARTER, TENTH = "train[:25%]", "train[:10%]"
 
 
@@ -46,7 +46,7 @@ def tiny_vit() -> ConfigDict:
     return config
 
 
-# What a ViT is whose patches alone are trained.
+# Options of a ViT that is trained on its patches alone.
 PATCHES_ALONE = dict(class_token=False, pool="norm_mean", positions="sincos")
 
 
@@ -62,9 +62,9 @@ def tiny_local(**changes: Any) -> dict[str, Any]:
 
 
 def tiny_stamps(model: str, **model_options: Any) -> ConfigDict:
-    """`tiny` in color: 802 clip arts and cut-out photos, of which Debian's tuxpaint-stamps-default has a folder.
+    """`tiny` in color: 802 clip arts and cut-out photos, in the folder of Debian's package tuxpaint-stamps-default.
 
-    They are in 17 sub-folders, of which letters and animals are the largest; three tenths have no color. Their
+    They are in 17 sub-folders; letters and animals are the largest. Three tenths of the images have no color. Their
     background is white.
     """
     config = tiny()
@@ -79,19 +79,20 @@ def tiny_stamps(model: str, **model_options: Any) -> ConfigDict:
     )
     config.model = dict(name=model, **model_options, **data_normalization(config))
     config.augment.view = tiny_view(size=(32, 32), brightness=0.0, contrast=0.0)
-    config.optimizer.update(lr=1e-3)  # with that of `tiny` images that are not trained on soon become worse
+    config.optimizer.update(lr=1e-3)  # with the lr of `tiny`, results on images outside the training set soon get worse
     return config
 
 
 def data_normalization(config: ConfigDict) -> dict[str, Any]:
-    """For a model that undoes the data's normalization; follows --config.data.mean and std."""
+    """Options of a model that undoes the data's normalization. They follow --config.data.mean and std."""
     return dict(mean=config.data.get_ref("mean"), std=config.data.get_ref("std"))
 
 
 def cifar_r18() -> ConfigDict:
     """CIFAR-10, ResNet-18 with a 3x3 stem, 1000 epochs of batches of 256: solo-learn's common settings.
 
-    Its stem pads by 2 pixels, this one by 1. To be filled in: method, augment, optimizer (warm-up `CIFAR_WARMUP`).
+    solo-learn's stem pads by 2 pixels, this one by 1. To be filled in: method, augment, optimizer (warm-up
+    `CIFAR_WARMUP`).
     """
     config = base_config()
     config.batch_size = 256
@@ -113,7 +114,7 @@ CIFAR_WARMUP = 1950  # 10 epochs of 195 steps
 
 
 def cifar_lars(config: ConfigDict, lr_of_256: float, *, weight_decay: float) -> dict[str, Any]:
-    """solo-learn's optimizer for CIFAR, its LARS with clip_lr: SGD whose steps are capped."""
+    """solo-learn's optimizer for CIFAR, its LARS with clip_lr: SGD with capped steps."""
     return dict(
         name="larc",
         lr=lr_for(config, lr_of_256),
@@ -139,7 +140,7 @@ def imagenet(model: str, *, batch_size: int, epochs: int, **model_options: Any) 
         channels=3,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        memory_bytes=0,  # crops are taken of the whole images, also of few
+        memory_bytes=0,  # crops are taken from the whole images, even if there are few images
         threads=64,
     )
     config.model = dict(name=model, **model_options)
@@ -152,29 +153,29 @@ def imagenet_steps(epochs: int, batch_size: int) -> int:
 
 
 def lr_for(config: ConfigDict, lr_of_256: float) -> Any:
-    """The learning rate for a batch of 256, scaled linearly with the batch, following --config.batch_size.
+    """The learning rate for a batch of 256, scaled linearly with the batch. It follows --config.batch_size.
 
-    Without to_float() the reference would keep the batch size's type, and refuse --config.optimizer.lr=0.5: no int.
+    Without to_float() the reference would keep the batch size's type, int, and refuse --config.optimizer.lr=0.5.
     """
     return lr_of_256 * config.get_ref("batch_size").to_float() / 256
 
 
 def in_steps(*epochs: int, of: int, gamma: float = 0.1) -> dict[str, Any]:
-    """The learning rate is multiplied by `gamma` from each of these epochs on, counted from 0, of a run of `of`."""
+    """Multiplies the learning rate by `gamma` at the start of each of these epochs, from 0, in a run of `of` epochs."""
     return dict(schedule="multistep", milestones=tuple(epoch / of for epoch in epochs), gamma=gamma)
 
 
-# Rates that fall in many small steps, as the authors' do.
-# BiGAN: constant for 200 epochs, then falling every epoch, to a hundredth after 400.
+# Learning rates that fall in many small steps, as the authors' do.
+# BiGAN: constant for 200 epochs, then falling every epoch, to a hundredth after 400 epochs.
 BIGAN_STEPS = in_steps(*range(200, 400), of=400, gamma=0.01 ** (1 / 200))
-# Counting: times 0.9 every 10,000 steps, in the steps of 105 epochs of batches of 256.
+# Counting: multiplied by 0.9 every 10,000 steps, in a run of 105 epochs of batches of 256.
 COUNTING_STEPS = in_steps(*range(10_000, imagenet_steps(105, 256), 10_000), of=imagenet_steps(105, 256), gamma=0.9)
 
 
 def pretext_sgd(config: ConfigDict, lr_of_256: float) -> dict[str, Any]:
     """VISSL's SGD for pretext tasks on ImageNet, 105 epochs of batches of 256, without warm-up.
 
-    Its regularize_bn is False: normalizations are not decayed, other biases are (configs/config/pretrain/rotnet).
+    VISSL's regularize_bn is False: normalizations are not decayed, other biases are (configs/config/pretrain/rotnet).
     """
     return dict(
         name="sgd",
@@ -187,11 +188,12 @@ def pretext_sgd(config: ConfigDict, lr_of_256: float) -> dict[str, Any]:
 
 
 def colorization_adam(positions: int) -> dict[str, Any]:
-    """Adam as in the code of Zhang et al. 2016, arXiv:1603.08511, for views of so many positions that are predicted.
+    """Adam as in the code of Zhang et al. 2016, arXiv:1603.08511, for views with this many predicted positions.
 
-    Its loss is summed over an image's positions; here it is their mean. Adam takes no notice of that, but its
-    decay does, which is added to the gradient: the authors' 1e-3 becomes 1e-3 over the number of positions. The paper's
-    learning rates are 3e-5, 1e-5 from 200,000 steps and 3e-6 from 375,000 on; these are 3e-5, 9.5e-6 and 3e-6.
+    The code sums the loss over an image's positions; here the loss is their mean. Adam itself does not depend on this
+    factor, but the weight decay does, because it is added to the gradient: the authors' 1e-3 becomes 1e-3 / positions.
+    The paper's learning rates are 3e-5, then 1e-5 from 200,000 steps and 3e-6 from 375,000 steps on. Here they are
+    3e-5, 9.5e-6 and 3e-6.
     """
     return dict(
         name="adam",
@@ -225,7 +227,7 @@ def jitter(
     return dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, jitter=probability)
 
 
-# Augmentations of ImageNet at 224 pixels, in the words of Augmentation; bilinear where nothing is said.
+# Augmentations of ImageNet at 224 pixels, as arguments of Augmentation. The interpolation is bilinear if not given.
 _IMAGENET = dict(size=(224, 224), flip=0.5, grayscale=0.2)
 
 SIMCLR = dict(_IMAGENET, crop_area=(0.08, 1.0), interpolation="bicubic", **jitter(0.8, 0.8, 0.8, 0.2), blur=0.5)
@@ -240,7 +242,7 @@ DINO_1 = dict(BYOL_1, crop_area=(0.4, 1.0))
 DINO_2 = dict(BYOL_2, crop_area=(0.4, 1.0))
 DINO_LOCAL = dict(_BYOL, size=(96, 96), crop_area=(0.05, 0.4), blur=0.5)
 
-# Of CIFAR at 32 pixels, solo-learn's: asymmetric, symmetric, weak.
+# solo-learn's augmentations of CIFAR at 32 pixels: asymmetric, symmetric, weak.
 _CIFAR = dict(size=(32, 32), crop_area=(0.08, 1.0), interpolation="bicubic", flip=0.5, grayscale=0.2)
 CIFAR_1 = dict(_CIFAR, **jitter(0.4, 0.4, 0.2, 0.1))
 CIFAR_2 = dict(CIFAR_1, solarize=0.2)

@@ -1,8 +1,8 @@
 """Backbones as safetensors files, with timm's and torchvision's names and layouts of tensors.
 
-So a saved backbone is timm's, too: `timm.create_model("resnet50", num_classes=0).load_state_dict(load_file(...))`.
-What it takes to use it (architecture, normalization) is in the file's own header, and beside it in backbone.json to be
-read by people and other programs. Nothing is ever unpickled.
+So timm loads a saved backbone: `timm.create_model("resnet50", num_classes=0).load_state_dict(load_file(...))`.
+The file's own header says how to use it (architecture, normalization). backbone.json beside the file says the same to
+people and other programs. Nothing is ever unpickled.
 """
 
 import dataclasses
@@ -23,18 +23,20 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Num
 
-from ssl_jax import files, models
+from ssl_jax import models
 from ssl_jax.data.augment import normalize
 from ssl_jax.models import maps
+from ssl_jax.models.adapt import EXAMPLE, as_backbone
+from ssl_jax.workdir import files
 
 FILE = "backbone.safetensors"
-META = "ssl_jax"  # the entry of the header that holds what save_backbone was given
+META = "ssl_jax"  # the entry of the header that holds the `meta` of save_backbone
 META_KEYS = ("model", "image_size", "channels", "mean", "std")
-# Of weights that do not say: nearly all published ones.
+# Used for weights that do not say their normalization. Nearly all published weights use this one.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# A classifier, and a counter that no result depends on.
+# Tensors that may be in a file and are ignored: a classifier, and a counter that no result depends on.
 UNUSED = re.compile(r"(fc|head)\..*|.*\.num_batches_tracked")
-MAX_SIDE = 2**16  # of images, in pixels; and of channels
+MAX_SIDE = 2**16  # the largest side of images in pixels, and the largest number of channels
 FLOATS = ("F16", "BF16", "F32", "F64")
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".pickle")
 
@@ -45,13 +47,17 @@ Variables = Mapping[str, Any]  # {"params": ..., "batch_stats": ...}, nested dic
 class Backbone:
     """A frozen backbone: images in, features out.
 
-    mean, std: of each channel, of images in 0..1; () if unknown. Another normalization: dataclasses.replace.
+    mean, std: of each channel, of images in 0..1; () if unknown. To change the normalization: dataclasses.replace.
+    image_size: (height, width) that it was trained at; None if unknown. It takes other sizes if its model does.
+    facts: what else its file says about it: model, method, step, and the data that it was trained on.
     """
 
     model: nn.Module
     variables: Variables
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    image_size: tuple[int, int] | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def dim(self) -> int:
@@ -60,7 +66,7 @@ class Backbone:
     def preprocess(
         self, images: Num[np.ndarray | Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Images, uint8 or float in 0..1, normalized as in training: float32.
+        """Normalizes images, uint8 or float in 0..1, as in training. Returns float32.
 
         Raises: ValueError for other values, another number of channels, or weights whose normalization is unknown.
         """
@@ -84,8 +90,9 @@ class Backbone:
         """Features, float32 (ResNet: averaged over positions; ViT: as the model pools).
 
         Args:
-          images: uint8, or float in 0..1, or with `normalized` floats that `preprocess` is not to touch.
-          batch_size: images on the device at once; the last ones are filled up, so that it is compiled once.
+          images: uint8, or float in 0..1.
+          normalized: whether images are normalized floats already, so that `preprocess` is skipped.
+          batch_size: images on the device at once. A smaller last batch is padded, so that it is compiled once.
         Raises: ValueError as `preprocess`, and for images that the model cannot take.
         """
         return self._by_batches(self._apply, images, normalized, batch_size)
@@ -96,7 +103,7 @@ class Backbone:
         normalized: bool = False,
         batch_size: int = 256,
     ) -> Float[np.ndarray, "batch rows columns dim"]:
-        """Features of each place, float32: `models.maps.patch_map`. Arguments as of `features`.
+        """Features of each patch or position, float32: `models.maps.patch_map`. Arguments are those of `features`.
 
         Raises: ValueError as `features`, and for a model that has none.
         """
@@ -112,10 +119,10 @@ class Backbone:
         pool: str = "cls",
         norm: bool = True,
     ) -> Float[np.ndarray, "batch dims"]:
-        """Features of a ViT's last blocks side by side, float32: `models.maps.block_features`, which has `blocks`,
-        `pool` and `norm`. The other arguments as of `features`.
+        """Features of a ViT's last blocks, concatenated, float32: see `models.maps.block_features`, also for `blocks`,
+        `pool` and `norm`. The other arguments are those of `features`.
 
-        Raises: ValueError as `features`, for another model, and for blocks or tokens that it has not.
+        Raises: ValueError as `features`, for a model that is no ViT, and for blocks or tokens that it has not.
         """
         function = functools.partial(maps.block_features, self.model, blocks=blocks, pool=pool, norm=norm)
         return self._by_batches(function, images, normalized, batch_size)
@@ -126,7 +133,8 @@ class Backbone:
         normalized: bool = False,
         batch_size: int = 256,
     ) -> Float[np.ndarray, "batch heads rows columns"]:
-        """Where a ViT's class token looks in the last block: `models.maps.class_attention`. Arguments as of `features`.
+        """Attention of a ViT's class token in the last block: `models.maps.class_attention`. Arguments are those of
+        `features`.
 
         Raises: ValueError as `features`, and for a model without a class token.
         """
@@ -135,7 +143,7 @@ class Backbone:
     def _by_batches(
         self, function: Callable[[Variables, Array], Array], images: Any, normalized: bool, batch_size: int
     ) -> np.ndarray:
-        """`function` of the variables and the images, batch by batch."""
+        """Applies `function` to the variables and the images, batch by batch."""
         h = None
         for start in range(0, len(images), batch_size):
             x = images[start : start + batch_size]
@@ -157,24 +165,19 @@ class Backbone:
 
 
 def save_backbone(directory: str | os.PathLike, variables: Variables, meta: Mapping[str, Any]) -> None:
-    """Writes backbone.safetensors and backbone.json, each whole or not at all, the same bytes for the same weights.
+    """Writes backbone.safetensors and backbone.json, each whole or not at all. The same weights give the same bytes.
 
     Args:
       variables: {"params": ..., "batch_stats": ...} of the backbone alone.
       meta: "model" (name and options, as models.create takes them), "image_size" ([height, width]), "channels", "mean",
         "std" (of each channel, of images in 0..1), and whatever else JSON can hold.
-    Raises: ValueError if one of these keys is missing, or two arrays would have one name.
+    Raises: ValueError if one of these keys is missing, and as `torch_tensors`.
     """
     missing = [key for key in META_KEYS if key not in meta]
     if missing:
         raise ValueError(f"meta has no {missing[0]!r}; load_backbone needs {', '.join(META_KEYS)}")
-    tensors = {}
-    for path, value in flatten_dict(variables).items():
-        name, value = torch_name(path), np.asarray(value, np.float32)
-        if name in tensors:
-            raise ValueError(f"two arrays would be saved as {name}, one of them {'/'.join(path)}; rename its module")
-        tensors[name] = np.array(value.transpose(torch_axes(path, value.ndim)), order="C")
-    # One entry only: the library writes several in no certain order.
+    tensors = torch_tensors(variables)
+    # One entry only, as the library writes several in no fixed order.
     header = {META: json.dumps(meta, sort_keys=True)}
     directory = Path(directory)
     with files.replacing(directory / FILE) as file:
@@ -183,18 +186,19 @@ def save_backbone(directory: str | os.PathLike, variables: Variables, meta: Mapp
         file.write((json.dumps(meta, indent=2, sort_keys=True) + "\n").encode())
 
 
-def load_backbone(path: str | os.PathLike, model: str | nn.Module | None = None) -> Backbone:
-    """The backbone of a run's directory, or of a safetensors file of ours, timm's or torchvision's.
+def load_backbone(path: str | os.PathLike, model: Any = None) -> Backbone:
+    """Loads the backbone of a run's directory, or of a safetensors file of ours, timm's or torchvision's.
 
     Args:
-      path: a directory with backbone.safetensors, or such a file.
-      model: the architecture, for files that are not ours: a name of models.MODELS (the size of images and patches, the
-        pooling and a small stem are seen from the tensors), or any Flax module that has `dim`, such as
-        `models.create("resnet50", width=2)`. Without it the file says.
-    Returns: a Backbone. Weights that do not say how images were normalized, and take 3 channels, are given ImageNet's.
+      path: a directory with backbone.safetensors, or a safetensors file.
+      model: the architecture, for files that do not name one of models.MODELS. Either such a name; then the sizes of
+        images and patches, the pooling and a small stem are found from the tensors. Or a module as `pretrain` takes it,
+        `flax.linen` or `flax.nnx`, such as `models.create("resnet50", width=2)`.
+    Returns: a Backbone. Weights that do not say how images were normalized, and take 3 channels, get ImageNet's
+      normalization.
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a file that is pickled, damaged, or whose tensors are not those of the architecture.
+      ValueError: the file is pickled or damaged, does not say its architecture, or has other tensors than it.
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
@@ -203,21 +207,28 @@ def load_backbone(path: str | os.PathLike, model: str | nn.Module | None = None)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; a run of ssl_jax train writes {FILE} into its workdir at its end")
     try:
-        # The library compares the header's sizes with the file's before it gives out anything.
+        # The library compares the sizes in the header with the file's size before it returns any array.
         with safetensors.safe_open(path, framework="numpy") as file:
             return _read(file, path, model)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); copy or save it again") from error
 
 
-def _read(file: Any, path: Path, model: str | nn.Module | None) -> Backbone:
+def _read(file: Any, path: Path, model: Any) -> Backbone:
     meta = _read_meta(file, path)
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  it is no dict
-    channels = meta["channels"] if meta else _channels(shapes)
-    if isinstance(model, nn.Module):
-        module = model
+    channels, facts = meta["channels"] if meta else _channels(shapes), meta or {}
+    own = facts["model"].get("given") if meta else None
+    if isinstance(model, str):
+        facts = {**facts, "model": {"name": model, **_options(model, shapes)}}
+        module = models.create(**facts["model"])
     elif model is not None:
-        module = models.create(model, **_options(model, shapes))
+        height, width = meta["image_size"] if meta else EXAMPLE
+        module = as_backbone(model, (height, width, channels))
+    elif own is not None:
+        raise ValueError(
+            f"{path} was trained with a network that a script gave, {own}; give it: load_backbone(path, model={own})"
+        )
     elif meta is not None:
         try:
             module = models.create(**meta["model"])
@@ -226,7 +237,7 @@ def _read(file: Any, path: Path, model: str | nn.Module | None) -> Backbone:
             raise ValueError(
                 f"{path}: its header names a model that cannot be made, {meta['model']}: {error}"
             ) from error
-        if blocks > len(shapes):  # all are made before tensors are compared: a million would take hours
+        if blocks > len(shapes):  # all blocks are made before tensors are compared; a million would take hours
             raise ValueError(f"{path} has {len(shapes)} tensors, too few for the {meta['model']} that its header names")
     else:
         raise ValueError(
@@ -249,11 +260,12 @@ def _read(file: Any, path: Path, model: str | nn.Module | None) -> Backbone:
         mean, std = tuple(meta["mean"]), tuple(meta["std"])
     else:
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((), ())
-    return Backbone(module, unflatten_dict(variables), mean, std)
+    image_size = tuple(meta["image_size"]) if meta else None
+    return Backbone(module, unflatten_dict(variables), mean, std, image_size, facts=facts)
 
 
 def _read_meta(file: Any, path: Path) -> dict[str, Any] | None:
-    """What save_backbone was given, None in other people's files. Raises: ValueError for what it never writes."""
+    """The `meta` of save_backbone; None for a file that it did not write. Raises: ValueError for unusable meta."""
     text = (file.metadata() or {}).get(META)
     if text is None:
         return None
@@ -262,7 +274,8 @@ def _read_meta(file: Any, path: Path) -> dict[str, Any] | None:
         size, channels, normalization = meta["image_size"], meta["channels"], (meta["mean"], meta["std"])
         sides_fit = all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (*size, channels)) and len(size) == 2
         values_fit = all(len(of) == channels and all(isinstance(v, (int, float)) for v in of) for of in normalization)
-        if sides_fit and values_fit and isinstance(meta["model"]["name"], str):
+        model = meta["model"]
+        if sides_fit and values_fit and isinstance(model["given" if "given" in model else "name"], str):
             return meta
         reason = f"image_size {size}, channels {channels}, mean and std {normalization}"
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -271,7 +284,7 @@ def _read_meta(file: Any, path: Path) -> dict[str, Any] | None:
 
 
 def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ValueError for the first tensor that is missing, superfluous or of another shape."""
+    """Raises ValueError for the first tensor that is missing, not in the architecture, or of another shape."""
     unknown = [name for name in found if name not in wanted and not UNUSED.fullmatch(name)]
     for name, shape in wanted.items():
         if name not in found:
@@ -284,7 +297,7 @@ def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapp
 
 
 def _options(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Options of the model `name` that the shapes of its tensors give away."""
+    """Options of the model `name` that can be told from the shapes of its tensors."""
     if name.startswith("vit") and {"patch_embed.proj.weight", "pos_embed"} <= shapes.keys():
         patch_size = shapes["patch_embed.proj.weight"][-1]
         side = round((shapes["pos_embed"][1] - 1) ** 0.5)
@@ -296,24 +309,44 @@ def _options(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]
 
 
 def _channels(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Of the images that the first convolution [channels out, channels in, height, width] takes."""
+    """The number of channels of images, from the first convolution [channels out, channels in, height, width]."""
     first = shapes.get("conv1.weight") or shapes.get("patch_embed.proj.weight") or (0, 3)
     return first[1]
 
 
-# Flax's arrays under torch's names; those of other names (bias, cls_token, pos_embed) have the same.
+# Flax's name of an array -> torch's name. All other names (bias, cls_token, pos_embed) are the same in both.
 ARRAYS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 def torch_name(path: tuple[str, ...]) -> str:
-    """("params", "layer1_0", "bn1", "scale") -> "layer1.0.bn1.weight"; path: collection, modules, array."""
+    """("params", "layer1_0", "bn1", "scale") -> "layer1.0.bn1.weight". path: collection, modules, array."""
     _, *modules, array = path
     return ".".join([*(re.sub(r"_(\d+)$", r".\1", module) for module in modules), ARRAYS.get(array, array)])
 
 
 def torch_axes(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:
-    """Which of Flax's axes each of torch's is: kernels [..., in, out] are [out, in, ...] there."""
+    """For each of torch's axes, the axis of Flax's array: Flax's kernels [..., in, out] are [out, in, ...] in torch."""
     return (ndim - 1, ndim - 2, *range(ndim - 2)) if path[-1] == "kernel" else tuple(range(ndim))
+
+
+def torch_tensors(variables: Variables) -> dict[str, np.ndarray]:
+    """torch's name -> float32 array in torch's layout. Raises: ValueError if two arrays would have the same name."""
+    tensors = {}
+    for path, value in flatten_dict(variables).items():
+        name, value = torch_name(path), np.asarray(value, np.float32)
+        if name in tensors:
+            raise ValueError(f"two arrays would be saved as {name}, one of them {'/'.join(path)}; rename its module")
+        tensors[name] = np.array(value.transpose(torch_axes(path, value.ndim)), order="C")
+    return tensors
+
+
+def from_torch(tensors: Mapping[str, np.ndarray], like: Variables) -> Variables:
+    """The inverse of `torch_tensors`: variables from tensors. like: variables with the same names and shapes."""
+    of: Any = flatten_dict(like)
+    leaves = {
+        path: tensors[torch_name(path)].transpose(np.argsort(torch_axes(path, np.ndim(x)))) for path, x in of.items()
+    }
+    return unflatten_dict(leaves)
 
 
 def _convert_recipe(path: Path) -> str:

@@ -31,7 +31,7 @@ from tests import compiled, times  # noqa: E402, after the hook: their imports a
 
 compiled.install()
 # Tracing makes many small objects that stay: looking through them for garbage as often as Python does by itself takes a
-# tenth of the time.
+# fifteenth of the time.
 gc.freeze()
 gc.set_threshold(200_000, 20, 100)
 pytest_addoption = times.add_options

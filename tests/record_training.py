@@ -12,7 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ssl_jax import parallel, train
+from ssl_jax import dist
+from ssl_jax.cli import train
 from ssl_jax.data import pipeline
 
 
@@ -34,7 +35,7 @@ def recording(made, seen):
 
 if __name__ == "__main__":
     runs, *joining = sys.argv[1:]
-    parallel.start_processes = functools.cache(parallel.start_processes)  # they meet once
+    dist.start_processes = functools.cache(dist.start_processes)  # they meet once
     made = pipeline.train_batches
     for prefix, arguments in json.loads(Path(runs).read_text()):
         seen = []

@@ -12,9 +12,9 @@ import orbax.checkpoint as ocp
 import pytest
 import tensorstore
 
-from ssl_jax import checkpoint
-from ssl_jax.checkpoint import CheckpointError, Checkpoints, without_late_writes
-from ssl_jax.metrics import MetricsWriter, read_metrics
+from ssl_jax.training import checkpoint
+from ssl_jax.training.checkpoint import CheckpointError, Checkpoints, without_late_writes
+from ssl_jax.workdir.metrics import MetricsWriter, read_metrics
 
 
 def make_state(value):

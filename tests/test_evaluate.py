@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import re
@@ -7,12 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import build, evaluate, models, run, weights
 from ssl_jax import config as configs
+from ssl_jax import models, weights
+from ssl_jax.cli.evaluate import main
 from ssl_jax.data import sources
+from ssl_jax.evaluation import evaluate, of_backbones
 from ssl_jax.evaluation.block_probes import BLOCK_PROBES
-from ssl_jax.finetune import Recipe
+from ssl_jax.evaluation.evaluation import Evaluation
+from ssl_jax.evaluation.finetuning_recipes import small_recipe
 from ssl_jax.models.vit import ViT
+from ssl_jax.training import build
+from ssl_jax.workdir import config_file, facts
 from tests.test_train import CONFIG, make_folder
 
 PROTOCOLS = ("knn", "linear", "finetune")
@@ -28,7 +34,8 @@ def workdir(tmp_path_factory):
     config.data.update(path=str(images), image_size=(16, 16))
     config.model.update(width=0.25)
     workdir = tmp_path_factory.mktemp("run")
-    run.claim(workdir, config)
+    config_file.claim(workdir, config)
+    config = configs.parse(config)
     variables = build.backbone(config).init(jax.random.key(7), jnp.zeros((1, 16, 16, 3)))
     meta = {"model": build.model_options(config), "image_size": [16, 16], "channels": 3}
     weights.save_backbone(workdir, variables, meta | {"mean": list(config.data.mean), "std": list(config.data.std)})
@@ -37,9 +44,10 @@ def workdir(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_protocol_beside_its_baselines(workdir, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate, "Recipe", functools.partial(Recipe, steps=5, learning_rates=(1e-3,)))
+    quick = functools.partial(small_recipe, steps=5, learning_rates=(1e-3,))
+    monkeypatch.setattr(of_backbones, "small_recipe", quick)
     checksum = (workdir / weights.FILE).read_bytes()
-    found = evaluate.evaluate(workdir, "", PROTOCOLS)
+    found = evaluate.evaluate(workdir, protocols=PROTOCOLS)
     assert json.loads((workdir / "evaluation.json").read_text()) == found
     frozen = {"knn/k20_t0.07/top1", "linear/10_per_class/top1", "linear/all/top1"}
     tuned = "finetune/10_per_class/top1"
@@ -53,7 +61,7 @@ def test_every_protocol_beside_its_baselines(workdir, capsys, monkeypatch):
     best = found["random"][tuned]
     assert best["mean"] == max(scores[tuned]["mean"] for scores in variants.values() if tuned in scores)
     assert variants[best["variant"]][tuned]["mean"] == best["mean"]
-    printed = capsys.readouterr().out
+    printed = f"{capsys.readouterr().out}\n{found}"
     assert "fine-tuning with 100 labels per class left out: a class has only 32 images" in printed
     assert "kNN with k=200 left out: there are only 64 labelled images to look among" in printed
     assert f"{tuned:<32}" in printed
@@ -72,7 +80,7 @@ def test_every_protocol_beside_its_baselines(workdir, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_other_protocols(workdir, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "CORRUPTED_IMAGES", 8)
+    monkeypatch.setattr(of_backbones, "CORRUPTED_IMAGES", 8)
     names = (
         "knn_sweep",
         "low_shot",
@@ -83,7 +91,7 @@ def test_the_other_protocols(workdir, monkeypatch, capsys):
         "attentive",
         "corruption",
     )
-    found = evaluate.evaluate(workdir, "", names)
+    found = evaluate.evaluate(workdir, protocols=names)
     expected = {
         *(f"knn/k{k}_t{t}/top1" for k in (10, 20) for t in (0.07, 0.1)),
         *(f"linear/{labels}/top1" for labels in ("2_per_class", "5_per_class", "1_percent", "10_percent")),
@@ -111,54 +119,59 @@ def test_features_are_extracted_once_and_fine_tuning_is_only_where_asked_for(wor
         def features(self, *args, **options):
             raise AssertionError("features are made anew")
 
-    found = evaluate.evaluate(workdir, "", ("knn",))
+    found = evaluate.evaluate(workdir, protocols=("knn",))
     assert set(found["pretrained"]) == {"knn/k20_t0.07/top1"}
     assert found["data"]["majority"] == {"class": "class_0", "percent": 50.0}
     assert not (workdir / "samples" / "predictions.npz").exists()  # those of the evaluation before are gone
     loaded = weights.load_backbone(workdir)
-    monkeypatch.setattr(
-        evaluate, "load_backbone", lambda _: Extracted(loaded.model, loaded.variables, loaded.mean, loaded.std)
-    )
-    assert evaluate.evaluate(workdir, "", ("knn",)) == found
+    fields = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}
+    monkeypatch.setattr(evaluate, "load_backbone", lambda _: Extracted(**fields))
+    assert evaluate.evaluate(workdir, protocols=("knn",)) == found
 
 
 def scored(mean, class_mean):
     return {"knn": {"mean": mean, "std": 0.0, "class_mean": class_mean}}
 
 
-def table(pretrained, random, capsys):
-    evaluate.print_table(
-        {
-            "data": {"majority": {"class": "cat", "percent": 62.0}},
-            "pretrained": pretrained,
-            "random": random,
-            "pixels": {},
-            "random_variants": {"initial": random},
-            "metrics": {"pretrained": {}},
-        }
-    )
-    return capsys.readouterr().out
+def table(pretrained, **baselines):
+    found = {
+        "data": {"majority": {"class": "cat", "percent": 62.0}},
+        "pretrained": pretrained,
+        **baselines,
+        "metrics": {"pretrained": {"rankme": 3.5}},
+    }
+    return str(Evaluation(found))
 
 
-def test_the_mean_over_classes_stands_beside_an_accuracy_that_it_differs_from(capsys):
-    printed = table(scored(80.0, 61.25), scored(70.0, 70.0), capsys)
+def with_random(scores):
+    return {"random": scores, "random_variants": {"initial": scores}, "pixels": {}}
+
+
+def test_the_mean_over_classes_stands_beside_an_accuracy_that_it_differs_from():
+    printed = table(scored(80.0, 61.25), **with_random(scored(70.0, 70.0)))
     assert re.search(r"^knn +80\.0 +\(61\.2\) +70\.0$", printed, re.MULTILINE)
     assert "in brackets: each class counts alike. Always 'cat': 62.0" in printed
 
 
-def test_classes_of_one_size_have_no_brackets(capsys):
-    printed = table(scored(80.0, 80.0), scored(70.0, 70.0), capsys)
+def test_classes_of_one_size_have_no_brackets():
+    printed = table(scored(80.0, 80.0), **with_random(scored(70.0, 70.0)))
     assert "(" not in printed and "the largest class has 62.0 of the test images" in printed
+    assert "random: the best of initial" in printed and "without labels: rankme 3.5" in printed
+
+
+def test_baselines_that_were_left_out_have_no_column():
+    printed = table(scored(80.0, 80.0))
+    assert "pretrained" in printed and "random" not in printed and "pixels" not in printed
 
 
 def test_some_images_of_a_sorted_set_are_of_all_classes():
     labels = np.repeat([0, -1, 1, 2], 6)
     images = np.arange(24, dtype=np.uint8)[:, None, None, None]
     batches = [{"image": images[i : i + 5], "label": labels[i : i + 5]} for i in range(0, 24, 5)]
-    found, of = evaluate.spread(lambda: batches, 18, 7)
+    found, of = of_backbones.spread(lambda: batches, 18, 7)
     np.testing.assert_array_equal(found.ravel(), [0, 3, 12, 14, 17, 20, 23])
     np.testing.assert_array_equal(of, [0, 0, 1, 1, 1, 2, 2])
-    assert len(evaluate.spread(lambda: batches, 18, 2000)[1]) == 18
+    assert len(of_backbones.spread(lambda: batches, 18, 2000)[1]) == 18
 
 
 ARRAYS = [
@@ -172,20 +185,20 @@ ARRAYS = [
 @pytest.fixture
 def given_images(workdir):
     """The run, as if it had been trained on images that a program gave."""
-    run.describe(workdir, skipped={}, num_images=24, source=run.source_facts(ARRAYS[0], given=True))
+    facts.describe(workdir, skipped={}, num_images=24, source=facts.of_source(ARRAYS[0], given=True))
     yield workdir
     (workdir / "run.json").unlink()
 
 
 def test_images_that_a_program_gave_are_asked_for_again(given_images):
     with pytest.raises(configs.ConfigError, match=r"ArraySource 'mine', and its config does not say which they are"):
-        evaluate.evaluate(given_images, names=("knn",))
+        evaluate.evaluate(given_images, protocols=("knn",))
 
 
 @pytest.mark.slow
 def test_images_that_a_program_gives_are_measured_on(given_images):
     cached = set((given_images / "features").glob("*"))
-    found = evaluate.evaluate(given_images, names=("knn",), pair=tuple(ARRAYS))
+    found = evaluate.evaluate(given_images, *ARRAYS, protocols=("knn",))
     assert found["data"]["name"] == "mine" and found["data"]["digest"] == ARRAYS[0].digest()
     assert (found["data"]["train_images"], found["data"]["classes"]) == (24, ["0", "1", "2"])
     assert set((given_images / "features").glob("*")) == cached
@@ -204,10 +217,102 @@ def test_images_that_a_program_gives_are_measured_on(given_images):
     ],
 )
 def test_what_a_model_lacks_for_a_probe_of_its_blocks_is_told(model, probe, message):
-    found = evaluate.lacks(model, BLOCK_PROBES[probe])
+    found = of_backbones.lacks_blocks(model, BLOCK_PROBES[probe])
     assert message in found if message else found == ""
 
 
-def test_unknown_protocols_are_refused(workdir):
-    with pytest.raises(SystemExit, match=r"no protocol \['liner'\]; it has knn, "):
-        evaluate.main([f"--workdir={workdir}", "--protocols=knn,liner"])
+OTHERS = [sources.ArraySource(np.zeros((24, 16, 16, 3), np.uint8), np.arange(24) % 3, name="others")] * 2
+
+
+def test_other_images_than_a_run_was_trained_on_are_measured_on_only_if_meant(given_images):
+    with pytest.raises(configs.ConfigError, match=r"'mine' .*given are others, ArraySource 'others'.*other_data=True"):
+        evaluate.evaluate(given_images, *OTHERS, protocols=("knn",))
+    found = evaluate.evaluate(given_images, *OTHERS, protocols=("knn",), baselines=(), other_data=True)
+    assert found["data"]["name"] == "others"
+
+
+def untrained(model="resnet8", **options):
+    module = models.create(model, **options)
+    variables = jax.jit(module.init)(jax.random.key(3), jnp.zeros((1, 16, 16, 3)))
+    return weights.Backbone(module, variables, (0.5,) * 3, (0.25,) * 3)
+
+
+def test_a_backbone_without_a_run_is_measured(tmp_path):
+    backbone = untrained(stages=(1,), width=0.25)
+    found = evaluate.evaluate(backbone, *ARRAYS, protocols=("knn",), baselines=("pixels",), image_size=(16, 16))
+    assert set(found["pretrained"]) == set(found["pixels"]) == {"knn/k20_t0.07/top1"}
+    assert "random" not in found and set(found["metrics"]) == {"pretrained"}
+    again = evaluate.evaluate(
+        dataclasses.replace(backbone, image_size=(16, 16)), *ARRAYS, protocols=("knn",), baselines=("pixels",)
+    )
+    assert again == found
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_its_untrained_variants_have_both_scales_of_the_residuals():
+    backbone = untrained(stages=(1,), width=0.25)
+    found = evaluate.evaluate(backbone, *ARRAYS, protocols=("knn",), baselines=("random",), image_size=(16, 16), seed=3)
+    assert {*found["random_variants"]} == {
+        *("initial", "calibrated", "initial_zero_residual", "calibrated_zero_residual")
+    }
+    # The same seed, size and module: the same network.
+    assert found["random_variants"]["initial"] == found["pretrained"]
+    assert "pixels" not in found
+
+
+def test_images_without_labels_have_metrics_alone():
+    plain = sources.ArraySource(np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8), name="plain")
+    found = evaluate.evaluate(untrained(stages=(1,), width=0.25), plain, plain, image_size=(16, 16))
+    assert "pretrained" not in found and "rankme" in found["metrics"]["pretrained"]
+    assert "plain has no labels to measure against" in str(found)
+
+
+def test_what_a_backbone_cannot_be_measured_on_is_told():
+    backbone = untrained(stages=(1,), width=0.25)
+    with pytest.raises(ValueError, match=r"say what to measure on: evaluate\(backbone, train, test\)"):
+        evaluate.evaluate(backbone)
+    with pytest.raises(ValueError, match="say what to measure on"):
+        evaluate.evaluate(backbone, ARRAYS[0])
+    with pytest.raises(ValueError, match=r"give image_size=\(height, width\)"):
+        evaluate.evaluate(backbone, *ARRAYS)
+    with pytest.raises(ValueError, match="no baseline 'chance'; there are random, pixels"):
+        evaluate.evaluate(backbone, *ARRAYS, baselines=("chance",))
+    with pytest.raises(ValueError, match="no protocol 'liner'; there are knn"):
+        evaluate.evaluate(backbone, *ARRAYS, protocols=("liner",))
+    with pytest.raises(ValueError, match="do not say how their images were normalized"):
+        evaluate.evaluate(dataclasses.replace(backbone, mean=(), std=()), *ARRAYS)
+    labels = np.arange(24) % 3
+    named = sources.ArraySource(np.zeros((24, 16, 16, 3), np.uint8), labels, ("a", "b", "c"), name="named")
+    with pytest.raises(ValueError, match="the classes of named are a, b, c, those of mine 0, 1, 2"):
+        evaluate.evaluate(backbone, ARRAYS[0], named)
+    plain = sources.ArraySource(np.zeros((24, 16, 16, 3), np.uint8), name="plain")
+    with pytest.raises(ValueError, match="mine has labels and plain has none"):
+        evaluate.evaluate(backbone, ARRAYS[0], plain)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--workdir=X", "--protocols=knn,liner"], r"--protocols: no protocol 'liner'; there are knn, "),
+        (["--workdir=X", "--baselines=chance"], "--baselines=chance: no baseline chance; there are random, pixels, or"),
+        ([], "give one of --workdir, of a run of ssl_jax train, and --backbone"),
+        (["--workdir=X", "--model=resnet8"], "--model=resnet8 is for --backbone"),
+        (["--backbone=X"], "--data is missing"),
+    ],
+)
+def test_what_the_command_cannot_do_is_told(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
+
+
+def test_the_command_measures_weights_of_a_file_on_an_array_file(workdir, tmp_path, capsys):
+    images, labels = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), np.uint8), np.arange(60) % 2
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    file, out = workdir / weights.FILE, tmp_path / "scores.json"
+    main(
+        [f"--backbone={file}", f"--data={tmp_path / 'data.npz'}", "--protocols=knn", "--baselines=none", f"--out={out}"]
+    )
+    found = json.loads(out.read_text())
+    assert (found["data"]["train_images"], found["data"]["test_images"]) == (48, 12)
+    assert found["data"]["classes"] == ["0", "1"] and "random" not in found
+    assert re.search(r"^knn/k20_t0.07/top1 +\d", capsys.readouterr().out, re.MULTILINE)

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from ssl_jax import files
+from ssl_jax.workdir import files
 
 
 def test_a_file_is_replaced_whole(tmp_path):

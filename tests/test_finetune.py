@@ -9,7 +9,8 @@ import pytest
 from ssl_jax import models, optim
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.data.sources import ArraySource
-from ssl_jax.finetune import Recipe, _Trainer, augmented, finetune, mae_recipe
+from ssl_jax.evaluation.finetuning import _Trainer, measure_finetuning
+from ssl_jax.evaluation.finetuning_recipes import Recipe, augmented, mae_recipe
 from ssl_jax.models.vit import ViT
 from ssl_jax.weights import Backbone
 
@@ -41,7 +42,7 @@ def small():
 
 def test_learns_with_the_rate_that_suits_the_held_out_labels(small):
     before = jax.tree.map(np.array, small.variables)
-    tuned = finetune(
+    tuned = measure_finetuning(
         small, stripes(300, 0), stripes(200, 1), recipe=RECIPE, image_size=SIZE, per_class=40, measured=(0, 20)
     )
     assert tuned.learning_rate == 1e-2
@@ -54,7 +55,9 @@ def test_learns_with_the_rate_that_suits_the_held_out_labels(small):
 def test_is_the_same_every_time_and_depends_on_the_seed(small):
     recipe = dataclasses.replace(RECIPE, steps=5, learning_rates=(1e-2,))
     data = stripes(300, 0), stripes(500, 1)
-    run = [finetune(small, *data, recipe=recipe, image_size=SIZE, per_class=40, seeds=s) for s in ((0,), (0, 1))]
+    run = [
+        measure_finetuning(small, *data, recipe=recipe, image_size=SIZE, per_class=40, seeds=s) for s in ((0,), (0, 1))
+    ]
     (first,), (again, other) = (found.accuracies for found in run)
     np.testing.assert_array_equal(first, again)
     assert first != other
@@ -159,7 +162,7 @@ def test_views_are_augmented_by_their_index_alone():
 def test_maes_recipe_trains():
     vit = backbone("vit_tiny_patch16_224", **VIT)
     recipe = dataclasses.replace(mae_recipe(vit.model, 64, SIZE), steps=3)
-    tuned = finetune(vit, stripes(100, 0), stripes(60, 1), recipe=recipe, image_size=SIZE, per_class=None)
+    tuned = measure_finetuning(vit, stripes(100, 0), stripes(60, 1), recipe=recipe, image_size=SIZE, per_class=None)
     assert tuned.accuracies.shape == tuned.class_means.shape == (1, 1)
     assert tuned.learning_rate == recipe.learning_rates[0]
 
@@ -169,11 +172,11 @@ def test_what_cannot_be_fine_tuned_is_refused(small):
     without = ArraySource(np.zeros((20, *SIZE), np.uint8))
     tune = {"recipe": RECIPE, "image_size": SIZE, "per_class": 4}
     with pytest.raises(ValueError, match="array has no labels, which fine-tuning needs"):
-        finetune(small, few, without, **tune)
+        measure_finetuning(small, few, without, **tune)
     with pytest.raises(
         ValueError, match="6 labelled images and a batch of 32 are fewer than two for each of 8 devices"
     ):
-        finetune(small, few, few, **tune)
+        measure_finetuning(small, few, few, **tune)
     with pytest.raises(ValueError, match="learning_rates must be numbers above 0"):
         dataclasses.replace(RECIPE, learning_rates=(0.1, 0.0))
     with pytest.raises(ValueError, match=r"rand_augment must be in 0\.\.10 and erase in 0\.\.1, got 11"):

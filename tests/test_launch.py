@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ssl_jax import config as configs
-from ssl_jax import parallel
+from ssl_jax import dist
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -40,7 +40,7 @@ def exit_codes():
 
 
 def test_scripts_know_the_exit_code_of_a_process_that_waited_in_vain():
-    assert exit_codes()["NOT_MET"] == parallel.NOT_MET
+    assert exit_codes()["NOT_MET"] == dist.NOT_MET
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

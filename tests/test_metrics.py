@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ssl_jax.metrics import MetricsError, MetricsWriter, read_metrics
+from ssl_jax.workdir.metrics import MetricsError, MetricsWriter, read_metrics
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from ssl_jax import build, plan
 from ssl_jax import config as configs
+from ssl_jax.cli import plan as plan_command
 from ssl_jax.data import pipeline
 from ssl_jax.data.sources import Source
-from ssl_jax.planning import chips, hlo, program
+from ssl_jax.planning import chips, hlo, plan, program
 from ssl_jax.planning.remedies import remedies, spelled
 from ssl_jax.planning.show import print_plan
+from ssl_jax.training import build
 from tests.flags import environment
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +42,8 @@ def test_the_batch_planned_for_is_the_pipeline_s(memory_bytes):
     config = configs.get_config(f"{SIMCLR}:tiny")
     config.batch_size = 8
     config.data.memory_bytes = memory_bytes
-    training = build.training(config, build.facts(config, 40, 2))
+    config = configs.parse(config)
+    training = build.training(config, build.schedule(config, 40, 2))
     made = next(
         pipeline.train_batches(
             Images(),
@@ -61,12 +63,14 @@ def test_the_batch_planned_for_is_the_pipeline_s(memory_bytes):
 def test_a_plan_for_the_devices_at_hand(tmp_path, capsys, monkeypatch):
     path = tmp_path / "plan.json"
     monkeypatch.setattr(plan.program, "warnings", lambda module: ["loops: 3"])
-    plan.main([f"--config={SIMCLR}:tiny", "--config.batch_size=64", f"--json={path}"])
+    plan_command.main([f"--config={SIMCLR}:tiny", "--config.batch_size=64", f"--json={path}"])
     result, printed = json.loads(path.read_text()), capsys.readouterr().out
     memory = result["memory"]
     # float32, and AdamW's two averages of each with two counts.
     config = configs.get_config(f"{SIMCLR}:tiny")
-    state = jax.eval_shape(build.training(config, build.facts(config, 60_000, 10)).create_state)
+    state = jax.eval_shape(
+        build.training(configs.parse(config), build.schedule(configs.parse(config), 60_000, 10)).create_state
+    )
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     assert memory["parameters"] == 4 * parameters
     assert 8 * parameters <= memory["optimizer"] <= 8 * parameters + 8
@@ -121,9 +125,9 @@ def test_a_chip_is_one_device_also_where_it_has_two_cores():
 def test_devices_that_are_not_chips_are_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(plan.os, "environ", {})
-    monkeypatch.setattr(plan.parallel, "described_devices", lambda *_: ["core"] * 8)
+    monkeypatch.setattr(plan.dist, "described_devices", lambda *_: ["core"] * 8)
     with pytest.raises(SystemExit, match="v4:2x2x1: libtpu describes 8 devices, the slice has 4 chips"):
-        plan.main([f"--config={SIMCLR}:tiny", "--topology=v4:2x2x1"])
+        plan_command.main([f"--config={SIMCLR}:tiny", "--topology=v4:2x2x1"])
 
 
 def test_a_slice_that_the_compiler_cannot_divide_among_hosts_is_refused_in_a_sentence(monkeypatch):
@@ -132,29 +136,29 @@ def test_a_slice_that_the_compiler_cannot_divide_among_hosts_is_refused_in_a_sen
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(plan.os, "environ", {})
-    monkeypatch.setattr(plan.parallel, "described_devices", described_devices)
+    monkeypatch.setattr(plan.dist, "described_devices", described_devices)
     with pytest.raises(SystemExit, match="v5e:3x3: there is no such slice; a host has 2x2 chips"):
-        plan.main([f"--config={SIMCLR}:tiny", "--topology=v5e:3x3"])
+        plan_command.main([f"--config={SIMCLR}:tiny", "--topology=v5e:3x3"])
 
 
 @pytest.mark.parametrize("where", ["nowhere/p.json", "a file/p.json", "directory"])
 def test_a_place_that_cannot_be_written_to_is_refused_before_compiling(tmp_path, monkeypatch, where):
-    monkeypatch.setattr(plan, "plan", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(plan_command, "plan", lambda *_: pytest.fail("compiled"))
     (tmp_path / "directory").mkdir()
     (tmp_path / "a file").touch()
     with pytest.raises(SystemExit, match=f"--json={tmp_path / where}: "):
-        plan.main([f"--config={SIMCLR}:tiny", f"--json={tmp_path / where}"])
+        plan_command.main([f"--config={SIMCLR}:tiny", f"--json={tmp_path / where}"])
 
 
 def test_without_the_compiler_for_tpus_it_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install libtpu"):
-        plan.main([f"--config={SIMCLR}:tiny", "--topology=v5e:4x4"])
+        plan_command.main([f"--config={SIMCLR}:tiny", "--topology=v5e:4x4"])
 
 
 def test_a_topology_that_there_is_not_is_refused():
     with pytest.raises(SystemExit, match=r"--topology: topology 'v7:4x4': no chip 'v7'"):
-        plan.main([f"--config={SIMCLR}:tiny", "--topology=v7:4x4"])
+        plan_command.main([f"--config={SIMCLR}:tiny", "--topology=v7:4x4"])
 
 
 # libtpu 0.0.52, for NT-Xent's matrix at batch 131,072 on v5e:4x4.
@@ -174,8 +178,8 @@ def refuse(message):
 def test_what_the_compiler_says_of_too_little_memory_is_all_that_is_needed(monkeypatch, capsys):
     """What it calls temporaries has the step's arguments in it: state and batch."""
     monkeypatch.setattr(plan, "describe", lambda place: jax.devices())
-    monkeypatch.setattr(plan.parallel, "compile_step", refuse(TOO_LITTLE))
-    plan.main([f"--config={SIMCLR}:tiny", "--topology=v5e:2x4"])
+    monkeypatch.setattr(plan.dist, "compile_step", refuse(TOO_LITTLE))
+    plan_command.main([f"--config={SIMCLR}:tiny", "--topology=v5e:2x4"])
     assert "DOES NOT FIT: 16.83 GiB of 15.75 GiB" in capsys.readouterr().out
     memory = plan.plan(configs.get_config(f"{SIMCLR}:tiny"), chips.parse_slice("v5e:2x4"))["memory"]
     assert memory["needed"] == int(16.83 * 2**30) and memory["limit"] == 15.75 * 2**30
@@ -185,7 +189,7 @@ def test_what_the_compiler_says_of_too_little_memory_is_all_that_is_needed(monke
 
 
 def test_other_errors_of_the_compiler_are_left_as_they_are(monkeypatch):
-    monkeypatch.setattr(plan.parallel, "compile_step", refuse("INVALID_ARGUMENT: something else"))
+    monkeypatch.setattr(plan.dist, "compile_step", refuse("INVALID_ARGUMENT: something else"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         plan.plan(configs.get_config(f"{SIMCLR}:tiny"), None)
 
@@ -371,7 +375,7 @@ def test_a_smaller_batch_found_sees_fewer_images_in_as_many_steps(monkeypatch, s
 def test_a_search_needs_to_know_the_memory(monkeypatch):
     monkeypatch.setattr(plan, "plan", lambda config, place: {"fits": None})  # of devices that do not say
     with pytest.raises(SystemExit, match="give a --topology"):
-        plan.main([f"--config={SIMCLR}:tiny", "--config.batch_size=64", "--search"])
+        plan_command.main([f"--config={SIMCLR}:tiny", "--config.batch_size=64", "--search"])
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ssl_jax import parallel
-from ssl_jax.metrics import read_metrics
+from ssl_jax import dist
+from ssl_jax.dist import processes
+from ssl_jax.workdir.metrics import read_metrics
 from tests.flags import environment
 
 ROOT = Path(__file__).parents[1]
@@ -196,10 +197,10 @@ def test_processes_that_run_something_else_are_told_what(tmp_path):
 def test_a_port_in_use_is_a_sentence():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(parallel.ProcessError, match=rf"cannot open port {port} .*in use.*another --coordinator"):
-            parallel.start_processes(f"127.0.0.1:{port}", "2", "0")
-    with pytest.raises(parallel.ProcessError, match="cannot open port 99999"):
-        parallel.start_processes("127.0.0.1:99999", "2", "0")
+        with pytest.raises(dist.ProcessError, match=rf"cannot open port {port} .*in use.*another --coordinator"):
+            dist.start_processes(f"127.0.0.1:{port}", "2", "0")
+    with pytest.raises(dist.ProcessError, match="cannot open port 99999"):
+        dist.start_processes("127.0.0.1:99999", "2", "0")
 
 
 @pytest.mark.slow
@@ -222,7 +223,7 @@ def test_a_process_that_waits_in_vain_names_the_likely_causes():
     waiting = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=120
     )
-    assert waiting.returncode == parallel.NOT_MET
+    assert waiting.returncode == dist.NOT_MET
     assert f"after 2 s not all processes have met at {address}" in waiting.stderr
     assert "--num_processes" in waiting.stderr and "firewall" in waiting.stderr
     assert time.monotonic() - begun < 100
@@ -231,7 +232,7 @@ def test_a_process_that_waits_in_vain_names_the_likely_causes():
 @pytest.mark.slow
 def test_a_save_that_fails_in_one_process_alone_ends_the_run_at_once(tmp_path):
     # No file of the second process may grow beyond 20 kB; the first has room, and would wait 20 minutes for it.
-    code = "import resource, sys; from ssl_jax import train; "
+    code = "import resource, sys; from ssl_jax.cli import train; "
     code += "'--process_id=1' in sys.argv and resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1)); "
     code += "train.main(sys.argv[1:])"
     settings = arguments(tmp_path / "run", steps=100_000, **small("simclr"))
@@ -250,7 +251,7 @@ def test_processes_restore_the_same_checkpoint_or_none_whatever_one_of_them_cann
     workdir = tmp_path / "run"
     record({"simclr": workdir}, processes=1, devices=4)
     kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
-    code = "import sys; from ssl_jax import checkpoint, train\n"
+    code = "import sys; from ssl_jax.cli import train; from ssl_jax.training import checkpoint\n"
     code += "def gone(path): raise OSError(116, 'Stale file handle')\n"
     code += "if '--process_id=1' in sys.argv: checkpoint.digest = gone\n"
     code += "train.main(sys.argv[1:])"
@@ -292,25 +293,25 @@ def test_a_process_may_come_to_the_first_step_much_later():
     ],
 )
 def test_where_to_meet_is_said_in_full(given, message):
-    with pytest.raises(parallel.ProcessError, match=message):
-        parallel.start_processes(*given)
+    with pytest.raises(dist.ProcessError, match=message):
+        dist.start_processes(*given)
 
 
 def test_alone_nothing_is_started(monkeypatch):
-    monkeypatch.setattr(parallel.jax.distributed, "initialize", lambda **_: pytest.fail("started"))
-    parallel.start_processes()
-    parallel.start_processes("127.0.0.1:1", "1", "0")
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **_: pytest.fail("started"))
+    dist.start_processes()
+    dist.start_processes("127.0.0.1:1", "1", "0")
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    parallel.start_processes()
+    dist.start_processes()
 
 
 def test_several_tasks_of_slurm_are_joined(monkeypatch):
     joined = {}
-    monkeypatch.setattr(parallel.jax.distributed, "initialize", lambda **options: joined.update(options))
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **options: joined.update(options))
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    parallel.start_processes(wait_seconds=40)
+    dist.start_processes(wait_seconds=40)
     assert joined == {"num_processes": 4, "initialization_timeout": 100}
 
 
@@ -322,23 +323,23 @@ def test_a_tpu_machine_is_alone_only_where_it_belongs_to_no_pod(monkeypatch, err
         assert options == {"initialization_timeout": 360}
         raise error
 
-    monkeypatch.setattr(parallel.jax.distributed, "initialize", initialize)
-    monkeypatch.setattr(parallel, "_on_tpu", lambda: True)
+    monkeypatch.setattr(processes.jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(processes, "_on_tpu", lambda: True)
     if alone:
-        parallel.start_processes()
+        dist.start_processes()
     else:
-        with pytest.raises(parallel.ProcessError, match=r"cannot join the others.*no host"):
-            parallel.start_processes()
+        with pytest.raises(dist.ProcessError, match=r"cannot join the others.*no host"):
+            dist.start_processes()
 
 
 def test_a_process_alone_agrees_with_itself_at_once():
-    agree = parallel.Agreement(parallel.make_mesh(), delay=2)
+    agree = dist.Agreement(dist.make_mesh(), delay=2)
     assert agree(False, True) == (False, True)
 
 
 def test_what_one_process_gathers_is_its_own():
     rows = np.arange(6, dtype=np.int32).reshape(3, 2)
-    np.testing.assert_array_equal(parallel.gather_rows(rows), rows)
+    np.testing.assert_array_equal(dist.gather_rows(rows), rows)
     facts = {"a": "ä", "b": None, "c": [1, 2]}
-    assert parallel.gather_facts(facts) == [facts]
-    parallel.check_same(facts)
+    assert dist.gather_facts(facts) == [facts]
+    dist.check_same(facts)

@@ -2,8 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from ssl_jax import models, samples
+from ssl_jax import models
 from ssl_jax.data import decode, sources
+from ssl_jax.evaluation import samples
 from ssl_jax.report import patches
 from ssl_jax.weights import Backbone
 
@@ -25,7 +26,7 @@ def network(options, seed):
 def saved(tmp_path, *backbones):
     """The arrays of patches.npz; {} where there is none."""
     samples.save_patches(tmp_path, sources.ArraySource(IMAGES), (16, 12), *backbones)
-    path = tmp_path / "samples" / "patches.npz"
+    path = tmp_path / "patches.npz"
     return dict(np.load(path)) if path.exists() else {}
 
 
@@ -60,7 +61,7 @@ def test_patches_are_pictured_as_far_as_the_network_has_them(tmp_path, options, 
         expected = patches.attention_picture(backbones[0].class_attention(shown)[:, [head]], shown)
         np.testing.assert_array_equal(found[f"attention/head {head + 1}"], expected)
     assert all((found[key] != found["attention/random"]).any() for key in keys[:-1] if key.startswith("attention"))
-    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["patches.npz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["patches.npz"]
 
 
 def test_large_images_are_seen_whole_and_pictured_small(tmp_path, monkeypatch):

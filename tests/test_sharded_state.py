@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from ssl_jax import build, parallel, plan, train
-from ssl_jax.step import TrainStep
+from ssl_jax import config as configs
+from ssl_jax import dist
+from ssl_jax.evaluation import online
+from ssl_jax.ops import shards
+from ssl_jax.planning import plan
+from ssl_jax.training import build
+from ssl_jax.training.step import TrainStep
 from tests.methods.test_every_method import Training, assert_same, held, load, save, sgd
 
 STEPS = 3
@@ -58,7 +63,8 @@ def test_a_split_vit_that_saves_memory_trains_as_a_whole_one_that_does_not(model
 )
 def test_eight_devices_hold_an_eighth_each(name):
     config = load(*name.split(":"))
-    training = build.training(config, build.facts(config, 1_281_167, 1000))
+    config = configs.parse(config)
+    training = build.training(config, build.schedule(config, 1_281_167, 1000))
     state = jax.eval_shape(training.create_state)
     one, eight = (plan.state_bytes(state, devices, shard_state=True) for devices in (1, 8))
     assert eight <= one / 7
@@ -67,8 +73,8 @@ def test_eight_devices_hold_an_eighth_each(name):
 
 def test_the_longest_axis_that_divides_is_split_and_small_leaves_are_not():
     shapes = [(3, 3, 16, 64), (1024,), (100,), (6, 1000), (7, 1001), ()]
-    axes = parallel.split_axes([jnp.zeros(shape) for shape in shapes], 8)
-    assert axes == [3, 0, parallel.WHOLE, 1, parallel.WHOLE, parallel.WHOLE]
+    axes = dist.shard_axes([jnp.zeros(shape) for shape in shapes], 8)
+    assert axes == [3, 0, shards.REPLICATED, 1, shards.REPLICATED, shards.REPLICATED]
 
 
 def equations(jaxpr):
@@ -83,8 +89,9 @@ def equations(jaxpr):
 def test_a_transformers_blocks_are_gathered_where_they_are_used_and_with_remat_again_in_the_backward_pass(remat):
     config = load("mae").unlock()
     config.model.update(depth=2, remat=remat)
-    training = build.training(config, build.facts(config, 60_000, 10))
-    step = parallel.map_step(training.step, parallel.make_mesh(), shard_state=True)
+    config = configs.parse(config)
+    training = build.training(config, build.schedule(config, 60_000, 10))
+    step = dist.map_step(training.step, dist.make_mesh(), shard_state=True)
     state, batch = jax.eval_shape(training.create_state), plan.batch_shapes(config, training, 60_000)
     gathered = collections.Counter(
         equation.outvars[0].aval.shape
@@ -101,13 +108,14 @@ def test_where_loops_may_gather_they_gather_a_block_at_a_time(model, monkeypatch
     """As on TPUs and GPUs; CPUs gather all before the loop."""
     config = load("mae").unlock()
     config.model.update(depth=2, **model)
-    training = build.training(config, build.facts(config, 60_000, 10))
+    config = configs.parse(config)
+    training = build.training(config, build.schedule(config, 60_000, 10))
     state, batch = jax.eval_shape(training.create_state), plan.batch_shapes(config, training, 60_000)
     gradients = TrainStep.gradients
 
     def in_loops(where):
         monkeypatch.setattr(TrainStep, "gradients", lambda *args, in_loops: gradients(*args, in_loops=where))
-        step = parallel.map_step(training.step, parallel.make_mesh(), shard_state=True)
+        step = dist.map_step(training.step, dist.make_mesh(), shard_state=True)
         loops = [e for e in equations(jax.make_jaxpr(step)(state, batch).jaxpr) if e.primitive.name == "scan"]
         inside = [e for loop in loops for e in equations(loop.params["jaxpr"].jaxpr)]
         return {e.outvars[0].aval.shape for e in inside if e.primitive.name == "all_gather"}
@@ -133,20 +141,21 @@ def test_for_the_online_knn_each_device_gets_the_backbone_and_no_more(monkeypatc
     config = load("moco_v2").unlock()
     config.data.split, config.online_knn.bank, config.online_knn.queries = "train[:2%]", 200, 100
     config.method.queue_size = 1024
-    source, mesh = build.source(config), parallel.make_mesh(jax.devices()[:4])
-    training = build.training(config, build.facts(config, len(source), 10))
-    state = parallel.create_state(training.create_state, mesh, shard_state=True)
-    monkeypatch.setattr(parallel, "make_local_mesh", lambda: mesh)  # as in a process of these devices alone
-    given, gather = [], parallel.gather_state
-    monkeypatch.setattr(parallel, "gather_state", lambda tree, mesh: given.append(gather(tree, mesh)) or given[-1])
-    used, map_rows = [], parallel.map_rows
+    config = configs.parse(config)
+    source, mesh = build.source(config), dist.make_mesh(jax.devices()[:4])
+    training = build.training(config, build.schedule(config, len(source), 10))
+    state = dist.create_state(training.create_state, mesh, shard_state=True)
+    monkeypatch.setattr(dist, "make_local_mesh", lambda: mesh)  # as in a process of these devices alone
+    given, gather = [], dist.gather_state
+    monkeypatch.setattr(dist, "gather_state", lambda tree, mesh: given.append(gather(tree, mesh)) or given[-1])
+    used, map_rows = [], dist.map_rows
 
     def mapped(function, mesh):
         run = map_rows(function, mesh)
         return lambda variables, rows: used.append(variables) or run(variables, rows)
 
-    monkeypatch.setattr(parallel, "map_rows", mapped)
-    accuracy = train.make_online_knn(config, source, training.method, mesh)(state)
+    monkeypatch.setattr(dist, "map_rows", mapped)
+    accuracy = online.make_online_knn(config, source, training.method, mesh)(state)
     assert 0 <= accuracy <= 100
     backbone = training.method.backbone_variables(state.params, state.model_state)
     assert jax.tree.map(jnp.shape, given) == [jax.tree.map(jnp.shape, backbone)]

@@ -9,12 +9,14 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh
 
-from ssl_jax import losses, models, optim, parallel, step
+from ssl_jax import dist, losses, models, optim
 from ssl_jax.data.augment import Augmentation, make_augment
-from ssl_jax.evaluation import spectrum
-from ssl_jax.methods import Run
+from ssl_jax.health import panel, spectrum
+from ssl_jax.methods import Base, Output, Schedule
 from ssl_jax.methods.byol import BYOL
 from ssl_jax.methods.simclr import SimCLR
+from ssl_jax.training import step
+from ssl_jax.training.state import create_state, with_backbone
 
 STEPS, BATCH = 20, 16
 
@@ -37,7 +39,7 @@ def reduced_inside(z1, z2, axis_name):
 
 
 @dataclasses.dataclass(frozen=True)
-class Toy:
+class Toy(Base):
     """A linear map under one of the three kinds of loss; `poison`: the example index whose row is made infinite."""
 
     kind: callable
@@ -51,7 +53,7 @@ class Toy:
         z1, z2 = (x[:, 0, 0] @ params["w"] for x in batch["views"])
         z1 *= jnp.where(batch["index"][:, None] == self.poison, jnp.inf, 1.0)
         loss = self.kind(z1, z2, axis_name)
-        return loss, (state, {"loss": loss, "embeddings": jnp.stack([z1, z2])})
+        return Output(loss, state, {}, jnp.stack([z1, z2]))
 
     def update(self, params, state, step):
         return {"steps": state["steps"] + 1, "number": step}
@@ -71,15 +73,15 @@ def toy_batch(number):
 
 def run_toy(kind, mapping, devices, tx, steps=STEPS, poison=-1, log_every=5):
     method = Toy(kind, poison)
-    one_step = step.TrainStep(method=method, tx=tx, augment=toy_views, axis_name=parallel.AXIS, log_every=log_every)
-    state = step.create_state(method, tx, jnp.zeros((1, 1, 1, 5)), seed=0)
+    one_step = step.TrainStep(method=method, tx=tx, augment=toy_views, axis_name=dist.AXIS, log_every=log_every)
+    state = create_state(method, tx, jnp.zeros((1, 1, 1, 5)), seed=0)
     history = []
     if mapping == "shard_map":
-        mesh = Mesh(np.asarray(jax.devices()[:devices]), (parallel.AXIS,))
-        mapped, place = parallel.map_step(one_step, mesh), lambda batch: parallel.split_batch(batch, mesh)
-        state = parallel.replicate(state, mesh)
+        mesh = Mesh(np.asarray(jax.devices()[:devices]), (dist.AXIS,))
+        mapped, place = dist.map_step(one_step, mesh), lambda batch: dist.shard_batch(batch, mesh)
+        state = dist.replicate(state, mesh)
     else:
-        mapped = jax.pmap(one_step, axis_name=parallel.AXIS, devices=jax.devices()[:devices])
+        mapped = jax.pmap(one_step, axis_name=dist.AXIS, devices=jax.devices()[:devices])
         place = functools.partial(jax.tree.map, lambda x: x.reshape(devices, -1, *x.shape[1:]))
         state = jax.tree.map(lambda x: jnp.stack([x] * devices), state)
     for number in range(steps):
@@ -111,15 +113,15 @@ def test_sgd_steps_are_the_same_under_every_mapping(kind):
 def test_first_gradient_is_that_of_the_whole_batch():
     batch = toy_views(*_first_rng_and_batch())
     method = Toy(gathered)
-    state = step.create_state(method, optax.sgd(1.0), jnp.zeros((1, 1, 1, 5)), seed=0)
-    gradient = jax.grad(lambda params: method.loss(params, state.model_state, batch, None)[0])(state.params)
+    state = create_state(method, optax.sgd(1.0), jnp.zeros((1, 1, 1, 5)), seed=0)
+    gradient = jax.grad(lambda params: method.loss(params, state.model_state, batch, None).loss)(state.params)
     stepped, history = run_toy(gathered, "shard_map", 8, optax.sgd(1.0), steps=1)
     np.testing.assert_allclose(state.params["w"] - stepped.params["w"], gradient["w"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(history[0]["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
 
 
 def _first_rng_and_batch():
-    state = step.create_state(Toy(gathered), optax.sgd(1.0), jnp.zeros((1, 1, 1, 5)), seed=0)
+    state = create_state(Toy(gathered), optax.sgd(1.0), jnp.zeros((1, 1, 1, 5)), seed=0)
     return jax.random.split(jax.random.fold_in(state.rng, 0))[0], toy_batch(0)
 
 
@@ -145,33 +147,33 @@ def test_a_state_that_differs_between_devices_is_refused_when_traced():
     @dataclasses.dataclass(frozen=True)
     class Forgetful(Toy):
         def loss(self, params, state, batch, rng, *, axis_name=None):
-            loss, (state, metrics) = super().loss(params, state, batch, rng, axis_name=axis_name)
-            return loss, ({**state, "steps": state["steps"] + batch["index"][0]}, metrics)
+            output = super().loss(params, state, batch, rng, axis_name=axis_name)
+            return output._replace(state={**state, "steps": state["steps"] + batch["index"][0]})
 
     method, tx = Forgetful(local_mean), optax.sgd(0.1)
-    mesh = parallel.make_mesh()
-    state = parallel.replicate(step.create_state(method, tx, jnp.zeros((1, 1, 1, 5)), seed=0), mesh)
-    mapped = parallel.map_step(
-        step.TrainStep(method=method, tx=tx, augment=toy_views, axis_name=parallel.AXIS, log_every=1),
+    mesh = dist.make_mesh()
+    state = dist.replicate(create_state(method, tx, jnp.zeros((1, 1, 1, 5)), seed=0), mesh)
+    mapped = dist.map_step(
+        step.TrainStep(method=method, tx=tx, augment=toy_views, axis_name=dist.AXIS, log_every=1),
         mesh,
     )
     with pytest.raises(ValueError, match=r"(?i)replicat|varying"):
-        mapped(state, parallel.split_batch(toy_batch(0), mesh))
+        mapped(state, dist.shard_batch(toy_batch(0), mesh))
 
 
 def test_the_step_can_be_lowered_for_tpus():
     """Which find singular values in a loop, whose state the check wants to be as equal between devices as the input."""
-    method, tx, mesh = Toy(gathered), optax.sgd(0.05), parallel.make_mesh()
-    one_step = step.TrainStep(method=method, tx=tx, augment=toy_views, axis_name=parallel.AXIS, log_every=1)
-    state = jax.eval_shape(lambda: step.create_state(method, tx, jnp.zeros((1, 1, 1, 5)), seed=0))
-    lowered = parallel.map_step(one_step, mesh).trace(state, toy_batch(0)).lower(lowering_platforms=("tpu",))
+    method, tx, mesh = Toy(gathered), optax.sgd(0.05), dist.make_mesh()
+    one_step = step.TrainStep(method=method, tx=tx, augment=toy_views, axis_name=dist.AXIS, log_every=1)
+    state = jax.eval_shape(lambda: create_state(method, tx, jnp.zeros((1, 1, 1, 5)), seed=0))
+    lowered = dist.map_step(one_step, mesh).trace(state, toy_batch(0)).lower(lowering_platforms=("tpu",))
     assert "all_gather" in lowered.as_text()
 
 
 def test_health_is_that_of_the_whole_batch_and_only_on_logged_steps():
     _, one = run_toy(gathered, "shard_map", 1, optax.sgd(0.05), steps=6)
     _, eight = run_toy(gathered, "shard_map", 8, optax.sgd(0.05), steps=6)
-    for name in step.HEALTH:
+    for name in panel.names(2):
         np.testing.assert_allclose([h[name] for h in eight], [h[name] for h in one], rtol=1e-4, atol=1e-6)
         logged = [h[name] != 0.0 for h in one]
         assert logged == [True, False, False, False, True, False]  # steps 1 and 5
@@ -181,13 +183,13 @@ def test_health_is_that_of_the_whole_batch_and_only_on_logged_steps():
 
 def test_features_of_a_single_view_are_seen_relative_to_their_mean():
     h = 10.0 + jax.random.normal(jax.random.key(0), (1, 64, 4))
-    mesh = Mesh(np.asarray(jax.devices()[:8]), (parallel.AXIS,))
-    spec = jax.sharding.PartitionSpec(None, parallel.AXIS)
+    mesh = Mesh(np.asarray(jax.devices()[:8]), (dist.AXIS,))
+    spec = jax.sharding.PartitionSpec(None, dist.AXIS)
     mapped = jax.shard_map(
-        lambda h: step.health(h, parallel.AXIS), mesh=mesh, in_specs=spec, out_specs=jax.sharding.PartitionSpec()
+        lambda h: panel.measure(h, dist.AXIS), mesh=mesh, in_specs=spec, out_specs=jax.sharding.PartitionSpec()
     )
     found = jax.jit(mapped)(h)
-    assert set(found) == set(step.HEALTH_OF_ONE)
+    assert set(found) == set(panel.names(1))
     centered = h[0] - h[0].mean(axis=0)
     np.testing.assert_allclose(found["rankme"], spectrum.rankme(centered), rtol=1e-4)
     np.testing.assert_allclose(found["nesum"], spectrum.nesum(h[0]), rtol=1e-4)
@@ -198,20 +200,20 @@ def test_features_of_a_single_view_are_seen_relative_to_their_mean():
 def simclr_losses(mapping, devices, batch_norm="sync", lr=2e-5):
     """Losses of 20 steps of SimCLR with resnet8 on noise images."""
     backbone = models.create("resnet8", stages=(1,), batch_norm=batch_norm)
-    method = SimCLR(backbone, Run(BATCH, STEPS, STEPS, 1000), temperature=0.5, projector=(16, 8))
+    method = SimCLR(backbone, Schedule(BATCH, STEPS, STEPS, 1000), temperature=0.5, projector=(16, 8))
     view = Augmentation(size=(16, 16), crop_area=(0.3, 1.0), brightness=0.4, contrast=0.4)
     augment = make_augment([view, view], mean=(0.5,), std=(0.25,))
     # At five times the rate a change of 1e-7 in the weights, on one device,
     # becomes one of 1e-3 in the loss within 20 steps, and so would rounding.
     tx = optim.sgd(lambda _: lr, weight_decay=1e-4)
-    one_step = step.TrainStep(method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=10)
-    state = step.create_state(method, tx, jnp.zeros((1, 16, 16, 1)), seed=1)
+    one_step = step.TrainStep(method=method, tx=tx, augment=augment, axis_name=dist.AXIS, log_every=10)
+    state = create_state(method, tx, jnp.zeros((1, 16, 16, 1)), seed=1)
     if mapping == "shard_map":
-        mesh = Mesh(np.asarray(jax.devices()[:devices]), (parallel.AXIS,))
-        state, mapped = parallel.replicate(state, mesh), parallel.map_step(one_step, mesh)
-        place = lambda batch: parallel.split_batch(batch, mesh)  # noqa: E731
+        mesh = Mesh(np.asarray(jax.devices()[:devices]), (dist.AXIS,))
+        state, mapped = dist.replicate(state, mesh), dist.map_step(one_step, mesh)
+        place = lambda batch: dist.shard_batch(batch, mesh)  # noqa: E731
     else:
-        mapped = jax.pmap(one_step, axis_name=parallel.AXIS, devices=jax.devices()[:devices])
+        mapped = jax.pmap(one_step, axis_name=dist.AXIS, devices=jax.devices()[:devices])
         state = jax.tree.map(lambda x: jnp.stack([x] * devices), state)
         place = functools.partial(jax.tree.map, lambda x: x.reshape(devices, -1, *x.shape[1:]))
     history = []
@@ -248,13 +250,13 @@ def test_local_batch_norm_is_another_computation():
 
 
 def test_a_state_begins_at_given_weights_with_the_teacher_at_them_too():
-    facts = Run(batch_size=4, steps=10, steps_per_epoch=1, num_images=4)
+    facts = Schedule(batch_size=4, steps=10, steps_per_epoch=1, num_images=4)
     backbone = models.create("resnet8", stages=(1,))
     method = BYOL(backbone, facts, projector=(8, 4), predictor=(8, 4))
     images = jnp.zeros((1, 8, 8, 1))
-    state = jax.jit(lambda: step.create_state(method, optax.sgd(0.1), images, 0))()
+    state = jax.jit(lambda: create_state(method, optax.sgd(0.1), images, 0))()
     given = jax.tree.map(lambda x: np.asarray(x) + 1.0, jax.jit(backbone.init)(jax.random.key(7), images))
-    begun = step.with_backbone(state, given)
+    begun = with_backbone(state, given)
     teacher = begun.model_state["teacher"]
     online = (begun.params, begun.model_state["batch_stats"])
     for params, batch_stats in (online, (teacher["params"], teacher["batch_stats"])):
@@ -267,4 +269,4 @@ def test_a_state_begins_at_given_weights_with_the_teacher_at_them_too():
     assert len({leaf.ctypes.data for leaf in leaves}) == len(leaves)
     other = jax.eval_shape(models.create("resnet8", stages=(1,), width=2.0).init, jax.random.key(0), images)
     with pytest.raises(ValueError, match="of another architecture"):
-        step.with_backbone(state, other)
+        with_backbone(state, other)

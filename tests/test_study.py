@@ -14,14 +14,14 @@ import pytest
 from scipy import stats
 
 from ssl_jax import config as configs
-from ssl_jax import study
 from ssl_jax.data import fashion_mnist
 from ssl_jax.data.sources import ArraySource, Subset
-from ssl_jax.studies import STUDIES, augmentations, intervals, measure, methods, subjects
+from ssl_jax.studies import STUDIES, augmentations, intervals, measure, methods, study, subjects
 from ssl_jax.studies.cells import Cells
 from ssl_jax.studies.convergence import steps_saved
 from ssl_jax.studies.label_efficiency import at_each, labels_saved
 from ssl_jax.studies.measure import Protocol
+from ssl_jax.training.termination import Stopped
 from tests.flags import environment
 from tests.test_train import make_folder
 
@@ -343,8 +343,12 @@ def test_stopped_anywhere_no_cell_is_measured_twice(small, tmp_path, monkeypatch
 
 
 def test_another_study_in_the_same_directory_is_refused(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(subjects, "train", lambda *arguments, **options: False)  # SIGTERM while pre-training
-    assert not study.study(small, tmp_path)
+    def asked_to_stop(*arguments, **options):
+        raise Stopped("stopped by SIGTERM")
+
+    monkeypatch.setattr(subjects, "pretrain", asked_to_stop)
+    with pytest.raises(Stopped):
+        study.study(small, tmp_path)
     assert not (tmp_path / "study.md").exists()
     small.draws = 3
     with pytest.raises(configs.ConfigError, match=r"study\.draws: 2 -> 3\nuse another --workdir"):

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from ssl_jax import config as configs
-from ssl_jax import load_backbone, parallel, train
+from ssl_jax import dist, load_backbone
+from ssl_jax.cli import train
 from ssl_jax.data import sources
-from ssl_jax.metrics import read_metrics
+from ssl_jax.evaluation.online import make_online_knn
+from ssl_jax.training import build
+from ssl_jax.workdir.metrics import read_metrics
 from tests.flags import environment
 
 ROOT = Path(__file__).parents[1]
@@ -187,8 +190,10 @@ def test_stopped_and_killed_at_a_random_moment_it_ends_with_the_same_bytes(unbro
 def test_neighbors_that_there_are_no_images_for_are_left_out_while_training(capsys):
     config = configs.get_config(f"{CONFIG}:folder")
     config.online_knn.update(bank=300, queries=100, k=20)
+    config = configs.parse(config)
     few = sources.ArraySource(np.zeros((24, 4, 4, 3), np.uint8), np.arange(24) % 2)
-    assert train.make_online_knn(config, few, None, parallel.make_local_mesh()) is None
+    method = build.method(config, build.schedule(config, 24, 2))
+    assert make_online_knn(config, few, method, dist.make_local_mesh()) is None
     assert "no kNN while training: k=20, and there are 18 images to look among" in capsys.readouterr().out
 
 
@@ -211,7 +216,7 @@ def test_where_no_checkpoint_can_be_made_the_program_ends_with_a_sentence_at_onc
     code += "def refuse(path, *args, **options):\n"
     code += "    if 'orbax-checkpoint-tmp' in str(path): raise PermissionError(13, 'Permission denied', str(path))\n"
     code += "    mkdir(path, *args, **options)\n"
-    code += "os.mkdir = refuse; import sys; from ssl_jax import train; train.main(sys.argv[1:])"
+    code += "os.mkdir = refuse; import sys; from ssl_jax.cli import train; train.main(sys.argv[1:])"
     ended = subprocess.run(
         [sys.executable, "-c", code, *arguments(tmp_path / "run", folder)],
         cwd=ROOT,
@@ -231,7 +236,7 @@ def test_a_full_disk_is_a_sentence_and_with_room_the_run_goes_on_to_the_same_byt
     whole = arguments(workdir, folder)
     # No file may grow beyond 20 kB: configs and metrics fit, the weights of a checkpoint do not.
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1)); "
-    code += "from ssl_jax import train; train.main(sys.argv[1:])"
+    code += "from ssl_jax.cli import train; train.main(sys.argv[1:])"
     full = subprocess.run(
         [sys.executable, "-c", code, *whole],
         cwd=ROOT,

@@ -10,7 +10,7 @@ from ssl_jax import recipes
 def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
     config.batch_size = 128
-    # 49 patches of 4 pixels, as MAE's.
+    # 49 patches of 4 pixels, as in MAE's config.
     config.model.update(patch_size=4, **recipes.PATCHES_ALONE)
     config.method = dict(name="aim", head_depth=2)
     config.augment.view = recipes.tiny_view(crop_area=(0.4, 1.0), brightness=0.0, contrast=0.0)
@@ -19,7 +19,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_vits4() -> ConfigDict:
-    """No paper's: ViT, batch and epochs as of solo-learn's MAE on CIFAR-10; AIM's optimizer, scaled to the batch."""
+    """From no paper: ViT, batch and epochs of solo-learn's MAE on CIFAR-10; AIM's optimizer, scaled to the batch."""
     config = recipes.cifar_r18()
     config.model = dict(name="vit_small_patch16_224", patch_size=4, image_size=32, **recipes.PATCHES_ALONE)
     config.method = dict(name="aim", head_depth=12)
@@ -29,7 +29,7 @@ def cifar_vits4() -> ConfigDict:
 
 
 def imagenet_600m() -> ConfigDict:
-    """AIM-0.6B, 79.4 by an attentive probe, of two billion images of the web; here of ImageNet, for 125,000 steps."""
+    """AIM-0.6B for 125,000 steps, on ImageNet. With two billion images of the web: 79.4 by an attentive probe."""
     config = recipes.imagenet(
         "vit_large_patch16_224",
         batch_size=4096,
@@ -48,7 +48,7 @@ def imagenet_600m() -> ConfigDict:
 
 
 def _adamw(lr: Any, warmup_steps: int) -> dict[str, Any]:
-    """The paper's; its learning rate is 1e-3 at a batch of 4096."""
+    """The paper's optimizer. Its learning rate is 1e-3 at a batch of 4096."""
     return dict(name="adamw", lr=lr, weight_decay=0.05, b2=0.95, clip_norm=1.0, warmup_steps=warmup_steps, final_lr=0.0)
 
 

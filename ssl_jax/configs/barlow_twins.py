@@ -7,15 +7,15 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
-    # The off-diagonal terms are dim - 1 times as many as the others: a larger weight than the paper's for 8192
-    # dimensions keeps more of their share.
+    # There are dim - 1 times as many off-diagonal terms as others. The paper's weight is for 8192 dimensions. With
+    # fewer dimensions, a larger weight keeps more of their share.
     config.method = dict(name="barlow_twins", projector=(256, 256), off_diagonal_weight=0.02, loss_scale=0.1)
     config.augment = dict(view1=recipes.tiny_view(), view2=recipes.tiny_view())
     return config
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's: 92.10 linear."""
+    """solo-learn's settings: 92.10 linear."""
     config = recipes.cifar_r18()
     config.method = dict(name="barlow_twins", projector=(2048, 2048, 2048), off_diagonal_weight=0.0051, loss_scale=0.1)
     config.augment = dict(view1=recipes.CIFAR_1, view2=recipes.CIFAR_2)
@@ -24,11 +24,12 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """The authors' code: 73.5 linear; 73.2 in the paper, whose weight decay is 1.5e-6.
+    """The settings of the authors' code: 73.5 linear. The paper has 73.2, with a weight decay of 1.5e-6.
 
-    Their 16 devices sum the correlation without a gradient through the sum, and then average their gradients, which
-    makes each of them 1/16 of the loss's. LARS takes no notice, but what it does not adapt and what it decays do: a
-    learning rate of 0.0048 is 0.0048 / 16 for the whole gradient, and a decay of 1e-6 is 16e-6 beside it.
+    In the authors' code 16 devices sum the correlation, but no gradient passes through the sum. Then the devices
+    average their gradients. The result is 1/16 of the loss's gradient. Where LARS adapts the learning rate, this factor
+    has no effect. It matters for parameters that are not adapted, and for weight decay: with the whole gradient, their
+    learning rate of 0.0048 becomes 0.0048 / 16, and their decay of 1e-6 becomes 16e-6.
     """
     config = recipes.imagenet("resnet50", batch_size=2048, epochs=1000, zero_init_residual=True)
     config.method = dict(name="barlow_twins", projector=(8192, 8192, 8192), off_diagonal_weight=0.0051, loss_scale=1.0)

@@ -16,7 +16,7 @@ def tiny() -> ConfigDict:
 
 
 def imagenet_vitb16() -> ConfigDict:
-    """83.2 fine-tuned, of 800 epochs with DALL-E's tokenizer; its numbers, but for the tokenizer's."""
+    """BEiT's settings, but for the tokenizer. With DALL-E's tokenizer: 83.2 fine-tuned, after 800 epochs."""
     vit = dict(positions="relative", layer_scale=0.1, drop_path=0.1, pool="norm_mean")
     config = recipes.imagenet("vit_base_patch16_224", batch_size=2048, epochs=800, **vit)
     config.method = dict(

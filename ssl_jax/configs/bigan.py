@@ -27,7 +27,7 @@ def cifar_r18() -> ConfigDict:
         name="adam",
         lr=2e-4,
         b1=0.5,
-        weight_decay=5e-5,  # 2.5e-5 beside the gradient of half the sum of the losses
+        weight_decay=5e-5,  # the authors' 2.5e-5 goes with the gradient of half the sum of the losses
         exempt=("scale",),  # --no_decay_gain: offsets are decayed, gains are not
         warmup_steps=0,
         **recipes.BIGAN_STEPS,

@@ -6,18 +6,18 @@ from ssl_jax import recipes
 
 
 def tiny() -> ConfigDict:
-    """Gray images have no colors: their blurred part and the rest are the halves'."""
+    """Gray images have no colors. One half of the network sees the blurred image, the other half the rest."""
     config = recipes.tiny()
     config.data.split = recipes.TENTH  # in the first epoch the banks are still random
     config.model = dict(name="split_resnet8", width=1.5, parts="bands")
-    # Noise-contrastive estimation learns slower in so few steps than the cross entropy.
+    # In so few steps, noise-contrastive estimation learns more slowly than the cross entropy.
     config.method = dict(name="cmc", dim=64, temperature=0.1, negatives=1024, softmax=True, momentum=0.5)
     config.augment.view = recipes.tiny_view()
     return config
 
 
 def cifar_r18() -> ConfigDict:
-    """No paper's: the ImageNet settings with InstDisc's batch and temperature."""
+    """From no paper: the ImageNet settings with InstDisc's batch and temperature."""
     config = recipes.cifar_r18()
     config.batch_size = 128
     config.epochs = 240
@@ -31,10 +31,11 @@ def cifar_r18() -> ConfigDict:
 def imagenet_r50() -> ConfigDict:
     """64 to 66 linear.
 
-    Their command for resnet50v1 (README) and train_CMC.py, which crops from 8 % of the area on for ResNets.
+    The authors' command for resnet50v1 (README), and their train_CMC.py, where crops for ResNets have at least 8 % of
+    the area.
     """
     config = recipes.imagenet("split_resnet50", batch_size=128, epochs=240, width=1.0, parts="lab")
-    config.model.stem_width = 64  # of each half, as of a whole ResNet
+    config.model.stem_width = 64  # each half has the stem of a whole ResNet
     config.model.update(recipes.data_normalization(config))
     config.method = dict(name="cmc", dim=128, temperature=0.07, negatives=16_384, softmax=False, momentum=0.5)
     config.augment.view = dict(size=(224, 224), crop_area=(0.08, 1.0), flip=0.5)

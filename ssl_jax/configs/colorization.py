@@ -1,4 +1,4 @@
-"""Colorization: Zhang, Isola & Efros 2016, arXiv:1603.08511; ImageNet's numbers are of the authors' code."""
+"""Colorization: Zhang, Isola & Efros 2016, arXiv:1603.08511. The ImageNet settings are those of the authors' code."""
 
 from ml_collections import ConfigDict
 
@@ -6,10 +6,10 @@ from ssl_jax import recipes
 
 
 def tiny() -> ConfigDict:
-    """On images in color: see recipes.tiny_stamps. Gray ones, as Fashion-MNIST's, have nothing to be learnt.
+    """On color images: see recipes.tiny_stamps. Gray images, such as Fashion-MNIST's, have no color to learn from.
 
-    Half of the positions have no color, most are white: at the paper's uniform_share of 0.5 they count 100 times less
-    than rare colors, and are drawn yellow; at 0.9 it is 12 times.
+    Half of the positions have no color; most are white. With the paper's uniform_share of 0.5 they count 100 times less
+    than rare colors, and are drawn yellow. With 0.9 they count 12 times less.
     """
     config = recipes.tiny_stamps("lightness_resnet8", width=1.0)
     config.method = dict(name="colorization", uniform_share=0.9, temperature=0.38, decoder_width=64)
@@ -17,7 +17,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """No paper's: rotation's batch and epochs, with Adam."""
+    """From no paper: the batch and epochs of rotation, with Adam."""
     config = recipes.cifar_r18()
     config.batch_size = 128
     config.epochs = 200
@@ -29,12 +29,12 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """40.1 linear with a ResNet-50; a VGG in the paper."""
+    """40.1 linear with a ResNet-50. The paper's network is a VGG."""
     config = recipes.imagenet("lightness_resnet50", batch_size=40, epochs=0)
     config.steps = 500_000
     config.model.update(recipes.data_normalization(config))
     config.method = dict(name="colorization", uniform_share=0.5, temperature=0.38, decoder_width=256)
-    # Squares of 176 of images of 256 pixels a side.
+    # Squares with a side of 176 pixels, from images with a side of 256.
     config.augment.view = dict(size=(176, 176), crop_area=(0.47, 0.47), crop_aspect=(1.0, 1.0), flip=0.5)
     config.optimizer = recipes.colorization_adam(positions=44**2)
     return config

@@ -7,7 +7,7 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
-    config.batch_size = 128  # of 9 patches of 14 pixels, every 7
+    config.batch_size = 128  # each image gives 9 patches of 14 pixels, one every 7 pixels
     config.model.batch_norm = "layer"
     config.method = dict(
         name="cpc",
@@ -26,7 +26,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """No paper's: 7x7 patches of 8 pixels, every 4, with Adam as v1 has it."""
+    """From no paper: 7x7 patches of 8 pixels, one every 4 pixels, with Adam as in v1."""
     config = recipes.cifar_r18()
     config.model.batch_norm = "layer"
     config.method = dict(
@@ -50,8 +50,8 @@ def cifar_r18() -> ConfigDict:
 def imagenet_r50() -> ConfigDict:
     """63.8 linear in the paper; 71.5 with its ResNet-161, which is not here.
 
-    6x6 patches of 80 pixels, every 36, from views of 260, two of three channels dropped. The average of the weights
-    that the paper evaluates is not taken.
+    6x6 patches of 80 pixels, one every 36 pixels, from views of 260 pixels. Two of three channels are dropped. The
+    paper evaluates an average of the weights; here none is taken.
     """
     config = recipes.imagenet("resnet50", batch_size=512, epochs=200, batch_norm="layer")
     config.method = dict(
@@ -77,10 +77,10 @@ def imagenet_r50() -> ConfigDict:
 
 
 def imagenet_r101_v1() -> ConfigDict:
-    """v1, 48.7 linear: 7x7 patches of 64 pixels, every 32, cropped to 60; downwards alone.
+    """v1, 48.7 linear: 7x7 patches of 64 pixels, one every 32 pixels, cropped to 60. It predicts only downwards.
 
-    Its encoder is a ResNet-v2-101 up to the third stage, without normalization; this one a whole ResNet-101 with
-    LayerNorm. Its scores are of full rank.
+    The paper's encoder is a ResNet-v2-101 up to the third stage, without normalization. Here it is a whole ResNet-101
+    with LayerNorm. The paper's scores have full rank, which is 2048 here.
     """
     config = imagenet_r50()
     config.model.name = "resnet101"

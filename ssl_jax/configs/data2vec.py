@@ -16,9 +16,9 @@ def tiny() -> ConfigDict:
 
 
 def imagenet_vitb16() -> ConfigDict:
-    """84.2 fine-tuned, of 800 epochs; numbers of data2vec_vision's command for ViT-B.
+    """84.2 fine-tuned, after 800 epochs. The settings are those of data2vec_vision's command for ViT-B.
 
-    The command names a dropout in the attention, of 0.05, which their code passes on to no block.
+    The command gives a dropout of 0.05 for the attention, but the authors' code passes it to no block.
     """
     model = dict(positions="relative", layer_scale=1e-4, drop_path=0.25, pool="norm_mean")
     config = recipes.imagenet("vit_base_patch16_224", batch_size=2048, epochs=800, **model)
@@ -38,7 +38,7 @@ def imagenet_vitb16() -> ConfigDict:
         exempt=(*recipes.VECTORS, "cls_token", "pos_embed"),
         clip_norm=3.0,
         warmup_steps=recipes.imagenet_steps(10, 2048),
-        final_lr=1e-5,  # its --min_lr's default
+        final_lr=1e-5,  # the default of its --min_lr
     )
     return config
 

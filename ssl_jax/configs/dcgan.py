@@ -17,7 +17,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar() -> ConfigDict:
-    """The paper's, on CIFAR-10 itself: 82.8 with an SVM on the features is of a discriminator trained on ImageNet."""
+    """The paper's settings, on CIFAR-10 itself. Its 82.8, by an SVM, is for a discriminator trained on ImageNet."""
     config = recipes.cifar_r18()
     config.batch_size = 128
     config.epochs = 100

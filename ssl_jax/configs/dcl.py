@@ -1,4 +1,4 @@
-"""DCL: Yeh et al. 2021, arXiv:2110.06848. DCLW: the scales that end so, or --config.method.weighted=True."""
+"""DCL: Yeh et al. 2021, arXiv:2110.06848. DCLW: the scales that end in _dclw, or --config.method.weighted=True."""
 
 from ml_collections import ConfigDict
 
@@ -13,7 +13,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """lightly's, at 200 epochs of batches of 128: 84.4 kNN; at 800 of 512: 87.4."""
+    """lightly's settings, 200 epochs with batches of 128: 84.4 kNN. 800 epochs with batches of 512: 87.4."""
     config = recipes.cifar_r18()
     config.batch_size = 128
     config.epochs = 200
@@ -35,11 +35,11 @@ def cifar_r18_dclw() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """lightly's, at 100 epochs: 65.1 linear (SimCLR's there: 63.2). The paper's, at 200: 65.9 (SimCLR's: 61.8)."""
+    """lightly's settings, 100 epochs: 65.1 linear (its SimCLR: 63.2). The paper at 200: 65.9 (its SimCLR: 61.8)."""
     config = recipes.imagenet("resnet50", batch_size=256, epochs=100)
     config.method = dict(name="dcl", temperature=0.1, weighted=False, sigma=0.5, projector=(2048, 128))
     config.augment.view = recipes.SIMCLR
-    # 0.075 times the root of the batch size, SimCLR's rule for small batches, which --config.batch_size leaves as is.
+    # 0.075 times the root of the batch size, SimCLR's rule for small batches. It does not follow --config.batch_size.
     config.optimizer = dict(
         name="lars",
         lr=1.2,

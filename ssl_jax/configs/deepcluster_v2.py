@@ -17,19 +17,19 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's, two crops: 88.85 linear."""
+    """solo-learn's settings, two crops: 88.85 linear."""
     config = recipes.cifar_r18()
     config.method = dict(
         name="deepcluster_v2", projector=(2048, 128), prototypes=(3000, 3000, 3000), local_views=0, cluster_every=1.0
     )
     config.augment = {"global": recipes.CIFAR_SYMMETRIC}
     config.optimizer = recipes.cifar_lars(config, 0.6, weight_decay=1e-6)
-    config.optimizer.update(warmup_steps=11 * 195, final_lr=6e-4)  # DeepCluster-v2's alone
+    config.optimizer.update(warmup_steps=11 * 195, final_lr=6e-4)  # solo-learn has these for DeepCluster-v2 only
     return config
 
 
 def imagenet_r50() -> ConfigDict:
-    """The authors' 800 epochs of batches of 4096, two crops of 224 and six of 96 pixels: 75.2 linear."""
+    """The authors' 800 epochs with batches of 4096, two crops of 224 and six of 96 pixels: 75.2 linear."""
     config = recipes.imagenet("resnet50", batch_size=4096, epochs=800)
     config.method = dict(
         name="deepcluster_v2", projector=(2048, 128), prototypes=(3000, 3000, 3000), local_views=6, cluster_every=1.0

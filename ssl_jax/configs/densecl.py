@@ -16,7 +16,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """The settings of MoCo's demonstration; nobody's result. Maps of 4x4 positions."""
+    """The settings of MoCo's demonstration; no result is known. Maps have 4x4 positions."""
     config = recipes.cifar_r18()
     config.batch_size = 512
     config.epochs = 800
@@ -32,7 +32,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """The authors' code. 58.7 AP of detection on VOC, where MoCo v2 has 57.0."""
+    """The settings of the authors' code: 58.7 AP of detection on VOC. MoCo v2 has 57.0."""
     config = recipes.imagenet("resnet50", batch_size=256, epochs=200, batch_norm="grouped", batch_norm_groups=8)
     config.method = dict(
         name="densecl", projector=(2048, 128), temperature=0.2, dense_weight=0.5, decay=0.999, queue_size=65_536

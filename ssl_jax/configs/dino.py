@@ -8,8 +8,17 @@ from ssl_jax import recipes
 def tiny() -> ConfigDict:
     config = recipes.tiny()
     # BatchNorm in the head, the authors' option for ResNets.
-    config.method = dict(name="dino", local_views=2, prototypes=256, hidden=(256,), bottleneck=64, head_norm=True)
-    config.method.update(decay=0.98, center_decay=0.95, freeze_epochs=0)
+    config.method = dict(
+        name="dino",
+        local_views=2,
+        prototypes=256,
+        hidden=(256,),
+        bottleneck=64,
+        head_norm=True,
+        decay=0.98,
+        center_decay=0.95,
+        freeze_epochs=0,
+    )
     views = dict(global1=recipes.tiny_view(), global2=recipes.tiny_view(), local=recipes.tiny_local())
     config.augment = views
     config.optimizer.update(lr=8e-3, clip_each=3.0)
@@ -27,7 +36,7 @@ def tiny_vit() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's, without small crops: 89.52 linear."""
+    """solo-learn's settings, without small crops: 89.52 linear."""
     config = recipes.cifar_r18()
     config.method = dict(
         name="dino",
@@ -47,7 +56,8 @@ def cifar_r18() -> ConfigDict:
 def imagenet_r50() -> ConfigDict:
     """The authors' command for ResNet-50: 100 epochs on 8 GPUs.
 
-    Their 67.5 kNN, 75.3 linear are of 800 epochs of batches of 4080, by an optimizer and decay that no command has.
+    Their 67.5 kNN and 75.3 linear are for 800 epochs with batches of 4080. None of their commands has the optimizer and
+    the decay of that run.
     """
     config = recipes.imagenet("resnet50", batch_size=512, epochs=100)
     config.method = dict(name="dino", local_views=8, decay=0.996)
@@ -71,8 +81,8 @@ def imagenet_r50() -> ConfigDict:
 def imagenet_vits16() -> ConfigDict:
     """The authors' best run: 74.5 kNN, 77.0 linear.
 
-    For 300 epochs 73.3 and 76.0. Their default run, 100 epochs with 8 small crops, areas (0.4, 1) and (0.05, 0.4) and a
-    teacher's temperature of 0.04: 69.3 and 74.0.
+    With 300 epochs: 73.3 and 76.0. Their default run has 100 epochs, 8 small crops, areas (0.4, 1) and (0.05, 0.4), and
+    a teacher's temperature of 0.04: 69.3 and 74.0.
     """
     config = recipes.imagenet("vit_small_patch16_224", batch_size=1024, epochs=800, drop_path=0.1)
     config.method = dict(

@@ -1,4 +1,4 @@
-"""DINOv2: Oquab et al. 2023, arXiv:2304.07193. Numbers of its code's configs."""
+"""DINOv2: Oquab et al. 2023, arXiv:2304.07193. The settings are those of the configs in the authors' code."""
 
 import math
 from typing import Any
@@ -30,12 +30,14 @@ def tiny() -> ConfigDict:
     return config
 
 
-# Its epochs have 1250 steps whatever the data set is; the method's are those of the data set.
+# The epochs of the authors' code have 1250 steps for any data set. The epochs of the method's keys are those of the
+# data set.
 STEPS = 1250
 
 
 def _imagenet(model: dict[str, Any], batch_size: int, epochs: int, warmup: int, lr: float, local: int):
-    # Half of the regularization were the rate to grow from 0 at the first block: drop_path_uniform in its code.
+    # drop_path_uniform as in the authors' code. A rate that grows from 0 at the first block would regularize half as
+    # much.
     options = dict(image_size=224, layer_scale=1e-5, drop_path_uniform=True)
     config = recipes.imagenet(batch_size=batch_size, epochs=0, **options, **model)
     config.steps = epochs * STEPS
@@ -54,7 +56,7 @@ def _imagenet(model: dict[str, Any], batch_size: int, epochs: int, warmup: int, 
     config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=4)
     config.optimizer = dict(
         name="adamw",
-        lr=lr * math.sqrt(batch_size / 1024),  # of this batch; it does not follow --config.batch_size
+        lr=lr * math.sqrt(batch_size / 1024),  # for this batch size; it does not follow --config.batch_size
         weight_decay=0.04,
         warmup_steps=warmup * STEPS,
         final_lr=1e-6,
@@ -67,7 +69,8 @@ def _imagenet(model: dict[str, Any], batch_size: int, epochs: int, warmup: int, 
 def imagenet_vitl16_short() -> ConfigDict:
     """The authors' short run, a day on 32 A100: 81.6 kNN, 82.9 linear.
 
-    Each branch is computed for 11 of 16 crops, theirs for 89 of a device's 128; so it runs on up to 256 devices.
+    Each branch is computed for 11 of 16 crops; in their code, for 89 of a device's 128. So it runs on up to 256
+    devices.
     """
     model = dict(model="vit_large_patch16_224", drop_path=0.3, drop_path_group=16)
     config = _imagenet(model, 2048, epochs=100, warmup=10, lr=4e-3, local=96)
@@ -78,7 +81,8 @@ def imagenet_vitl16_short() -> ConfigDict:
 
 
 def _imagenet_long(model: dict[str, Any]) -> ConfigDict:
-    # 14 of 24 crops: of ViT-g their device's; for ViT-L theirs are 38 of 64.
+    # Each branch is computed for 14 of 24 crops, a device's crops in the authors' run of ViT-g. In their run of ViT-L
+    # it is computed for 38 of 64.
     config = _imagenet(dict(model, drop_path=0.4, drop_path_group=24), 3072, epochs=500, warmup=80, lr=2e-4, local=98)
     config.method.update(
         centering="sinkhorn",
@@ -95,8 +99,8 @@ def _imagenet_long(model: dict[str, Any]) -> ConfigDict:
 
 
 def imagenet_vitl14() -> ConfigDict:
-    """The authors' long run for ViT-L, but for its data, ImageNet-22k: 500 epochs on 96 A100."""
-    hidden = 2 * 2736  # two thirds of 4 * 1024, rounded up to a multiple of 8, twice
+    """The authors' long run for ViT-L: 500 epochs on 96 A100. Their data is ImageNet-22k."""
+    hidden = 2 * 2736  # twice; 2736 is two thirds of 4 * 1024, rounded up to a multiple of 8
     swiglu = dict(mlp="swiglu", mlp_ratio=hidden / 1024)
     config = _imagenet_long(dict(model="vit_large_patch16_224", patch_size=14, **swiglu))
     config.method.koleo_images = 32  # batch_size_per_gpu
@@ -104,7 +108,7 @@ def imagenet_vitl14() -> ConfigDict:
 
 
 def imagenet_vitg14() -> ConfigDict:
-    """ViT-g with the authors' settings for it, but for its data, LVD-142M: 83.5 kNN, 86.5 linear with that."""
+    """The authors' settings for ViT-g. With their data, LVD-142M: 83.5 kNN, 86.5 linear."""
     config = _imagenet_long(dict(model="vit_giant_patch14_dinov2"))
     config.method.koleo_images = 12  # batch_size_per_gpu
     config.shard_state = True

@@ -1,4 +1,4 @@
-"""EMP-SSL: Tong et al. 2023, arXiv:2304.03977. Settings of the authors' code."""
+"""EMP-SSL: Tong et al. 2023, arXiv:2304.03977. The settings are those of the authors' code."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def _optimizer() -> dict[str, Any]:
 
 
 def tiny() -> ConfigDict:
-    """8 patches of 16 pixels have the pixels of 2.6 whole views."""
+    """8 patches of 16 pixels have as many pixels as 2.6 whole views."""
     config = recipes.tiny()
     config.method = dict(name="emp_ssl", projector=(256, 256, 64), num_patches=8, eps=0.2, invariance=200.0)
     config.augment.patch = recipes.tiny_view(size=(16, 16), crop_area=(0.25, 0.25), crop_aspect=(1.0, 1.0))
@@ -35,7 +35,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """The authors' command: 30 epochs of 20 patches."""
+    """The authors' command: 30 epochs with 20 patches."""
     config = recipes.cifar_r18()
     config.batch_size = 100
     config.epochs = 30

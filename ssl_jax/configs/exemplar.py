@@ -7,14 +7,14 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
-    config.data.split = "train[:500]"  # as many classes, each seen some 150 times in 300 steps
+    config.data.split = "train[:500]"  # 500 classes, each seen some 150 times in 300 steps
     config.method = dict(name="exemplar", rotate=20.0)
     config.augment.view = recipes.tiny_view(crop_area=(0.5, 1.0))
     return config
 
 
 def cifar_r18() -> ConfigDict:
-    """Whole images in place of the paper's patches of STL-10, 16,000 of them as it has at most."""
+    """16,000 whole images. The paper has patches of STL-10, at most 16,000."""
     config = recipes.cifar_r18()
     config.data.split = "train[:16000]"
     config.epochs = 500

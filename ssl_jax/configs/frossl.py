@@ -1,4 +1,7 @@
-"""FroSSL: Skean et al. 2023, arXiv:2310.02903. Settings of the authors' code, whose invariance has a weight: here 1."""
+"""FroSSL: Skean et al. 2023, arXiv:2310.02903. The settings are those of the authors' code.
+
+There the invariance has a weight: 1 for CIFAR, 2 for ImageNet.
+"""
 
 from ml_collections import ConfigDict
 
@@ -7,14 +10,14 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
-    # More dimensions than images in a batch, as in the paper: invariance weighs dim / batch_size.
+    # More dimensions than images in a batch, as in the paper: the invariance grows with dim / batch_size.
     config.method = dict(name="frossl", projector=(256, 256, 1024), num_views=2)
     config.augment.view = recipes.tiny_view()
     return config
 
 
 def cifar_r18() -> ConfigDict:
-    """The authors' own code; as they gave it to solo-learn, with an invariance of weight 1.4."""
+    """The authors' own code. In the code that they gave to solo-learn, the invariance has weight 1.4."""
     config = recipes.cifar_r18()
     config.method = dict(name="frossl", projector=(2048, 2048, 1024), num_views=2)
     config.augment.view = recipes.CIFAR_SYMMETRIC
@@ -23,7 +26,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r18() -> ConfigDict:
-    """ResNet-18 as in the authors' code. Colors are solo-learn's for VICReg."""
+    """ResNet-18, as in the authors' code. The colors are those of solo-learn's VICReg."""
     config = recipes.imagenet("resnet18", batch_size=512, epochs=100)
     config.method = dict(name="frossl", projector=(2048, 2048, 1024), num_views=2, invariance=2.0)
     config.augment.view = dict(recipes.BYOL_1, crop_area=(0.2, 1.0), blur=0.5, solarize=0.1)

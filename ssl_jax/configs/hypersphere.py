@@ -13,7 +13,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """The authors' code for STL-10 at 64 pixels, with another network and data: no result of theirs is for CIFAR."""
+    """The authors' code for STL-10 at 64 pixels, with another network and data. They have no result for CIFAR."""
     config = recipes.cifar_r18()
     config.batch_size = 768
     config.epochs = 200
@@ -37,7 +37,7 @@ def cifar_r18() -> ConfigDict:
 def imagenet_r50() -> ConfigDict:
     """The authors' variant of MoCo v2: 67.7 linear.
 
-    3 * alignment + uniformity at a learning rate of 0.03 is alignment + uniformity / 3 at 0.09.
+    Their 3 * alignment + uniformity at a learning rate of 0.03 is alignment + uniformity / 3 at 0.09.
     """
     config = recipes.imagenet("resnet50", batch_size=256, epochs=200, batch_norm="grouped", batch_norm_groups=8)
     config.method = dict(

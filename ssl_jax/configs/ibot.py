@@ -22,7 +22,7 @@ def tiny() -> ConfigDict:
     config.augment = dict(
         global1=recipes.tiny_view(), global2=recipes.tiny_view(), local=recipes.tiny_local(size=(14, 14))
     )
-    # Rectangles of (4 // 3) ** 2 patches at least, as the authors' 16 are (14 // 3) ** 2.
+    # Rectangles have at least (4 // 3) ** 2 patches, as the authors' 16 are (14 // 3) ** 2.
     config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=1)
     config.optimizer.update(lr=1e-3, clip_each=3.0, weight_decay=0.04, final_weight_decay=0.4)
     return config
@@ -57,7 +57,7 @@ def imagenet_vits16() -> ConfigDict:
 
 
 def imagenet_vitb16() -> ConfigDict:
-    """77.1 kNN, 79.5 linear, 84.0 fine-tuned, of 400 epochs."""
+    """77.1 kNN, 79.5 linear, 84.0 fine-tuned, after 400 epochs."""
     config = _imagenet("vit_base_patch16_224", 400, least_global=0.32, clip_each=0.3)
     config.method.freeze_epochs = 3
     return config

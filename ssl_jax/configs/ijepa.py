@@ -1,4 +1,4 @@
-"""I-JEPA: Assran et al. 2023, arXiv:2301.08243; numbers of the authors' code, its in1k_vith14_ep300.yaml."""
+"""I-JEPA: Assran et al. 2023, arXiv:2301.08243. The settings are those of in1k_vith14_ep300.yaml, the authors' code."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ssl_jax import recipes
 def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
     config.batch_size = 128
-    # 49 patches of 4 pixels: targets of 6 to 12, contexts of a half on average.
+    # 49 patches of 4 pixels. Targets have 6 to 12 patches; contexts have half of all patches on average.
     config.model.update(patch_size=4, **recipes.PATCHES_ALONE)
     config.method = dict(name="ijepa", predictor_dim=48, predictor_depth=2, decay=0.99)
     config.augment.view = recipes.tiny_view(crop_area=(0.3, 1.0), flip=0.0, jitter=0.0)
@@ -29,7 +29,7 @@ def cifar_vits4() -> ConfigDict:
 
 
 def _optimizer(config: ConfigDict, warmup_steps: int) -> dict[str, Any]:
-    """At a batch of 2048 from 2e-4 to 1e-3."""
+    """At a batch of 2048, the learning rate rises from 2e-4 to 1e-3."""
     return dict(
         name="adamw",
         lr=recipes.lr_for(config, 1e-3 / 8),
@@ -43,8 +43,8 @@ def _optimizer(config: ConfigDict, warmup_steps: int) -> dict[str, Any]:
 
 def _imagenet(model: str, epochs: int, predictor_depth: int, **options: Any) -> ConfigDict:
     config = recipes.imagenet(model, batch_size=2048, epochs=epochs, **recipes.PATCHES_ALONE, **options)
-    # The authors' cut of contexts, which the accuracies are of: data.batch_size is 128 a device. The largest have 0.38
-    # of the patches then.
+    # Contexts are cut as in the authors' code, where data.batch_size is 128 per device. The accuracies below are for
+    # this cut. The largest contexts then have 0.38 of the patches.
     config.method = dict(name="ijepa", predictor_depth=predictor_depth, cut_images=128, margin=1, context_share=0.4)
     config.augment.view = dict(size=(224, 224), crop_area=(0.3, 1.0), flip=0.0)
     config.optimizer = _optimizer(config, recipes.imagenet_steps(40, 2048))
@@ -62,7 +62,7 @@ def imagenet_vitl16() -> ConfigDict:
 
 
 def imagenet_vith14() -> ConfigDict:
-    """79.3 linear. ViT-H, which the base model is made into; 16x16 patches of 14 pixels."""
+    """79.3 linear. The options make the base model a ViT-H, with 16x16 patches of 14 pixels."""
     huge = dict(dim=1280, depth=32, heads=16, patch_size=14)
     return _imagenet("vit_base_patch16_224", 300, predictor_depth=12, **huge)
 

@@ -13,7 +13,7 @@ def tiny() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """An AlexNet in the paper. Learning rate and its cosine are ours, with the Adam of the authors' code."""
+    """The paper's network is an AlexNet. Adam is from the authors' code; the learning rate and its cosine are ours."""
     config = recipes.imagenet("resnet50", batch_size=256, epochs=100)
     config.method = dict(name="inpainting", removed=0.25, decoder_width=32)
     config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5)

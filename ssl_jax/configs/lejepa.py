@@ -1,4 +1,4 @@
-"""LeJEPA: Balestriero & LeCun 2025, arXiv:2511.08544. Numbers are the authors' README's where nothing is said."""
+"""LeJEPA: Balestriero & LeCun 2025, arXiv:2511.08544. Settings without a source are those of the authors' README."""
 
 from ml_collections import ConfigDict
 
@@ -10,7 +10,7 @@ _GLOBAL = dict(_COLORS, size=(224, 224), crop_area=(0.3, 1.0))
 
 
 def tiny() -> ConfigDict:
-    """The weight and the number of views of the authors' minimal example (Imagenette), half of the views local."""
+    """Weight and number of views of the authors' minimal example (Imagenette); here half of the views are local."""
     config = recipes.tiny()
     config.method = dict(
         name="lejepa", projector=(256, 256, 32), num_global=2, num_local=2, weight=0.02, directions=128
@@ -22,8 +22,9 @@ def tiny() -> ConfigDict:
 def cifar_r18() -> ConfigDict:
     """The authors' minimal example, MINIMAL.md: 90.7 by an online probe with ViT-S/8 on Imagenette at 128 pixels.
 
-    4 views of one kind, 16 dimensions, 256 directions. Here with ResNet-18 and CIFAR's augmentation, weight decay 5e-4,
-    theirs for ResNets, and their final learning rate of the README (the example ends at half of the first).
+    The example has 4 views of one kind, 16 dimensions and 256 directions. Here it has ResNet-18, CIFAR's augmentation,
+    and weight decay 5e-4, which the authors take for ResNets. The final learning rate is the README's; in the example
+    it is half of the first.
     """
     config = recipes.cifar_r18()
     config.epochs = 800
@@ -31,13 +32,13 @@ def cifar_r18() -> ConfigDict:
         name="lejepa", projector=(2048, 2048, 16), num_global=4, num_local=0, weight=0.02, directions=256
     )
     config.augment = {"global": {**recipes.CIFAR_SYMMETRIC, "interpolation": "bilinear", "solarize": 0.2}}
-    # 1 epoch of warm-up, of 195 steps.
+    # A warm-up of 1 epoch, which has 195 steps.
     config.optimizer = dict(name="adamw", lr=2e-3, weight_decay=5e-4, exempt=(), warmup_steps=195, final_lr=2e-6)
     return config
 
 
 def imagenet_r50() -> ConfigDict:
-    """The batch size and the number of epochs are not in the README: 512, and the 100 of its table."""
+    """The README gives no batch size and no epochs for this network: 512 is ours, 100 is from its table."""
     config = recipes.imagenet("resnet50", batch_size=512, epochs=100)
     config.method = dict(
         name="lejepa", projector=(2048, 2048, 64), num_global=2, num_local=6, weight=0.05, directions=1024
@@ -55,9 +56,9 @@ def imagenet_r50() -> ConfigDict:
 
 
 def imagenet_vits16() -> ConfigDict:
-    """ViT-S/16 with local views of 96 pixels, of whole patches; the paper's ViT-H/14 is at about 79 linear."""
+    """ViT-S/16. Local views have 96 pixels, so that patches are whole. The paper's ViT-H/14 has about 79 linear."""
     config = imagenet_r50()
-    config.model = dict(name="vit_small_patch16_224", drop_path=0.1)  # of the minimal example
+    config.model = dict(name="vit_small_patch16_224", drop_path=0.1)  # as in the minimal example
     config.augment["local"].size = (96, 96)
     config.optimizer.weight_decay = 0.05
     return config

@@ -1,4 +1,4 @@
-"""MAE: He et al. 2021, arXiv:2111.06377; ImageNet's numbers are of the authors' code."""
+"""MAE: He et al. 2021, arXiv:2111.06377. The ImageNet settings are those of the authors' code."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,7 @@ from ssl_jax import recipes
 def tiny() -> ConfigDict:
     config = recipes.tiny_vit()
     config.batch_size = 128
-    # 49 patches of 4 pixels, of which it sees 12.
+    # 49 patches of 4 pixels; the encoder sees 12 of them.
     config.model.update(patch_size=4, positions="sincos")
     config.method = dict(name="mae", mask_ratio=0.75, decoder_dim=64, decoder_depth=1, decoder_heads=4)
     config.augment.view = recipes.tiny_view(brightness=0.0, contrast=0.0)

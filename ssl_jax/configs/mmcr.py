@@ -23,7 +23,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def cifar_r50() -> ConfigDict:
-    """The authors': 40 views of each of 32 images."""
+    """The authors' settings: 40 views of each of 32 images."""
     config = cifar_r18()
     config.data.std = (0.2023, 0.1994, 0.2010)
     config.batch_size = 32
@@ -39,10 +39,11 @@ def cifar_r50() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """The authors' command, 100 epochs of 8 views beside a moving average of the weights: 72.1 linear.
+    """The authors' command, 100 epochs with 8 views and a moving average of the weights: 72.1 linear.
 
-    Their 32 devices gather the embeddings without a gradient, and then average their gradients, which makes each of
-    them 1/32 of the loss's. LARS takes no notice, but what it does not adapt and what it decays do.
+    In the authors' code 32 devices gather the embeddings without a gradient. Then the devices average their gradients.
+    The result is 1/32 of the loss's gradient. Where LARS adapts the learning rate, this factor has no effect. It
+    matters for parameters that are not adapted, and for weight decay.
     """
     config = recipes.imagenet("resnet50", batch_size=2048, epochs=100, zero_init_residual=True)
     config.method = dict(name="mmcr", projector=(8192, 8192, 512), num_views=8, weight=0.0, momentum=True, decay=0.99)
@@ -51,7 +52,7 @@ def imagenet_r50() -> ConfigDict:
         name="lars",
         lr=recipes.lr_for(config, 0.8),
         vector_lr_scale=1 / 32,
-        weight_decay=32e-6,  # 1e-6 beside the 1/32
+        weight_decay=32e-6,  # the authors' 1e-6 goes with 1/32 of the gradient
         warmup_steps=recipes.imagenet_steps(10, 2048),
         final_lr=recipes.lr_for(config, 0.8 * 0.001),
     )

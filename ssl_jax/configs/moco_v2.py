@@ -16,9 +16,9 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """The authors' demonstration, colab/moco_cifar10_demo.ipynb: 89.7 kNN at 800 epochs of batches of 512.
+    """The authors' demonstration, colab/moco_cifar10_demo.ipynb: 89.7 kNN, after 800 epochs with batches of 512.
 
-    Theirs is of the projector's outputs, with k = 200 and temperature 0.1.
+    Their kNN compares the projector's outputs, with k = 200 and temperature 0.1.
     """
     config = recipes.cifar_r18()
     config.data.std = (0.2023, 0.1994, 0.2010)
@@ -34,7 +34,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """67.5 linear at 200 epochs; 71.1 at 800."""
+    """67.5 linear after 200 epochs; 71.1 after 800."""
     config = recipes.imagenet("resnet50", batch_size=256, epochs=200, batch_norm="grouped", batch_norm_groups=8)
     config.method = dict(name="moco_v2", projector=(2048, 128), temperature=0.2, decay=0.999, queue_size=65_536)
     config.augment.view = recipes.MOCO_V2

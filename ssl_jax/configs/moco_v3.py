@@ -1,4 +1,4 @@
-"""MoCo v3: Chen, Xie & He 2021, arXiv:2104.02057; ImageNet's numbers are of the authors' commands (CONFIG.md)."""
+"""MoCo v3: Chen, Xie & He 2021, arXiv:2104.02057. ImageNet's settings are those of the authors' CONFIG.md."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's: 93.10 linear."""
+    """solo-learn's settings: 93.10 linear."""
     config = recipes.cifar_r18()
     config.method = dict(name="moco_v3", projector=(4096, 256), predictor=(4096, 256), temperature=0.2, decay=0.99)
     config.augment = dict(view1=recipes.CIFAR_1, view2=recipes.CIFAR_2)
@@ -24,13 +24,13 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_views(smallest_crop: float) -> dict[str, Any]:
-    """BYOL's two, cropped bilinearly."""
+    """BYOL's two views, with bilinear crops."""
     changes = dict(crop_area=(smallest_crop, 1.0), interpolation="bilinear")
     return dict(view1={**recipes.BYOL_1, **changes}, view2={**recipes.BYOL_2, **changes})
 
 
 def imagenet_r50() -> ConfigDict:
-    """72.8 linear at 300 epochs. At 100: 68.9, lr 0.6; at 1000: 74.6, weight decay 1.5e-6, decay 0.996."""
+    """72.8 linear after 300 epochs. After 100: 68.9, lr 0.6. After 1000: 74.6, weight decay 1.5e-6, decay 0.996."""
     config = recipes.imagenet("resnet50", batch_size=4096, epochs=300, zero_init_residual=True)
     config.method = dict(name="moco_v3", projector=(4096, 256), predictor=(4096, 256), temperature=1.0, decay=0.99)
     config.augment = imagenet_views(0.2)
@@ -45,7 +45,7 @@ def imagenet_r50() -> ConfigDict:
 
 
 def imagenet_vits16() -> ConfigDict:
-    """73.2 linear, 81.4 fine-tuned. A ViT-S of 12 heads where timm's has 6."""
+    """73.2 linear, 81.4 fine-tuned. This ViT-S has 12 heads; timm's has 6."""
     config = recipes.imagenet("vit_small_patch16_224", batch_size=4096, epochs=300, heads=12, positions="sincos")
     config.method = dict(
         name="moco_v3",

@@ -7,7 +7,7 @@ from ssl_jax import recipes
 POWER = 0.25  # PMSN's
 
 
-EXEMPT = (*recipes.VECTORS, "prototypes")  # neither does the authors' optimizer decay the prototypes
+EXEMPT = (*recipes.VECTORS, "prototypes")  # the authors' optimizer does not decay the prototypes, either
 
 
 def tiny() -> ConfigDict:
@@ -35,7 +35,7 @@ def tiny_pmsn() -> ConfigDict:
 
 
 def imagenet_vits16() -> ConfigDict:
-    """76.9 linear; 67.2 with a hundredth of the labels."""
+    """76.9 linear; 67.2 with 1 % of the labels."""
     config = recipes.imagenet("vit_small_patch16_224", batch_size=1024, epochs=800)
     config.method = dict(name="msn", focal_views=10, mask_ratio=0.15, power=0.0)
     view = {**recipes.MOCO_V2, "crop_area": (0.3, 1.0)}
@@ -57,7 +57,7 @@ def imagenet_vits16() -> ConfigDict:
 
 
 def imagenet_vits16_pmsn() -> ConfigDict:
-    """MSN's settings; the paper's results are of long-tailed data, such as iNaturalist 2018."""
+    """MSN's settings. The paper's results are for long-tailed data, such as iNaturalist 2018."""
     config = imagenet_vits16()
     config.method.power = POWER
     return config

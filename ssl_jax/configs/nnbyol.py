@@ -14,7 +14,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's: no result is known. Its queue is longer than the data set."""
+    """solo-learn's settings; no result is known. The queue is longer than the data set."""
     config = recipes.cifar_r18()
     config.method = dict(name="nnbyol", projector=(4096, 256), predictor=(4096, 256), decay=0.99, queue_size=65_536)
     config.augment = dict(view1=recipes.CIFAR_1, view2=recipes.CIFAR_2)
@@ -23,7 +23,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """BYOL's settings for 300 epochs with solo-learn's queue: no result is known."""
+    """BYOL's settings for 300 epochs, with solo-learn's queue; no result is known."""
     config = recipes.imagenet("resnet50", batch_size=4096, epochs=300, zero_init_residual=True)
     config.method = dict(name="nnbyol", projector=(4096, 256), predictor=(4096, 256), decay=0.99, queue_size=65_536)
     config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)

@@ -13,7 +13,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's: 91.88 linear. Its queue is longer than the data set."""
+    """solo-learn's settings: 91.88 linear. The queue is longer than the data set."""
     config = recipes.cifar_r18()
     config.method = dict(
         name="nnclr", projector=(2048, 2048, 256), predictor=(4096, 256), temperature=0.2, queue_size=65_536
@@ -41,7 +41,7 @@ def imagenet_r50() -> ConfigDict:
 
 
 def imagenet_r50_multicrop() -> ConfigDict:
-    """75.6 linear. The paper has SwAV's six small crops; how they are paired is this project's (see the method)."""
+    """75.6 linear. The paper has SwAV's six small crops. How they are paired is our choice (see the method)."""
     config = imagenet_r50()
     config.method.local_views = 6
     config.augment.local = dict(recipes.DINO_LOCAL, crop_area=(0.05, 0.14))

@@ -17,7 +17,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """No paper's: the authors' optimizer and heads, ten times as many clusters as classes."""
+    """From no paper: the authors' optimizer and heads, with ten times as many clusters as classes."""
     config = recipes.cifar_r18()
     config.epochs = 500
     config.method = dict(name="odc", projector=(512, 256), clusters=100, momentum=0.5, min_size=20, move_every=10)

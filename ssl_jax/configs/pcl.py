@@ -27,7 +27,10 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """MoCo v2's demonstration with clusters for 50,000 images; no paper's. Negatives: fewer than clusters - batch."""
+    """From no paper: MoCo v2's demonstration, with clusters for 50,000 images.
+
+    There are fewer negatives than clusters - batch.
+    """
     config = recipes.cifar_r18()
     config.batch_size = 256
     config.epochs = 800
@@ -51,7 +54,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """v2: 67.6 linear at 200 epochs."""
+    """v2: 67.6 linear after 200 epochs."""
     config = recipes.imagenet("resnet50", batch_size=256, epochs=200, batch_norm="grouped", batch_norm_groups=8)
     config.method = dict(
         name="pcl",

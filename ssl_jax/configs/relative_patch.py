@@ -14,10 +14,10 @@ def tiny() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """The authors' patches and gaps; the optimizer is of Kolesnikov et al. 2019, arXiv:1901.09005."""
+    """The authors' patches and gaps. The optimizer is that of Kolesnikov et al. 2019, arXiv:1901.09005."""
     config = recipes.imagenet("resnet50", batch_size=256, epochs=35)
     config.method = dict(name="relative_patch", tile=96, gap=48)
-    # Cells of 158 pixels: patches are moved by up to 7 to either side.
+    # Cells of 158 pixels: patches are moved by up to 7 pixels to either side.
     config.augment.view = dict(size=(474, 474), crop_area=(0.5, 1.0), flip=0.0)
     config.optimizer = recipes.pretext_sgd(config, 0.1)
     config.optimizer.update(

@@ -22,9 +22,9 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's: 90.63 linear, with BatchNorm over the batch and keys in the order of the queries.
+    """solo-learn's settings: 90.63 linear, with BatchNorm over the batch and keys in the order of the queries.
 
-    Its queue is longer than the data set.
+    The queue is longer than the data set.
     """
     config = recipes.cifar_r18()
     config.method = dict(
@@ -52,7 +52,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """69.9 linear: the authors' ressl.py."""
+    """The authors' ressl.py: 69.9 linear."""
     config = recipes.imagenet("resnet50", batch_size=256, epochs=200, batch_norm="grouped", batch_norm_groups=8)
     config.method = dict(
         name="ressl",
@@ -76,7 +76,7 @@ def imagenet_r50() -> ConfigDict:
 
 
 def imagenet_r50_multicrop() -> ConfigDict:
-    """74.7 linear, with students of five sizes: the authors' ressl_multi.py and data/augmentation.py."""
+    """The authors' ressl_multi.py and data/augmentation.py, with students of five sizes: 74.7 linear."""
     config = imagenet_r50()
     config.method.students = 5
     areas = {192: (0.172, 0.86), 160: (0.143, 0.715), 128: (0.114, 0.571), 96: (0.086, 0.429)}

@@ -7,18 +7,18 @@ from ssl_jax import recipes
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
-    config.batch_size = 128  # of four copies each
+    config.batch_size = 128  # each image passes as four copies
     config.method = dict(name="rotation")
     config.augment.view = recipes.tiny_view(crop_area=(0.5, 1.0))
     return config
 
 
 def cifar_r18() -> ConfigDict:
-    """The authors' for CIFAR-10, with another network."""
+    """The authors' settings for CIFAR-10, with another network."""
     config = recipes.cifar_r18()
     config.batch_size = 128
     config.epochs = 200
-    # Their dataloader.py.
+    # From their dataloader.py.
     config.data.update(mean=(125.3 / 255, 123.0 / 255, 113.9 / 255), std=(63.0 / 255, 62.1 / 255, 66.7 / 255))
     config.method = dict(name="rotation")
     config.augment.view = dict(size=(32, 32), shorter_side=32, padding=4, flip=0.5)
@@ -36,8 +36,8 @@ def cifar_r18() -> ConfigDict:
 def imagenet_r50() -> ConfigDict:
     """48.2 linear in VISSL.
 
-    Its rotnet_8gpu_resnet.yaml: one turn of each image, not all four. It flips after turning, with which 90 and 270
-    degrees are alike; here images are flipped first, as in the authors' code.
+    Its rotnet_8gpu_resnet.yaml takes one turn of each image, not all four. VISSL flips after turning, which makes 90
+    and 270 degrees alike. Here images are flipped first, as in the authors' code.
     """
     config = recipes.imagenet("resnet50", batch_size=256, epochs=105)
     config.method = dict(name="rotation", all_turns=False)

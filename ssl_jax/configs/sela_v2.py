@@ -22,19 +22,19 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """SeLa's heads and lambda for CIFAR; two crops and the optimizer as solo-learn has them for DeepCluster-v2."""
+    """SeLa's heads and lambda for CIFAR. The two crops and the optimizer are those of solo-learn's DeepCluster-v2."""
     config = recipes.cifar_r18()
     config.method = dict(
         name="sela_v2", projector=(2048, 128), prototypes=(128,) * 10, local_views=0, strength=10.0, relabelings=100
     )
     config.augment = {"global": recipes.CIFAR_SYMMETRIC}
     config.optimizer = recipes.cifar_lars(config, 0.6, weight_decay=1e-6)
-    config.optimizer.update(warmup_steps=11 * 195, final_lr=6e-4)  # DeepCluster-v2's alone
+    config.optimizer.update(warmup_steps=11 * 195, final_lr=6e-4)  # solo-learn has these for DeepCluster-v2 only
     return config
 
 
 def imagenet_r50() -> ConfigDict:
-    """400 epochs of batches of 4096, two crops of 160 and four of 96 pixels: 71.8 linear."""
+    """400 epochs with batches of 4096, two crops of 160 and four of 96 pixels: 71.8 linear."""
     config = recipes.imagenet("resnet50", batch_size=4096, epochs=400)
     config.method = dict(
         name="sela_v2",

@@ -9,13 +9,13 @@ def tiny() -> ConfigDict:
     config = recipes.tiny()
     config.method = dict(name="simsiam", projector=(256, 256, 256), predictor=(64, 256))
     config.augment.view = recipes.tiny_view()
-    # SGD as in the paper: Adam makes it prone to collapse.
+    # SGD, as in the paper. With Adam SimSiam is prone to collapse.
     config.optimizer = dict(name="sgd", lr=0.3, weight_decay=5e-4, warmup_steps=30, final_lr=0.0)
     return config
 
 
 def cifar_r18() -> ConfigDict:
-    """The paper's appendix D: 91.8 linear at 800 epochs."""
+    """The paper's appendix D: 91.8 linear after 800 epochs."""
     config = recipes.cifar_r18()
     config.batch_size = 512
     config.epochs = 800
@@ -28,7 +28,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """68.1 linear at 100 epochs; 70.0, 70.8 and 71.3 at 200, 400 and 800."""
+    """68.1 linear after 100 epochs; 70.0, 70.8 and 71.3 after 200, 400 and 800."""
     config = recipes.imagenet("resnet50", batch_size=512, epochs=100, zero_init_residual=True)
     config.method = dict(name="simsiam", projector=(2048, 2048, 2048), predictor=(512, 2048))
     config.augment.view = recipes.MOCO_V2

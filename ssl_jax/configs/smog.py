@@ -23,7 +23,10 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """lightly's for CIFAR-10, batches of 256 here: 74.3 kNN (200 epochs of batches of 128), 80.0 (800 of 512)."""
+    """lightly's settings for CIFAR-10, here with batches of 256.
+
+    lightly has 74.3 kNN after 200 epochs with batches of 128, and 80.0 after 800 epochs with batches of 512.
+    """
     config = recipes.cifar_r18()
     config.epochs = 200
     config.method = dict(
@@ -34,11 +37,11 @@ def cifar_r18() -> ConfigDict:
         temperature=0.1,
         beta=0.99,
         decay=0.99,
-        queue_size=300 * 256,  # all of the steps between resets
+        queue_size=300 * 256,  # all projections of the steps between two resets
         reset_every=300,
         reset_teacher=True,
     )
-    # lightly's second view is solarized by 0.2, the first never; here both views are of one kind.
+    # lightly solarizes the second view with probability 0.2, the first never. Here both views are of one kind.
     config.augment.view = {**recipes.CIFAR_1, "crop_area": (0.2, 1.0), "jitter": 1.0, "interpolation": "bilinear"}
     config.optimizer = dict(
         name="sgd", lr=recipes.lr_for(config, 0.01), weight_decay=1e-6, warmup_steps=0, final_lr=0.0
@@ -47,7 +50,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """Two crops of 224 pixels. No number of the paper's is known of these; see imagenet_r50_multicrop.
+    """Two crops of 224 pixels. For these no result of the paper is known; see imagenet_r50_multicrop.
 
     Groups, heads, temperature and beta are the paper's; augmentation and optimizer are SwAV's.
     """
@@ -70,7 +73,7 @@ def imagenet_r50() -> ConfigDict:
 
 
 def imagenet_r50_multicrop() -> ConfigDict:
-    """76.4 linear at 400 epochs is the paper's with four small crops; the crops here are SwAV's."""
+    """The paper has 76.4 linear after 400 epochs, with four small crops. Here the crops are SwAV's."""
     config = imagenet_r50()
     config.method.local_views = 4
     config.augment = dict(view=recipes.SWAV, local=recipes.SWAV_LOCAL)

@@ -13,7 +13,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's: 93.82 linear, of its own form of the loss, which is not multiplied by a ratio of temperatures."""
+    """solo-learn's settings: 93.82 linear. Its form of the loss is not multiplied by a ratio of temperatures."""
     config = recipes.cifar_r18()
     config.method = dict(
         name="supcon", temperature=0.2, base_temperature=0.2, projector=(2048, 256), positives="inside"
@@ -30,14 +30,14 @@ def cifar_r18() -> ConfigDict:
 
 
 def cifar_r50() -> ConfigDict:
-    """The authors': 96.0 linear, where cross entropy has 95.0 and their SimCLR 93.6."""
+    """The authors' settings: 96.0 linear. Cross entropy has 95.0, their SimCLR 93.6."""
     config = recipes.cifar_r18()
     config.data.std = (0.2023, 0.1994, 0.2010)
     config.batch_size = 1024
     config.model.name = "resnet50"
     config.method = dict(name="supcon", temperature=0.1, base_temperature=0.07, projector=(2048, 128))
     config.augment.view = {**recipes.CIFAR_WEAK, "crop_area": (0.2, 1.0), "blur": 0.0, "interpolation": "bilinear"}
-    # 0.5 at a batch of 1024; 10 epochs of warm-up, of 48 steps.
+    # lr 0.5 at a batch of 1024; a warm-up of 10 epochs with 48 steps each.
     config.optimizer = dict(
         name="sgd",
         lr=recipes.lr_for(config, 0.125),
@@ -66,9 +66,9 @@ def imagenet_r50() -> ConfigDict:
 
 
 def imagenet_r50_autoaugment() -> ConfigDict:
-    """The paper's 78.7 linear, by the authors' code for ImageNet, google-research's supcon.
+    """The authors' code for ImageNet, google-research's supcon: 78.7 linear in the paper.
 
-    Theirs scales embeddings to length 1 before the projector, too, and decays the weights by the loss, by 1e-3.
+    Their code also scales embeddings to length 1 before the projector. Its weight decay, 1e-3, is part of the loss.
     """
     config = imagenet_r50()
     config.batch_size = 6144

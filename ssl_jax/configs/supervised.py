@@ -24,7 +24,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """VISSL's: 75.45."""
+    """VISSL's settings: 75.45."""
     config = recipes.imagenet("resnet50", batch_size=256, epochs=105)
     config.method = dict(name="supervised")
     view = dict(size=(224, 224), crop_area=(0.08, 1.0), flip=0.5)

@@ -13,7 +13,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's, two crops: 89.17 linear."""
+    """solo-learn's settings, two crops: 89.17 linear."""
     config = recipes.cifar_r18()
     config.method = dict(
         name="swav",
@@ -30,7 +30,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """The authors' 800 epochs of batches of 4096, two crops of 224 and six of 96 pixels: 75.3 linear.
+    """The authors' 800 epochs with batches of 4096, two crops of 224 and six of 96 pixels: 75.3 linear.
 
     72.1, 73.9 and 74.6 after 100, 200 and 400 epochs.
     """
@@ -54,7 +54,10 @@ def imagenet_r50_2x224() -> ConfigDict:
 
 
 def imagenet_r50_b256() -> ConfigDict:
-    """Batches of 256 with a queue, 200 epochs: 72.7 linear. The authors' code: queue from epoch 15, no warm-up."""
+    """Batches of 256 with a queue, 200 epochs: 72.7 linear.
+
+    As in the authors' code, the queue starts at epoch 15, and there is no warm-up.
+    """
     config = imagenet_r50()
     config.batch_size = 256
     config.epochs = 200

@@ -13,7 +13,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """With solo-learn's settings of BYOL: none are known for TiCo."""
+    """solo-learn's settings for BYOL; none are known for TiCo."""
     config = recipes.cifar_r18()
     config.method = dict(name="tico", projector=(4096, 256), beta=0.9, rho=8.0, decay=0.99)
     config.augment = dict(view1=recipes.CIFAR_1, view2=recipes.CIFAR_2)
@@ -22,7 +22,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """The paper's 73.4 linear is at 1000 epochs; learning rate and weight decay are lightly's, which are BYOL's."""
+    """73.4 linear in the paper, after 1000 epochs. Learning rate and weight decay are lightly's, which are BYOL's."""
     config = recipes.imagenet("resnet50", batch_size=4096, epochs=1000)
     config.method = dict(name="tico", projector=(4096, 256), beta=0.9, rho=8.0, decay=0.99)
     config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)

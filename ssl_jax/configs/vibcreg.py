@@ -16,7 +16,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's: 91.18 linear."""
+    """solo-learn's settings: 91.18 linear."""
     config = recipes.cifar_r18()
     config.method = dict(name="vibcreg", projector=(2048, 2048, 2048), activation="gelu", norm_groups=64, **WEIGHTS)
     view = {**recipes.CIFAR_1, "crop_area": (0.2, 1.0), "solarize": 0.1}
@@ -26,7 +26,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """The authors' heads and weights (they train on time series) with VICReg's other settings: no result is known."""
+    """The authors' heads and weights (they train on time series), else VICReg's settings; no result is known."""
     config = recipes.imagenet("resnet50", batch_size=2048, epochs=1000, zero_init_residual=True)
     config.method = dict(name="vibcreg", projector=(4096, 4096, 4096), activation="relu", norm_groups=64, **WEIGHTS)
     config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)

@@ -13,7 +13,10 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's: 92.07 linear. Its variance is the sum over the views, not their mean: a weight of 25 is 50 here."""
+    """solo-learn's settings: 92.07 linear.
+
+    Its variance term is the sum over the views, not their mean. So its weight of 25 is 50 here.
+    """
     config = recipes.cifar_r18()
     config.method = dict(name="vicreg", projector=(2048, 2048, 2048), invariance=25.0, variance=50.0, covariance=1.0)
     view = {**recipes.CIFAR_1, "crop_area": (0.2, 1.0), "solarize": 0.1}
@@ -23,7 +26,7 @@ def cifar_r18() -> ConfigDict:
 
 
 def imagenet_r50() -> ConfigDict:
-    """73.2 linear. The augmentation is the authors' code's; the paper's is the same for both views."""
+    """73.2 linear. The augmentation is that of the authors' code; in the paper it is the same for both views."""
     config = recipes.imagenet("resnet50", batch_size=2048, epochs=1000, zero_init_residual=True)
     config.method = dict(name="vicreg", projector=(8192, 8192, 8192), invariance=25.0, variance=25.0, covariance=1.0)
     config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)

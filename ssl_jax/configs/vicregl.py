@@ -6,7 +6,7 @@ from ssl_jax import recipes
 
 
 def tiny() -> ConfigDict:
-    """Maps of 4 x 4 positions."""
+    """Maps have 4 x 4 positions."""
     config = recipes.tiny()
     config.method = dict(
         name="vicregl",
@@ -24,7 +24,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's settings for VICReg, which has no VICRegL; maps of 4 x 4 positions."""
+    """solo-learn's settings for VICReg; solo-learn has no VICRegL. Maps have 4 x 4 positions."""
     config = recipes.cifar_r18()
     config.method = dict(
         name="vicregl",
@@ -69,9 +69,9 @@ def imagenet_r50() -> ConfigDict:
 
 
 def imagenet_r50_multicrop() -> ConfigDict:
-    """The authors' views for ConvNeXt, two global and six local ones; else their command for ResNet-50, 100 epochs.
+    """The authors' views for ConvNeXt, two global and six local; else their command for ResNet-50, 100 epochs.
 
-    Their ConvNeXt-S takes AdamW, and is at 75.9 linear.
+    Their ConvNeXt-S has 75.9 linear, with AdamW.
     """
     config = imagenet_r50()
     config.batch_size = 512

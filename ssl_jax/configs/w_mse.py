@@ -13,7 +13,7 @@ def tiny() -> ConfigDict:
 
 
 def cifar_r18() -> ConfigDict:
-    """solo-learn's: 88.67 linear."""
+    """solo-learn's settings: 88.67 linear."""
     config = recipes.cifar_r18()
     config.method = dict(name="w_mse", projector=(1024, 64), num_views=2, whiten_size=128, whiten_iterations=1, eps=0.0)
     config.augment.view = {**recipes.CIFAR_SYMMETRIC, "crop_area": (0.2, 1.0), "blur": 0.0}
@@ -22,23 +22,23 @@ def cifar_r18() -> ConfigDict:
 
 
 def cifar_r18_w4() -> ConfigDict:
-    """W-MSE 4, the authors' command: 91.99 linear, 89.87 5-NN (2 views of batches of 512: 91.55 and 89.69).
+    """W-MSE 4, the authors' command: 91.99 linear, 89.87 5-NN (2 views with batches of 512: 91.55 and 89.69).
 
-    It changes colors before it crops, so that contrast is relative to the whole image's mean.
+    Their code changes colors before it crops, so contrast is relative to the mean of the whole image.
     """
     config = cifar_r18()
     config.data.std = (0.2023, 0.1994, 0.2010)
     config.method.num_views = 4
     config.augment.view = {**recipes.CIFAR_WEAK, "crop_area": (0.2, 1.0), "grayscale": 0.1, "blur": 0.0}
-    # 500 steps of warm-up; then a fifth and a 25th for the last 50 and 25 epochs.
+    # A warm-up of 500 steps. The learning rate is 1/5 of its peak for the last 50 epochs, 1/25 for the last 25.
     config.optimizer.update(lr=3e-3, warmup_steps=500, **recipes.in_steps(950, 975, of=1000, gamma=0.2))
     return config
 
 
 def imagenet_r50() -> ConfigDict:
-    """The authors' command for ImageNet-100, W-MSE 4, with ResNet-50 in place of its ResNet-18, on all of ImageNet.
+    """The authors' command for ImageNet-100, W-MSE 4, with ResNet-50 instead of ResNet-18, on all of ImageNet.
 
-    Their code (README) has no command for ImageNet. Order of colors and crop: see cifar_r18_w4.
+    Their code (README) has no command for ImageNet. For the order of colors and crop, see cifar_r18_w4.
     """
     config = recipes.imagenet("resnet50", batch_size=256, epochs=240)
     config.method = dict(

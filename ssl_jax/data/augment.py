@@ -1,14 +1,14 @@
-"""Random views of uint8 images, made on the device: jitted, batched, each row by random numbers of its own.
+"""Random views of uint8 images, made on the device: jitted and batched. Each row has its own random numbers.
 
-The operations are written for one image, [channels, height, width], and mapped over the batch by `jax.vmap`. What an
-example becomes is a function of (rng, its index, the number of the view) alone, whatever else is in the batch.
+The operations are written for one image, [channels, height, width]; `jax.vmap` maps them over the batch. A view of an
+example depends only on rng, the example's index and the view's number, not on the rest of the batch.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,18 @@ import numpy as np
 from jax import random
 from jaxtyping import Array, Float, Int, Key, Num
 
+from ssl_jax import keys
 from ssl_jax.data import color, resample
 from ssl_jax.data.autoaugment import FILL, auto_augment
 from ssl_jax.data.crop import CROP_TRIES, RandomCrop
 from ssl_jax.data.masks import Mask, random_masks
 from ssl_jax.data.randaugment import rand_augment
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, OneOf, Range
 
 Image = Float[Array, "channels height width"]
 Draws = dict[str, Float[Array, "..."]]
-# The random numbers, uniform in [0, 1), of a view: their shapes. They are drawn all at once, needed or not: one call of
-# the generator is cheapest, and turning an operation on or off leaves the draws of the others as they are.
+# Shapes of a view's random numbers, uniform in [0, 1). All are drawn at once, needed or not: one call of the generator
+# is cheapest, and turning an operation on or off does not change the draws of the others.
 DRAWS = {
     "crop": (CROP_TRIES, 4),
     "flip": (),
@@ -48,7 +50,7 @@ DRAWS = {
 
 
 # Whole policies, by name: (key, image in 0..1) -> image in 0..1.
-POLICIES = {
+POLICIES: Mapping[str, Callable[[Key[Array, ""], Image], Image]] = {
     "autoaugment": auto_augment,
     "randaugment": lambda key, image: rand_augment(key, image, fill=[FILL / 255.0] * len(image)),
 }
@@ -56,58 +58,77 @@ POLICIES = {
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How one view is made: the operations of SimCLR and BYOL, in the order of the fields, as torchvision has them.
+    """How one view is made: the operations of SimCLR and BYOL, as in torchvision, in the order of the fields.
 
-    An operation whose probability or strength is 0 costs nothing. Source of the operations and their order:
-    Chen et al. 2020, arXiv:2002.05709, appendix A; solarize: Grill et al. 2020, arXiv:2006.07733, appendix B;
-    photometric: VISSL's ImgPilRandomPhotometric, for PIRL, Misra & van der Maaten 2019, arXiv:1912.01991; policies:
-    Cubuk et al. 2018, arXiv:1805.09501, and 2019, arXiv:1909.13719.
+    An operation whose probability or strength is 0 costs nothing. `check` checks the fields; the constructor does not.
 
-    Attributes:
-      size: (height, width) of the view.
-      crop_area: (least, most) share of the image's area that a crop has, in (0, 1], uniform.
-      crop_aspect: (least, most) width / height of a crop, log-uniform.
-      shorter_side: where above 0, no random area and aspect: the image is resized so that its shorter side has this
-        many pixels, and a window of `size` at a random place of it is taken.
-      padding: black pixels that are put around the image resized to `shorter_side`.
-      interpolation: "bilinear" or "bicubic", antialiased, from the crop to `size`.
-      flip: probability of mirroring left and right.
-      rotate: degrees by which the view is turned at most to either side, uniform; nearest neighbors, on black.
-      policy: "autoaugment" (see data/autoaugment.py) or "randaugment" (data/randaugment.py, at its defaults, on gray);
-        none by default.
-      brightness, contrast, saturation: factors are uniform in max(0, 1 - x)..1 + x.
-      hue: shifts are uniform in -x..x of the full circle; at most 0.5.
-      jitter: probability that those four are applied, in random order; else none is.
-      photometric: probability that the view is posterized to 4..8 bits, its sharpness changed by a factor in 0.1..1.9,
-        solarized from a threshold in 0..256 on, and its contrast stretched to the full range, in this order.
-      grayscale: probability of taking the color away.
-      blur: probability of a Gaussian blur.
-      blur_sigma: (least, most) standard deviation in pixels of `size`, uniform.
-      blur_kernel: its taps, odd; 0 for about a tenth of the shorter side, as SimCLR's code has it.
-      solarize: probability of inverting the values from `solarize_threshold`, in 0..1, on.
+    Source of the operations and their order: Chen et al. 2020, arXiv:2002.05709, appendix A; solarize: Grill et al.
+    2020, arXiv:2006.07733, appendix B; photometric: VISSL's ImgPilRandomPhotometric, for PIRL, Misra & van der Maaten
+    2019, arXiv:1912.01991; policies: Cubuk et al. 2018, arXiv:1805.09501, and 2019, arXiv:1909.13719.
     """
 
-    size: tuple[int, int]
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    shorter_side: int = 0
-    padding: int = 0
-    interpolation: str = "bilinear"
-    flip: float = 0.5
-    rotate: float = 0.0
-    policy: str = ""
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    jitter: float = 0.8
-    photometric: float = 0.0
-    grayscale: float = 0.0
-    blur: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    blur_kernel: int = 0
-    solarize: float = 0.0
-    solarize_threshold: float = 0.5
+    size: Annotated[tuple[int, int], COUNT, "(height, width) of the view in pixels."]
+    crop_area: Annotated[
+        tuple[float, float],
+        Range(0.0, 1.0, above=True),
+        "(least, most) share of the image's area that a crop has; uniform.",
+    ] = (0.08, 1.0)
+    crop_aspect: Annotated[
+        tuple[float, float],
+        POSITIVE,
+        "(least, most) width / height of a crop; log-uniform.",
+    ] = (3 / 4, 4 / 3)
+    shorter_side: Annotated[
+        int,
+        NOT_NEGATIVE,
+        "Above 0: crops have no random area and aspect. The image is resized until its shorter side has this many",
+        "pixels, and a window of size is taken at a random place of it.",
+    ] = 0
+    padding: Annotated[
+        int, NOT_NEGATIVE, "Black pixels that are put on each side of the image resized to shorter_side."
+    ] = 0
+    interpolation: Annotated[
+        str, OneOf(tuple(resample.KERNELS)), "Interpolation from the crop to size, antialiased."
+    ] = "bilinear"
+    flip: Annotated[float, SHARE, "Probability of mirroring left and right."] = 0.5
+    rotate: Annotated[
+        float,
+        Range(0.0, 180.0),
+        "Most degrees that the view is turned to either side, uniform; nearest neighbors, on black.",
+    ] = 0.0
+    policy: Annotated[
+        str,
+        OneOf(("", *POLICIES)),
+        "Policy of operations. autoaugment: see data/autoaugment.py. randaugment: data/randaugment.py with its",
+        "defaults, on gray. Empty: none.",
+    ] = ""
+    brightness: Annotated[float, NOT_NEGATIVE, "x, for factors of brightness uniform in max(0, 1 - x)..1 + x."] = 0.0
+    contrast: Annotated[float, NOT_NEGATIVE, "x, for factors of contrast uniform in max(0, 1 - x)..1 + x."] = 0.0
+    saturation: Annotated[float, NOT_NEGATIVE, "x, for factors of saturation uniform in max(0, 1 - x)..1 + x."] = 0.0
+    hue: Annotated[float, Range(0.0, 0.5), "x, for shifts of hue uniform in -x..x of the full circle."] = 0.0
+    jitter: Annotated[
+        float,
+        SHARE,
+        "Probability that brightness, contrast, saturation and hue are changed, in random order; else none of them is.",
+    ] = 0.8
+    photometric: Annotated[
+        float,
+        SHARE,
+        "Probability of these four, in this order: posterized to 4..8 bits, sharpness changed by a factor in 0.1..1.9,",
+        "solarized from a threshold in 0..256, contrast stretched to the full range.",
+    ] = 0.0
+    grayscale: Annotated[float, SHARE, "Probability of taking the color away."] = 0.0
+    blur: Annotated[float, SHARE, "Probability of a Gaussian blur."] = 0.0
+    blur_sigma: Annotated[
+        tuple[float, float], POSITIVE, "(least, most) standard deviation of the blur in pixels of size; uniform."
+    ] = (0.1, 2.0)
+    blur_kernel: Annotated[
+        int,
+        NOT_NEGATIVE,
+        "Taps of the blur, an odd number; 0: about a tenth of the shorter side, as in SimCLR's code.",
+    ] = 0
+    solarize: Annotated[float, SHARE, "Probability of inverting the values from solarize_threshold on."] = 0.0
+    solarize_threshold: Annotated[float, SHARE, "Least value in 0..1 that solarize inverts."] = 0.5
 
     @property
     def crop(self) -> RandomCrop:
@@ -122,40 +143,23 @@ class Augmentation:
 
     @property
     def blur_taps(self) -> int:
-        # SimCLR's code halves height // 10 to a radius, and takes that many pixels to either side.
+        # SimCLR's code halves height // 10 to get a radius, and takes that many pixels on either side.
         return self.blur_kernel or 2 * (min(self.size) // 20) + 1
 
     def check(self, channels: int) -> None:
-        """Raises: ValueError for a number out of its range, or an operation that images of `channels` cannot have."""
-        for name in ("flip", "jitter", "photometric", "grayscale", "blur", "solarize", "solarize_threshold"):
-            self._check_range(name, 0.0, 1.0)
-        self._check_range("rotate", 0.0, 180.0)
-        for name in ("brightness", "contrast", "saturation"):
-            self._check_range(name, 0.0, np.inf)
-        self._check_range("hue", 0.0, 0.5)
-        for name, most in (("crop_area", 1.0), ("crop_aspect", np.inf), ("blur_sigma", np.inf)):
-            value = getattr(self, name)
-            if not (len(value) == 2 and 0.0 < value[0] <= value[1] <= most):
-                raise ValueError(f"{name} must be (least, most) with 0 < least <= most <= {most:g}, got {value}")
-        if not (len(self.size) == 2 and min(self.size) > 0):
-            raise ValueError(f"size must be (height, width) in pixels, got {self.size}")
-        if min(self.shorter_side, self.padding) < 0 or (self.padding and not self.shorter_side):
-            raise ValueError(
-                f"shorter_side and padding must be at least 0, and padding needs shorter_side; got {self.shorter_side} "
-                f"and {self.padding}"
-            )
+        """Raises: ValueError for a value out of its range, or an operation that images of `channels` cannot have."""
+        keys.check_fields(self)
+        keys.check_order(self, "crop_area", "crop_aspect", "blur_sigma")
+        if self.padding and not self.shorter_side:
+            raise ValueError(f"padding needs shorter_side, got padding={self.padding}, shorter_side=0")
         if self.shorter_side and max(self.size) > self.shorter_side + 2 * self.padding:
             raise ValueError(
                 f"a window of {self.size} is larger than shorter_side={self.shorter_side} with padding={self.padding} "
                 f"on both sides; use shorter_side={max(self.size) - 2 * self.padding} or more"
             )
-        if self.interpolation not in resample.KERNELS:
-            raise ValueError(f"interpolation must be one of {', '.join(resample.KERNELS)}, got {self.interpolation!r}")
-        if self.policy and self.policy not in POLICIES:
-            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, or empty, got {self.policy!r}")
         # An edge is reflected once, so a kernel cannot reach further than the other edge.
         most = 2 * min(self.size) - 1
-        if not (self.blur_kernel == 0 or (self.blur_kernel % 2 == 1 and 0 < self.blur_kernel <= most)):
+        if self.blur_kernel and not (self.blur_kernel % 2 and self.blur_kernel <= most):
             raise ValueError(
                 f"blur_kernel must be odd, at most {most} at size {self.size}, or 0, got {self.blur_kernel}"
             )
@@ -171,29 +175,58 @@ class Augmentation:
                         f"{'channel' if channels == 1 else 'channels'}: set it to 0, and use brightness and contrast"
                     )
 
-    def _check_range(self, name: str, low: float, high: float) -> None:
-        if not low <= getattr(self, name) <= high:
-            raise ValueError(f"{name} must be in {low:g}..{high:g}, got {getattr(self, name)}")
+
+@dataclass(frozen=True)
+class OwnAugmentation:
+    """How a user's function makes one view.
+
+    function: (rng, image) -> view, of one example, jittable. image: float32 [*size, channels] in 0..1, whole, as
+    data/crop.py's `center_crop` gives it. The view is float32 in 0..1, of any size, and is normalized afterwards.
+    size: (height, width) of the image.
+    """
+
+    function: Callable[[Key[Array, ""], Float[Array, "height width channels"]], Float[Array, "_ _ channels"]]
+    size: tuple[int, int]
+
+    @property
+    def crop(self) -> RandomCrop:
+        """The whole image."""
+        height, width = self.size
+        return RandomCrop(size=self.size, area=(1.0, 1.0), aspect=(width / height, width / height))
+
+    def check(self, channels: int) -> None:
+        """Any image will do."""
+
+
+def own_view(
+    key: Key[Array, ""], image: Num[Array | np.ndarray, "height width channels"], *, augmentation: OwnAugmentation
+) -> tuple[Float[Array, "new_height new_width channels"], Float[Array, "5"]]:
+    """Like `random_view`. The box is that of the whole image, whichever part of it the function uses."""
+    return augmentation.function(key, _unit_range(image)), jnp.array([0.0, 0.0, 1.0, 1.0, 0.0])
 
 
 def make_augment(
-    augmentations: Sequence[Augmentation],
+    augmentations: Sequence[Augmentation | OwnAugmentation],
     *,
     mean: Sequence[float],
     std: Sequence[float],
     masks: Sequence[Mask | None] = (),
 ) -> Callable[[Any, dict[str, Any]], dict[str, Any]]:
-    """The function `augment(rng, batch) -> batch` that makes one view of every image by each of `augmentations`.
+    """The function `augment(rng, batch) -> batch`. Each of `augmentations` makes one view of every image.
 
-    It is pure, and works on all of a batch or on one device's share of it. Its `batch` has "index" [batch] and either
-    "image", uint8 [batch, height, width, channels], which it crops, or "crops", a tuple with uint8 [batch, *size,
-    channels] for each view, which the host has cropped, with "boxes", a tuple of float32 [batch, 4]. In their place it
-    returns "views": a tuple of float32 [batch, *size, channels], normalized by the channels' `mean` and `std`; and
-    "boxes": a tuple of float32 [batch, 5], where each view lies in its image: top, left, height and width as shares of
-    the image's sides, and 1 where it is mirrored, else 0; and "masks": a tuple of bool [batch, patches], True where a
-    patch is masked, one for each view whose entry of `masks` is not None. `rng` is the step's.
+    `augment` is pure, and works on a whole batch or on one device's rows of it. `rng` is the key of the step. `batch`
+    has "index" [batch], and either
+      "image": uint8 [batch, height, width, channels], which `augment` crops; or
+      "crops": a tuple of uint8 [batch, *size, channels], one for each view, which the host has cropped; with
+      "boxes": a tuple of float32 [batch, 4].
+    The returned batch has, in their place,
+      "views": a tuple of float32 [batch, *size, channels], normalized by the channels' `mean` and `std`;
+      "boxes": a tuple of float32 [batch, 5]: where each view lies in its image. Top, left, height and width are shares
+        of the image's sides; the last number is 1 if the view is mirrored, else 0;
+      "masks": a tuple of bool [batch, patches], True where a patch is masked: one for each view whose entry of `masks`
+        is not None.
 
-    It raises ValueError, when traced, if an augmentation does not fit the images (see `Augmentation.check`).
+    When traced, `augment` raises ValueError if an augmentation does not fit the images (see `Augmentation.check`).
     """
     augmentations = tuple(augmentations)
     masks = tuple(masks) or (None,) * len(augmentations)
@@ -206,7 +239,10 @@ def make_augment(
         views, boxes = [], []
         for number, (augmentation, image, box) in enumerate(zip(augmentations, images, host_boxes, strict=True)):
             augmentation.check(image.shape[-1])
-            one = functools.partial(random_view, augmentation=augmentation, cropped=cropped)
+            if isinstance(augmentation, OwnAugmentation):
+                one = functools.partial(own_view, augmentation=augmentation)
+            else:
+                one = functools.partial(random_view, augmentation=augmentation, cropped=cropped)
             view, new_box = jax.vmap(one)(_keys(rng, batch["index"], number), image)
             views.append(normalize(view, mean, std))
             boxes.append(new_box if box is None else new_box.at[:, :4].set(box))
@@ -223,7 +259,7 @@ def make_augment(
 def normalize(
     images: Num[Array | np.ndarray, "batch height width channels"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "batch height width channels"]:
-    """(images - mean) / std in float32, of uint8 images taken to 0..1, or of floats in 0..1.
+    """(images - mean) / std in float32. Images are uint8, which is scaled to 0..1 first, or floats in 0..1.
 
     Raises: ValueError if `mean` and `std` do not have one number for each channel.
     """
@@ -233,7 +269,7 @@ def normalize(
 
 
 def _unit_range(images: Num[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
-    """float32, uint8's 0..255 taken to 0..1."""
+    """The values in float32; uint8's 0..255 is scaled to 0..1."""
     floats = jnp.asarray(images, jnp.float32)
     return floats / 255.0 if images.dtype == np.uint8 else floats
 
@@ -245,9 +281,9 @@ def random_view(
     augmentation: Augmentation,
     cropped: bool = False,
 ) -> tuple[Float[Array, "new_height new_width channels"], Float[Array, "5"]]:
-    """One random view, in 0..1, of an image, and its box (see `make_augment`) in it.
+    """(a random view of the image, in 0..1; its box in the image, see `make_augment`).
 
-    `cropped` says that the image is of the view's size because it is a crop.
+    cropped: the image is a crop already, and has the view's size.
     """
     draws = _draw(key)
     image = _unit_range(image).transpose(2, 0, 1)
@@ -255,7 +291,7 @@ def random_view(
     if augmentation.rotate:
         image = resample.turned(image, augmentation.rotate * (2.0 * draws["rotate"] - 1.0))
     if augmentation.policy:
-        # By a key of its own, so that the draws of the others are the same with it.
+        # A policy has its own key, so that the draws of the other operations are the same with and without it.
         image = POLICIES[augmentation.policy](random.fold_in(key, 1), image)
     image = _jitter(image, draws, augmentation)
     if augmentation.photometric:
@@ -271,7 +307,7 @@ def random_view(
 
 
 def _keys(rng: Key[Array, ""], index: Int[Array | np.ndarray, "batch"], number: int) -> Key[Array, "batch"]:
-    """For view `number` of each example, by the example's index."""
+    """A key for view `number` of each example, made from the example's index."""
     return jax.vmap(lambda i: random.fold_in(random.fold_in(rng, i), number))(index)
 
 
@@ -343,7 +379,7 @@ def _jitter(image: Image, draws: Draws, augmentation: Augmentation) -> Image:
     order = jnp.argsort(draws["order"][: len(names)])
     applied = draws["jitter"] < augmentation.jitter
     for place in range(len(names)):
-        # All of them at each place, and one is kept: branches that depend on data would run one image at a time.
+        # Each place computes all of them and keeps one. Branches that depend on data would run one image at a time.
         adjusted = image
         for number, name in enumerate(names):
             amount = _amount(name, getattr(augmentation, name), draws[name])
@@ -354,7 +390,7 @@ def _jitter(image: Image, draws: Draws, augmentation: Augmentation) -> Image:
 
 
 def _amount(name: str, strength: float, draw: Float[Array, ""]) -> Float[Array, ""]:
-    """The factor or, of the hue, the shift."""
+    """The factor of an adjustment; for hue, the shift."""
     low, high = (-strength, strength) if name == "hue" else (max(0.0, 1.0 - strength), 1.0 + strength)
     return low + (high - low) * draw
 

@@ -1,6 +1,6 @@
-"""AutoAugment's policy for ImageNet on the device, each image by random numbers of its own; mapped by `jax.vmap`.
+"""AutoAugment's policy for ImageNet, on the device. `jax.vmap` maps it over images, each with its own random numbers.
 
-Source: Cubuk et al. 2018, arXiv:1805.09501, table 9 of the appendix; strengths as timm has them in "original"
+Source: Cubuk et al. 2018, arXiv:1805.09501, table 9 of the appendix; strengths as in timm's "original"
 (timm/data/auto_augment.py): a magnitude m is m / 10 of the way through the operation's range.
 """
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 from ssl_jax.data.randaugment import OPERATIONS, Image, operate
 
-# Of each sub-policy two operations: (kind, probability, magnitude).
+# Each sub-policy has two operations: (kind, probability, magnitude).
 POLICY = (
     (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
     (("solarize", 0.6, 5), ("autocontrast", 0.6, 5)),
@@ -39,12 +39,12 @@ POLICY = (
     (("color", 0.6, 4), ("contrast", 1.0, 8)),
     (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
 )
-FILL = 128.0  # of 0..255: what comes in from outside
-SIGNED = ("rotate", "shear_x")  # to either side, by a coin
+FILL = 128.0  # in 0..255: the value of pixels that come from outside the image
+SIGNED = ("rotate", "shear_x")  # go to either side, with equal probability
 
 
 def auto_augment(key: Key[Array, ""], image: Image) -> Image:
-    """The image after one of the 25 sub-policies, each of whose two operations may be left out.
+    """The image after one of the 25 sub-policies. Each of its two operations is applied with its probability.
 
     Args:
       image: in 0..1, of any number of channels; it is rounded to 8 bits.
@@ -67,10 +67,10 @@ def auto_augment(key: Key[Array, ""], image: Image) -> Image:
 
 
 def level(name: str, magnitude: int) -> float:
-    """The strength by which `operate` does what AutoAugment means by the magnitude.
+    """The strength for `operate` that has the effect of AutoAugment's magnitude.
 
     A larger magnitude leaves more bits (4 to 8), solarizes fewer values, and gives more color, contrast and sharpness,
-    from a factor of 0.1 on to 1.9.
+    by a factor from 0.1 to 1.9.
     """
     share = magnitude / 10
     if name == "posterize":

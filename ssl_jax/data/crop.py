@@ -8,7 +8,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 CROP_TRIES = 10  # torchvision's
-OPENCV_CHANNELS = 4  # that it resizes at most
+OPENCV_CHANNELS = 4  # OpenCV resizes no more at once
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -16,15 +16,16 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 class RandomCrop:
     """A random region of an image, resized: torchvision's RandomResizedCrop.
 
-    With `shorter_side`, a window of the resized image instead: its Resize, Pad and RandomCrop.
+    With `shorter_side` it is a window of the resized image instead: torchvision's Resize, Pad and RandomCrop.
 
     Attributes:
       size: (height, width) of the result, in pixels.
-      area: (low, high) of the region, as a share of the image's; uniform.
-      aspect: (low, high) of the region, width over height; its logarithm is uniform.
+      area: (low, high) area of the region, as a share of the image's area; uniform.
+      aspect: (low, high) width / height of the region; its logarithm is uniform.
       interpolation: a key of `FILTERS`, antialiased.
-      shorter_side: that the image is resized to before a window of `size` is taken; 0: see above.
-      padding: black pixels around the resized image, in which the window may lie.
+      shorter_side: the image is resized until its shorter side has this many pixels, then a window of `size` is taken.
+        0: a region of random area and aspect.
+      padding: black pixels on each side of the resized image; the window may include them.
     """
 
     size: tuple[int, int]
@@ -40,14 +41,18 @@ class RandomCrop:
         return height, width
 
     def room(self, height: int, width: int) -> tuple[int, int]:
-        """How many places the window has in the padded image of height x width pixels: (down, across)."""
+        """The number of places (down, across) for the window in an image of height x width pixels, after padding."""
         down, across = (
             side + 2 * self.padding - window + 1 for side, window in zip((height, width), self.size, strict=True)
         )
         return down, across
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """(top, left, height, width) in an image of height x width pixels: the first of ten that lies within it."""
+        """(top, left, height, width) of a random region in an image of height x width pixels.
+
+        Ten regions are drawn, and the first that lies within the image is taken. If none does, see
+        `_largest_centered_box`.
+        """
         draws = rng.random((CROP_TRIES, 4))
         area = height * width * (self.area[0] + (self.area[1] - self.area[0]) * draws[:, 0])
         low, high = np.log(self.aspect)
@@ -61,7 +66,7 @@ class RandomCrop:
         return int(draws[first, 2] * (height - h + 1)), int(draws[first, 3] * (width - w + 1)), h, w
 
     def _largest_centered_box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The image, or where its aspect is beyond `aspect` as much of the longer side as is allowed."""
+        """The whole image. If its aspect is outside of `aspect`, its longer side is cut until the aspect is allowed."""
         h = min(height, max(round(width / self.aspect[0]), 1))
         w = min(width, max(round(height * self.aspect[1]), 1))
         return (height - h) // 2, (width - w) // 2, h, w
@@ -70,7 +75,7 @@ class RandomCrop:
 def random_crop(
     image: UInt8[np.ndarray, "height width channels"], crop: RandomCrop, rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "crop_height crop_width channels"], Float32[np.ndarray, "4"]]:
-    """(the crop, its top, left, height and width as shares of the image's sides; outside 0..1 where it is padded)."""
+    """(the crop; its top, left, height and width as shares of the image's sides). Padding is outside of 0..1."""
     height, width = image.shape[:2]
     if crop.shorter_side:
         height, width = crop.resized(height, width)
@@ -89,11 +94,11 @@ def random_crop(
 def resample(
     image: UInt8[np.ndarray, "height width channels"], size: tuple[int, int], interpolation: str
 ) -> UInt8[np.ndarray, "new_height new_width channels"]:
-    """To (height, width), antialiased, by Pillow, as torchvision; data/resample.py has the same on the device."""
+    """Resizes to (height, width) with Pillow, antialiased, as torchvision does. data/resample.py: on the device."""
     if image.shape[:2] == tuple(size):
         return image
     if image.shape[2] == 3:
-        # Pillow has four bytes a pixel. Given such it need not convert, for which it would hold Python's lock.
+        # Pillow keeps four bytes a pixel. Given four, it does not convert; while it converts, it holds Python's lock.
         four = _pillow(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), "RGBX", size, interpolation)
         return cv2.cvtColor(four, cv2.COLOR_RGBA2RGB)
     channels = (np.ascontiguousarray(image[:, :, channel]) for channel in range(image.shape[2]))
@@ -109,7 +114,10 @@ def _pillow(pixels: np.ndarray, mode: str, size: tuple[int, int], interpolation:
 def center_crop(
     image: UInt8[np.ndarray, "height width channels"], size: tuple[int, int], share: float = 1.0
 ) -> UInt8[np.ndarray, "crop_height crop_width channels"]:
-    """The largest centered region of `size`'s aspect, its sides times `share`, resized to `size` (height, width)."""
+    """The largest centered region of `size`'s aspect, its sides multiplied by `share`, resized to `size`.
+
+    size: (height, width).
+    """
     height, width = image.shape[:2]
     scale = share * min(height / size[0], width / size[1])
     h, w = (max(round(scale * side), 1) for side in size)
@@ -118,7 +126,7 @@ def center_crop(
 
 
 def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """To (height, width), antialiased: the mean over each new pixel's area to shrink, bilinear to enlarge."""
+    """Resizes to (height, width), antialiased. Shrinking averages over each new pixel's area; enlarging is bilinear."""
     height, width = size
     if image.shape[:2] == (height, width):
         return image

@@ -1,6 +1,6 @@
 """From the bytes of an image file to uint8 pixels, whatever the file holds.
 
-OpenCV decodes: it is fast and frees Python's lock, so threads suffice. What it leaves open is settled here: alpha,
+OpenCV decodes: it is fast and frees Python's lock, so threads suffice. This file handles what OpenCV does not: alpha,
 16 bits, and the EXIF orientation of files that are not JPEG.
 """
 
@@ -14,13 +14,13 @@ from jaxtyping import UInt8
 
 from ssl_jax.data.header import JPEG, TIFF, image_size
 
-# A file that cannot be decoded is reported once, by name, by who reads it; OpenCV would print about each again.
+# The reader reports a file that cannot be decoded once, by name. OpenCV would print a message of its own for each.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Of one image: 200 MB in RGB, of which each thread that decodes holds one; no camera's photo has more but a few.
+# Of one image: 200 MB in RGB. Each thread that decodes holds one image. Only a few cameras make larger photos.
 MAX_PIXELS = 2**26
-MAX_BYTES = 2**28  # of a file: what an uncompressed image of MAX_PIXELS takes, with alpha
+MAX_BYTES = 2**28  # of a file: the size of an uncompressed image of MAX_PIXELS with alpha
 JPEG_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
 EXIF_ORIENTATION = 0x0112
 
@@ -28,7 +28,7 @@ EXIF_ORIENTATION = 0x0112
 class UndecodableImage(Exception):
     """An image that cannot be read: its `name` (a path, or data set and index) and the `reason`.
 
-    In the name what cannot be printed is escaped: file names may hold line breaks and commands to a terminal.
+    Characters of the name that cannot be printed are escaped: a file name may hold line breaks or terminal commands.
     """
 
     def __init__(self, name: str, reason: str):
@@ -61,20 +61,20 @@ def decode_image(data: bytes, channels: int, name: str) -> UInt8[np.ndarray, "he
         return _decode_jpeg(data, channels) if data.startswith(JPEG) else _to_channels(_decode_any(data), channels)
     except ValueError as error:
         raise UndecodableImage(name, str(error)) from error
-    except cv2.error as error:  # of several lines; `err` is the condition that did not hold
+    except cv2.error as error:  # its text has several lines; `err` is the condition that did not hold
         raise UndecodableImage(name, f"refused by OpenCV: {error.err}") from error
 
 
 def read_file(path: Path, name: str) -> bytes:
-    """The whole file. Raises: UndecodableImage for one that is none, cannot be read or is larger than MAX_BYTES."""
+    """The whole file. Raises: UndecodableImage if it is no file, cannot be read or is larger than MAX_BYTES."""
     try:
-        if not path.is_file():  # a pipe or a device would be waited for
+        if not path.is_file():  # reading a pipe or a device would wait
             raise UndecodableImage(name, "a broken link" if path.is_symlink() else "gone, or not a regular file")
         _check_bytes(path.stat().st_size)
         return path.read_bytes()
     except ValueError as error:
         raise UndecodableImage(name, str(error)) from error
-    except OSError as error:  # also of is_file, in a folder that may be listed but not entered
+    except OSError as error:  # is_file raises it, too: in a folder that may be listed but not entered
         raise UndecodableImage(name, os.strerror(error.errno) if error.errno else str(error)) from error
 
 
@@ -84,7 +84,7 @@ def _check_bytes(size: int) -> None:
 
 
 def _decode_jpeg(data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
-    # Never with alpha, always 8 bits: OpenCV turns it by its EXIF, and takes gray straight from the luma.
+    # A JPEG has 8 bits and no alpha. OpenCV turns it by its EXIF orientation, and takes gray straight from the luma.
     image = cv2.imdecode(np.frombuffer(data, np.uint8), JPEG_FLAGS[channels])
     if image is None:
         raise ValueError("a broken or truncated JPEG")
@@ -113,7 +113,7 @@ def _decode_any(data: bytes) -> UInt8[np.ndarray, "height width *bgr"]:
 
 
 def _over_white(color: np.ndarray, alpha: np.ndarray, premultiplied: bool) -> UInt8[np.ndarray, "height width 3"]:
-    # In 16 bits, which hold 255 * 255: floats would take five times the image's own memory.
+    # uint16 holds 255 * 255; floats would take five times the image's own memory.
     alpha = alpha.astype(np.uint16)
     if premultiplied:
         return np.minimum(color + (255 - alpha), 255).astype(np.uint8)
@@ -132,7 +132,7 @@ def _to_channels(image: np.ndarray, channels: int) -> UInt8[np.ndarray, "height 
 
 
 def exif_orientation(exif: bytes) -> int:
-    """1 to 8, as EXIF numbers them; 1, upright, where `exif` (a TIFF header and its tags) does not say."""
+    """1 to 8, as EXIF numbers orientations; 1 (upright) if `exif`, a TIFF header and its tags, does not say."""
     exif = exif.removeprefix(b"Exif\0\0")
     endian = "<" if exif.startswith(b"II") else ">"
     try:
@@ -143,12 +143,12 @@ def exif_orientation(exif: bytes) -> int:
             if tag == EXIF_ORIENTATION:
                 return value if 1 <= value <= 8 else 1
     except struct.error:
-        pass  # cut off: as if there were none
+        pass  # cut off: treated as if there were none
     return 1
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    # 1 to 8 are: as is, mirrored, turned by 180 degrees, flipped; then the same four after swapping the axes.
+    # 1 to 4 are: as it is, mirrored, turned by 180 degrees, flipped. 5 to 8 are the same four after swapping the axes.
     transposed, turn = divmod(orientation - 1, 4)
     if transposed:
         image = image.swapaxes(0, 1)
@@ -160,7 +160,7 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def shrink(images: np.ndarray, side: int) -> np.ndarray:
-    """uint8 images [n, height, width, channels] whose larger side is at most `side`, averaged over areas."""
+    """uint8 images [n, height, width, channels], shrunk until the larger side is at most `side`, by area averages."""
     height, width, channels = images.shape[1:]
     if max(height, width) <= side:
         return images

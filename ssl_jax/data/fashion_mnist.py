@@ -14,12 +14,12 @@ CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
 )  # fmt: skip
 PREFIXES = {"train": "train", "test": "t10k"}  # of a split's files
-MAX_DEFLATE_RATIO = 1032  # gzip's format cannot make data smaller than this: zlib.net, "Technical details"
-UNSIGNED_BYTE = 8  # the idx format's number for it
+MAX_DEFLATE_RATIO = 1032  # gzip's format cannot compress data by more: zlib.net, "Technical details"
+UNSIGNED_BYTE = 8  # the idx format's number for this type
 
 
 def installed() -> dict[str, Path]:
-    """{file name: path} of the package's gzipped files, as dpkg lists them; {} where it is not installed."""
+    """{file name: path} of the package's gzipped files, as dpkg lists them; {} if it is not installed."""
     try:
         listing = subprocess.run(["dpkg", "-L", PACKAGE], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):  # no Debian, or not installed
@@ -30,9 +30,9 @@ def installed() -> dict[str, Path]:
 
 
 def load(files: dict[str, Path], split: str) -> tuple[UInt8[np.ndarray, "images 28 28"], UInt8[np.ndarray, " images"]]:
-    """(images, labels) of `split`, from what `installed` gives; TFDS's slices, "train[:25%]", are understood.
+    """(images, labels) of `split`, from the files that `installed` finds. A split may be a TFDS slice, "train[:25%]".
 
-    Raises: ValueError for a split that there is not, and for files that are not as they should be.
+    Raises: ValueError for an unknown split, and for files that are broken or of another format.
     """
     import tensorflow_datasets as tfds
 

@@ -1,8 +1,8 @@
-"""The size of an image as its file's header says: read before OpenCV is given the file, and before it takes memory.
+"""The size of an image, read from its file's header before OpenCV is given the file and takes memory.
 
-OpenCV decodes up to 2^30 pixels, and for a PNG takes as much memory as a damaged chunk says it is long: a file of 700
-bytes with one flipped bit kept it busy for 51 seconds with 4 GB. What is not of one of these formats is never given to
-it, so its decoders of other formats are out of reach.
+OpenCV decodes up to 2^30 pixels. For a PNG it takes as much memory as a chunk claims to be long, even if the chunk is
+damaged: a file of 700 bytes with one flipped bit kept it busy for 51 seconds with 4 GB. OpenCV is never given a file of
+any other format than these, so its other decoders are out of reach.
 """
 
 import re
@@ -13,13 +13,13 @@ PNG, GIF, BMP, RIFF, JPEG = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a"), b"BM",
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # with a + it is BigTIFF
 TIFF_SIDES = {256: 0, 322: 0, 257: 1, 323: 1}  # tag -> axis: widths and heights of the image and of its tiles
 TIFF_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}  # all that libtiff takes for a side
-# As OpenCV reads it, which passes over the character after a number, whatever it is: a # there begins no comment.
+# As OpenCV reads it: it skips the character after a number, whatever it is, so a # there begins no comment.
 PNM = re.compile(rb"P[1-6]" + 2 * rb"\s(?:\s|#[^\r\n]*[\r\n])*(\d{1,9})" + rb"\b")
-# Baseline to arithmetic coded frames; 0xC4, 0xC8 and 0xCC among them are tables.
+# Baseline to arithmetic coded frames; 0xC4, 0xC8 and 0xCC in this range are tables.
 JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_PROGRESSIVE, JPEG_SCAN, JPEG_END = {0xC2, 0xC6, 0xCA, 0xCE}, 0xDA, 0xD9
-JPEG_ALONE = {*range(0xC0), *range(0xD0, 0xD9)}  # markers without a length, and what libjpeg takes for none
-# A scan of a few bytes has libjpeg go over all pixels once more: 33 kB of them took 0.7 seconds, 10 MB half an hour.
+JPEG_ALONE = {*range(0xC0), *range(0xD0, 0xD9)}  # markers without a length, and what libjpeg takes for no marker
+# Each scan, even of a few bytes, makes libjpeg go over all pixels: 33 kB of scans took 0.7 seconds, 10 MB half an hour.
 MAX_SCANS = 100  # encoders write some 10
 
 
@@ -53,14 +53,14 @@ def _size(data: bytes) -> tuple[int, int]:
     if data.startswith(BMP):
         (header_bytes,) = struct.unpack_from("<I", data, 14)
         width, height = struct.unpack_from("<HH" if header_bytes == 12 else "<ii", data, 18)
-        return abs(width), abs(height)  # a negative height: from the top down
+        return abs(width), abs(height)  # a negative height means rows from the top down
     if found := PNM.match(data[:4096]):
         return int(found[1]), int(found[2])
     raise ValueError("broken, truncated, or not an image of a format that is read")
 
 
 def _png(data: bytes) -> tuple[int, int]:
-    """Of the first chunk; all of them are seen to be as long as they say."""
+    """The size in the first chunk. Checks also that no chunk claims to be longer than the file."""
     size, start = None, len(PNG)
     while size is None or start < len(data):
         length, kind = struct.unpack_from(">I4s", data, start)
@@ -77,7 +77,7 @@ def _png(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg(data: bytes) -> tuple[int, int]:
-    """Of the first frame. Raises: ValueError for more than MAX_SCANS scans, too."""
+    """The size in the first frame. Raises: ValueError also for more than MAX_SCANS scans."""
     markers = _jpeg_markers(data)
     for frame, start in markers:
         if frame in (JPEG_SCAN, JPEG_END):
@@ -99,8 +99,8 @@ def _check_scans(data: bytes, markers: Iterator[tuple[int, int]], components: in
             continue
         if not scans:
             (first,) = struct.unpack_from("B", data, start + 4)
-            single = not progressive and first == components  # libjpeg reads no other, then
-            # What is not of the image, as the film in a telephone's photo, may look like more scans than there are.
+            single = not progressive and first == components  # then libjpeg reads no other scan
+            # The file may hold more than the image, as the film in a telephone's photo, and that may look like scans.
             if single or data.count(bytes([0xFF, JPEG_SCAN]), start) <= MAX_SCANS:
                 return
         scans += 1
@@ -109,7 +109,7 @@ def _check_scans(data: bytes, markers: Iterator[tuple[int, int]], components: in
 
 
 def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
-    """(marker, where its 0xFF is), as libjpeg walks from one to the next: it passes over what is between them, too."""
+    """(marker, position of its 0xFF), in libjpeg's order. What lies between two markers is skipped, as in libjpeg."""
     position = 2
     while (position := data.find(b"\xff", position)) >= 0:
         (marker,) = struct.unpack_from("B", data, position + 1)
@@ -135,9 +135,9 @@ def _webp(data: bytes) -> tuple[int, int]:
 
 
 def _tiff(data: bytes) -> tuple[int, int]:
-    """Of the first directory. The larger counts of a side that is there twice, and of those of the image and a tile.
+    """The size in the first directory. If a side is there twice, or for the image and for a tile, the larger counts.
 
-    Of the one libtiff takes the first; of a tile a whole one is decoded.
+    libtiff takes the first of two sides, and decodes whole tiles.
     """
     endian = "<" if data.startswith(b"II") else ">"
     big = data[2:4] in (b"+\0", b"\0+")
@@ -155,7 +155,7 @@ def _tiff(data: bytes) -> tuple[int, int]:
                 raise ValueError(f"broken: a TIFF with a side of type {kind}, which is no integer")
             value, at = endian + TIFF_TYPES[kind], entry + value_at
             if struct.calcsize(value) > struct.calcsize(offset):
-                (at,) = struct.unpack_from(endian + offset, data, at)  # what has no room stands elsewhere
+                (at,) = struct.unpack_from(endian + offset, data, at)  # a value too large for the entry is elsewhere
             (side,) = struct.unpack_from(value, data, at)
             sides[TIFF_SIDES[tag]] = max(sides[TIFF_SIDES[tag]], side)
     return sides[0], sides[1]

@@ -1,6 +1,7 @@
-"""Random masks over the patches of a view, made on the device: which of them a masked model does not see."""
+"""Random masks over the patches of a view, made on the device: which patches a masked model does not see."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -8,49 +9,49 @@ import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from ssl_jax import keys
+from ssl_jax.keys import COUNT, POSITIVE, SHARE, OneOf
+
 KINDS = ("random", "block")
-BLOCK_TRIES = 40  # rectangles tried for one mask
+BLOCK_TRIES = 40  # rectangles that are tried for one mask
 
 
 @dataclass(frozen=True)
 class Mask:
     """How the patches of an image are masked.
 
-    Attributes:
-      patch_size: pixels a side; the model's.
-      ratio: (least, most) share of the patches that are masked, uniform for each image; all equal where they are.
-      images: probability that an image is masked at all.
-      kind: "random", each patch as likely as any other; or "block", rectangles that may overlap, until the number is
-        reached (what none fits in is filled by single patches), as in BEiT.
-      unit: patches a side of the squares that "random" masks as one (SimMIM's 32 pixels: 2 patches of 16).
-      min_patches: least area of a rectangle.
-      aspect: (least, most) height / width of a rectangle, log-uniform.
-
     Source: Bao et al. 2021, arXiv:2106.08254, algorithm 1 (block); He et al. 2021, arXiv:2111.06377 (random).
     """
 
-    patch_size: int
-    ratio: tuple[float, float]
-    images: float = 1.0
-    kind: str = "random"
-    unit: int = 1
-    min_patches: int = 4
-    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    patch_size: int  # pixels a side; the model decides it, so it is no key
+    ratio: Annotated[
+        tuple[float, float],
+        SHARE,
+        "(least, most) share of the patches that is masked, uniform for each image; equal: the same for all images.",
+    ]
+    images: Annotated[float, SHARE, "Probability that an image is masked at all."] = 1.0
+    kind: Annotated[
+        str,
+        OneOf(KINDS),
+        "random: each patch is as likely as any other. block: rectangles that may overlap, until the number is reached",
+        "(single patches fill what no rectangle fits in), as in BEiT.",
+    ] = "random"
+    unit: Annotated[
+        int, COUNT, "Patches a side of the squares that random masks as one (SimMIM: 32 pixels, 2 patches of 16)."
+    ] = 1
+    min_patches: Annotated[int, COUNT, "Least area of a rectangle of block, in patches."] = 4
+    aspect: Annotated[
+        tuple[float, float], POSITIVE, "(least, most) height / width of a rectangle of block; log-uniform."
+    ] = (0.3, 1 / 0.3)
 
     def __post_init__(self):
-        if not 0.0 <= self.ratio[0] <= self.ratio[1] <= 1.0:
-            raise ValueError(f"ratio must be (least, most) with 0 <= least <= most <= 1, got {self.ratio}")
-        if not 0.0 <= self.images <= 1.0:
-            raise ValueError(f"images must be in 0..1, got {self.images}")
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        if not 0.0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"aspect must be (least, most) with 0 < least <= most, got {self.aspect}")
-        if min(self.unit, self.min_patches, self.patch_size) < 1:
-            raise ValueError("unit, min_patches and patch_size must be at least 1")
+        keys.check_fields(self)
+        keys.check_order(self, "ratio", "aspect")
+        if self.patch_size < 1:
+            raise ValueError(f"patch_size must be at least 1, got {self.patch_size}")
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Units (down, across) of an image of `size` pixels. Raises: ValueError if they do not fill it."""
+        """Number of units (down, across) in an image of `size` pixels. Raises: ValueError if they do not fill it."""
         side = self.patch_size * (self.unit if self.kind == "random" else 1)
         if size[0] % side or size[1] % side:
             raise ValueError(
@@ -59,7 +60,7 @@ class Mask:
         return size[0] // side, size[1] // side
 
     def most(self, size: tuple[int, int]) -> int:
-        """The most patches of an image of `size` pixels that it masks."""
+        """The largest number of patches that it masks in an image of `size` pixels."""
         height, width = self.grid(size)
         return int(np.round(np.float32(height * width) * np.float32(self.ratio[1]))) * (
             self.unit**2 if self.kind == "random" else 1
@@ -67,7 +68,7 @@ class Mask:
 
 
 def random_mask(key: Key[Array, ""], size: tuple[int, int], mask: Mask) -> Bool[Array, " patches"]:
-    """The mask of one image of `size` (height, width) pixels, True where it is masked, row by row."""
+    """The mask of one image of `size` (height, width) pixels, row by row: True where a patch is masked."""
     key_ratio, key_image, key_mask = random.split(key, 3)
     height, width = mask.grid(size)
     low, high = mask.ratio
@@ -81,7 +82,7 @@ def random_mask(key: Key[Array, ""], size: tuple[int, int], mask: Mask) -> Bool[
 
 
 def _fill(noise: Float[Array, "height width"], count: Int[Array, ""]) -> Bool[Array, "height width"]:
-    """The `count` places of least noise."""
+    """True at the `count` places of least noise."""
     return (jnp.argsort(jnp.argsort(noise.ravel())) < count).reshape(noise.shape)
 
 
@@ -104,10 +105,10 @@ def _blocks(
         return jnp.where(fits, masked | block, masked), None
 
     draws = random.uniform(key_blocks, (BLOCK_TRIES, 4))
-    # Nothing masked; made of the draws, so that under shard_map it counts as differing between devices, as they do.
+    # Nothing is masked at first. It is made from the draws, so that it has their varying axes under shard_map.
     start = jnp.broadcast_to(draws[0, 0] < 0.0, grid)
     masked, _ = lax.scan(add, start, draws)
-    return _fill(random.uniform(key_rest, grid) - masked, count)  # what is masked comes first
+    return _fill(random.uniform(key_rest, grid) - masked, count)  # masked patches come first
 
 
 def random_masks(keys: Key[Array, " batch"], size: tuple[int, int], mask: Mask) -> Bool[Array, "batch patches"]:

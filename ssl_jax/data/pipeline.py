@@ -1,8 +1,8 @@
 """From a source to batches of uint8 images on the host: order, decoding, crops, reading ahead.
 
-Batch k is a pure function of (seed, k): nothing is remembered from one batch to the next, so a run is resumed at any
-step without replaying, and every process of a run makes its own rows of the same batches. Grain calls that function
-in threads, ahead of the training; OpenCV, which decodes, frees Python's lock.
+Batch k is a pure function of (seed, k): nothing is remembered from one batch to the next. So a run resumes at any step
+without replaying, and every process of a run makes its own rows of the same batches. Grain calls that function in
+threads, ahead of the training. OpenCV decodes, and frees Python's lock.
 """
 
 import functools
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ssl_jax.data.crop import RandomCrop, center_crop, random_crop
 from ssl_jax.data.sources import Source, UndecodableImage
 
-# Images are decoded in parallel already; threads of OpenCV's own within each call would only contend with that.
+# Images are decoded in parallel already; OpenCV's own threads within each call would only get in the way.
 cv2.setNumThreads(1)
 
 Batch = dict[str, Any]
@@ -30,7 +30,7 @@ R = TypeVar("R")
 THREADS, PREFETCH = 8, 2
 READ_BATCH = 512  # images read at a time into memory
 MAX_REPLACEMENTS = 100  # tries to replace an image by another; if none can be decoded, the data are gone
-# Evaluation keeps 224/256 of the shorter side, as is usual, but all of it where images are small.
+# Evaluation keeps 224/256 of the shorter side, as is usual; below 96 pixels it keeps all of it.
 EVAL_SHARE, EVAL_SHARE_FROM = 224 / 256, 96
 
 
@@ -52,18 +52,19 @@ def train_batches(
     threads: int = THREADS,
     prefetch: int = PREFETCH,
 ) -> "Batches":
-    """Endless batches for training, every epoch in another order; what does not fill a batch at its end is left out.
+    """Endless batches for training. Each epoch has another order; images at its end that fill no batch are left out.
 
-    A set that decoded takes no more than `memory_bytes` is kept so, each image as `center_crop` gives it; the device
-    makes the views: {"image": uint8 [rows, height, width, channels], "index": int32 [rows], "label": int32 [rows]}.
+    A set that takes no more than `memory_bytes` when decoded is kept in memory, each image as `center_crop` gives it.
+    The device makes the views. A batch is
+    {"image": uint8 [rows, height, width, channels], "index": int32 [rows], "label": int32 [rows]}.
 
-    A larger set is decoded anew for each batch, and the views are cropped here, from the whole images:
+    A larger set is decoded anew for each batch, and the views are cropped here, from the whole images. A batch is
     {"crops": (uint8 [rows, *size, channels] for each view), "boxes": (float32 [rows, 4] for each view, see
     `random_crop`), "index", "label"}.
 
-    "index" is the image's in `source`; "label" is -1 for an image without one. The order is that of all images of the
-    source. Instead of one that cannot be decoded comes another, in its row alone: what one process cannot read, or
-    one start of a run, moves no other image.
+    "index" is the image's index in `source`; "label" is -1 for an image without one. The order covers all images of the
+    source. Another image replaces one that cannot be decoded, in its row alone. So an image that one process, or one
+    start of a run, cannot read moves no other image.
 
     Args:
       seed: of order and crops, >= 0.
@@ -71,13 +72,13 @@ def train_batches(
       image_size: (height, width) of images in memory.
       crops: one for each view.
       start_step: the step of the first batch.
-      process_index, process_count: this process makes only its share of each batch's rows. It reads no others, but for
-        a set in memory, which every process holds whole.
-      memory_bytes: 0 to keep none in memory.
-      threads: that decode, at least 1.
+      process_index, process_count: this process makes only its share of each batch's rows. It reads no other images,
+        unless the set is kept in memory: then every process holds the whole set.
+      memory_bytes: 0 to keep no set in memory.
+      threads: threads that decode, at least 1.
       prefetch: batches made ahead.
-    Raises: ImagesError for a set smaller than a batch or without images that can be decoded, and with a batch, where
-      image after image cannot be decoded; ValueError for a batch that does not divide over the processes.
+    Raises: ImagesError if the set is smaller than a batch or no image can be decoded, and with a later batch if image
+      after image cannot be decoded; ValueError if batch_size does not divide over the processes.
     """
     if batch_size % process_count:
         raise ValueError(
@@ -118,10 +119,10 @@ def eval_batches(
     threads: int = THREADS,
     prefetch: int = PREFETCH,
 ) -> "Batches":
-    """Every image that can be decoded, once, in order: {"image", "index", "label"}, as `train_batches` has them.
+    """Every image that can be decoded, once, in order, in batches {"image", "index", "label"} as of `train_batches`.
 
-    A batch has `batch_size` rows; fewer at the end, and where images cannot be decoded. The images are as
-    `center_crop` gives them, from 96 pixels on with a share of 224/256.
+    A batch has `batch_size` rows, or fewer at the end and where images cannot be decoded. The images are as
+    `center_crop` gives them, with a share of 224/256 from 96 pixels on.
 
     Raises: ImagesError, at the end, if no image could be decoded.
     """
@@ -136,11 +137,11 @@ def eval_batches(
 
 
 class Batches(Iterator[Batch]):
-    """The batches of `steps`, in order, made ahead of being asked for.
+    """The batches of `steps`, in order, made before they are asked for.
 
     Args:
-      batch: step -> batch, or None for none at this step; called from several threads.
-      skipped: {name: reason} of images that cannot be decoded, which `batch` adds to as it meets them.
+      batch: step -> batch, or None if this step has none; called from several threads.
+      skipped: {name: reason} of images that cannot be decoded; `batch` adds those that it meets.
       prefetch: batches made ahead.
     """
 
@@ -148,7 +149,7 @@ class Batches(Iterator[Batch]):
         self.skipped, self._found_any = skipped, False
         dataset = grain.MapDataset.range(steps.start, steps.stop).map(batch)
         options = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
-        self._batches: Any = iter(dataset.to_iter_dataset(options))  # passes over None
+        self._batches: Any = iter(dataset.to_iter_dataset(options))  # skips None
 
     def __next__(self) -> Batch:
         try:
@@ -162,23 +163,23 @@ class Batches(Iterator[Batch]):
 
 
 def batch_rows(step: int, *, seed: int, num_images: int, batch_size: int) -> Int[np.ndarray, " batch"]:
-    """Which of num_images make up the global batch of `step`, in their order in it."""
+    """The indices of the images in the global batch of `step`, in the batch's order."""
     epoch, position = divmod(step, num_images // batch_size)
     return _epoch_order(seed, epoch, num_images)[position * batch_size : (position + 1) * batch_size]
 
 
-@functools.lru_cache(maxsize=2)  # around an epoch's end batches of two epochs are made at the same time
+@functools.lru_cache(maxsize=2)  # around the end of an epoch, batches of two epochs are made at the same time
 def _epoch_order(seed: int, epoch: int, num_images: int) -> Int[np.ndarray, " images"]:
     return np.random.default_rng((seed, epoch)).permutation(num_images)
 
 
 def _crop_rng(seed: int, step: int, index: int, view: int) -> np.random.Generator:
-    # Philox maps (key, counter) to random bits. Its lowest word, 0 here, counts what is drawn from this generator.
+    # Philox maps (key, counter) to random bits. The counter's lowest word, 0 here, counts this generator's draws.
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, view, index, step]))
 
 
 class _Reader:
-    """Reads images of a source, many at once in threads, and notes those that cannot be decoded."""
+    """Reads images of a source in threads, many at once, and notes those that cannot be decoded."""
 
     def __init__(self, source: Source, threads: int):
         self.skipped: dict[str, str] = {}
@@ -186,14 +187,14 @@ class _Reader:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def channels(self) -> int:
-        """Of the first image. Raises: ValueError if no image can be decoded."""
+        """The channels of the first image that can be decoded. Raises: ImagesError if none can."""
         for index in range(len(self._source)):
             if (found := self._read(index)) is not None:
                 return found[0].shape[-1]
         raise _none_decodable(self.skipped)
 
     def read_all(self, size: tuple[int, int]) -> tuple[Batch, Bool[np.ndarray, " images"]]:
-        """(`read_centers` with a row for each image of the source, which of them could be decoded)."""
+        """(`read_centers` with a row for each image of the source; whether each image could be decoded)."""
         everything: Batch = {}
         indices = range(len(self._source))
         decoded = np.zeros(len(indices), bool)
@@ -210,7 +211,7 @@ class _Reader:
         return everything, decoded
 
     def read_centers(self, indices: Sequence[int], size: tuple[int, int], share: float = 1.0) -> Batch | None:
-        """{"image", "index", "label"} of those that can be decoded; None if none can."""
+        """{"image", "index", "label"} of the images that can be decoded; None if none can."""
 
         def row(index: int) -> tuple[np.ndarray, int, int] | None:
             if (found := self._read(index)) is None:
@@ -246,7 +247,7 @@ class _Reader:
         }
 
     def or_another(self, make: Callable[[int], R | None], index: int, seed: int, step: int) -> R:
-        """make(index); if that is None, of another image, which (seed, step, index) alone decide.
+        """make(index). If that is None, `make` of another image, which (seed, step, index) alone decide.
 
         Raises: ImagesError if one image after the other gives None.
         """
@@ -270,7 +271,7 @@ class _Reader:
             return None
 
     def _map(self, work: Callable[[int], R], indices: Sequence[int]) -> list[R]:
-        """[work(index) for index in indices], a part of them in each thread."""
+        """[work(index) for index in indices]. Each thread does a part of them."""
         parts = [part.tolist() for part in np.array_split(indices, self._threads)]
         return list(itertools.chain.from_iterable(self._pool.map(lambda part: [work(index) for index in part], parts)))
 

@@ -1,14 +1,14 @@
-"""RandAugment on the device: operations of random kind and strength, each image its own; mapped by `jax.vmap`.
+"""RandAugment on the device: operations of random kind and strength. `jax.vmap` gives each image its own.
 
-An image is [channels, height, width], and within this file of whole numbers 0..255 in float32: the operations are
-Pillow's on 8 bits, and round as it does.
+An image is [channels, height, width]. Within this file its values are whole numbers 0..255 in float32: the operations
+are Pillow's on 8 bits, and round as Pillow does.
 
-What is done depends on data, so all kinds are computed and one is kept. So few passes do: eight kinds are tables of the
-256 values, of which one is looked up; five are affine maps, of which one is sampled; two blend with a gray and with a
-smoothed image.
+The kind of operation depends on data, so all kinds are computed and one is kept. This takes few passes. Eight kinds are
+tables of the 256 values; one table is looked up. Five are affine maps; one map is sampled. Two blend the image with a
+gray and with a smoothed one.
 
-Source: Cubuk et al. 2019, arXiv:1909.13719; kinds, strengths and defaults as timm has them in "rand-m9-mstd0.5-inc1"
-(timm/data/auto_augment.py), by which DeiT, BEiT and MAE fine-tune.
+Source: Cubuk et al. 2019, arXiv:1909.13719; kinds, strengths and defaults as in timm's "rand-m9-mstd0.5-inc1"
+(timm/data/auto_augment.py), with which DeiT, BEiT and MAE fine-tune.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Image = Float[Array, "channels height width"]
 Scalar = Float[Array, ""] | float
 Index = Int[Array, ""] | int
 
-# Kinds, each by its place here.
+# The kinds of operation. The number of a kind is its index in OPERATIONS.
 TABLES = ("autocontrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "contrast", "brightness")
 MAPS = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 OPERATIONS = (*TABLES, "color", "sharpness", *MAPS)
@@ -46,9 +46,9 @@ def rand_augment(
 
     Args:
       image: in 0..1, of any number of channels; it is rounded to 8 bits.
-      fill: a value in 0..1 for each channel, of what comes in from outside; timm has the channels' means.
-      magnitude, deviation: of an operation, normal, cut off to 0..10. Which way it goes is a coin's.
-      layers: operations, drawn with replacement from OPERATIONS.
+      fill: for each channel, a value in 0..1 for pixels from outside the image; timm uses the channels' means.
+      magnitude, deviation: an operation's magnitude is normal with these, clipped to 0..10. Its sign is random.
+      layers: number of operations, drawn with replacement from OPERATIONS.
       probability: that a layer's operation is applied.
     Returns: in 0..1, in steps of 1/255.
     """
@@ -68,11 +68,12 @@ def operate(image: Image, operation: Index, level: Scalar, sign: Scalar, fill: F
     """The image after one operation.
 
     Args:
-      image, fill: of whole numbers 0..255.
+      image, fill: whole numbers 0..255.
       operation: an index into OPERATIONS.
-      level: strength in 0..1; at 0 invert, equalize and autocontrast are what they are at 1, all others do nothing.
-      sign: 1 or -1: to the other side, or with less of what 1 gives more of. Tables but contrast and brightness have
-        none.
+      level: strength in 0..1. invert, equalize and autocontrast do not depend on it. At 0, posterize keeps 4 bits and
+        all others do nothing.
+      sign: 1 or -1. -1 moves to the other side, or gives less where 1 gives more. Of TABLES, only contrast and
+        brightness depend on it.
     """
     factor = jnp.maximum(1.0 + BLEND * sign * level, 0.1)
     tables = _tables(image, operation, level, factor)
@@ -81,17 +82,18 @@ def operate(image: Image, operation: Index, level: Scalar, sign: Scalar, fill: F
     for name, other in blends.items():
         image = jnp.where(operation == OPERATIONS.index(name), _blend(other(image), image, factor), image)
     first = OPERATIONS.index(MAPS[0])
-    matrix = _matrix(operation - first, sign * level, image.shape[1:])
+    _, height, width = image.shape
+    matrix = _matrix(operation - first, sign * level, (height, width))
     return jnp.where(operation >= first, warp(image, matrix, fill), image)
 
 
 def _tables(image: Image, operation: Index, level: Scalar, factor: Scalar) -> Float[Array, "channels 256"]:
-    """What becomes of each of the 256 values in each channel."""
+    """For each channel, the new value of each of the 256 values."""
     values = jnp.arange(256, dtype=jnp.float32)
     low, high = jnp.min(image, axis=(1, 2))[:, None], jnp.max(image, axis=(1, 2))[:, None]
-    # The floor of the exact quotient: a value that is a whole number must not fall below it by rounding.
+    # The floor of the exact quotient. 1e-4 keeps a whole number from falling below itself by rounding.
     stretched = jnp.floor((values - low) * 255.0 / jnp.maximum(high - low, 1.0) + 1e-4)
-    bits = 8.0 - (4.0 - jnp.floor(4.0 * level))  # that are lost
+    bits = 8.0 - (4.0 - jnp.floor(4.0 * level))  # number of bits that are lost
     step = 2.0**bits
     threshold = 256.0 - jnp.floor(256.0 * level)
     mean = jnp.floor(jnp.mean(_gray(image)[0]) + 0.5)
@@ -114,22 +116,22 @@ def _tables(image: Image, operation: Index, level: Scalar, factor: Scalar) -> Fl
 
 
 def _equalized(channel: Float[Array, "height width"]) -> Float[Array, "256"]:
-    """The table that gives each value as much of 0..255 as it has of the pixels; the identity for what it cannot do."""
+    """The table that gives each value a part of 0..255 in proportion to its pixels; the identity if that cannot be."""
     ordered = jnp.sort(channel.ravel())
     below = jnp.searchsorted(ordered, jnp.arange(257, dtype=channel.dtype))  # how many pixels are less than each value
-    most = below[256] - jnp.searchsorted(ordered, ordered[-1])  # that have the largest value
+    most = below[256] - jnp.searchsorted(ordered, ordered[-1])  # how many pixels have the largest value
     step = (below[256] - most) // 255
     table = (step // 2 + below[:256]) // jnp.maximum(step, 1)
     return jnp.where(step > 0, jnp.clip(table, 0, 255), jnp.arange(256)).astype(jnp.float32)
 
 
 def _blend(other: Float[Array, "..."] | float, image: Float[Array, "..."], factor: Scalar) -> Float[Array, "..."]:
-    """`image` at factor 1, `other` at 0, beyond the image above 1; cut off, not rounded."""
+    """`image` at factor 1, `other` at 0; a factor above 1 goes beyond the image. Rounded down, not to the nearest."""
     return jnp.floor(jnp.clip(other + factor * (image - other), 0.0, 255.0))
 
 
 def _gray(image: Image) -> Float[Array, "#channels height width"]:
-    """Of three channels their luma as Pillow rounds it; of any other number the image."""
+    """The luma of three channels, rounded as in Pillow. With any other number of channels, the image itself."""
     if len(image) != 3:
         return image
     red, green, blue = image
@@ -137,7 +139,7 @@ def _gray(image: Image) -> Float[Array, "#channels height width"]:
 
 
 def _smooth(image: Image) -> Image:
-    """Each pixel with its eight neighbors, itself weighing five of thirteen; those at the edge stay."""
+    """Averages each pixel, of weight 5/13, with its eight neighbors. Pixels at the edge do not change."""
     _, height, width = image.shape
     if min(height, width) < 3:
         return image
@@ -149,7 +151,7 @@ def _smooth(image: Image) -> Image:
 
 
 def _matrix(number: Index, signed: Scalar, size: tuple[int, int]) -> Float[Array, "2 3"]:
-    """Of MAPS[number] at a strength in -1..1: takes a place (x, y) of the new image to where it comes from."""
+    """The matrix of MAPS[number] at a strength in -1..1. It maps a place (x, y) of the new image to one of the old."""
     height, width = size
     angle = jnp.deg2rad(DEGREES * signed)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -167,9 +169,9 @@ def _matrix(number: Index, signed: Scalar, size: tuple[int, int]) -> Float[Array
 
 
 def warp(image: Image, matrix: Float[Array, "2 3"], fill: Float[Array, "channels"]) -> Image:
-    """The image seen through an affine map, by cubic interpolation; `fill` where it comes from outside.
+    """The image seen through an affine map, by cubic interpolation; `fill` for pixels that come from outside.
 
-    As Pillow's `transform(..., AFFINE, BICUBIC)`, whose kernel has a = -1; its `resize` has a = -1/2.
+    Like Pillow's `transform(..., AFFINE, BICUBIC)`, whose kernel has a = -1. Pillow's `resize` has a = -1/2.
     """
     _, height, width = image.shape
     y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
@@ -180,14 +182,14 @@ def warp(image: Image, matrix: Float[Array, "2 3"], fill: Float[Array, "channels
     for row, row_weight in rows:
         for column, column_weight in columns:
             total += row_weight * column_weight * image[:, row, column]
-    # A whole number must not fall below itself by rounding.
+    # 1e-3 keeps a whole number from falling below itself by rounding.
     return jnp.where(inside, jnp.floor(jnp.clip(total + 1e-3, 0.0, 255.0)), fill[:, None, None])
 
 
 def _taps(
     place: Float[Array, "height width"], size: int
 ) -> list[tuple[Int[Array, "height width"], Float[Array, "height width"]]]:
-    """The four pixels along a line that a place is made of, those beyond the ends being the last, and their weights."""
+    """The four pixels along a line that make a place, and their weights. Beyond an end, the last pixel repeats."""
     first = jnp.floor(place)
     d = place - first
     weights = [((2 - d) * d - 1) * d, (d - 2) * d * d + 1, ((1 - d) * d + 1) * d, (d - 1) * d * d]
@@ -204,13 +206,13 @@ def random_erase(
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
     tries: int = 10,
 ) -> Image:
-    """With a probability, a random rectangle of the image becomes normal noise.
+    """With `probability`, a random rectangle of the image becomes normal noise.
 
     Args:
       image: normalized, so that noise of mean 0 and deviation 1 is in its range.
-      area: (least, most) share of the image, uniform; aspect: (least, most) height / width, log-uniform. Of `tries`
-        rectangles the first that fits is taken; if none does, the image stays.
-    Source: Zhong et al. 2017, arXiv:1708.04896; as timm has it in mode "pixel", by which DeiT and MAE fine-tune.
+      area: (least, most) share of the image, uniform; aspect: (least, most) height / width, log-uniform.
+      tries: rectangles that are drawn. The first that fits is taken; if none fits, the image does not change.
+    Source: Zhong et al. 2017, arXiv:1708.04896; as timm's mode "pixel", with which DeiT and MAE fine-tune.
     """
     _, height, width = image.shape
     key_apply, key_box, key_noise = random.split(key, 3)

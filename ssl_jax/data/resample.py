@@ -1,7 +1,7 @@
 """Crops, resizing and blur of one image, as one matrix for its rows and one for its columns.
 
-Two small matrix products an image take any box to one fixed shape: no gathers, no shapes that depend on data, and the
-multiplication units of an accelerator do the work. The numbers may be traced, for `jax.vmap` over a batch.
+Two small matrix products per image take any box to one fixed shape. There are no gathers and no shapes that depend on
+data, and an accelerator's multiplication units do the work. The numbers may be traced, for `jax.vmap` over a batch.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def separable(
     columns: Float[Array, "new_width width"],
 ) -> Float[Array, "channels new_height new_width"]:
     """`rows @ channel @ columns.T` of each channel."""
-    # Products of 8 bits, a TPU's default, would leave less of an image than uint8 does; HIGH has 16 bits or more.
+    # A TPU's default, products of 8 bits, would keep less of an image than uint8 does. HIGH has 16 bits or more.
     return jnp.einsum("ph,chw,qw->cpq", rows, image, columns, precision=lax.Precision.HIGH)
 
 
@@ -31,8 +31,8 @@ def random_box(draws: Float[Array, "tries 4"], *, image_size: tuple[int, int], c
     """`RandomCrop.box` on the device: (top, left, height, width), in whole pixels, of a random region.
 
     Args:
-      draws: uniform in [0, 1), for each try area, aspect, top and left. The first region that lies within the image is
-        taken; if none does, the largest one in the middle whose aspect is allowed.
+      draws: uniform in [0, 1): area, aspect, top and left of each try. The first region that lies within the image is
+        taken. If none does, it is the largest centered region whose aspect is allowed.
       image_size: (height, width).
     """
     full_height, full_width = image_size
@@ -55,12 +55,12 @@ def random_box(draws: Float[Array, "tries 4"], *, image_size: tuple[int, int], c
 
 
 def triangle(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Linear interpolation's kernel, of support (-1, 1)."""
+    """The kernel of linear interpolation, of support (-1, 1)."""
     return jnp.maximum(1.0 - jnp.abs(x), 0.0)
 
 
 def cubic(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Keys' cubic kernel of support (-2, 2) with a = -0.5, which Pillow and torch's antialiased resizing have."""
+    """Keys' cubic kernel of support (-2, 2) with a = -0.5, as in Pillow and in torch's antialiased resizing."""
     x = jnp.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
@@ -79,10 +79,10 @@ def interpolation_matrix(
     interpolation: str,
     reverse: Bool[Array, ""] | bool = False,
 ) -> Float[Array, "new old"]:
-    """Takes the pixels [start, start + length) of a line of `old` to a line of `new`, antialiased.
+    """Resizes the pixels [start, start + length) of a line of `old` pixels to a line of `new` pixels, antialiased.
 
-    As torchvision's `resize(line[start : start + length], new, antialias=True)`: where it makes smaller, the kernel is
-    widened to the distance of the new pixels; what is outside the box has no part.
+    Like torchvision's `resize(line[start : start + length], new, antialias=True)`. To shrink, the kernel is widened to
+    the distance of the new pixels. Pixels outside of the box have weight 0.
 
     Args:
       interpolation: a key of `KERNELS`.
@@ -91,7 +91,7 @@ def interpolation_matrix(
     position = jnp.arange(new)
     position = jnp.where(reverse, new - 1 - position, position)
     scale = length / new
-    center = (position + 0.5) * scale  # within the box, as is `pixel`; both in old pixels
+    center = (position + 0.5) * scale  # `center` and `pixel` are places within the box, in old pixels
     pixel = jnp.arange(old) + 0.5 - start
     weights = KERNELS[interpolation]((pixel - center[:, None]) / jnp.maximum(scale, 1.0))
     return _rows_sum_to_one(jnp.where((pixel > 0) & (pixel < length), weights, 0.0))
@@ -100,7 +100,7 @@ def interpolation_matrix(
 def window_matrix(
     start: Int[Array, ""], *, old: int, resized: int, padding: int, new: int, interpolation: str, reverse: Any = False
 ) -> Float[Array, "new old"]:
-    """A line of `old` pixels resized to `resized`, `padding` zeros put at both ends, and of that [start, start + new).
+    """Resizes a line of `old` pixels to `resized`, puts `padding` zeros at both ends, and takes [start, start + new).
 
     reverse: whether the new line is mirrored.
     """
@@ -113,9 +113,9 @@ def window_matrix(
 def nearest_affine(
     image: Float[Array, "channels height width"], matrix: Float[Array, "2 2"], shift: Float[Array, "2"]
 ) -> Float[Array, "channels height width"]:
-    """The pixel at (row, column), from the image's middle, is the one nearest to matrix @ (row, column) + shift.
+    """The new pixel at (row, column) is the old pixel nearest to matrix @ (row, column) + shift.
 
-    Black where that is outside of the image.
+    Rows and columns are counted from the image's middle. A place outside of the image gives black.
     """
     _, height, width = image.shape
     middle = jnp.array([(height - 1) / 2, (width - 1) / 2])[:, None]
@@ -128,20 +128,20 @@ def nearest_affine(
 
 
 def turned(image: Float[Array, "channels height width"], degrees: Scalar) -> Float[Array, "channels height width"]:
-    """Turned counterclockwise about its middle, nearest neighbors, on black: torchvision's RandomRotation."""
+    """The image turned counterclockwise about its middle, nearest neighbors, on black: torchvision's RandomRotation."""
     sine, cosine = jnp.sin(jnp.radians(degrees)), jnp.cos(jnp.radians(degrees))
     return nearest_affine(image, jnp.array([[cosine, sine], [-sine, cosine]]), jnp.zeros(2))
 
 
 def blur_matrix(sigma: Scalar, *, taps: int, size: int) -> Float[Array, "size size"]:
-    """Blurs a line of `size` pixels by a Gaussian, as torchvision's `gaussian_blur`.
+    """Blurs a line of `size` pixels with a Gaussian, like torchvision's `gaussian_blur`.
 
     Args:
       sigma: in pixels, > 0.
       taps: of the Gaussian, odd, at most 2 * size - 1.
     """
     i, last = np.arange(size), size - 1
-    # Beyond its ends a line is reflected, without repeating the end: pixel j is at j, at -j and at 2 * last - j.
+    # A line is reflected at its ends, without repeating the end pixel: pixel j is at j, at -j and at 2 * last - j.
     never = taps
     distance = np.stack(
         [

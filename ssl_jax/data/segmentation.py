@@ -1,8 +1,8 @@
-"""Images with masks: two folders, a mask having its image's name, but for the ending.
+"""Images with masks, in two folders. A mask has the name of its image, with another ending.
 
     images/street/0001.jpg  masks/street/0001.png
 
-A mask is a gray PNG whose values are classes; 255 is for pixels that are not to count.
+A mask is a gray PNG whose values are classes; pixels of value 255 do not count.
 """
 
 from pathlib import Path
@@ -13,27 +13,27 @@ from jaxtyping import UInt8
 
 from ssl_jax.data.decode import EXTENSIONS, UndecodableImage, decode_image
 
-# How a PNG begins, and where it says how many bits its numbers have and what they are.
+# A PNG's first bytes, and the positions of the two bytes that give the bits of a value and the kind of its values.
 PNG, BITS, KIND = b"\x89PNG\r\n\x1a\n", 24, 25
 GRAY, PALETTE = 0, 3
-NAMED = 3  # files in an error
+NAMED = 3  # files that an error names
 
 
 def load_masked(
     images: Path, masks: Path, *, image_size: tuple[int, int], channels: int = 3
 ) -> tuple[UInt8[np.ndarray, "images height width channels"], UInt8[np.ndarray, "images height width"]]:
-    """(images, masks), sorted by name, both resized to one size: masks by the nearest pixel.
+    """(images, masks), sorted by name, resized to one size. Masks take the nearest pixel.
 
     The whole image is resized, whatever its aspect, so that no pixel of it is left out.
 
     Args:
-      images, masks: folders, with those below them.
+      images, masks: folders; their sub-folders are read, too.
       image_size: (height, width).
       channels: 1 or 3.
     Raises:
       FileNotFoundError: there is no such folder.
-      ValueError: no images, an image without a mask or a mask without an image, two of one name, a mask of another size
-        than its image's, or that is no gray PNG of 8 bits.
+      ValueError: no images, an image without a mask or a mask without an image, two files of one name, a mask of
+        another size than its image, or a mask that is no gray PNG of 8 bits.
       UndecodableImage: a broken file.
     """
     found, wanted = _by_stem(images, EXTENSIONS), _by_stem(masks, (".png",))

@@ -1,10 +1,9 @@
-"""What the protocols ask of the features and labels that they are given."""
+"""Checks of the features and labels that protocols are given."""
 
 import numpy as np
 from jaxtyping import Float, Integer
 
-# Features of patches may be large: looked through by so many rows at a time, not all at once.
-ROWS = 1024
+from ssl_jax.ops import check_finite
 
 
 def check_labeled(
@@ -26,19 +25,10 @@ def check_labeled(
     check_finite(name, features)
 
 
-def check_finite(name: str, features: Float[np.ndarray, "images *places dim"]) -> None:
-    """Raises ValueError if a row of features has a NaN or infinity: those would win or lose every comparison."""
-    chunks = (features[start : start + ROWS] for start in range(0, len(features), ROWS))
-    broken = sum(int(np.sum(~np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1))) for chunk in chunks)
-    if broken:
-        remedy = "look at the backbone" + (", or keep float32" if features.dtype == np.float16 else "")
-        raise ValueError(f"{name}: {broken} of {len(features)} rows of features are not finite; {remedy}")
-
-
 def check_same_dim(
     train_features: Float[np.ndarray, "train *places _"], test_features: Float[np.ndarray, "test *places _"]
 ) -> None:
-    """Raises ValueError if the two sets of features cannot be compared."""
+    """Raises ValueError if the two sets of features have different dimensions."""
     train, test = train_features.shape[-1], test_features.shape[-1]
     if train != test:
         raise ValueError(f"train and test features have {train} and {test} dimensions; take one backbone for both")

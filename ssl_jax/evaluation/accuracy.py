@@ -1,6 +1,7 @@
-"""How often predictions are right: of all images alike, and of all classes alike.
+"""How often predictions are right: as a share of the images, and as a mean over the classes.
 
-Where one class has most of the images the two differ: who always names it is right for most images, and for one class.
+The two differ where one class has most of the images. Always predicting it is right for most images, but for one class
+only.
 """
 
 from typing import NamedTuple
@@ -10,14 +11,17 @@ from jaxtyping import Float, Integer
 
 
 class Majority(NamedTuple):
-    """The class that most images are of; of equals the first. percent: its share of the images with a label."""
+    """The class with the most images; the first one if several have as many.
+
+    percent: its share of the images with a label.
+    """
 
     label: int
     percent: float
 
 
 def majority(labels: Integer[np.ndarray, " images"], num_classes: int) -> Majority:
-    """Of labels in 0 .. num_classes - 1, at least one."""
+    """The largest class. labels: in 0 .. num_classes - 1, at least one."""
     counts = np.bincount(labels, minlength=num_classes)
     return Majority(int(np.argmax(counts)), 100.0 * float(counts.max() / counts.sum()))
 
@@ -32,9 +36,9 @@ def top1(
 def class_mean(
     predictions: Integer[np.ndarray, "*draws images"], labels: Integer[np.ndarray, " images"]
 ) -> Float[np.ndarray, "*draws"]:
-    """The mean over the classes that `labels` has of the percent of its images whose class is predicted.
+    """The percent of each class's images whose class is predicted, averaged over the classes that `labels` has.
 
-    Also called balanced accuracy. Always the same class: 100 / classes, however many images it has.
+    Also called balanced accuracy. Predicting always the same class gives 100 / classes, however many images it has.
     """
     present, inverse = np.unique(labels, return_inverse=True)
     weights = 1.0 / (np.bincount(inverse) * len(present))

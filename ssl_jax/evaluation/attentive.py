@@ -1,6 +1,7 @@
-"""Attentive probes: what a classifier finds that may choose the patches which it looks at.
+"""Attentive probes: a classifier that learns which patches to attend to.
 
-Nothing makes a masked model gather what an image shows in one token, or in its patches' mean, where linear probes look.
+Linear probes look at one token, or at the mean of the patches. Nothing makes a masked model gather an image's content
+there.
 """
 
 import dataclasses
@@ -23,10 +24,10 @@ UNLABELED = -1
 
 @dataclasses.dataclass(frozen=True)
 class AttentiveProbe:
-    """What a probe found: an entry for each seed, or a single one if it was given all labels.
+    """The result of a probe: an entry for each seed, or a single one if it was given all labels.
 
     accuracies: on the test set, top-1 in percent.
-    learning_rates: as chosen.
+    learning_rates: the chosen ones.
     predictions: classes of the test images, int32.
     """
 
@@ -49,21 +50,21 @@ def attentive_probe(
     steps: int = 2000,
     batch_size: int = 256,
 ) -> AttentiveProbe:
-    """Test accuracy of a learned query that attends to frozen patch tokens, and a linear classifier of what it gets.
+    """Test accuracy of a learned query that attends to frozen patch tokens, with a linear classifier on its output.
 
-    A head is standardized tokens -> keys and values (linear, without bias) -> one query's attention, of several heads
-    -> classes (linear). Tokens are standardized over the whole training set, which takes no labels (the paper: by
-    BatchNorm without scale and shift). Heads are trained at all learning rates side by side; that with the least cross
-    entropy on a fifth of the drawn labels is trained again on all that were drawn.
+    The probe is: standardized tokens -> keys and values (linear, without bias) -> multi-head attention of one query ->
+    classes (linear). Tokens are standardized over the whole training set, which needs no labels (the paper uses
+    BatchNorm without scale and shift). Probes are trained at all learning rates side by side. The one with the least
+    cross entropy on a fifth of the drawn labels is trained again on all drawn labels.
 
     Args:
-      train_tokens, test_tokens: finite; float16 halves their memory. They stay on the host but for one batch.
-      train_labels, test_labels: in 0 .. num_classes - 1. Test labels serve to count the hits, for nothing else.
-      heads: of the attention, a divisor of dim; the paper has the backbone's own number.
-      per_class: as `linear.linear_probe` has it, which draws the same images.
-      seeds: one probe for each: of the draw, the initial weights and the order of the batches.
+      train_tokens, test_tokens: finite; float16 halves their memory. They stay on the host except for one batch.
+      train_labels, test_labels: in 0 .. num_classes - 1. Test labels only serve to count the hits.
+      heads: of the attention, a divisor of dim; the paper uses the backbone's own number.
+      per_class: as for `linear.linear_probe`, which draws the same images.
+      seeds: one probe for each. A seed sets the draw, the initial weights and the order of the batches.
       learning_rates, steps, batch_size: of AdamW, see `sweep.choose_and_fit`. The defaults are for some thousand small
-        images, and no paper's.
+        images; they are from no paper.
 
     Raises: ValueError for numbers out of range, a class with fewer labels than per_class, features that are not finite.
     Source: El-Nouby et al. 2024, arXiv:2401.08541, section 4 and the authors' AttentionPoolingClassifier; a linear
@@ -102,7 +103,7 @@ def attentive_probe(
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _first_params(rng: Array, heads: int, dim: int, num_classes: int) -> sweep.Params:
-    """As the authors begin: a query near 0, which attends to all tokens alike."""
+    """Initial parameters, as in the authors' code: a query near 0, which attends to all tokens alike."""
     query, key, value, classifier = jax.random.split(rng, 4)
     shape, limit = (dim, heads, dim // heads), 1 / math.sqrt(dim)
     return {
@@ -119,8 +120,9 @@ def _logits(
 ) -> Float[Array, "batch classes"]:
     x = sweep.standardize(fixed, tokens)
     einsum = functools.partial(jnp.einsum, precision="highest")  # TPUs would multiply in bfloat16
-    # The query is the same for all images: taken through the keys' matrix once, not each token's key made; and values
-    # are of the tokens' average, not averaged. The same numbers at 1 / (dim / heads) of the multiplications.
+    # The query is the same for all images, so it is multiplied with the key matrix once; no token's key is computed.
+    # Likewise the value matrix is applied to the weighted average of the tokens, not to each token. The results are the
+    # same, with 1 / (dim / heads) of the multiplications.
     probe = einsum("dhk,hk->hd", params["key"], params["query"]) / math.sqrt(params["query"].shape[-1])
     attention = jax.nn.softmax(einsum("hd,btd->bht", probe, x))
     values = einsum("bhd,dhk->bhk", einsum("bht,btd->bhd", attention, x), params["value"])

@@ -11,7 +11,7 @@ from ssl_jax.evaluation.sgd_probe import Search, SGDProbe, search, sgd_probe
 
 
 class Tokens(NamedTuple):
-    """The class tokens of the last `blocks` blocks side by side; with `mean` also the mean of the last block's
+    """The class tokens of the last `blocks` blocks, concatenated; with `mean` also the mean of the last block's
     patches."""
 
     blocks: int
@@ -24,10 +24,12 @@ class Tokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BlockProbe:
-    """recipe: of `probe_recipes.RECIPES`. tokens: of several the ones that are best on held-out images.
+    """A linear probe of the last blocks.
 
-    norm: whether they are taken after the backbone's final LayerNorm.
-    patches: whether a model without a class token is probed by the means of the blocks' patches in its place.
+    recipe: a name in `probe_recipes.RECIPES`.
+    tokens: the candidates; if there are several, the best on held-out images is used.
+    norm: whether tokens are taken after the backbone's final LayerNorm.
+    patches: whether a model without a class token may be probed on the mean of each block's patches instead.
     """
 
     recipe: str
@@ -40,17 +42,18 @@ class BlockProbe:
         return max(tokens.blocks for tokens in self.tokens)
 
 
-# "probe_NAME" of the command line, "probe/NAME/top1" of evaluation.json.
+# NAME is called "probe_NAME" on the command line and "probe/NAME/top1" in evaluation.json.
 BLOCK_PROBES = {
-    # arXiv:2104.14294, appendix F.2, and the authors' eval_linear.py: 4 blocks of ViT-S; 1 with the mean of ViT-B.
+    # arXiv:2104.14294, appendix F.2, and the authors' eval_linear.py: 4 blocks for ViT-S; 1 with the mean for ViT-B.
     "dino_4_blocks": BlockProbe("dino", (Tokens(4, False),)),
     "dino_1_block": BlockProbe("dino", (Tokens(1, True),)),
-    # arXiv:2304.07193, appendix B.3, and the authors' eval/linear.py. They take what is best on ImageNet's validation
-    # images, which are the test's; here it is what is best on held-out training images.
+    # arXiv:2304.07193, appendix B.3, and the authors' eval/linear.py. They choose on ImageNet's validation images,
+    # which are also their test images; here the choice is made on held-out training images.
     "dinov2_blocks": BlockProbe("dinov2", (Tokens(1, False), Tokens(1, True), Tokens(4, False), Tokens(4, True))),
     # arXiv:2204.07141, the authors' linear_eval.py, and num_blocks of lineval_msn_vits16.yaml: 1, before the LayerNorm.
     "msn_block": BlockProbe("msn", (Tokens(1, False),), norm=False),
-    # arXiv:2511.08544, the authors' README. Whether before the LayerNorm is not said: the probe has one of its own.
+    # arXiv:2511.08544, the authors' README. It does not say whether tokens are taken before the LayerNorm. Here they
+    # are, as the probe has a LayerNorm of its own.
     "lejepa_blocks": BlockProbe("lejepa", (Tokens(2, False),), norm=False, patches=True),
 }
 
@@ -66,17 +69,17 @@ def block_probe(
     dim: int,
     seed: int = 0,
 ) -> tuple[SGDProbe, Tokens]:
-    """(test accuracy of a linear classifier of the probe's tokens, the tokens).
+    """(test accuracy of a linear classifier on the probe's tokens, the tokens).
 
-    Of several, tokens, learning rate and weight decay are chosen together, on a fifth of each class's training images;
-    with them the classifier is trained on all, and sees the test set once.
+    If the probe has several candidates, then tokens, learning rate and weight decay are chosen together, on a fifth of
+    each class's training images. With this choice the classifier is trained on all of them, and sees the test set once.
 
     Args:
-      train_features, test_features: of at least `probe.blocks` blocks, the last block's last, and after them the mean
-        of the last block's patches if any of the tokens has it: what `models.maps.block_features` gives.
+      train_features, test_features: as `models.maps.block_features` gives them. The tokens of at least `probe.blocks`
+        blocks, the last block's last; then the mean of the last block's patches, if any of the probe's tokens use it.
       dim: of a token.
-      The others as `sgd_probe` has them.
-    Raises: ValueError as `sgd_probe`, and for features that are not of so many tokens.
+      The others are those of `sgd_probe`.
+    Raises: ValueError as `sgd_probe`, and for features with too few tokens or of another length.
     """
     with_mean = any(tokens.mean for tokens in probe.tokens)
     count = train_features.shape[1] // dim - with_mean

@@ -1,4 +1,4 @@
-"""Features made once: kept on disk under what they depend on."""
+"""A cache of features on disk. Its key holds all that the features depend on."""
 
 import dataclasses
 import hashlib
@@ -23,10 +23,11 @@ class Key:
     """All that features depend on.
 
     backbone: `checksum` of its variables.
-    architecture: what they are the variables of, as JSON has it: the name and options that models.create takes.
+    architecture: the name and options that models.create takes, in types that JSON has.
     data, split, images: the data set's name, its split, and how many images it has. Files that were changed in place
-      are not noticed: delete the folder of the cache then.
-    preprocessing: whatever else was done, as JSON has it: size, channels, mean, std, which features ("patches"), dtype.
+      are not noticed: then delete the cache's folder.
+    preprocessing: all else that was done, in types that JSON has: size, channels, mean, std, which features
+      ("patches"), dtype.
     """
 
     backbone: str
@@ -38,24 +39,24 @@ class Key:
 
 
 def checksum(variables: Any) -> str:
-    """SHA-256 of all arrays of a tree, of their paths, dtypes and shapes: equal before and after exactly if nothing was
-    changed."""
+    """SHA-256 of all arrays of a tree with their paths, dtypes and shapes. Two trees have the same one only if they are
+    equal."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
         array = np.asarray(leaf)
-        # Its length first: no two lists of arrays make one stream of bytes.
+        # Path, dtype and shape come first and fix the array's length, so no two lists of arrays give the same bytes.
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
     return digest.hexdigest()
 
 
 def cached(directory: str | os.PathLike, key: Key, make: Callable[[], Arrays]) -> Arrays:
-    """The arrays that `make` gave for this key, read from `directory`, or made now and written there.
+    """The arrays of this key: read from `directory` if they are there, otherwise made by `make` and written there.
 
-    A file is written whole or not at all, and has its arrays' checksum: one that is damaged is made again.
+    A file is written whole or not at all. It holds its arrays' checksum: a damaged file is made again.
 
     Args:
-      directory: made if it is not there.
+      directory: created if it does not exist.
       make: () -> arrays by name, such as {"features", "labels"}, of any dtype that safetensors has (float16, int32).
     Warns: RuntimeWarning for a damaged file.
     """
@@ -68,7 +69,7 @@ def cached(directory: str | os.PathLike, key: Key, make: Callable[[], Arrays]) -
             warnings.warn(f"{path} is damaged ({error}); its features are made again", RuntimeWarning, stacklevel=2)
     arrays = {name: np.ascontiguousarray(array) for name, array in make().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own, as several programs may make the same features.
+    # A unique name, as several programs may make the same features.
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
     os.close(handle)
     try:
@@ -80,8 +81,8 @@ def cached(directory: str | os.PathLike, key: Key, make: Callable[[], Arrays]) -
 
 
 def _read(path: Path) -> Arrays:
-    """Raises: SafetensorError, ValueError for a file that is not as it was written."""
-    # The library compares the header's sizes with the file's before it gives out anything.
+    """The arrays in a file. Raises: SafetensorError, ValueError for a file that is not as it was written."""
+    # The library compares the sizes in the header with the file's size before it returns any array.
     with safetensors.safe_open(path, framework="numpy") as file:
         written = (file.metadata() or {}).get("checksum")
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict

@@ -1,6 +1,6 @@
 """How well clusters of frozen features, found without labels, agree with the classes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
@@ -9,20 +9,21 @@ from sklearn import metrics
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize
 
-from ssl_jax.evaluation._checks import check_finite, check_labeled, check_same_dim
+from ssl_jax.evaluation._checks import check_labeled, check_same_dim
+from ssl_jax.ops import check_finite
 
-# As many restarts, of which that of least inertia counts, and iterations of each at most.
+# k-means runs this often, and the run with the least inertia counts. Each run has at most this many iterations.
 RESTARTS, ITERATIONS = 10, 100
 
 
 class Agreement(NamedTuple):
-    """All 100 where clusters and classes are the same up to their names.
+    """Agreement of clusters with classes. All four are 100 if they are the same up to their names.
 
-    accuracy: percent of the images whose cluster's class is theirs, clusters and classes matched one to one as suits
-      best (Hungarian method); images of clusters or classes left over count as wrong.
-    nmi: normalized mutual information 2 I / (H(clusters) + H(classes)) in percent. Grows with the number of clusters
+    accuracy: percent of the images whose cluster is matched to their class. Clusters and classes are matched one to one
+      so that it is highest (Hungarian method); images of clusters or classes left over count as wrong.
+    nmi: normalized mutual information 2 I / (H(clusters) + H(classes)) in percent. It grows with the number of clusters
       even by chance.
-    ami, ari: mutual information and the Rand index, both adjusted: 0 by chance, below it possible.
+    ami, ari: adjusted mutual information and adjusted Rand index. Chance gives 0, and values below 0 are possible.
     """
 
     accuracy: float
@@ -42,13 +43,13 @@ def kmeans_agreement(
 ) -> dict[str, Agreement]:
     """Agreement of k-means with the classes of the test images, in two ways that papers do not always tell apart.
 
-    Returns: {"inductive": clusters of the train images, whose nearest center each test image is given to;
-      "transductive": clusters of the test images themselves}. Train labels take no part.
+    Returns: {"inductive": clusters of the train images, each test image is given to the nearest center;
+      "transductive": clusters of the test images themselves}. Train labels are not used.
 
     Args:
       train_features, test_features: finite, any scale: see `kmeans`.
-      test_labels: in 0 .. num_classes - 1; serve to count the agreement, for nothing else.
-      num_clusters: at most the images of either set; None for as many as there are classes.
+      test_labels: in 0 .. num_classes - 1; they only serve to measure the agreement.
+      num_clusters: at most the number of images of either set; None for as many as there are classes.
       seed: of the initial centers.
 
     Raises: ValueError for too few images, negative labels, features that are not finite.
@@ -73,19 +74,21 @@ def kmeans(
 ) -> Int[np.ndarray, "assigned"]:
     """The cluster of each row of `assigned`, in 0 .. num_clusters - 1, by the centers of `fitted`.
 
-    Rows are scaled to unit length, so that the nearest is about the most similar: the centers are plain means, which
-    are not scaled again. Of RESTARTS runs from k-means++ the one of least inertia counts.
+    Rows are scaled to unit length, so the nearest center is roughly the one with the highest cosine similarity. Only
+    roughly, because centers are plain means and not scaled again. k-means++ starts RESTARTS runs; the run with the
+    least inertia counts.
 
-    Raises: ValueError if num_clusters is not in 1, ..., rows of `fitted`.
+    Raises: ValueError if num_clusters is not from 1 to the number of rows of `fitted`.
     """
     if not 1 <= num_clusters <= len(fitted):
         raise ValueError(f"num_clusters {num_clusters} must be from 1 to the {len(fitted)} images to cluster")
-    found = KMeans(num_clusters, n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed).fit(normalize(fitted))
+    options: dict[str, Any] = dict(n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed)
+    found: Any = KMeans(num_clusters, **options).fit(normalize(fitted))
     return found.predict(normalize(assigned))
 
 
 def agreement(clusters: Integer[np.ndarray, "images"], labels: Integer[np.ndarray, "images"]) -> Agreement:
-    """Agreement of any clusters with any classes; names and numbers of either do not matter."""
+    """Agreement of any clusters with any classes. How many there are of each, and their numbers, does not matter."""
     if len(clusters) != len(labels) or len(labels) == 0:
         raise ValueError(f"{len(clusters)} clusters and {len(labels)} labels; give one of each for every image")
     counts = metrics.cluster.contingency_matrix(labels, clusters)

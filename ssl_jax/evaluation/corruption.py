@@ -1,12 +1,12 @@
-"""Robustness: what is left of a classifier's accuracy on corrupted images.
+"""Robustness: how much accuracy a classifier keeps on corrupted images.
 
-The corruptions are of the kinds of ImageNet-C, and for images of any size, gray ones included; ours are not the same
-pictures, so neither are the numbers. Source of the kinds, and of the strengths of noise, contrast, pixelate and JPEG:
+The corruptions follow the kinds of ImageNet-C, for images of any size, gray ones included. The pictures differ from
+ImageNet-C's, so the numbers do, too. Source of the kinds, and of the strengths of noise, contrast, pixelate and JPEG:
 Hendrycks & Dietterich 2019, arXiv:1903.12261, section 3 and the authors' code for ImageNet.
 
-Those strengths were made for images of 224 pixels. Blurs, rotation and occlusion go with the image's side here. Noise,
-pixelate and JPEG are the same for each pixel whatever the size, so that they hide more of what a small image shows: in
-28 pixels a square of 4 is a seventh of the side. Accuracies are comparable between networks on images of one size.
+Those strengths were made for images of 224 pixels. Blurs, rotation and occlusion scale with the image's side here.
+Noise, pixelate and JPEG do not, so they hide more of a small image: in 28 pixels a square of 4 is a seventh of the
+side. Accuracies are comparable between networks on images of one size.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from ssl_jax.evaluation.accuracy import class_mean, top1
 SEVERITIES = (1, 2, 3, 4, 5)
 
 Image = Float[np.ndarray, "height width channels"]  # in 0..1
-Corrupted = Float[np.ndarray, "height width *_"]  # not cut off at 0 and 1 yet; OpenCV drops a single channel
+Corrupted = Float[np.ndarray, "height width *_"]  # not clipped to 0..1 yet; OpenCV drops a single channel
 
 
 def gaussian_noise(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
-    """strength: its standard deviation."""
+    """strength: standard deviation of the noise."""
     return image + strength * rng.standard_normal(image.shape, np.float32)
 
 
@@ -36,30 +36,30 @@ def shot_noise(image: Image, strength: float, rng: np.random.Generator) -> Corru
 
 
 def impulse_noise(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
-    """strength: the share of the numbers that become 0 or 1."""
+    """strength: the share of the values that become 0 or 1."""
     hit, white = rng.random(image.shape), rng.random(image.shape) < 0.5
     return np.where(hit < strength, white, image)
 
 
 def gaussian_blur(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
-    """strength: its standard deviation, as a share of the shorter side."""
+    """strength: standard deviation of the kernel, as a share of the shorter side."""
     return cv2.GaussianBlur(image, (0, 0), strength * min(image.shape[:2]), borderType=cv2.BORDER_REFLECT_101)
 
 
 def motion_blur(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
-    """Along a line of any direction. strength: its length, as a share of the shorter side."""
+    """Blur along a line in a random direction. strength: length of the line, as a share of the shorter side."""
     length, angle = strength * min(image.shape[:2]), rng.uniform(0, np.pi)
     reach = int(np.ceil(length / 2))
     places = np.arange(-reach, reach + 1)
     along = np.cos(angle) * places[None, :] + np.sin(angle) * places[:, None]
     across = -np.sin(angle) * places[None, :] + np.cos(angle) * places[:, None]
-    # How much of each pixel a line one pixel wide covers, nearly.
+    # Roughly how much of each pixel is covered by a line one pixel wide.
     kernel = np.clip(length / 2 + 0.5 - np.abs(along), 0, 1) * np.clip(1 - np.abs(across), 0, 1)
     return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101)
 
 
 def brightness(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
-    """strength: what is added, of white."""
+    """strength: what is added to all values; 1 is white."""
     return image + strength
 
 
@@ -78,7 +78,7 @@ def pixelate(image: Image, strength: float, rng: np.random.Generator) -> Corrupt
 
 
 def jpeg(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
-    """strength: 100 - the quality."""
+    """strength: 100 - the JPEG quality."""
     pixels = to_uint8(image)
     _, data = cv2.imencode(
         ".jpg", np.ascontiguousarray(pixels[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, round(100 - strength)]
@@ -88,14 +88,14 @@ def jpeg(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
 
 
 def rotation(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
-    """To either side, the image mirrored outwards. strength: degrees."""
+    """Rotation to a random side; the image is mirrored beyond its border. strength: degrees."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), strength * rng.choice([-1, 1]), 1.0)
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def occlusion(image: Image, strength: float, rng: np.random.Generator) -> Corrupted:
-    """A gray square somewhere within the image. strength: its side, as a share of the shorter side."""
+    """A gray square at a random place within the image. strength: its side, as a share of the image's shorter side."""
     height, width = image.shape[:2]
     side = round(strength * min(height, width))
     top, left = (int(rng.random() * (extent - side + 1)) for extent in (height, width))
@@ -124,9 +124,9 @@ CORRUPTIONS: dict[str, tuple[Callable[[Image, float, np.random.Generator], Corru
 class Robustness:
     """Top-1 in percent.
 
-    clean: of the images as they are.
-    accuracies: for each corruption, of the severities asked for.
-    clean_class_mean, class_means: the same numbers where each class counts alike, see `accuracy.class_mean`.
+    clean: on the images without corruption.
+    accuracies: for each corruption, one for each requested severity.
+    clean_class_mean, class_means: the same, but each class counts alike, see `accuracy.class_mean`.
     """
 
     clean: float
@@ -136,7 +136,7 @@ class Robustness:
 
     @property
     def mean(self) -> float:
-        """Mean corruption accuracy: over corruptions and severities alike."""
+        """The accuracy averaged over all corruptions and severities."""
         return float(np.mean(list(self.accuracies.values())))
 
 
@@ -149,13 +149,15 @@ def robustness(
     severities: Sequence[int] = SEVERITIES,
     batch_size: int = 512,
 ) -> Robustness:
-    """A classifier's accuracy on corrupted images, which are made a batch at a time and the same for every classifier.
+    """A classifier's accuracy on corrupted images.
+
+    Images are corrupted a batch at a time. Every classifier is given the same corrupted images.
 
     Args:
-      predict: images -> their classes; the last batch is smaller.
+      predict: images -> their classes; the last batch may be smaller.
       labels: in 0 .. classes - 1.
-    Raises: ValueError for an unknown corruption or severity, for no images or labels, and for other than one prediction
-      an image.
+    Raises: ValueError for an unknown corruption or severity, for no images or labels, and if `predict` does not give
+      one prediction per image.
     """
     corruptions = tuple(corruptions)
     if len(images) != len(labels) or not len(images):
@@ -194,15 +196,15 @@ def robustness(
 def corrupt(
     image: UInt8[np.ndarray, "height width channels"], name: str, severity: int, index: int
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """The image under a corruption of CORRUPTIONS.
+    """The image with a corruption of CORRUPTIONS.
 
-    Random numbers depend on the name and the index alone: a higher severity has more of nearly the same
-    noise, and every classifier is shown the same.
+    Random numbers depend on the name and the index alone. So a higher severity has more of nearly the same noise, and
+    every classifier is given the same images.
 
     Args:
       image: gray (1 channel) or RGB.
       severity: 1 to 5.
-      index: of the image in its data set.
+      index: the image's place in its data set.
     Raises: ValueError for an unknown name or severity.
     """
     strength = _strength(name, severity)

@@ -1,4 +1,4 @@
-"""How sure a number is: the mean of measurements with its confidence interval."""
+"""Means of measurements with their confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-# Resamples of a bootstrap made at a time: 2^24 indices are 128 MB.
+# Indices of resamples that a bootstrap draws at a time: 2^24 are 128 MB.
 INDICES = 2**24
 
 
 class Interval(NamedTuple):
-    """A mean and where it lies: in [low, high] at the level asked for.
+    """A mean and its confidence interval [low, high] at the requested level.
 
     std: of a single measurement, unbiased.
     """
@@ -27,11 +27,11 @@ class Interval(NamedTuple):
 def student_t(values: Sequence[float] | Float[np.ndarray, "measurements"], *, level: float = 0.95) -> Interval:
     """Mean of independent, roughly normal measurements (one for each seed or episode), by Student's t.
 
-    Of a single measurement nothing is known but itself: std, low and high are NaN.
+    For a single measurement std, low and high are NaN.
 
     Args:
       values: finite, at least one.
-      level: in (0, 1), the share of such intervals that hold the true mean.
+      level: in (0, 1), the share of such intervals that contain the true mean.
 
     Raises: ValueError for no values, values that are not finite, a level out of range.
     Source: Student 1908, The probable error of a mean: mean -+ t_{n - 1} std / sqrt(n).
@@ -52,15 +52,16 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Mean over test images, and by resampling them what another test set of that size would make of it.
+    """Mean over test images, with the interval in which it would lie on other test sets of this size.
 
-    Says nothing of the randomness of training: that takes seeds, and `student_t`.
+    The other test sets are simulated by resampling the images. The interval says nothing about the randomness of
+    training: for that, train with several seeds and use `student_t`.
 
     Args:
-      values: of each image, such as whether it was classified correctly; finite.
+      values: one per image, such as whether it was classified correctly; finite.
       level: in (0, 1).
-      resamples: as many test sets of the same size are drawn with replacement, at least 1 / (1 - level).
-      seed: of the draws, which depend on it and the number of images alone: methods measured on the same images are
+      resamples: how many test sets of the same size are drawn with replacement, at least 1 / (1 - level).
+      seed: of the draws, which depend on it and the number of images alone. So methods measured on the same images are
         compared on the same resamples.
 
     Raises: ValueError for no values, values that are not finite, numbers out of range.

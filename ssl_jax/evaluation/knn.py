@@ -9,13 +9,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer
 
-from ssl_jax.evaluation._checks import check_finite, check_labeled, check_same_dim
-from ssl_jax.losses._common import normalize
+from ssl_jax.evaluation._checks import check_labeled, check_same_dim
+from ssl_jax.ops import check_finite, normalize
 
-# Similarities are made for so many queries and rows of the bank at a time: 16 MB, which stay in a CPU's cache. At dim
-# 256 the matmul is then twice as fast as with 128 queries and 65,536 rows, whose similarities take 32 MB.
+# Similarities are computed for this many queries and rows of the bank at a time: 16 MB, which stay in a CPU's cache. At
+# dim 256 the matmul is then twice as fast as with 128 queries and 65,536 rows, whose similarities take 32 MB.
 QUERIES, ROWS = 512, 8192
-# Of that many rows in succession only the most similar is looked at first, and of these FEW where that suffices.
+# The search first looks only at the most similar row of each GROUP successive rows. If FEW groups suffice, it then
+# looks at no more than FEW of them.
 GROUP, FEW = 16, 32
 
 
@@ -31,15 +32,15 @@ def weighted_knn(
 ) -> dict[int, Int[np.ndarray, "test"]]:
     """Classes of test images by a vote of their nearest training images.
 
-    The k training images of highest cosine similarity s vote for their class with weight exp(s / temperature). The
-    search is exact, in float32; of equally similar images the earlier are nearer.
+    The k training images with the highest cosine similarity s vote for their class with weight exp(s / temperature).
+    The search is exact, in float32. Of equally similar images, the earlier ones count as nearer.
 
     Args:
-      train_features: the bank; any scale. It stays on the host but for one block at a time.
+      train_features: the bank; any scale. It stays on the host except for one block at a time.
       train_labels: in 0 .. num_classes - 1.
       test_features: any scale.
       num_classes: at least 1.
-      k: numbers of neighbors, each at least 1; one larger than the bank takes all of it.
+      k: numbers of neighbors, each at least 1. A number larger than the bank takes the whole bank.
       temperature: > 0.
       block_size: rows of the bank on the device at once.
 
@@ -53,7 +54,7 @@ def weighted_knn(
     if not k or min(k) < 1 or temperature <= 0 or block_size < 1:
         raise ValueError(f"k {k}, temperature {temperature} and block_size {block_size} must be positive")
     similarities, neighbors = nearest(train_features, test_features, k=max(k), block_size=block_size)
-    # Relative to the nearest, which changes no vote, so that no temperature overflows; on the host, in float64.
+    # Relative to the nearest, so that no temperature overflows. This changes no vote. On the host, in float64.
     weights = np.exp((similarities - similarities[:, :1]).astype(np.float64) / temperature)
     # One bin for each test image and class.
     bins = np.arange(len(test_features))[:, None] * num_classes + train_labels[neighbors]
@@ -71,7 +72,7 @@ def nearest(
     k = min(k, len(bank))
     chunks = max(-(-len(queries) // QUERIES), 1)
     size = max(-(-len(queries) // chunks), 1)
-    filled = np.zeros((chunks, size, queries.shape[1]), np.float32)  # no more rows of zeros than chunks
+    filled = np.zeros((chunks, size, queries.shape[1]), np.float32)  # pads with fewer rows of zeros than chunks
     filled.reshape(chunks * size, queries.shape[1])[: len(queries)] = queries
     normalized = _normalize(jnp.asarray(filled))
     best = jnp.full((chunks, size, k), -jnp.inf), jnp.full((chunks, size, k), -1, jnp.int32)
@@ -91,7 +92,7 @@ def _merge(
     block: Float[Array, "rows dim"],
     start: int | Int[Array, ""],
 ) -> tuple[Float[Array, "chunks queries k"], Int[Array, "chunks queries k"]]:
-    """`best` after the rows of a block, of which the first is row `start` of the bank."""
+    """`best`, updated with the rows of a block. The block's first row is row `start` of the bank."""
     block = normalize(block)
 
     def merge(chunk):
@@ -104,7 +105,7 @@ def _merge(
         k, found = similarities.shape[1], functools.partial(_among, largest, groups, similarities, rows, start)
         if k <= FEW:
             return found(k)
-        # Of a bank in random order, blocks soon hold few that are nearer than the k nearest before them.
+        # If the bank is in random order, blocks after the first few have few rows nearer than the k nearest so far.
         nearer = jnp.max(jnp.sum(largest > similarities[:, -1:], axis=1))
         return lax.cond(nearer <= FEW, lambda: found(FEW), lambda: found(k))
 
@@ -119,13 +120,13 @@ def _among(
     start: int | Int[Array, ""],
     count: int,
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
-    """The nearest of `rows` and of the block, no more than `count` of whose groups have one that belongs there.
+    """The nearest among `rows` and the block. At most `count` groups of the block may have a row that belongs there.
 
-    Those are the groups whose largest is among the `count` largest of these and of the last `count` similarities; with
-    these in front top_k, whose time on a CPU goes with how often it finds a larger one, has little to do.
+    These groups are found by top_k: it takes the `count` largest of the last `count` similarities and the groups'
+    largest. The similarities stand in front, as the time of top_k on a CPU grows with how often it finds a larger one.
     """
     _, entries = lax.top_k(jnp.concatenate([similarities[:, -count:], largest], axis=1), count)
-    # The groups in their order again: of equals top_k prefers the earlier. largest.shape[1]: none.
+    # Sorts the groups into their order again, as top_k prefers the earlier of equals. largest.shape[1] means no group.
     chosen = jnp.sort(jnp.where(entries < count, largest.shape[1], entries - count), axis=1)[:, :, None]
     candidates = jnp.take_along_axis(groups, chosen, axis=1, mode="fill", fill_value=-jnp.inf).reshape(len(rows), -1)
     places = (start + chosen * GROUP + jnp.arange(GROUP)).reshape(len(rows), -1)

@@ -1,9 +1,9 @@
-"""Few labels: which images of a training set a protocol is given the labels of."""
+"""Draws the labelled images of a training set that a protocol may use."""
 
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
-# Of each class's labels, to choose hyper-parameters on.
+# The share of each class's labels that hyper-parameters are chosen on.
 HELD_OUT = 0.2
 
 
@@ -13,9 +13,9 @@ def draw_labels(
     """(indices of `per_class` random images of each class, which of them are held out to choose hyper-parameters on).
 
     Args:
-      labels: -1 for an image without one, which is not drawn.
+      labels: -1 for an image without one; it is not drawn.
       per_class: at least 2; None for all.
-      seed: of the draw, which depends on it and the labels alone.
+      seed: of the draw, which depends on the seed and the labels alone.
     Raises: ValueError for a class with fewer labels than per_class.
     """
     if per_class is not None and per_class < 2:
@@ -26,7 +26,7 @@ def draw_labels(
         rows = rng.permutation(np.flatnonzero(labels == label))[:per_class]
         if per_class is not None and len(rows) < per_class:
             raise ValueError(f"class {label} has {len(rows)} labels, fewer than per_class {per_class}; lower per_class")
-        # Of two labels one already, of a single one none.
+        # Of two labels, one is held out; of a single label, none.
         held = max(round(HELD_OUT * len(rows)), 1) if len(rows) > 1 else 0
         index.append(rows)
         held_out.append(np.arange(len(rows)) < held)

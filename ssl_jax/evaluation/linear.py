@@ -1,4 +1,4 @@
-"""Linear probes: what a linear classifier on frozen features reaches with few labels, or with all."""
+"""Linear probes: accuracy of a linear classifier on frozen features, with few labels or with all."""
 
 import dataclasses
 import warnings
@@ -12,26 +12,28 @@ from ssl_jax.evaluation import logistic
 from ssl_jax.evaluation._checks import check_labeled, check_same_dim
 from ssl_jax.evaluation.labels import draw_labels
 
-# Penalties to choose from, on the sum of the cross entropies: 1 / C of scikit-learn. On Fashion-MNIST the best lay
-# between 1 and 200, from 10 labels per class to all of them, for pixels and for 64 dimensions.
+# Strengths of the penalty to choose from, relative to the sum of the cross entropies: 1 / C of scikit-learn. On
+# Fashion-MNIST the best lay between 1 and 200: with 10 labels per class up to all of them, for pixels and for 64
+# dimensions.
 STRENGTHS = tuple(10.0 ** (exponent / 3) for exponent in range(-6, 13, 2))
-# Chosen is the strongest penalty whose cross entropy there is within this fraction of the least. With many labels and
-# few dimensions all weak ones do equally well: rounding would choose between them, and the fit take needlessly long.
+# Of all penalties whose held-out cross entropy is within this fraction of the least, the strongest is chosen. With many
+# labels and few dimensions all weak penalties do equally well. Without FLAT, rounding would choose among them, and the
+# fit would take needlessly long.
 FLAT = 1e-3
 
-# A fit is done at this norm of its gradient (see logistic.fit): its mean cross entropy is then within 1e-4 of the
+# A fit is done at this norm of its gradient (see logistic.fit). Its mean cross entropy is then within 1e-4 of the
 # minimum, its accuracy on Fashion-MNIST within 0.05 points.
 TOLERANCE, MAX_ITERATIONS = 1e-3, 1000
-# While choosing. What needs more iterations is penalized too little to be chosen.
+# The same while choosing the penalty. A fit that needs more iterations has too weak a penalty to be chosen.
 SEARCH_TOLERANCE, SEARCH_ITERATIONS = 1e-2, 60
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbe:
-    """What a probe found: an entry for each seed, or a single one if it was given all labels.
+    """The result of a probe: an entry for each seed, or a single one if it was given all labels.
 
     accuracies: on the test set, top-1 in percent.
-    strengths: of the L2 penalty, as chosen.
+    strengths: the chosen strengths of the L2 penalty.
     predictions: classes of the test images, int32.
     """
 
@@ -63,18 +65,19 @@ def linear_probe(
 ) -> LinearProbe:
     """Test accuracy of logistic regression on `per_class` labels of each class, drawn once with each of `seeds`.
 
-    Features are standardized over the whole training set, which takes no labels. The strength of the penalty is that
-    with the least cross entropy on a fifth of the drawn labels (see FLAT); then all that were drawn are fitted. (The
-    accuracy on the fifth is a coarser guide: choosing by it costs 1.3 points on pixels with 10 labels per class.) The
-    draw depends on the seed and the labels only: different features are probed with the same images.
+    Features are standardized over the whole training set, which needs no labels. The strength of the penalty is the one
+    with the least cross entropy on a fifth of the drawn labels (see FLAT). With it the classifier is fitted to all
+    drawn labels. (The accuracy on the fifth is a coarser guide: choosing by it costs 1.3 points on pixels with 10
+    labels per class.) The draw depends on the seed and the labels only: different features are probed with the same
+    images.
 
     Args:
       train_features, test_features: finite.
-      train_labels, test_labels: in 0 .. num_classes - 1. Test labels serve to count the hits, for nothing else.
+      train_labels, test_labels: in 0 .. num_classes - 1. Test labels only serve to count the hits.
       num_classes: at least 2.
-      per_class: at least 2; None for all labels, of which there is one draw only: the first seed holds out its fifth.
+      per_class: at least 2; None for all labels. Then there is one draw only, and the first seed draws the fifth.
       seeds: one probe for each.
-      strengths: each > 0. Minimized is the sum of the cross entropies + strength / 2 * the sum of squared weights of
+      strengths: each > 0. A fit minimizes the sum of the cross entropies + strength / 2 * the sum of squared weights of
         the standardized features (not of the intercepts).
 
     Raises: ValueError for a class with fewer labels than per_class, negative labels, features that are not finite.
@@ -92,7 +95,7 @@ def linear_probe(
     drawn = [standardize(train_features[index]) for index, _ in draws]
     bases = [_Basis.of(features) for features in drawn]
 
-    # Filled up to whole chunks, so that draws of 10 and of 100 labels per class share a compiled program.
+    # Padded to whole chunks, so that draws of 10 and of 100 labels per class share a compiled program.
     images = len(drawn[0])
     rows = -(-images // logistic.CHUNK) * logistic.CHUNK
     x = np.ones((len(draws), rows, len(bases[0].variances) + 1), np.float32)
@@ -121,8 +124,8 @@ def _choose_and_fit(
     num_classes: int,
     strengths: Sequence[float],
 ) -> tuple[Float[np.ndarray, "draws classes dim"], Float[np.ndarray, "draws"]]:
-    """Weights fitted to all images of each draw at the strength that suits its held-out ones, and this strength."""
-    grid = np.tile(np.float32(strengths), (len(x), 1))  # [draws, strengths]
+    """(weights fitted to all images of each draw, their strength). The strength is chosen on the held-out images."""
+    grid = np.tile(np.asarray(strengths, np.float32), (len(x), 1))  # [draws, strengths]
     start = np.zeros((*grid.shape, num_classes, x.shape[-1]), np.float32)
     search = logistic.fit(x, y, held_out, variances, grid, start, SEARCH_TOLERANCE, SEARCH_ITERATIONS)
     loss = np.asarray(search.held_out_loss)
@@ -142,8 +145,9 @@ def _choose_and_fit(
 
 
 def _standardizer(features: Float[np.ndarray, "train dim"]) -> Callable[[np.ndarray], np.ndarray]:
-    """Shifts and scales to mean 0 and standard deviation 1 over `features`; a column constant there becomes 0."""
-    # Summed in float64: over a million images a float32 sum has lost a digit of the mean.
+    """A function that shifts and scales to mean 0 and standard deviation 1 over `features`. A column that is constant
+    there becomes 0."""
+    # Summed in float64: over a million images a float32 sum loses a digit of the mean.
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     std = np.sqrt(np.square(features - mean).mean(axis=0, dtype=np.float64)).astype(np.float32)
     scale = np.divide(1, std, out=np.zeros_like(std), where=std > 0)
@@ -152,7 +156,7 @@ def _standardizer(features: Float[np.ndarray, "train dim"]) -> Callable[[np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class _Basis:
-    """Principal components of a draw. The penalty is the same in them, and the curvature nearly diagonal."""
+    """Principal components of a draw. In this basis the penalty is the same, and the curvature is nearly diagonal."""
 
     mean: Float[np.ndarray, "dim"]
     components: Float[np.ndarray, "dim components"]
@@ -164,7 +168,7 @@ class _Basis:
         centered = features - mean
         if len(features) > features.shape[1]:
             variances, components = np.linalg.eigh(centered.T @ centered / len(features))
-        else:  # no more components than images; in other directions the weights stay 0
+        else:  # at most as many components as images; in all other directions the weights stay 0
             _, deviations, rows = np.linalg.svd(centered, full_matrices=False)
             variances, components = deviations**2 / len(features), rows.T
         return cls(mean, components, np.maximum(variances, 0))

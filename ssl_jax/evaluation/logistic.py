@@ -1,9 +1,9 @@
 """Multinomial logistic regression with an L2 penalty: many draws of images and many strengths of the penalty at once.
 
-The strengths share the features of their draw, so that their weights make one wide matmul.
+All strengths of a draw share its features, so their logits are one wide matmul.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,16 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-# Images whose logits are made at a time; the number of rows given to `fit` is a multiple of it.
+# Images whose logits are computed at a time. The number of rows given to `fit` must be a multiple of it.
 CHUNK = 1024
-# The label of rows that only fill up a chunk.
+# The label of rows that only pad a chunk.
 FILLER = -1
 
 
 class Fit(NamedTuple):
     """weights: the last one of each class is its intercept.
-    gradient_norm: how far from the minimum, see `fit`.
-    held_out_loss: sum of the cross entropies of the images held out.
+    gradient_norm: a measure of the distance to the minimum, see `fit`.
+    held_out_loss: sum of the cross entropies of the held-out images.
     """
 
     weights: Float[Array, "draws strengths classes dim"]
@@ -29,7 +29,7 @@ class Fit(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Of the minimizations side by side: [fits, ...], but for the number of the iteration."""
+    """State of all minimizations: arrays [fits, ...], except for the number of the iteration."""
 
     iteration: Array
     u: Array
@@ -54,20 +54,20 @@ def fit(
 ) -> Fit:
     """Minimizes the mean cross entropy of the images not held out + strength / (2 images) * sum of squared weights.
 
-    L-BFGS for every draw and strength side by side, each with its own step size, with one evaluation an iteration. It
-    sees weights scaled by the curvature, about variance / 10 + strength / images (p (1 - p) of the softmax is 1/4 at
-    most): on correlated features it would take some ten times the iterations without. The gradient norm is that for the
-    scaled weights; its square estimates how far the value is from its minimum.
+    Runs L-BFGS for all draws and strengths side by side, each with its own step size, one evaluation per iteration. It
+    works on weights scaled by the curvature, about variance / 10 + strength / images (p (1 - p) of the softmax is at
+    most 1/4). Without this scaling, correlated features would take some ten times the iterations. The gradient norm is
+    taken with respect to the scaled weights; its square estimates how far the value is from its minimum.
 
     Args:
-      x: features whose columns are nearly uncorrelated within a draw, and last a column of ones.
+      x: features whose columns are nearly uncorrelated within a draw; the last column is all ones.
       y: in 0 .. classes - 1, or FILLER.
-      held_out: images that only `held_out_loss` is about.
-      variances: of the columns of x; that of the ones is read as 1.
+      held_out: images that are only used for `held_out_loss`.
+      variances: of the columns of x; that of the ones is taken to be 1.
       strengths: > 0; the intercepts have no penalty.
-      start: weights to begin with.
+      start: initial weights.
       tolerance: gradient norm below which a fit is done.
-      max_iterations: after which all of them stop.
+      max_iterations: the iteration after which all fits stop.
     """
     fitted = (y != FILLER) & ~held_out
     images = jnp.sum(fitted, axis=1)[:, None, None, None]
@@ -75,7 +75,7 @@ def fit(
     penalty = jnp.where(intercept, 0.0, strengths[..., None, None]) / images
     scale = lax.rsqrt(jnp.where(intercept, 1.0, variances)[:, None, None] / 10 + penalty)
     chunks = tuple(a.reshape(-1, CHUNK, *a.shape[2:]) for a in (x, y, fitted, held_out))
-    lbfgs = optax.scale_by_lbfgs()
+    lbfgs: Any = optax.scale_by_lbfgs()
 
     def objective(u):
         weights = scale * u.reshape(start.shape)
@@ -86,7 +86,7 @@ def fit(
 
     def unfinished(state):
         descends = jnp.sum(state.direction * state.gradient, axis=1) < 0
-        # Without descent, or at steps so small, float32 resolves no further progress.
+        # If the direction does not descend, or the step is this small, float32 resolves no further progress.
         progresses = (jnp.linalg.norm(state.gradient, axis=1) > tolerance) & descends & (state.step > 1e-3)
         return (state.iteration == 0) | progresses
 
@@ -94,7 +94,8 @@ def fit(
         u = state.u + state.step[:, None] * state.direction
         value, gradient, held_out_loss = objective(u)
         slope = jnp.sum(state.direction * state.gradient, axis=1)
-        # Armijo's condition, but for float32's rounding. The curvature condition holds wherever the loss is convex.
+        # Armijo's condition, with a margin for float32's rounding. The curvature condition holds wherever the loss is
+        # convex.
         lower = value <= state.value + 1e-4 * state.step * slope + 2e-6 * jnp.abs(value)
         direction, memory = jax.vmap(lbfgs.update)(gradient, state.memory, u)
         moved = _State(state.iteration, u, value, gradient, -direction, jnp.ones_like(value), memory, held_out_loss)
@@ -117,7 +118,7 @@ def fit(
 
 
 def _where(condition: Bool[Array, "fits"], yes: _State, no: _State) -> _State:
-    """For each fit `yes` or `no`; of the iteration, which is common to all, `no`."""
+    """`yes` or `no` for each fit. The number of the iteration, which is common to all, is taken from `no`."""
 
     def choose(a, b):
         return jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b) if a.ndim else b
@@ -132,10 +133,10 @@ def _cross_entropy(
     fitted: Bool[Array, "chunks rows"],
     held_out: Bool[Array, "chunks rows"],
 ) -> tuple[Float[Array, "draws strengths"], Float[Array, "draws strengths"], Array]:
-    """Sums of the cross entropies of the images fitted and of those held out, and the gradient of the former.
+    """(sum of the cross entropies of the fitted images, the same of the held-out images, gradient of the first).
 
-    One chunk of one draw at a time: a matmul batched over draws would transpose x first, which takes a CPU longer than
-    the multiplication.
+    It goes through one chunk of one draw at a time. A matmul batched over draws would transpose x first, which takes a
+    CPU longer than the multiplication.
     """
     classes = jnp.arange(weights.shape[2])[:, None]
 

@@ -1,6 +1,6 @@
-"""Few-shot classification of frozen features by the nearest class mean: nothing is trained, one label is enough."""
+"""Few-shot classification of frozen features by the nearest class mean. Nothing is trained; one label is enough."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
@@ -12,7 +12,7 @@ from ssl_jax.evaluation.intervals import Interval, student_t
 
 
 class NearestClassMean(NamedTuple):
-    """Accuracy in percent over draws of the labels. images: each image counts alike; classes: each class."""
+    """Accuracy in percent over draws of the labels. images: each image counts alike; classes: each class does."""
 
     images: Interval
     classes: Interval
@@ -29,18 +29,18 @@ def nearest_class_mean(
     episodes: int = 100,
     seed: int = 0,
 ) -> NearestClassMean:
-    """Top-1 in percent on the whole test set, of all classes, with `per_class` labels of each: mean over many draws.
+    """Top-1 in percent on the whole test set, among all classes, with `per_class` labels of each: mean over many draws.
 
-    A test image is of the class whose mean is most similar: features and means of unit length, compared by cosine. The
-    interval is about the draw of the labels, not of the test set.
+    A test image is given the class with the most similar mean, by cosine. Features are scaled to unit length before the
+    mean, and means after it. The interval reflects the draw of the labels, not the choice of the test set.
 
     Args:
       train_features, test_features: finite, any scale.
       train_labels, test_labels: in 0 .. num_classes - 1.
       num_classes: at least 2.
-      per_class: labels a class, at least 1, at most as many as every class has in train.
+      per_class: labels per class, at least 1, at most as many as every class has in train.
       episodes: draws, at least 1.
-      seed: of the draws, which depend on it and the train labels alone: different features get the same images.
+      seed: of the draws, which depend on it and the train labels alone. So different features get the same images.
 
     Raises: ValueError for numbers out of range, a class with fewer labels, features that are not finite.
     Source: Snell et al. 2017, arXiv:1703.05175, section 2.3; cosine as in Wang et al. 2019, arXiv:1911.04623.
@@ -51,7 +51,9 @@ def nearest_class_mean(
     _check_positive(per_class=per_class, episodes=episodes)
     images = _by_class(train_labels, num_classes)
     _check_enough(images, per_class, "per_class")
-    train, test, rng = normalize(train_features), normalize(test_features), np.random.default_rng(seed)
+    train: Any = normalize(train_features)
+    test: Any = normalize(test_features)
+    rng = np.random.default_rng(seed)
     predictions = []
     for _ in range(episodes):
         drawn = np.stack([rng.choice(rows, per_class, replace=False) for rows in images])  # [classes, per_class]
@@ -71,21 +73,22 @@ def few_shot(
     episodes: int = 600,
     seed: int = 0,
 ) -> Interval:
-    """Top-1 in percent of `ways`-way `shots`-shot episodes: mean and confidence interval over them.
+    """Top-1 in percent of `ways`-way `shots`-shot episodes: mean and confidence interval over the episodes.
 
-    Each episode draws `ways` classes, of each `shots` images to make its mean of, and `queries` others to classify
-    among the classes of the episode, by cosine as `nearest_class_mean`.
+    Each episode draws `ways` classes. From each it draws `shots` images, whose mean stands for the class, and `queries`
+    others, which are classified among the classes of the episode, by cosine as in `nearest_class_mean`.
 
     Args:
-      features: finite, any scale; of images, and better of classes, that no training has seen the labels of.
+      features: finite, any scale; of images whose labels no training has seen. Better still, it has seen no label of
+        their classes.
       labels: in 0 .. num_classes - 1.
       ways: from 2 to num_classes. shots, queries: at least 1, together at most what every class has.
-      episodes: at least 1; that many that the interval is as narrow as it needs to be (600: about 0.8 points).
+      episodes: at least 1. More episodes give a narrower interval (600: about 0.8 points).
       seed: of the draws, which depend on it and the labels alone.
 
     Raises: ValueError for numbers out of range, a class with too few images, features that are not finite.
-    Source: Vinyals et al. 2016, arXiv:1606.04080, section 2.2, for the episodes; 15 queries a class and 600 episodes
-      with a 95 % interval as Snell et al. 2017, arXiv:1703.05175, section 3, test on miniImageNet.
+    Source: Vinyals et al. 2016, arXiv:1606.04080, section 2.2, for the episodes. Snell et al. 2017, arXiv:1703.05175,
+      section 3, for 15 queries per class and 600 episodes with a 95 % interval, as in their tests on miniImageNet.
     """
     check_labeled("few-shot", features, labels, num_classes)
     _check_positive(shots=shots, queries=queries, episodes=episodes)
@@ -93,7 +96,8 @@ def few_shot(
         raise ValueError(f"ways must be from 2 to num_classes {num_classes}, got {ways}")
     images = _by_class(labels, num_classes)
     _check_enough(images, shots + queries, "shots + queries")
-    unit, rng = normalize(features), np.random.default_rng(seed)
+    unit: Any = normalize(features)
+    rng = np.random.default_rng(seed)
     truth = np.repeat(np.arange(ways), queries)
     accuracies = []
     for _ in range(episodes):
@@ -107,7 +111,7 @@ def _nearest(
     supports: Float[np.ndarray, "classes shots dim"], queries: Float[np.ndarray, "queries dim"]
 ) -> Int[np.ndarray, "queries"]:
     """For each query the class of the most similar mean."""
-    means = normalize(supports.mean(axis=1))
+    means: Any = normalize(supports.mean(axis=1))
     return np.argmax(queries @ means.T, axis=1)
 
 

@@ -1,7 +1,7 @@
-"""Retrieval: whether the images most similar to a query show its class."""
+"""Retrieval: whether the images most similar to a query are of its class."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -9,14 +9,14 @@ from sklearn.preprocessing import normalize
 
 from ssl_jax.evaluation._checks import check_labeled, check_same_dim
 
-# Similarities held at a time: 64 MB.
+# Similarities held in memory at a time: 64 MB.
 SIMILARITIES = 2**24
 
 
 class Retrieval(NamedTuple):
     """mean_average_precision: in percent.
     recall: for each k the percent of queries with an image of their class among the k most similar.
-    queries: that were counted: those whose class the gallery has an image of.
+    queries: how many were counted. A query counts if the gallery has an image of its class.
     """
 
     mean_average_precision: float
@@ -33,37 +33,37 @@ def retrieve(
     num_classes: int,
     k: Sequence[int] = (1, 5, 10),
 ) -> Retrieval:
-    """Ranks the whole gallery by cosine similarity to each query; relevant is what has the query's label.
+    """Ranks the whole gallery by cosine similarity to each query. Images with the query's label are relevant.
 
-    A query's average precision is the mean, over its relevant images, of the share of relevant ones among all that are
-    ranked no lower. Equally similar images share the last of their ranks: features that have collapsed to a point
-    score their class's share of the gallery, and a recall of 0.
+    At each relevant image, the precision is the share of relevant images among all that are ranked no lower. A query's
+    average precision is the mean of these. Equally similar images share the last of their ranks. So features that have
+    collapsed to a point score their class's share of the gallery, and a recall of 0.
 
-    Beside the features, the arrays take SIMILARITIES numbers, or one row of the gallery's size.
+    Besides the features, memory holds SIMILARITIES numbers, or one row of the gallery's size if that is more.
 
     Args:
-      query_features, gallery_features: finite, any scale. Without a gallery each query is looked for among all other
+      query_features, gallery_features: finite, any scale. Without a gallery, each query is compared with all other
         queries (leave one out).
       query_labels, gallery_labels: in 0 .. num_classes - 1.
-      k: numbers of images to look at, each at least 1.
+      k: for recall: numbers of most similar images to look at, each at least 1.
 
     Raises: ValueError for a gallery without labels or the reverse, no query whose class is in the gallery, k out of
       range, negative labels, features that are not finite.
-    Source: average precision as scikit-learn's average_precision_score; recall as Oh Song et al. 2016,
-      arXiv:1511.06452, section 6, has it for metric learning.
+    Source: average precision as in scikit-learn's average_precision_score; recall as in metric learning, Oh Song et
+      al. 2016, arXiv:1511.06452, section 6.
     """
     check_labeled("queries", query_features, query_labels, num_classes)
     if (gallery_features is None) != (gallery_labels is None):
         raise ValueError("a gallery needs both features and labels; give neither to leave one query out at a time")
     if not k or min(k) < 1:
         raise ValueError(f"k must be numbers of at least 1, got {k}")
-    leave_one_out = gallery_features is None or gallery_labels is None
-    if leave_one_out:
+    leave_one_out = gallery_features is None
+    if gallery_features is None or gallery_labels is None:
         gallery_features, gallery_labels = query_features, query_labels
     check_labeled("gallery", gallery_features, gallery_labels, num_classes)
     check_same_dim(gallery_features, query_features)
 
-    # By class, so that the relevant images are a slice.
+    # Sorted by class, so that the relevant images are a slice.
     order = np.argsort(gallery_labels, kind="stable")
     ends = np.cumsum(np.bincount(gallery_labels, minlength=num_classes))
     starts = np.concatenate([[0], ends[:-1]])
@@ -71,9 +71,11 @@ def retrieve(
     counted = np.flatnonzero(relevant > 0)
     if len(counted) == 0:
         raise ValueError("no query has an image of its class in the gallery; give a gallery of the same classes")
-    place = np.argsort(order)  # of the gallery's images in that order
+    place = np.argsort(order)  # where each image of the gallery is in that order
 
-    queries, gallery = normalize(query_features), normalize(gallery_features)[order]
+    queries: Any = normalize(query_features)
+    every: Any = normalize(gallery_features)
+    gallery = every[order]
     precisions, ranks = np.empty(len(counted)), np.empty(len(counted), np.int64)
     rows = max(SIMILARITIES // len(gallery), 1)
     for begin in range(0, len(counted), rows):
@@ -83,7 +85,7 @@ def retrieve(
             if leave_one_out:
                 similarities[place[query]] = -np.inf  # the lowest, which is then cut off
             hits = np.sort(similarities[starts[label] : ends[label]])[-relevant[query] :]
-            # Images at least as similar as each hit: all of them, and those of its class.
+            # For each hit, the number of images that are at least as similar: among all, and among those of its class.
             among_all = len(gallery) - np.searchsorted(np.sort(similarities), hits)
             among_hits = len(hits) - np.searchsorted(hits, hits)
             precisions[i], ranks[i] = np.mean(among_hits / among_all), among_all[-1]

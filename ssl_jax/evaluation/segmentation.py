@@ -1,4 +1,4 @@
-"""Segmentation by a linear head on frozen patch features: whether a backbone knows what is where."""
+"""Segmentation by a linear head on frozen patch features: whether they tell what is where."""
 
 import dataclasses
 import math
@@ -11,20 +11,22 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
 from ssl_jax.evaluation import sweep
-from ssl_jax.evaluation._checks import check_finite, check_same_dim
+from ssl_jax.evaluation._checks import check_same_dim
 from ssl_jax.evaluation.labels import HELD_OUT
+from ssl_jax.ops import check_finite
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-IGNORE = 255  # the class of pixels that count nowhere
+IGNORE = 255  # the class of pixels that are not counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """What a head reached on the test set, in percent.
+    """The result of a head on the test set, in percent.
 
-    iou: of each class, the pixels that truth and prediction share over those that either has; NaN if neither has any.
+    iou: for each class, the pixels that truth and prediction share, divided by those that either has; NaN if neither
+      has any.
     pixel_accuracy: the share of pixels whose class is right.
-    learning_rate: as chosen.
+    learning_rate: the chosen one.
     predictions: classes of the test pixels.
     """
 
@@ -35,7 +37,7 @@ class Segmentation:
 
     @property
     def mean_iou(self) -> float:
-        """Over the classes that truth or prediction has."""
+        """The mean over the classes that truth or prediction has."""
         return float(np.nanmean(self.iou))
 
 
@@ -51,22 +53,23 @@ def linear_segmentation(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Segmentation:
-    """A linear classifier of each patch's features, its logits interpolated bilinearly to the mask's size.
+    """Trains a linear classifier of each patch's features. Its logits are interpolated bilinearly to the mask's size.
 
     Features are standardized over all training patches. Heads are trained on the pixels' mean cross entropy, at all
-    learning rates side by side; that with the least on a fifth of the training images is trained again on all of them.
+    learning rates side by side. The rate with the least cross entropy on a fifth of the training images is chosen, and
+    a head is trained with it on all of them.
 
     Args:
-      train_maps, test_maps: finite; float16 halves their memory. They stay on the host but for one batch.
-      train_masks, test_masks: of each pixel the class, in 0 .. num_classes - 1, or 255: not counted.
+      train_maps, test_maps: finite; float16 halves their memory. They stay on the host except for one batch.
+      train_masks, test_masks: the class of each pixel, in 0 .. num_classes - 1, or 255: not counted.
       num_classes: 2 to 255, the background included.
-      learning_rates, steps, batch_size: of AdamW, see `sweep.choose_and_fit`; the defaults are no paper's.
-      seed: of the images held out and the order of the batches.
+      learning_rates, steps, batch_size: of AdamW, see `sweep.choose_and_fit`; the defaults are from no paper.
+      seed: of the held-out images and the order of the batches.
 
-    Raises: ValueError for numbers out of range, other than one mask an image, a class out of range, fewer than two
-      training images, features that are not finite.
-    Source: Oquab et al. 2023, arXiv:2304.07193, section 7.4, "Lin.": a linear layer on patch tokens, upsampled. (They
-      have BatchNorm before it, and larger crops.)
+    Raises: ValueError for numbers out of range, images without exactly one mask each, a class out of range, fewer than
+      two training images, features that are not finite.
+    Source: Oquab et al. 2023, arXiv:2304.07193, section 7.4, "Lin.": a linear layer on patch tokens, upsampled. (The
+      authors have BatchNorm before it, and larger crops.)
     """
     if not 2 <= num_classes <= IGNORE:
         raise ValueError(f"num_classes must be in 2..{IGNORE}, got {num_classes}; {IGNORE} itself means not counted")
@@ -107,9 +110,9 @@ def confusion(
     predicted: UInt8[np.ndarray, "images height width"],
     num_classes: int,
 ) -> Int[np.ndarray, "classes classes"]:
-    """[i, j]: how many pixels of class i were taken for class j; those that do not count are left out."""
+    """[i, j]: how many pixels of class i were predicted as class j. Pixels of class 255 are not counted."""
     pairs = np.zeros(num_classes**2, np.int64)
-    for one, other in zip(truth, predicted, strict=True):  # an image at a time, as int64 is eight times uint8
+    for one, other in zip(truth, predicted, strict=True):  # one image at a time, as int64 takes eight times the memory
         counts = one != IGNORE
         pairs += np.bincount(num_classes * one[counts].astype(np.int64) + other[counts], minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)

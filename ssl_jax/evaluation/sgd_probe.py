@@ -1,8 +1,8 @@
-"""Linear probes trained by steps as the papers train them: a whole grid of learning rates and weight decays at once."""
+"""Linear probes trained step by step, as papers do: a whole grid of learning rates and weight decays at once."""
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ from ssl_jax import optim
 from ssl_jax.evaluation._checks import check_labeled, check_same_dim
 from ssl_jax.evaluation.labels import draw_labels
 from ssl_jax.evaluation.probe_recipes import ProbeRecipe
-from ssl_jax.losses._common import normalize
+from ssl_jax.ops import normalize
 
-MOMENTUM, INIT_STD = 0.9, 0.01  # of every recipe; biases begin at 0
-# Rows whose logits are made at a time when heads are scored.
+MOMENTUM, INIT_STD = 0.9, 0.01  # of every recipe; biases start at 0
+# Rows whose logits are computed at a time when heads are scored.
 ROWS = 4096
 LAYER_NORMS = ("layer_norm", "unit_layer_norm")
 BATCH_NORM_EPS, LAYER_NORM_EPS = 1e-6, 1e-5  # MAE's; torch's
@@ -27,13 +27,13 @@ RUNNING = 0.9  # decay of the running statistics: momentum 0.1 in torch
 
 @dataclasses.dataclass(frozen=True)
 class SGDProbe:
-    """What a probe found, and with which numbers.
+    """The result of a probe, and the settings that it was trained with.
 
     accuracy: on the test set, top-1 in percent.
     predictions: classes of the test images, int32.
-    lr, weight_decay: as chosen; lr is that of a batch of 256 images, as recipes state it.
-    peak_lr: the highest that was in force: lr * batch_size / 256.
-    batch_size: the recipe's, or the number of training images where that is less.
+    lr, weight_decay: the chosen ones; lr is stated for a batch of 256 images, as in recipes.
+    peak_lr: the highest learning rate of the training: lr * batch_size / 256.
+    batch_size: the recipe's, or the number of training images if that is less.
     steps: of the fit to all training images.
     held_out: top-1 in percent on the held-out fifth, for each lr and weight decay; NaN for heads that diverged. None if
       the recipe leaves no choice.
@@ -50,11 +50,11 @@ class SGDProbe:
 
 
 class Heads(NamedTuple):
-    """Heads side by side, and how far they have come.
+    """Heads trained side by side, with the state of their training.
 
     params, opt_state: leaves [heads, ...].
     mean, variance: running statistics of the features, which all heads share.
-    step: of the optimizer, so many are done.
+    step: number of steps done.
     """
 
     params: dict[str, Array]
@@ -74,26 +74,27 @@ def sgd_probe(
     recipe: ProbeRecipe,
     seed: int = 0,
 ) -> SGDProbe:
-    """Test accuracy of a linear classifier trained by SGD as `recipe` says.
+    """Test accuracy of a linear classifier trained as `recipe` says.
 
-    All heads of the grid see the same batches, in one wide matmul. Chosen is what is most often right on a fifth of
-    each class's training images, held out (of equals, what has the least cross entropy there); it is then trained anew
-    on all of them, and sees the test set once.
+    A fifth of each class's training images is held out. The grid has one head for each learning rate and weight decay;
+    all heads see the same batches, in one wide matmul. The head with the highest held-out accuracy is chosen (of
+    equals, the one with the least cross entropy there). It is then trained anew on all training images, and sees the
+    test set once.
 
-    The papers train on random crops and flips, made anew in every epoch. Features are cached here: of images as they
-    are, or of several augmented passes, which epochs take in turn. The held-out images of the first pass are what is
-    chosen on.
+    The papers train on random crops and flips, made anew in every epoch. Here features are cached: those of images
+    without augmentation, or of several augmented passes, which epochs take in turn. The choice uses the held-out images
+    of the first pass.
 
     Args:
-      train_features: finite, raw: what scaling there is, the recipe does. Epoch e trains on pass e mod passes; one pass
-        at a time is on the device.
-      train_labels, test_labels: in 0 .. num_classes - 1. Test labels serve to count the hits, for nothing else.
+      train_features: finite, not scaled: the recipe scales them. Epoch e trains on pass e mod passes. Only one pass at
+        a time is on the device.
+      train_labels, test_labels: in 0 .. num_classes - 1. Test labels only serve to count the hits.
       num_classes: at least 2.
-      recipe: one of `probe_recipes.RECIPES`, or another.
+      recipe: one of `probe_recipes.RECIPES`, or your own.
       seed: of the held-out images, the initial weights and the order of the batches.
 
     Raises: ValueError for negative labels, features that are not finite, or if all heads have diverged.
-    Source: see each recipe; many heads at once as DINOv2's code has them (Oquab et al. 2023, arXiv:2304.07193, B.3).
+    Source: see each recipe; many heads at once as in DINOv2's code (Oquab et al. 2023, arXiv:2304.07193, B.3).
     """
     passes = train_features if train_features.ndim == 3 else train_features[None]
     if len(passes) == 0:
@@ -132,14 +133,14 @@ def sgd_probe(
 
 
 class Search(NamedTuple):
-    """Of each head of a recipe's grid on held-out images: top-1 in percent, NaN for one that has diverged, and mean
-    cross entropy."""
+    """Results on held-out images for each head of a recipe's grid: top-1 in percent (NaN if the head has diverged) and
+    mean cross entropy."""
 
     accuracies: Float[np.ndarray, "heads"]
     losses: Float[np.ndarray, "heads"]
 
     def rank(self, head: int) -> tuple[float, float]:
-        """The greater the better."""
+        """Sorts heads: the greater, the better."""
         finite = bool(np.isfinite(self.losses[head]))
         return (float(self.accuracies[head]), -float(self.losses[head])) if finite else (-1.0, 0.0)
 
@@ -156,7 +157,7 @@ def search(
     recipe: ProbeRecipe,
     seed: int = 0,
 ) -> Search:
-    """Trains a head for each of the recipe's grid on four fifths of each class's images, and scores it on the rest."""
+    """Trains each head of the recipe's grid on four fifths of each class's images, and scores it on the rest."""
     index, held_out = draw_labels(labels, num_classes, None, seed)
     fitted, held_out = index[~held_out], index[held_out]
     heads = train_heads(
@@ -175,9 +176,9 @@ def train_heads(
     recipe: ProbeRecipe,
     seed: int = 0,
 ) -> Heads:
-    """A head for each (lr, weight decay) of the grid: from the same initial weights, on the same batches.
+    """Trains a head for each (lr, weight decay) of the grid: from the same initial weights, on the same batches.
 
-    lr is that of a batch of 256 images. The last batch of an epoch is left out where it is not full.
+    lr is stated for a batch of 256 images. The last batch of an epoch is left out if it is not full.
     """
     images, dim = passes.shape[1:]
     batch_size = min(recipe.batch_size, images)
@@ -200,7 +201,7 @@ def train_heads(
 
 
 def batch_order(images: int, batch_size: int, seed: int, epoch: int) -> Int[np.ndarray, "steps batch"]:
-    """The images of an epoch's batches, each of them in one batch at most: a function of these numbers alone."""
+    """Indices of the images in an epoch's batches, each image in at most one. They depend on the arguments alone."""
     steps = images // batch_size
     order = np.random.default_rng((seed, epoch)).permutation(images)
     return order[: steps * batch_size].reshape(steps, batch_size)
@@ -231,7 +232,8 @@ def _train_epoch(
         def update(params, opt_state, peak_lr, weight_decay):
             tx = _optimizer(recipe, peak_lr, weight_decay, len(order))
             updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
-            return optax.apply_updates(params, updates), opt_state
+            moved: Any = optax.apply_updates(params, updates)
+            return moved, opt_state
 
         params, opt_state = jax.vmap(update)(heads.params, heads.opt_state, peak_lrs, weight_decays)
         return Heads(params, opt_state, mean, variance, heads.step + 1), None
@@ -251,7 +253,7 @@ def _optimizer(
     return adapted(lr, weight_decay=lambda _: weight_decay, momentum=MOMENTUM)
 
 
-def _lr(recipe: ProbeRecipe, peak_lr: float | Array, steps_per_epoch: int, step: Int[Array, ""]) -> Array:
+def _lr(recipe: ProbeRecipe, peak_lr: float | Array, steps_per_epoch: int, step: Any) -> Any:
     steps = recipe.epochs * steps_per_epoch
     now = step // steps_per_epoch * steps_per_epoch if recipe.constant_within_epochs else step
     if recipe.drops:
@@ -291,8 +293,9 @@ def _score(
     labels: Integer[np.ndarray, "images"],
     recipe: ProbeRecipe,
 ) -> tuple[Float[np.ndarray, "heads"], Float[np.ndarray, "heads"]]:
-    """(share of the images that each head has right, its mean cross entropy)"""
-    hits = losses = np.float64(0)
+    """(share of the images that each head predicts correctly, its mean cross entropy)"""
+    hits: Any = np.float64(0)
+    losses: Any = np.float64(0)
     for rows in _chunks(len(features)):
         found = _sums(_logits(heads, jnp.asarray(features[rows]), recipe=recipe), jnp.asarray(labels[rows]))
         hits, losses = hits + np.asarray(found[0], np.float64), losses + np.asarray(found[1], np.float64)

@@ -1,7 +1,7 @@
-"""Heads on frozen features that take gradient descent: trained side by side at several learning rates.
+"""Trains heads on frozen features by gradient descent, side by side at several learning rates.
 
-The heads of all rates see the same batches, so that one pass over the features, which stay on the host, serves them
-all; held-out labels choose.
+The features stay on the host. The heads of all rates see the same batches, so one pass over the features serves them
+all. The best rate on held-out labels is chosen.
 """
 
 import functools
@@ -15,12 +15,12 @@ from jaxtyping import Array, Float, Int, Integer, Num
 
 WARMUP = 0.05  # of the steps
 WEIGHT_DECAY = 0.05  # of matrices, not of biases
-# Of features that are gone through for their mean at a time: float32 copies of float16 rows.
+# Features that are averaged at a time. The bytes are those of float32 copies, as rows may be float16.
 CHUNK_BYTES = 2**26
 
 Params = dict[str, Array]
 Shape = tuple[int, ...]
-# (params, what is not trained, inputs, shape of the targets) -> logits [*shape, classes]
+# (params, arrays that are not trained, inputs, shape of the targets) -> logits [*shape, classes]
 Logits = Callable[[Params, Params, Num[Array, "batch ..."], Shape], Float[Array, "*shape classes"]]
 
 optimizer = optax.chain(
@@ -44,17 +44,19 @@ def choose_and_fit(
     batch_size: int,
     seed: int,
 ) -> tuple[Params, float]:
-    """(params trained on the rows `fitted` and `held_out`, their learning rate): that with the least cross entropy on
-    the rows held out, of heads trained on the rows fitted.
+    """(params trained on the rows `fitted` and `held_out`, their learning rate).
+
+    First a head is trained on the rows `fitted` for each learning rate. The rate with the least cross entropy on the
+    rows `held_out` is chosen.
 
     Args:
-      logits: a function of a module, so that it is compiled once.
-      params: of one head, from which all begin.
-      fixed: arrays that `logits` is given beside them.
-      inputs, targets: no more than a batch of rows is on the device at once.
-      ignore: the target that counts nowhere.
-      learning_rates: peaks of AdamW's, after a linear warm-up and before a cosine to 0.
-      batch_size: images; all of them if there are fewer.
+      logits: a function defined at module level, so that it is compiled once.
+      params: initial parameters, the same for all heads.
+      fixed: arrays that `logits` needs and that are not trained.
+      inputs, targets: only one batch of rows at a time is on the device.
+      ignore: the target that is not counted.
+      learning_rates: of AdamW, at their peak: after a linear warm-up and before a cosine to 0.
+      batch_size: images per batch; all of them if there are fewer.
       seed: of the order of the batches.
     Raises: ValueError for numbers out of range, and if no learning rate gives a finite cross entropy.
     """
@@ -86,14 +88,15 @@ def predict(
     *,
     batch_size: int,
 ) -> Iterator[Int[np.ndarray, "batch *places"]]:
-    """Classes of the inputs, batch by batch; `places`: the shape of an image's targets."""
+    """Predicted classes of the inputs, batch by batch. places: the shape of an image's targets."""
     for start in range(0, len(inputs), batch_size):
         x = inputs[start : start + batch_size]
         yield np.asarray(_argmax(logits, params, fixed, fill(x, batch_size, 0), (batch_size, *places)))[: len(x)]
 
 
 def standardization(inputs: Float[np.ndarray, "images *map dim"]) -> Params:
-    """{"mean", "scale"} [dim] that take `inputs` to mean 0 and standard deviation 1; a constant column becomes 0."""
+    """{"mean", "scale"} [dim] with which `standardize` takes `inputs` to mean 0 and standard deviation 1; a constant
+    column becomes 0."""
     dim = inputs.shape[-1]
     rows = max(CHUNK_BYTES // (4 * inputs[0].size), 1)
     chunks = [slice(start, start + rows) for start in range(0, len(inputs), rows)]
@@ -113,7 +116,7 @@ def standardize(fixed: Params, inputs: Float[Array, "batch *map dim"]) -> Float[
 
 
 def fill(rows: np.ndarray, batch_size: int, value: int) -> np.ndarray:
-    """`rows` filled up with rows of `value`."""
+    """`rows`, padded to `batch_size` with rows of `value`."""
     return np.pad(rows, [(0, batch_size - len(rows))] + [(0, 0)] * (rows.ndim - 1), constant_values=value)
 
 
@@ -153,7 +156,7 @@ _first_moments = jax.jit(jax.vmap(optimizer.init))
 @functools.partial(jax.jit, static_argnames="logits", donate_argnames=("heads", "moments"))
 def _step(logits, heads, moments, fixed, inputs, targets, ignore, rates):
     def loss(heads):
-        # The heads share no weights, so that the gradient of the sum is that of each.
+        # The heads share no weights, so the gradient of the sum holds the gradient of each head.
         sums, count = _sums(logits, heads, fixed, inputs, targets, ignore)
         return jnp.sum(sums) / jnp.maximum(count, 1)
 

@@ -1,5 +1,8 @@
-"""log sum exp of the products of anchors and keys: at once, or streamed in chunks and around the ring of devices, so
-that no device holds more than its rows times a chunk."""
+"""log sum exp of the dot products of anchors and keys, computed at once or streamed.
+
+Streamed, the keys travel around the ring of devices and are processed in chunks. So no device holds a matrix larger
+than its rows times a chunk.
+"""
 
 import functools
 
@@ -8,12 +11,12 @@ import jax.numpy as jnp
 from jax import lax, nn
 from jaxtyping import Array, Float, Int
 
-from ssl_jax.losses import _common
+from ssl_jax import ops
 
-# For a key that is no candidate. Finite, because the gradient of (-inf) - (-inf) is NaN; exp of it is 0.
+# The logit of a key that is not a candidate: its exp is 0. Finite, because the gradient of (-inf) - (-inf) is NaN.
 MASKED = -1e9
 
-# In float32 also where the hardware would rather multiply in bfloat16, whose error of 4e-3 a temperature multiplies.
+# In float32, also on hardware that by default multiplies in bfloat16: 1 / temperature amplifies its error of 4e-3.
 matmul = functools.partial(jnp.matmul, precision="highest")
 
 
@@ -24,36 +27,38 @@ def logsumexp(
     chunk_size: int | None,
     axis_name: str | None = None,
 ) -> Float[Array, "rows"]:
-    """log sum_k exp(anchors[i] . keys[k]) for each row i, over the keys of all devices that excluded[i] does not name.
+    """log sum_k exp(anchors[i] . keys[k]) for each row i, over the keys of all devices except those in excluded[i].
 
-    chunk_size: None for all keys at once. axis_name: None for keys that are the same on every device.
+    chunk_size: None for all keys at once. axis_name: None if every device has the same keys.
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     excluded = jnp.zeros((len(anchors), 0), int) if excluded is None else excluded
     if chunk_size is None:
-        keys = _common.all_rows(keys, axis_name)
+        keys = ops.all_rows(keys, axis_name)
         return nn.logsumexp(_logits(anchors, keys, excluded, 0, len(keys)), axis=-1)
-    return _streamed_logsumexp(anchors, _common.vary_like(keys, anchors), excluded, chunk_size, axis_name)
+    return _streamed_logsumexp(anchors, ops.vary_like(keys, anchors), excluded, chunk_size, axis_name)
 
 
 def _logits(anchors, keys, excluded, start, end):
-    """anchors . keys, where `keys` are those from `start` on; excluded keys, and those from `end` on, masked."""
+    """anchors . keys, where the first of `keys` has index `start`. Masks excluded keys and those from `end` on."""
     index = start + jnp.arange(len(keys))
     candidate = jnp.all(index != excluded[:, :, None], axis=1) & (index < end)
     return jnp.where(candidate, matmul(anchors, keys.T), MASKED)
 
 
 def _chunks(keys, chunk_size, start):
-    """Keys, zero-padded, as [chunks, chunk_size, dim], and the index of each chunk's first key, from `start` on."""
+    """(zero-padded keys [chunks, chunk_size, dim], the index of each chunk's first key). Indices begin at `start`."""
     count = -(-len(keys) // chunk_size)
     padded = jnp.pad(keys, ((0, count * chunk_size - len(keys)), (0, 0)))
     return padded.reshape(count, chunk_size, -1), start + chunk_size * jnp.arange(count)
 
 
 def _around(step, carry, travelers, axis_name):
-    """step(carry, travelers, owner) -> (carry, travelers), once for the travelers of each device, which go from device
-    to device until they are home; `owner` is where they come from."""
+    """Calls step(carry, travelers, owner) -> (carry, travelers) once for each device's travelers.
+
+    The travelers go from device to device until they are home. `owner` is the device that they started from.
+    """
     if axis_name is None:
         return step(carry, travelers, 0)
     count, here = lax.axis_size(axis_name), lax.axis_index(axis_name)
@@ -84,7 +89,7 @@ def _streamed_forward(anchors, keys, excluded, chunk_size, axis_name):
 
         return lax.scan(step, sums, _chunks(keys, chunk_size, start))[0], keys
 
-    zero = 0.0 * anchors[:, 0]  # varies over the devices as the anchors do, which a loop's carry must
+    zero = 0.0 * anchors[:, 0]  # varies over devices as the anchors do: a loop's carry must
     (largest, total), _ = _around(see, (zero + MASKED, zero), keys, axis_name)
     result = largest + jnp.log(total)
     return result, (anchors, keys, excluded, result)
@@ -110,8 +115,11 @@ def _streamed_backward(chunk_size, axis_name, residuals, cotangent):
 
 
 def _exp_below(logits, bound):
-    """exp(logits - bound), which is at most 1. A compiler may round the logits that the bound was taken from otherwise
-    than these; at a large scale the difference is not small, and its exp would overflow."""
+    """exp(logits - bound), at most 1.
+
+    The bound was computed from the same logits, but a compiler may have rounded them differently there. If logits are
+    large, the difference is not small, and its exp would overflow.
+    """
     return jnp.exp(jnp.minimum(logits - bound[:, None], 0.0))
 
 

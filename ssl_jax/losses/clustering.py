@@ -1,4 +1,4 @@
-"""Clustering losses: views of an image are to fall into one cluster, and the clusters are to be used."""
+"""Clustering losses: all views of an image should fall into one cluster, and all clusters should be used."""
 
 import math
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax, nn
 from jaxtyping import Array, Float, Int
 
-from ssl_jax.losses import _common
+from ssl_jax import ops
 
 
 def sinkhorn(
@@ -19,27 +19,29 @@ def sinkhorn(
     weights: Float[Array, " batch"] | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, "batch prototypes"]:
-    """Soft codes near the scores that share the batch out equally among the prototypes.
+    """Turns scores into soft codes that use all prototypes equally.
 
-    The solution Q = diag(c) exp(scores / epsilon) diag(r) of the entropic optimal transport whose rows sum to 1 and
-    columns to batch / prototypes, by Sinkhorn and Knopp: from c = 1, by turns, r makes the columns' sums equal, then c
-    those of the rows; over the global batch. Rows sum to 1 after any number of iterations, columns approach theirs.
+    The codes Q = diag(c) exp(scores / epsilon) diag(r) solve the entropic optimal transport problem: over the global
+    batch, rows sum to 1 and columns to batch / prototypes. Sinkhorn and Knopp's iterations start from c = 1. Each one
+    sets r to make the columns' sums equal, then c to make the rows' sums equal. Rows sum to 1 after any number of
+    iterations; columns approach their sum.
 
     Args:
       scores: [batch, prototypes], any scale. They carry no gradient.
-      epsilon: > 0, the weight of the codes' entropy: towards 0 they become hard. A traced scalar where it changes.
-      iterations: at least 1; with a tolerance the most that are made.
-      tolerance: >= 0. Stops after the iteration that has sum_i |c_i / c_new_i - 1| < tolerance, over the global batch.
-      weights: [batch], >= 0, how many rows each counts for: 0 for one that takes no part, whose code is what the others
-        have made of the prototypes (DINOv2's masked patches have 1, the others 0). None: all the same.
-      axis_name: mapped axis that the batch is split over; None if scores are of the whole batch.
+      epsilon: > 0, the weight of the codes' entropy: towards 0 codes become hard. A traced scalar if it changes.
+      iterations: at least 1. With a tolerance it is the largest number of iterations.
+      tolerance: >= 0. Stops after the first iteration with sum_i |c_i / c_new_i - 1| < tolerance over the global batch.
+      weights: [batch], >= 0: how many rows each row counts for. A row of weight 0 does not influence the other rows; it
+        gets the code that follows from their r. (DINOv2's masked patches have weight 1, the others 0.) None: all rows
+        count the same.
+      axis_name: mapped axis that the batch is sharded over; None if scores hold the whole batch.
 
     Returns: float32 codes [batch, prototypes] of this device's rows, without gradient.
     Raises: ValueError if scores are not [batch, prototypes], weights not [batch], or iterations < 1.
-    Source: Caron et al. 2020, arXiv:2006.09882, eq. 3-5 and the code's order of steps; in logarithms, so that no
-      score overflows or leaves a prototype without mass. SeLa's labels, Asano et al. 2019, arXiv:1911.05371, section 3,
-      are the largest entries of this for log softmax scores, epsilon = 1 / lambda and tolerance 0.1, which their code
-      looks at every tenth iteration; in float32 give a bound on the iterations, too.
+    Source: Caron et al. 2020, arXiv:2006.09882, eq. 3-5, with their code's order of steps. Computed in logarithms, so
+      that no score overflows or leaves a prototype without mass. SeLa (Asano et al. 2019, arXiv:1911.05371, section 3):
+      its label is the largest entry of a row, with log softmax scores, epsilon = 1 / lambda and tolerance 0.1, which
+      their code checks every tenth iteration. In float32, give a bound on the iterations, too.
     """
     if scores.ndim != 2:
         raise ValueError(f"scores must be [batch, prototypes], got {scores.shape}")
@@ -49,31 +51,31 @@ def sinkhorn(
         raise ValueError(f"weights must have one entry for each row of scores, got {weights.shape}, {scores.shape}")
     scores = lax.stop_gradient(scores.astype(jnp.float32))
     largest = jnp.max(scores, axis=1, keepdims=True)
-    # Near 0, where codes are large, float32 is at its finest: so each row is divided by its largest entry beforehand.
-    # Beyond 1e6, where no code is anything but 0 or 1, float32 is so coarse that a compiler's two ways to round a sum,
-    # one for the maximum and one for what it is subtracted from, differ by enough for exp to overflow.
+    # Each row is divided by its largest entry first. So the logs of large codes are near 0, where float32 is finest.
+    # Logs are clipped at 1e6: beyond that, every code is 0 or 1, and float32 is so coarse that exp could overflow. A
+    # compiler may round a sum in two ways, one for the maximum and one for what the maximum is subtracted from.
     log_kernel = jnp.maximum((scores - largest) / epsilon, -1e6)
     log_c = jnp.clip(largest / epsilon, -1e6, 1e6)
     if weights is None:
-        log_share, log_weight, counts = math.log(_common.num_rows(scores, axis_name) / scores.shape[1]), 0.0, True
+        log_share, log_weight, counts = math.log(ops.num_rows(scores, axis_name) / scores.shape[1]), 0.0, True
     else:
         counts = lax.stop_gradient(weights[:, None] > 0)
-        # Not log 0, which would give NaN where no row at all counts.
+        # Not log 0, which would give NaN if no row counts.
         log_weight = jnp.where(counts, jnp.log(jnp.where(counts, weights[:, None], 1.0)), -1e30)
-        log_share = _common.global_logsumexp(log_weight, axis_name) - math.log(scores.shape[1])
+        log_share = ops.global_logsumexp(log_weight, axis_name) - math.log(scores.shape[1])
 
     def step(carry):
         i, log_c, *_ = carry
-        log_r = log_share - _common.global_logsumexp(log_kernel + log_c + log_weight, axis_name)
+        log_r = log_share - ops.global_logsumexp(log_kernel + log_c + log_weight, axis_name)
         new_log_c = -nn.logsumexp(log_kernel + log_r, axis=1, keepdims=True)
         change = jnp.sum(jnp.abs(jnp.expm1(log_c - new_log_c)), where=counts)
-        return i + 1, new_log_c, log_r, _common.global_sum(change, axis_name)
+        return i + 1, new_log_c, log_r, ops.global_sum(change, axis_name)
 
     def unfinished(carry):
         return (carry[0] < iterations) & (carry[3] >= tolerance)
 
     *_, log_r, _ = lax.while_loop(unfinished, step, step((0, log_c)))
-    return nn.softmax(log_kernel + log_r)  # the rows made to sum to 1 exactly, whatever rounding c has
+    return nn.softmax(log_kernel + log_r)  # normalizes each row, so that it sums to 1 despite the rounding of c
 
 
 def swav(
@@ -86,23 +88,23 @@ def swav(
     iterations: int = 3,
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
-    """Swapped prediction: from each view, the code that `sinkhorn` gives another, large view of the image.
+    """Swapped prediction: each view predicts the code that `sinkhorn` gives to another view, a large crop of the image.
 
-    loss = mean over large views t, over all views v != t, and over the batch, of
-    -sum_k q_t,k log softmax(scores_v / temperature)_k with q_t = sinkhorn(scores_t). log(prototypes) where the scores
-    are constant: the networks, or the prototypes, have collapsed.
+    loss = mean over large crops t, over all views v != t, and over the batch, of
+    -sum_k q_t,k log softmax(scores_v / temperature)_k with q_t = sinkhorn(scores_t). The loss is log(prototypes) if the
+    scores are constant: then the networks, or the prototypes, have collapsed.
 
     Args:
       high: [views, batch, prototypes], cosines of the large crops with the prototypes.
-      low: [views, batch, prototypes], of the small crops, which get no codes; None without any.
-      queue_scores: [views, queue, prototypes], of earlier large crops, the same on every device. They join the
-        Sinkhorn iterations only, to help where the batch is smaller than the number of prototypes.
+      low: [views, batch, prototypes], cosines of the small crops, which get no codes. None: no small crops.
+      queue_scores: [views, queue, prototypes], cosines of earlier large crops, the same on every device. They only join
+        the Sinkhorn iterations. This helps if the batch is smaller than the number of prototypes.
       temperature: > 0. epsilon, iterations: those of `sinkhorn`.
-      axis_name: mapped axis that the batch is split over; None if the scores are of the whole batch.
+      axis_name: mapped axis that the batch is sharded over; None if the scores hold the whole batch.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if the shapes do not agree, or there is a single view.
-    Source: Caron et al. 2020, arXiv:2006.09882, eq. 1-2, multi-crop eq. 6. The mean over views is the authors' code's.
+    Source: Caron et al. 2020, arXiv:2006.09882, eq. 1-2, multi-crop eq. 6. The mean over views is as in their code.
     """
     if high.ndim != 3 or (low is not None and (low.ndim != 3 or low.shape[1:] != high.shape[1:])):
         raise ValueError(
@@ -122,14 +124,14 @@ def swav(
     def codes(scores, queue=None):
         if queue is None:
             return sinkhorn(scores, epsilon=epsilon, iterations=iterations, axis_name=axis_name)
-        # On every device the whole of it, because the queue counts once.
-        rows = jnp.concatenate([_common.all_rows(scores, axis_name), queue])
+        # Every device computes all rows, because the queue must count only once.
+        rows = jnp.concatenate([ops.all_rows(scores, axis_name), queue])
         q = sinkhorn(rows, epsilon=epsilon, iterations=iterations)
-        return lax.dynamic_slice_in_dim(q, _common.first_row(scores, axis_name), len(scores))
+        return lax.dynamic_slice_in_dim(q, ops.first_row(scores, axis_name), len(scores))
 
     queues = [None] * len(high) if queue_scores is None else queue_scores
     targets = jnp.stack([codes(scores, queue) for scores, queue in zip(high, queues, strict=True)])
-    return _common.cross_view_entropy(targets, _common.log_softmax(views, temperature))
+    return ops.cross_view_entropy(targets, ops.log_softmax(views, temperature))
 
 
 def pseudo_label_cross_entropy(
@@ -140,23 +142,23 @@ def pseudo_label_cross_entropy(
     temperature: float = 0.1,
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
-    """Every view is classified as the cluster that its image was assigned to beforehand.
+    """Classifies every view as the cluster that its image was assigned to beforehand.
 
     loss = sum_i w_i mean_v ce_vi / sum_i w_i over the labeled images i of the global batch, with
     ce_vi = -log softmax(scores_vi / temperature)_{labels_i} and w_i = weights_{labels_i}. Without weights: the mean
-    over the labeled images. 0 if there is none.
+    over the labeled images. 0 if no image is labeled.
 
     Args:
       scores: [views, batch, clusters], such as cosines with the centroids.
       labels: [batch] in 0, ..., clusters - 1; -1 for an image without a label, which does not count.
-      weights: [clusters], > 0, any scale; ODC's fall with the cluster's size. No gradient.
+      weights: [clusters], > 0, any scale; ODC's decrease with the cluster's size. No gradient.
       temperature: > 0. 0.1 for cosines; 1 for a linear layer's logits (DeepCluster v1, SeLa, ODC).
-      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if the shapes do not agree.
-    Source: Caron et al. 2018, arXiv:1807.05520, eq. 1; DeepCluster-v2 in Caron et al. 2020, arXiv:2006.09882; the
-      weights: Zhan et al. 2020, arXiv:2006.10645, whose code divides by their sum, too.
+    Source: Caron et al. 2018, arXiv:1807.05520, eq. 1. DeepCluster-v2: Caron et al. 2020, arXiv:2006.09882. The
+      weights: Zhan et al. 2020, arXiv:2006.10645; their code divides by the weights' sum, too.
     """
     if scores.ndim != 3 or labels.shape != scores.shape[1:2]:
         raise ValueError(
@@ -167,9 +169,9 @@ def pseudo_label_cross_entropy(
     label = jnp.maximum(labels, 0)
     weight = 1.0 if weights is None else lax.stop_gradient(weights.astype(jnp.float32))[label]
     weight = jnp.where(labels >= 0, weight, 0.0)
-    log_p = _common.log_softmax(scores, temperature)
+    log_p = ops.log_softmax(scores, temperature)
     ce = -jnp.take_along_axis(log_p, label[None, :, None], axis=-1)[..., 0]
-    total = _common.global_mean(jnp.sum(weight), axis_name)  # a device's share, as its sum below is
+    total = ops.global_mean(jnp.sum(weight), axis_name)  # the mean, because the sum below is one device's
     return jnp.sum(weight * jnp.mean(ce, axis=0)) / jnp.where(total > 0, total, 1.0)
 
 
@@ -184,23 +186,23 @@ def pcl_prototypes(
 ) -> Float[Array, ""]:
     """ProtoNCE's term for one clustering: an embedding finds its cluster's centroid, at the cluster's own temperature.
 
-    The mean over the batch of -l_a(i) + log sum_c exp(l_c), with l_c = cos(embedding_i, centroids_c) /
-    concentration_c and a(i) the image's cluster. c runs over the clusters of the images of the global batch, once for
-    each image, and over the negatives; without negatives over all clusters, once each.
+    loss = the mean over the batch of -l_a(i) + log sum_c exp(l_c), with l_c = cos(embedding_i, centroids_c) /
+    concentration_c and a(i) the image's cluster. With negatives, c runs over the clusters of the images of the global
+    batch, once for each image, and over the negatives. Without negatives, c runs over all clusters, once each.
 
     Args:
       embedding: [batch, dim], any scale.
       centroids: [clusters, dim], any scale. No gradient.
       concentration: [clusters], > 0, scaled such that their mean is the temperature (0.2). No gradient.
       assignments: [batch] in 0, ..., clusters - 1.
-      negatives: clusters drawn at random, different from each other, the same on every device; those of them that
-        images of the batch belong to are left out.
-      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+      negatives: distinct clusters drawn at random, the same on every device. The loss leaves out those that images of
+        the global batch belong to.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if the shapes do not agree.
-    Source: Li et al. 2020, arXiv:2005.04966, eq. 11. Candidates as in the authors' code, so an image of the same
-      cluster adds that cluster's centroid as if it were another.
+    Source: Li et al. 2020, arXiv:2005.04966, eq. 11. The candidates are as in the authors' code: another image of the
+      same cluster adds that cluster's centroid once more, as if it were a different one.
     """
     if embedding.ndim != 2 or centroids.ndim != 2 or embedding.shape[1] != centroids.shape[1]:
         raise ValueError(f"embedding and centroids must be rows of one dim, got {embedding.shape}, {centroids.shape}")
@@ -209,14 +211,14 @@ def pcl_prototypes(
             "concentration must be [clusters], assignments [batch], "
             f"got {concentration.shape}, {assignments.shape} for {centroids.shape}, {embedding.shape}"
         )
-    z = _common.normalize(embedding)
-    # One scale, so that a candidate's logit is one product.
-    centroids = lax.stop_gradient(_common.normalize(centroids) / concentration.astype(jnp.float32)[:, None])
+    z = ops.normalize(embedding)
+    # The concentration divides the centroids, so that a candidate's logit is one dot product.
+    centroids = lax.stop_gradient(ops.normalize(centroids) / concentration.astype(jnp.float32)[:, None])
     positive = jnp.sum(z * centroids[assignments], axis=-1)
     if negatives is None:
         candidates, valid = centroids, True
     else:
-        own = _common.all_rows(assignments, axis_name)
+        own = ops.all_rows(assignments, axis_name)
         candidates = centroids[jnp.concatenate([own, negatives])]
         valid = jnp.concatenate([jnp.full(len(own), True), ~jnp.isin(negatives, own)])
     logits = jnp.matmul(z, candidates.T, precision="highest")
@@ -233,27 +235,27 @@ def smog(
     temperature: float = 0.1,
     axis_name: str | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "groups dim"]]:
-    """Synchronous momentum grouping: the group of the teacher's view is predicted, among groups that move at once.
+    """Synchronous momentum grouping: the student predicts the group of the teacher's view; groups move in each step.
 
-    Each group that the projections of the global batch are nearest to, by cosine, moves:
-    new_g = beta * group_g + (1 - beta) * mean of its projections; the others stay. Then
+    Each projection of the global batch joins the group nearest to it by cosine. A group that projections have joined
+    moves: new_g = beta * group_g + (1 - beta) * mean of its projections. The other groups stay. Then
     loss = mean over the batch of -log softmax(cos(prediction_i, new) / temperature)_g(i), with g(i) the old group
     nearest to target_i. The gradient flows to the predictions and, through the new groups, to the projections.
 
     Args:
-      prediction, projection: [batch, dim], the student's, after and before its predictor.
+      prediction, projection: [batch, dim], the student's output after and before its predictor.
       target: [batch, dim], the teacher's projections of the other view. No gradient.
-      groups: [groups, dim], any scale but the projections', which they are averaged with. No gradient.
+      groups: [groups, dim], at the scale of the projections, which they are averaged with. No gradient.
       beta: in [0, 1], the groups' momentum.
       temperature: > 0.
-      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
 
-    Returns: float32 scalar >= 0, whose mean over devices is the loss of the whole batch, and the new groups, float32,
-      without gradient, the same on every device.
+    Returns: (loss, new groups). The loss is a float32 scalar >= 0; its mean over devices is the loss of the whole
+      batch. The new groups are float32, without gradient, the same on every device.
     Raises: ValueError if the shapes do not agree.
     Source: Pang et al. 2022, arXiv:2207.06167, section 3.
     """
-    _common.check_rows(prediction=prediction, projection=projection, target=target)
+    ops.check_rows(prediction=prediction, projection=projection, target=target)
     if groups.ndim != 2 or groups.shape[1] != prediction.shape[1]:
         raise ValueError(f"groups must be [groups, dim] of the embeddings' dim, got {groups.shape}, {prediction.shape}")
     groups = lax.stop_gradient(groups.astype(jnp.float32))
@@ -262,8 +264,8 @@ def smog(
     sums, sizes = (
         jax.ops.segment_sum(x, nearest, len(groups)) for x in (projection, jnp.ones(len(projection), jnp.float32))
     )
-    # Means over devices, because the ratio of two of them is that of the sums.
-    sums, sizes = (_common.global_mean(x, axis_name) for x in (sums, sizes[:, None]))
+    # Means over devices suffice: their ratio is the ratio of the sums.
+    sums, sizes = (ops.global_mean(x, axis_name) for x in (sums, sizes[:, None]))
     means = sums / jnp.where(sizes > 0, sizes, 1.0)
     groups, old = jnp.where(sizes > 0, beta * groups + (1.0 - beta) * means, groups), groups
     label = jnp.argmax(_cosines(target, old), axis=-1)
@@ -273,4 +275,4 @@ def smog(
 
 
 def _cosines(a: Float[Array, "a dim"], b: Float[Array, "b dim"]) -> Float[Array, "a b"]:
-    return jnp.matmul(_common.normalize(a), _common.normalize(b).T, precision="highest")
+    return jnp.matmul(ops.normalize(a), ops.normalize(b).T, precision="highest")

@@ -1,4 +1,4 @@
-"""Contrastive losses: an embedding is to be told from others by its likeness to its positive."""
+"""Contrastive losses: an embedding should be more similar to its positive than to others."""
 
 import math
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax, nn
 from jaxtyping import Array, Float, Int
 
-from ssl_jax.losses import _common
+from ssl_jax import ops
 from ssl_jax.losses._logsumexp import MASKED, logsumexp, matmul
 
 
@@ -21,17 +21,18 @@ def nt_xent(
 ) -> Float[Array, ""]:
     """Normalized temperature-scaled cross entropy: each embedding finds its other view among all others.
 
-    For each of the 2N anchors i with positive p(i), s the cosine similarity:
-    loss_i = -s(i, p(i)) / temperature + log sum_{k != i} exp(s(i, k) / temperature), over the 2N - 1 other
-    embeddings of both views; the mean over the anchors. Identical embeddings give log(2N - 1), chance level.
+    For each of the 2N anchors i with positive p(i), and s the cosine similarity:
+    loss_i = -s(i, p(i)) / temperature + log sum_{k != i} exp(s(i, k) / temperature), where k runs over the 2N - 1 other
+    embeddings of both views. The loss is the mean over the anchors. Identical embeddings give the chance level,
+    log(2N - 1).
 
     Args:
       z1, z2: [batch, dim] projections of two views, any scale; row i of both shows image i.
       temperature: > 0. 0.1 for ImageNet at batch 4096, 0.5 for CIFAR-10 in the paper.
-      axis_name: mapped axis that the batch is split over; None if z1, z2 are the whole batch.
-      chunk_size: None builds the [2 batch, 2 global batch] similarities at once; else they are computed for
-        this many keys at a time, forward and again backward: the same numbers in less memory. Then the devices' keys
-        are not gathered, either, but go around from device to device.
+      axis_name: mapped axis that the batch is sharded over; None if z1, z2 are the whole batch.
+      chunk_size: None computes the [2 batch, 2 global batch] similarities at once. Otherwise they are computed for this
+        many keys at a time, and again in the backward pass: the same numbers in less memory. The keys are then not
+        gathered from all devices, but passed from device to device.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if z1 and z2 are not [batch, dim] of one shape, or chunk_size < 1.
@@ -53,18 +54,19 @@ def dcl(
 ) -> Float[Array, ""]:
     """Decoupled contrastive learning: `nt_xent` without the positive among the candidates.
 
-    For each of the 2N anchors i with positive p(i), s the cosine similarity:
-    loss_i = -s(i, p(i)) / temperature + log sum_k exp(s(i, k) / temperature), over the 2N - 2 embeddings k of the
-    other images; the mean over the anchors. So a positive that is near already leaves the negatives' pull as it is.
+    For each of the 2N anchors i with positive p(i), and s the cosine similarity:
+    loss_i = -s(i, p(i)) / temperature + log sum_k exp(s(i, k) / temperature), where k runs over the 2N - 2 embeddings
+    of the other images. The loss is the mean over the anchors. So a positive that is already near does not weaken the
+    gradient from the negatives.
 
     Args:
-      z1, z2: [batch, dim] projections of two views, any scale; row i of both shows image i. Two images at least.
+      z1, z2: [batch, dim] projections of two views, any scale; row i of both shows image i. At least two images.
       temperature: > 0.
-      axis_name: mapped axis that the batch is split over; None if z1, z2 are the whole batch.
+      axis_name: mapped axis that the batch is sharded over; None if z1, z2 are the whole batch.
       chunk_size: as for `nt_xent`.
 
     Returns: float32 scalar, which may be negative; its mean over devices is the loss of the whole batch.
-    Raises: ValueError if z1 and z2 are not [batch, dim] of one shape, of a single image, or chunk_size < 1.
+    Raises: ValueError if z1 and z2 are not [batch, dim] of one shape, show a single image, or chunk_size < 1.
     Source: Yeh et al. 2021, arXiv:2110.06848, section 3.
     """
     return _decoupled(z1, z2, 1.0, temperature, axis_name, chunk_size)
@@ -79,22 +81,22 @@ def dclw(
     axis_name: str | None = None,
     chunk_size: int | None = None,
 ) -> Float[Array, ""]:
-    """`dcl` with a weight on each positive, larger where the two views of the image are less alike.
+    """`dcl` with a weight on each positive, larger where the two views of the image are less similar.
 
-    The first term is -w_i s(i, p(i)) / temperature, with w_i = 2 - N softmax_i(s(i, p(i)) / sigma), the softmax over
-    the N images of the global batch: the weights' mean is 1. They carry no gradient.
+    The first term is -w_i s(i, p(i)) / temperature, with w_i = 2 - N softmax_i(s(i, p(i)) / sigma). The softmax is over
+    the N images of the global batch, so the weights' mean is 1. The weights carry no gradient.
 
     Args:
       sigma: > 0; the larger it is, the more equal the weights.
-      The others: as of `dcl`.
+      The others: as for `dcl`.
 
     Returns, Raises: as `dcl`.
     Source: Yeh et al. 2021, arXiv:2110.06848, section 3: negative von Mises-Fisher weights.
     """
-    _common.check_rows(z1=z1, z2=z2)
-    alike = lax.stop_gradient(jnp.sum(_common.normalize(z1) * _common.normalize(z2), axis=-1)) / sigma
-    share = jnp.exp(alike - _common.global_logsumexp(alike, axis_name))
-    weight = 2.0 - _common.num_rows(z1, axis_name) * share
+    ops.check_rows(z1=z1, z2=z2)
+    alike = lax.stop_gradient(jnp.sum(ops.normalize(z1) * ops.normalize(z2), axis=-1)) / sigma
+    share = jnp.exp(alike - ops.global_logsumexp(alike, axis_name))
+    weight = 2.0 - ops.num_rows(z1, axis_name) * share
     return _decoupled(z1, z2, jnp.tile(weight, 2), temperature, axis_name, chunk_size)
 
 
@@ -109,26 +111,27 @@ def supcon(
 ) -> Float[Array, ""]:
     """Supervised contrastive: each embedding finds all others of its class among all others.
 
-    For each anchor i, with P(i) the other views of the image and all views of other images of its class, s the cosine
-    similarity: loss_i = mean over p in P(i) of -log[exp(s(i, p) / temperature) / sum_{k != i} exp(s(i, k) /
-    temperature)], 0 if P(i) is empty; the mean over the anchors. With all labels -1 and two views: `nt_xent`.
+    For each anchor i, P(i) has the other views of the image and all views of other images of its class; s is the cosine
+    similarity. loss_i = mean over p in P(i) of -log[exp(s(i, p) / temperature) / sum_{k != i} exp(s(i, k) /
+    temperature)], or 0 if P(i) is empty. The loss is the mean over the anchors. With all labels -1 and two views it is
+    `nt_xent`.
 
     Args:
       features: [batch, views, dim] projections, any scale.
       labels: [batch] classes; below 0 for an unlabeled image, whose positives are its own other views only.
       temperature: > 0.
-      base_temperature: None, or the loss is multiplied by temperature / base_temperature: 0.07 in the authors' code.
-      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+      base_temperature: if given, the loss is multiplied by temperature / base_temperature. 0.07 in the authors' code.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
       chunk_size: as for `nt_xent`.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if features are not [batch, views, dim] and labels [batch], or chunk_size < 1.
-    Source: Khosla et al. 2020, arXiv:2004.11362, eq. 2 (L_out), as a mean over the anchors where it has a sum.
+    Source: Khosla et al. 2020, arXiv:2004.11362, eq. 2 (L_out), with a mean over the anchors in place of the sum.
     """
     anchors, own, group = _anchors_of_classes(features, labels, axis_name)
     others = logsumexp(anchors / temperature, anchors, own[:, None], chunk_size, axis_name)
-    # Positives are summed as vectors, class by class, which needs no matrix of all pairs.
-    keys = _common.all_rows(anchors, axis_name)
+    # Positives are summed as vectors, class by class. This needs no matrix of all pairs.
+    keys = ops.all_rows(anchors, axis_name)
     members = jax.ops.segment_sum(jnp.ones(len(keys), jnp.float32), group, len(keys))[group[own]]
     sums = jax.ops.segment_sum(keys, group, len(keys))[group[own]]
     positives = members - 1.0
@@ -147,14 +150,14 @@ def supcon_inside(
     """`supcon` with the positives summed inside the logarithm, so that one near positive suffices.
 
     loss_i = -log[sum over p in P(i) of exp(s(i, p) / temperature) / sum_{k != i} exp(s(i, k) / temperature)], 0 if
-    P(i) is empty; the mean over the anchors. It has the matrix of all pairs.
+    P(i) is empty. The loss is the mean over the anchors. This function builds the matrix of all pairs.
 
     Args, Raises: as `supcon`.
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
-    Source: Khosla et al. 2020, arXiv:2004.11362, eq. 3 (L_in) without its 1 / |P(i)|, as solo-learn has it.
+    Source: Khosla et al. 2020, arXiv:2004.11362, eq. 3 (L_in) without its 1 / |P(i)|, as in solo-learn.
     """
     anchors, own, group = _anchors_of_classes(features, labels, axis_name)
-    keys = _common.all_rows(anchors, axis_name)
+    keys = ops.all_rows(anchors, axis_name)
     logits = matmul(anchors, keys.T) / temperature
     other = own[:, None] != jnp.arange(len(keys))
     positive = other & (group[own][:, None] == group)
@@ -164,19 +167,19 @@ def supcon_inside(
 
 
 def _anchors_of_classes(features, labels, axis_name):
-    """(unit rows [batch * views, dim], their places among those of all devices, the class of each of all of these).
+    """(unit rows [batch * views, dim], their indices among the rows of all devices, the class of each row of all).
 
-    A class is known by where its labels begin in the sorted labels; that of an unlabeled image by a label that no other
-    image has.
+    The number of a class is the index of its first label in the sorted labels. An unlabeled image gets a label that no
+    other image has.
     """
     if features.ndim != 3 or labels.shape != features.shape[:1]:
         raise ValueError(
             f"features must be [batch, views, dim] and labels [batch], got {features.shape}, {labels.shape}"
         )
     _, views, dim = features.shape
-    anchors = _common.normalize(features).reshape(-1, dim)
-    own = _common.first_row(anchors, axis_name) + jnp.arange(len(anchors))
-    labels = _common.all_rows(jnp.where(labels < 0, -1 - own[::views] // views, labels), axis_name)
+    anchors = ops.normalize(features).reshape(-1, dim)
+    own = ops.first_row(anchors, axis_name) + jnp.arange(len(anchors))
+    labels = ops.all_rows(jnp.where(labels < 0, -1 - own[::views] // views, labels), axis_name)
     return anchors, own, jnp.repeat(jnp.searchsorted(jnp.sort(labels), labels), views)
 
 
@@ -189,32 +192,32 @@ def info_nce(
     axis_name: str | None = None,
     chunk_size: int | None = None,
 ) -> Float[Array, ""]:
-    """Each query finds its key among other images' keys: those of a queue, or else those of the batch.
+    """Each query finds its key among other images' keys: those of a queue, or without one those of the batch.
 
-    loss_i = -s(q_i, k_i) / temperature + log sum_c exp(s(q_i, c) / temperature), s the cosine similarity, c running
-    over k_i and the queue (MoCo v1, v2), or over the keys of the global batch (MoCo v3); the mean over the batch.
-    log(1 + queue), or log(batch), by chance.
+    loss_i = -s(q_i, k_i) / temperature + log sum_c exp(s(q_i, c) / temperature), with s the cosine similarity. c runs
+    over k_i and the queue (MoCo v1, v2), or over the keys of the global batch (MoCo v3). The loss is the mean over the
+    batch. Its chance level is log(1 + queue), or log(batch).
 
     Args:
       query, key: [batch, dim], any scale; row i of both shows image i. The gradient flows to both: where the keys are
         a teacher's, the caller stops it.
       queue: [queue, dim] keys of earlier images, any scale, the same on every device.
       temperature: > 0. 0.07 in MoCo, 0.2 in MoCo v2.
-      axis_name: mapped axis that the batch is split over; None if query and key are the whole batch.
+      axis_name: mapped axis that the batch is sharded over; None if query and key are the whole batch.
       chunk_size: as for `nt_xent`.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if query and key are not [batch, dim] of one shape, the queue not of their dim, or
       chunk_size < 1.
-    Source: He et al. 2019, arXiv:1911.05722, eq. 1; Chen, Xie & He 2021, arXiv:2104.02057, eq. 1, whose algorithm
-      multiplies it by 2 * temperature, as this does not.
+    Source: He et al. 2019, arXiv:1911.05722, eq. 1; Chen, Xie & He 2021, arXiv:2104.02057, eq. 1. The algorithm of the
+      second paper multiplies the loss by 2 * temperature; this function does not.
     """
-    _common.check_rows(query=query, key=key)
-    query, key = _common.normalize(query) / temperature, _common.normalize(key)
+    ops.check_rows(query=query, key=key)
+    query, key = ops.normalize(query) / temperature, ops.normalize(key)
     if queue is None:
         return _among_batch(query, key, axis_name, chunk_size)
     _check_queue(queue, key)
-    negatives = logsumexp(query, _common.normalize(queue), None, chunk_size)
+    negatives = logsumexp(query, ops.normalize(queue), None, chunk_size)
     return jnp.mean(nn.softplus(negatives - jnp.sum(query * key, axis=-1)))
 
 
@@ -226,23 +229,24 @@ def patch_info_nce(
     axis_name: str | None = None,
     chunk_size: int | None = None,
 ) -> Float[Array, ""]:
-    """CPC: each prediction of a patch's embedding finds it among those of all patches, by dot product.
+    """CPC: each prediction finds the embedding of its patch among those of all patches, by dot product.
 
-    loss_i = -p_i . t_i + log sum_c exp(p_i . t_c), c running over the targets of the global batch, and `others`: those
-    of the same image elsewhere and of all other images; the mean over the rows. log(rows + more) by chance.
+    loss_i = -p_i . t_i + log sum_c exp(p_i . t_c). c runs over the targets of the global batch and over `others`, so
+    over patches elsewhere in the same image and in all other images. The loss is the mean over the rows. Its chance
+    level is log(rows + more).
 
     Args:
-      prediction, target: [rows, dim], such as the patches of all images at one offset, in one order. Not normalized:
-        the scale is learnt. The gradient flows to both.
+      prediction, target: [rows, dim], such as the patches of all images at one offset, in the same order. Not
+        normalized: the scale is learnt. The gradient flows to both.
       others: [more, dim], embeddings of patches that nothing predicts at this offset. The gradient flows to them.
-      axis_name: mapped axis that the rows are split over; None if these are all.
+      axis_name: mapped axis that the rows are sharded over; None if these are all rows.
       chunk_size: as for `nt_xent`.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if prediction and target are not [rows, dim] of one shape, or chunk_size < 1.
     Source: van den Oord et al. 2018, arXiv:1807.03748, eq. 3-4; the prediction is W_k c_t.
     """
-    _common.check_rows(prediction=prediction, target=target)
+    ops.check_rows(prediction=prediction, target=target)
     prediction, target = prediction.astype(jnp.float32), target.astype(jnp.float32)
     return _among_batch(prediction, target, axis_name, chunk_size, others)
 
@@ -258,10 +262,10 @@ def dense_info_nce(
     axis_name: str | None = None,
     chunk_size: int | None = None,
 ) -> Float[Array, ""]:
-    """DenseCL: `info_nce` of each position, whose key is where the other view's features are most like its own.
+    """DenseCL: `info_nce` of each position. Its key is the position of the other view with the most similar features.
 
-    The key of position s is key_map at argmax_t cos(query_features_s, key_features_t), among the positions of the
-    same image; the mean over batch and positions.
+    The key of position s is key_map at argmax_t cos(query_features_s, key_features_t), over the positions t of the same
+    image. The loss is the mean over batch and positions.
 
     Args:
       query_map, key_map: [batch, positions, dim] projections, any scale. The gradient flows to both: where the keys
@@ -269,7 +273,7 @@ def dense_info_nce(
       query_features, key_features: [batch, positions, channels] of the backbone, any scale. No gradient.
       queue: [queue, dim], the same on every device: keys of earlier images, each averaged over its positions.
       temperature: > 0.
-      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
       chunk_size: as for `nt_xent`; the similarities are [batch * positions, queue].
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
@@ -279,7 +283,7 @@ def dense_info_nce(
     shapes = [x.shape for x in (query_map, key_map, query_features, key_features)]
     if query_map.ndim != 3 or shapes[0] != shapes[1] or shapes[2] != shapes[3] or shapes[2][:2] != shapes[0][:2]:
         raise ValueError(f"maps must be [batch, positions, dim], features [batch, positions, channels], got {shapes}")
-    query_features, key_features = (_common.normalize(x) for x in (query_features, key_features))
+    query_features, key_features = (ops.normalize(x) for x in (query_features, key_features))
     match = jnp.argmax(jnp.einsum("bsc,btc->bst", query_features, key_features, precision="highest"), axis=-1)
     key = jnp.take_along_axis(key_map, match[..., None], axis=1)
     query, key = (x.reshape(-1, x.shape[-1]) for x in (query_map, key))
@@ -295,27 +299,28 @@ def ressl(
     target_temperature: float = 0.04,
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
-    """Relational: a query is to be as like each embedding of a queue as its key is.
+    """Relational: a query should have the same similarities to the embeddings of a queue as its key.
 
     loss = mean over the batch of -sum_c t_c log softmax(s(q, queue) / temperature)_c, with
-    t = softmax(s(k, queue) / target_temperature), s the cosine similarity. The key itself is no candidate.
+    t = softmax(s(k, queue) / target_temperature) and s the cosine similarity. The key itself is not a candidate.
 
     Args:
       query, key: [batch, dim], any scale; row i of both shows image i. The gradient flows to both: where the keys are
         a teacher's, the caller stops it.
       queue: [queue, dim] keys of earlier images, any scale, the same on every device.
-      temperature: > 0. target_temperature: > 0, below it: at or above it, the embeddings collapse.
-      axis_name: taken as all losses do; the mean needs no other device's rows.
+      temperature: > 0.
+      target_temperature: > 0 and below `temperature`: otherwise the embeddings collapse.
+      axis_name: not used, because the mean needs no other device's rows; all losses have it.
 
     Returns: float32 scalar, at least the mean entropy of t; its mean over devices is the loss of the whole batch.
     Raises: ValueError if query and key are not [batch, dim] of one shape, or the queue not of their dim.
     Source: Zheng et al. 2021, arXiv:2107.09282, section 3.
     """
-    _common.check_rows(query=query, key=key)
+    ops.check_rows(query=query, key=key)
     _check_queue(queue, key)
-    query, key, queue = (_common.normalize(x) for x in (query, key, queue))
-    targets = _common.softmax(matmul(key, queue.T), target_temperature)
-    return jnp.mean(_common.cross_entropy(targets, matmul(query, queue.T), temperature))
+    query, key, queue = (ops.normalize(x) for x in (query, key, queue))
+    targets = ops.softmax(matmul(key, queue.T), target_temperature)
+    return jnp.mean(ops.cross_entropy(targets, matmul(query, queue.T), temperature))
 
 
 def nce(
@@ -326,17 +331,17 @@ def nce(
     num_images: int,
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
-    """Noise-contrastive estimation of which image this is, of all that a memory bank holds (InstDisc, PIRL, CMC).
+    """Noise-contrastive estimation: which image of a memory bank is this? (InstDisc, PIRL, CMC)
 
-    With P = exp(score) / Z, K negatives and noise K / num_images, the mean over the batch of
+    With P = exp(score) / Z, K negatives and noise K / num_images, the loss is the mean over the batch of
     -log[P_positive / (P_positive + noise)] - sum over the negatives of log[noise / (P_negative + noise)].
 
     Args:
       positive: [batch], scores of embeddings with their own image's entry in the bank: cosine / temperature.
-      negatives: [batch, K], with entries drawn uniformly with replacement, the own perhaps among them.
+      negatives: [batch, K], scores with entries drawn uniformly with replacement. The own entry may be among them.
       log_z: the constant log Z; `nce_log_z` of the first batch.
-      num_images: in the bank.
-      axis_name: taken as all losses do; the mean needs no other device's rows.
+      num_images: number of images in the bank.
+      axis_name: not used, because the mean needs no other device's rows; all losses have it.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if positive is not [batch] and negatives [batch, K].
@@ -357,15 +362,15 @@ def nce_log_z(
 ) -> Float[Array, ""]:
     """The constant of `nce`: log of num_images times the mean of exp(score) over all scores of the global batch.
 
-    Args, Raises: as of `nce`.
+    Args, Raises: as for `nce`.
     Returns: float32 scalar, without gradient, the same on every device.
     Source: Wu et al. 2018, arXiv:1805.01978, eq. 8; positives included, as in the authors' code.
     """
     _check_scores(positive, negatives)
     scores = jnp.concatenate([positive[:, None], negatives], axis=1).astype(jnp.float32)
     rows = nn.logsumexp(lax.stop_gradient(scores), axis=1)
-    count = _common.num_rows(scores, axis_name) * scores.shape[1]
-    return _common.global_logsumexp(rows, axis_name) + math.log(num_images / count)
+    count = ops.num_rows(scores, axis_name) * scores.shape[1]
+    return ops.global_logsumexp(rows, axis_name) + math.log(num_images / count)
 
 
 def _check_scores(positive, negatives):
@@ -381,28 +386,28 @@ def _check_queue(queue, key):
 
 
 def _both_views(z1, z2, axis_name):
-    """Normalized rows of z1, then of z2; among those of all devices, where each row is and where its other view."""
-    _common.check_rows(z1=z1, z2=z2)
-    anchors = _common.normalize(jnp.concatenate([z1, z2]))
-    own = _common.first_row(anchors, axis_name) + jnp.arange(len(anchors))
+    """(normalized rows of z1, then of z2; their indices among the rows of all devices; those of their other views)."""
+    ops.check_rows(z1=z1, z2=z2)
+    anchors = ops.normalize(jnp.concatenate([z1, z2]))
+    own = ops.first_row(anchors, axis_name) + jnp.arange(len(anchors))
     return anchors, own, jnp.roll(own, len(z1))
 
 
 def _cosine_of_views(anchors):
-    """Of each row with its other view, for the anchors of `_both_views`."""
+    """Cosine of each row with its other view, for the anchors of `_both_views`."""
     return jnp.sum(anchors * jnp.roll(anchors, len(anchors) // 2, axis=0), axis=-1)
 
 
 def _decoupled(z1, z2, weight, temperature, axis_name, chunk_size):
     anchors, own, positive = _both_views(z1, z2, axis_name)
-    if _common.num_rows(anchors, axis_name) < 4:
+    if ops.num_rows(anchors, axis_name) < 4:
         raise ValueError(f"an image needs others to differ from: give two at least, got {z1.shape}")
     others = logsumexp(anchors / temperature, anchors, jnp.stack([own, positive], axis=1), chunk_size, axis_name)
     return jnp.mean(others - weight * _cosine_of_views(anchors) / temperature)
 
 
 def _among_batch(query, key, axis_name, chunk_size, others=None):
-    """The mean of -query_i . key_i + log sum_c exp(query_i . key_c) over the keys, and others, of all devices."""
+    """Mean of -query_i . key_i + log sum_c exp(query_i . key_c), where c runs over all devices' keys and others."""
     keys = key if others is None else jnp.concatenate([key, others.astype(jnp.float32)])
     candidates = logsumexp(query, keys, None, chunk_size, axis_name)
     return jnp.mean(candidates - jnp.sum(query * key, axis=-1))

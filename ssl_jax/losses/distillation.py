@@ -1,11 +1,11 @@
-"""Self-distillation: a student is to predict what a slowly moving teacher says of the same image."""
+"""Self-distillation: a student predicts the output of a slowly moving teacher for the same image."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax, nn
 from jaxtyping import Array, Bool, Float
 
-from ssl_jax.losses import _common
+from ssl_jax import ops
 from ssl_jax.losses.clustering import sinkhorn
 
 
@@ -17,14 +17,14 @@ def negative_cosine(
     Args:
       prediction, target: [batch, dim], any scale; row i of both shows image i. The gradient flows to both: where the
         target is a teacher's, the caller stops it.
-      axis_name: taken as all losses do; the mean needs no other device's rows.
+      axis_name: not used, because the mean needs no other device's rows; all losses have it.
 
     Returns: float32 scalar in [-1, 1]; its mean over devices is the loss of the whole batch.
     Raises: ValueError if prediction and target are not [batch, dim] of one shape.
     Source: Chen & He 2020, arXiv:2011.10566, eq. 1; 2 + 2 times this is Grill et al. 2020, arXiv:2006.07733, eq. 2.
     """
-    _common.check_rows(prediction=prediction, target=target)
-    return -jnp.mean(jnp.sum(_common.normalize(prediction) * _common.normalize(target), axis=-1))
+    ops.check_rows(prediction=prediction, target=target)
+    return -jnp.mean(jnp.sum(ops.normalize(prediction) * ops.normalize(target), axis=-1))
 
 
 def dino(
@@ -36,10 +36,10 @@ def dino(
     teacher_temperature: float | Float[Array, ""] = 0.04,
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
-    """Each view of the student predicts the teacher's class of every other view; the classes are nobody's labels.
+    """Each view of the student predicts the teacher's class of every other view. The classes are not labels.
 
-    `cross_view` with the targets softmax((teacher - center) / teacher_temperature): centering keeps one class from
-    taking all images, the low temperature keeps the classes from becoming equally likely.
+    `cross_view` with the targets softmax((teacher - center) / teacher_temperature). Centering keeps one class from
+    taking all images; the low temperature keeps the classes from becoming equally likely.
 
     Args:
       student: [student_views, batch, classes] logits.
@@ -47,10 +47,10 @@ def dino(
       center: [classes], the running mean of the teacher's logits over the global batch and its views; no gradient.
       student_temperature: > 0.
       teacher_temperature: > 0, below the student's; a traced scalar where it follows a schedule.
-      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
 
     Returns: float32 scalar, at least the mean entropy of the targets; its mean over devices is the loss of the whole
-      batch. log(classes) for a student that tells nothing apart.
+      batch. log(classes) if the student finds all classes equally likely.
     Raises: ValueError if the shapes do not agree, or student and teacher have the same single view.
     Source: Caron et al. 2021, arXiv:2104.14294, eq. 3 and algorithm 1.
     """
@@ -74,7 +74,7 @@ def cross_view(
       student: [student_views, batch, classes] logits.
       targets: [target_views, batch, classes] probabilities for the student's first views; they carry no gradient.
       temperature: > 0.
-      axis_name: taken as all losses do; the mean needs no other device's rows.
+      axis_name: not used, because the mean needs no other device's rows; all losses have it.
 
     Returns, Raises: as `dino`.
     Source: Caron et al. 2021, arXiv:2104.14294, eq. 3; Oquab et al. 2023, arXiv:2304.07193, section 4.
@@ -86,7 +86,7 @@ def cross_view(
     if len(student) == len(targets) == 1:
         raise ValueError("student and teacher have the same single view; a second view is needed to predict")
     targets = lax.stop_gradient(targets.astype(jnp.float32))
-    return _common.cross_view_entropy(targets, _common.log_softmax(student, temperature))
+    return ops.cross_view_entropy(targets, ops.log_softmax(student, temperature))
 
 
 def ibot(
@@ -99,18 +99,18 @@ def ibot(
     teacher_temperature: float | Float[Array, ""] = 0.04,
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
-    """The student, which sees an image with patches masked, predicts the teacher's class of each masked patch.
+    """The student sees an image with masked patches and predicts the teacher's class of each masked patch.
 
     `masked_patches` with the targets softmax((teacher - center) / teacher_temperature).
 
     Args:
-      student, teacher: [batch, tokens, classes] logits of the patches of one view; the teacher, which sees all
-        patches, carries no gradient.
+      student, teacher: [batch, tokens, classes] logits of the patches of one view. The teacher sees all patches and
+        carries no gradient.
       center: [classes], the running mean of the teacher's patch logits over the global batch; no gradient.
       mask: [batch, tokens], True where the student's patch was masked.
       student_temperature: > 0.
       teacher_temperature: > 0, below the student's; a traced scalar where it follows a schedule.
-      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if the shapes do not agree.
@@ -139,7 +139,7 @@ def masked_patches(
       targets: [batch, tokens, classes] probabilities; they carry no gradient.
       mask: [batch, tokens], True where the student's patch was masked.
       temperature: > 0.
-      axis_name: taken as all losses do; the mean needs no other device's rows.
+      axis_name: not used, because the mean needs no other device's rows; all losses have it.
 
     Returns, Raises: as `ibot`.
     Source: Zhou et al. 2021, arXiv:2111.07832, section 3.1; Oquab et al. 2023, arXiv:2304.07193, section 4.
@@ -150,7 +150,7 @@ def masked_patches(
             f"got {student.shape}, {targets.shape}, {mask.shape}"
         )
     targets = lax.stop_gradient(targets.astype(jnp.float32))
-    patches = jnp.where(mask, _common.cross_entropy(targets, student, temperature), 0.0)
+    patches = jnp.where(mask, ops.cross_entropy(targets, student, temperature), 0.0)
     return jnp.mean(jnp.sum(patches, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1))
 
 
@@ -165,47 +165,49 @@ def centered(
     """
     if center.shape != teacher.shape[-1:]:
         raise ValueError(f"center must be [classes] as the teacher's logits are, got {center.shape}, {teacher.shape}")
-    return _common.softmax(teacher.astype(jnp.float32) - center.astype(jnp.float32), temperature)
+    return ops.softmax(teacher.astype(jnp.float32) - center.astype(jnp.float32), temperature)
 
 
 def koleo(z: Float[Array, "batch dim"], *, group: int = 0, axis_name: str | None = None) -> Float[Array, ""]:
     """Spreads a batch over the sphere: minus the mean log distance to the nearest neighbor.
 
-    loss = -mean_i log(|x_i - x_n(i) + eps| + eps), x the normalized rows of z, n(i) the other row of the global batch,
-    or of its group, with the largest cosine to x_i, eps = 1e-8. The choice of n(i) carries no gradient, x_n(i) does.
+    loss = -mean_i log(|x_i - x_n(i) + eps| + eps), with x the normalized rows of z and eps = 1e-8. n(i) is the other
+    row of the global batch, or of the group, with the largest cosine to x_i. The choice of n(i) carries no gradient;
+    x_n(i) does.
 
     Args:
-      z: [batch, dim], any scale; one row for each image. Two rows at least over all devices.
-      group: so many rows in a row of the global batch are neighbors of each other alone, whichever devices they are on;
-        0: all are. In the authors' code a group is what a device has: 12 to 64 images.
-      axis_name: mapped axis that the batch is split over; None if z is the whole batch. Rows are sent between devices
-        only where a group is on several.
+      z: [batch, dim], any scale; one row for each image. At least two rows over all devices.
+      group: number of consecutive rows of the global batch that form a group, on whichever devices. Neighbors are found
+        within the group only. 0: all rows are one group. In the authors' code a group is a device's rows: 12 to 64
+        images.
+      axis_name: mapped axis that the batch is sharded over; None if z is the whole batch. Rows are sent between
+        devices only if a group is on several.
 
     Returns: float32 scalar, at least -log 2, at most -log(1e-8) = 18.4; its mean over devices is the loss of the whole
       batch.
-    Raises: ValueError if z is not [batch, dim], the global batch a single row, or not made of whole groups of two rows
-      at least.
+    Raises: ValueError if z is not [batch, dim], the global batch has a single row, or it does not consist of whole
+      groups of at least two rows.
     Source: Sablayrolles et al. 2018, arXiv:1806.03198, L_KoLeo; normalization and eps as in the code of Oquab et al.
       2023, arXiv:2304.07193.
     """
-    if z.ndim != 2 or _common.num_rows(z, axis_name) < 2:
+    if z.ndim != 2 or ops.num_rows(z, axis_name) < 2:
         raise ValueError(f"z must be [batch, dim] with two rows at least, one the other's neighbor, got {z.shape}")
-    rows = _common.num_rows(z, axis_name)
+    rows = ops.num_rows(z, axis_name)
     if group and (group < 2 or rows % group):
         raise ValueError(f"group must be 2 at least and divide the global batch's {rows} rows, or be 0, got {group}")
     if group and len(z) % group == 0:
         axis_name = None  # each device has all neighbors of its rows
     eps = 1e-8
-    x = _common.normalize(z)
-    others = _common.all_rows(x, axis_name)
+    x = ops.normalize(z)
+    others = ops.all_rows(x, axis_name)
     cosine = lax.stop_gradient(jnp.matmul(x, others.T, precision="highest"))
-    own = _common.first_row(x, axis_name) + jnp.arange(len(x))
+    own = ops.first_row(x, axis_name) + jnp.arange(len(x))
     all_ = jnp.arange(len(others))
     neighbors = all_ != own[:, None]
     if group:
         neighbors &= all_ // group == own[:, None] // group
     nearest = jnp.argmax(jnp.where(neighbors, cosine, -2.0), axis=-1)
-    # eps inside, too: the norm of a difference of zeros, from duplicates, has no gradient.
+    # eps inside, too: the difference of duplicates is 0, where the norm has no gradient.
     distance = jnp.linalg.norm(x - others[nearest] + eps, axis=-1)
     return -jnp.mean(jnp.log(distance + eps))
 
@@ -221,22 +223,22 @@ def msn(
     me_max: float = 1.0,
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
-    """Masked views are assigned to the prototypes as the teacher's unmasked view is; all prototypes are to be used.
+    """Masked views should get the same prototypes as the teacher's unmasked view, and all prototypes should be used.
 
-    With cosines and s(x) = softmax(cos(x, prototypes) / temperature):
-    loss = mean_{i,v} CE(q_i, s(anchor_vi)) + me_max * (log K - H(mean_{i,v} s(anchor_vi))), the targets
-    q = sinkhorn(s(target)^(1 / sharpen), rows normalized), the mean and Sinkhorn over the global batch. Sinkhorn works
-    on these probabilities themselves: no exp of them.
+    With s(x) = softmax(cos(x, prototypes) / temperature):
+    loss = mean_{i,v} CE(q_i, s(anchor_vi)) + me_max * (log K - H(mean_{i,v} s(anchor_vi))). The targets are
+    q = sinkhorn(s(target)^(1 / sharpen), rows normalized). The means and Sinkhorn are over the global batch. Sinkhorn
+    works on these probabilities themselves, not on their exp.
 
     Args:
       anchors: [views * batch, dim], all rows of the first view, then of the second, ...; any scale.
       targets: [batch, dim], the teacher's; any scale. They carry no gradient.
-      prototypes: [K, dim], any scale; their gradient is that of the anchors' assignments.
+      prototypes: [K, dim], any scale; their gradient comes from the anchors' assignments.
       temperature: > 0. sharpen: in (0, 1], the targets' temperature relative to the anchors'.
       iterations: Sinkhorn's, at least 1.
       me_max: weight >= 0 of the mean entropy, which keeps one prototype from taking all.
-      axis_name: mapped axis that the batch is split over: each device has its rows of every view. None if the arrays
-        are of the whole batch.
+      axis_name: mapped axis that the batch is sharded over: each device has its rows of every view. None if the
+        arrays hold the whole batch.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if the shapes do not agree, or iterations < 1.
@@ -250,7 +252,7 @@ def msn(
         sharpen=sharpen,
         iterations=iterations,
         me_max=me_max,
-        power=0.0,  # of the uniform distribution, KL is log K - H
+        power=0.0,  # a uniform pi: then KL is log K - H
         axis_name=axis_name,
     )
 
@@ -267,17 +269,17 @@ def pmsn(
     power: float = 0.25,
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
-    """`msn` for data of unequally many images a concept: the prototypes' use is to follow a power law.
+    """`msn` for data with unequal numbers of images per concept: the use of the prototypes should follow a power law.
 
-    In the place of log K - H(m), m the mean assignment of the anchors, is KL(m || pi), pi_k proportional to k^-power
-    for k = 1, ..., K.
+    KL(m || pi) replaces log K - H(m). m is the mean assignment of the anchors, and pi_k is proportional to k^-power for
+    k = 1, ..., K.
 
     Args:
       power: >= 0. At 0 this is `msn`.
-      The others: as of `msn`.
+      The others: as for `msn`.
 
     Returns, Raises: as `msn`.
-    Source: Assran et al. 2022, arXiv:2210.07277. KL in the direction that generalizes MSN's term; other code has
+    Source: Assran et al. 2022, arXiv:2210.07277. KL has the direction that generalizes MSN's term; other code has
       KL(pi || m).
     """
     if anchors.ndim != 2 or targets.ndim != 2 or len(anchors) % len(targets):
@@ -289,16 +291,15 @@ def pmsn(
             "anchors, targets and prototypes must be rows of one dim, "
             f"got {anchors.shape}, {targets.shape}, {prototypes.shape}"
         )
-    prototypes = _common.normalize(prototypes)
+    prototypes = ops.normalize(prototypes)
     anchor_logits, target_logits = (
-        jnp.matmul(_common.normalize(rows), prototypes.T, precision="highest") / temperature
-        for rows in (anchors, targets)
+        jnp.matmul(ops.normalize(rows), prototypes.T, precision="highest") / temperature for rows in (anchors, targets)
     )
-    # p^(1 / sharpen), normalized, is the softmax of the logits over sharpen; the code carries no gradient.
+    # p^(1 / sharpen), normalized, is softmax(logits / sharpen). The codes carry no gradient.
     log_p = nn.log_softmax(target_logits / sharpen)
     codes = sinkhorn(log_p, epsilon=1.0, iterations=iterations, axis_name=axis_name)
     codes = jnp.tile(codes, (len(anchors) // len(targets), 1))  # the same for every view
-    used = _common.global_mean(jnp.mean(nn.softmax(anchor_logits), axis=0), axis_name)
+    used = ops.global_mean(jnp.mean(nn.softmax(anchor_logits), axis=0), axis_name)
     prior = nn.softmax(-power * jnp.log(1.0 + jnp.arange(len(prototypes))))
     divergence = jnp.sum(jax.scipy.special.rel_entr(used, prior))
-    return jnp.mean(_common.cross_entropy(codes, anchor_logits)) + me_max * divergence
+    return jnp.mean(ops.cross_entropy(codes, anchor_logits)) + me_max * divergence

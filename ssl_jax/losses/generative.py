@@ -1,10 +1,10 @@
-"""Generative models: reconstructing, sampling, and telling real images from made ones."""
+"""Losses of generative models: reconstructing, sampling, and telling real images from generated ones."""
 
 import jax.numpy as jnp
 from jax import nn
 from jaxtyping import Array, Bool, Float, Shaped
 
-from ssl_jax.losses import _common
+from ssl_jax import ops
 
 
 def squared_error(
@@ -14,7 +14,7 @@ def squared_error(
 
     Args:
       prediction, target: [batch, ...] of one shape. The gradient flows to both.
-      axis_name: taken as all losses do; the mean needs no other device's rows.
+      axis_name: not used, because the mean needs no other device's rows; all losses have it.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if the shapes do not agree.
@@ -34,17 +34,17 @@ def vae(
     beta: float | Float[Array, ""] = 1.0,
     axis_name: str | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(reconstruction, KL divergence), of which the sum is the negative evidence bound, but for a constant.
+    """(reconstruction, KL divergence). Their sum is the negative evidence lower bound, up to a constant.
 
-    Of each image sum (prediction - target)^2 / (2 variance), the log likelihood of a Gaussian, and
-    beta * -1/2 sum_latent (1 + log_variance - mean^2 - exp(log_variance)), the divergence of N(mean, exp(log_variance))
-    from N(0, 1); summed over pixels and latents, averaged over the batch.
+    For each image, the reconstruction is sum (prediction - target)^2 / (2 variance), a Gaussian's negative log
+    likelihood. The divergence is beta * -1/2 sum_latent (1 + log_variance - mean^2 - exp(log_variance)), that of
+    N(mean, exp(log_variance)) from N(0, 1). They are summed over pixels and latents, and averaged over the batch.
 
     Args:
       prediction, target: [batch, ...] of one shape.
       mean, log_variance: [batch, latent], the encoder's; log_variance is clipped to -10..10.
       variance: > 0, of the decoder's Gaussian. beta: >= 0, the weight of the divergence (arXiv:1606.05579).
-      axis_name: taken as all losses do; the means need no other device's rows.
+      axis_name: not used, because the means need no other device's rows; all losses have it.
 
     Returns: two float32 scalars; their means over devices are those of the whole batch.
     Raises: ValueError if the shapes do not agree or variance is not above 0.
@@ -62,17 +62,17 @@ def vae(
 
 
 def adversarial(logits: Shaped[Array, "batch ..."], real: bool, *, axis_name: str | None = None) -> Float[Array, ""]:
-    """Binary cross entropy of the discriminator's logits against "all are real", or "all are made".
+    """Binary cross entropy of the discriminator's logits against "all are real", or "all are generated".
 
-    A discriminator minimizes adversarial(D(x), True) + adversarial(D(G(z)), False); a generator, without saturating,
-    adversarial(D(G(z)), True).
+    A discriminator minimizes adversarial(D(x), True) + adversarial(D(G(z)), False). A generator minimizes
+    adversarial(D(G(z)), True), which does not saturate.
 
     Args:
-      logits: [batch, ...] of the images' being real: log D / (1 - D).
-      real: what they are told to be.
-      axis_name: taken as all losses do; the mean needs no other device's rows.
+      logits: [batch, ...], log(D / (1 - D)) with D the probability that an image is real.
+      real: whether the target is "all are real".
+      axis_name: not used, because the mean needs no other device's rows; all losses have it.
 
-    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch. log 2 by chance.
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch. The chance level is log 2.
     Source: Goodfellow et al. 2014, arXiv:1406.2661, section 3 and algorithm 1.
     """
     logits = logits.astype(jnp.float32)
@@ -91,13 +91,14 @@ def region_squared_error(
 
     Args:
       prediction, target: images [batch, height, width, channels].
-      mask: [batch, height, width], True where the pixel was removed. 0 if none is in the global batch.
-      weights: >= 0, of each pixel: more near the border of the removed region; None: 1.
-      axis_name: mapped axis that the batch is split over; None if the arrays are of the whole batch.
+      mask: [batch, height, width], True where the pixel was removed. The loss is 0 if the global batch has no such
+        pixel.
+      weights: >= 0, of each pixel: larger near the border of the removed region. None: 1.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if the shapes do not agree.
-    Source: Pathak et al. 2016, arXiv:1604.07379, eq. 1. The mean where the paper has the norm.
+    Source: Pathak et al. 2016, arXiv:1604.07379, eq. 1. The mean replaces the paper's norm.
     """
     prediction, target = _same(prediction, target)
     if prediction.ndim != 4 or mask.shape != prediction.shape[:3]:
@@ -106,11 +107,11 @@ def region_squared_error(
             f"{mask.shape}"
         )
     error = jnp.mean((prediction - target) ** 2, axis=-1)
-    return _common.mean_where(error if weights is None else weights * error, mask, axis_name)
+    return ops.mean_where(error if weights is None else weights * error, mask, axis_name)
 
 
 def _same(prediction, target):
-    """Both in float32, after their shapes were checked."""
+    """Checks the shapes and returns both in float32."""
     if prediction.shape != target.shape or prediction.ndim < 2:
         raise ValueError(
             f"prediction and target must be [batch, ...] of one shape, got {prediction.shape}, {target.shape}"

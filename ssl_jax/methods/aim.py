@@ -1,7 +1,8 @@
 """AIM."""
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -9,16 +10,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ssl_jax import losses
-from ssl_jax.methods import _common, _tiles, _tokens
+from ssl_jax.keys import COUNT, NOT_NEGATIVE
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit import masking, tiling
 from ssl_jax.models.patches import patchify
 from ssl_jax.models.positions import patch_grid, sincos_positions
 from ssl_jax.models.vit import FeedForward, dense, layer_norm
 
 
 class Head(nn.Module):
-    """Tokens -> pixels, each token by itself: a ViT's blocks without their attention; positions are added once more.
+    """Tokens -> pixels, each token by itself: a ViT's blocks without their attention. Positions are added once more.
 
-    width: of the blocks; a linear layer leads to it where tokens have another.
+    width: of the blocks. A linear layer leads to it if the tokens have another.
     """
 
     depth: int
@@ -41,104 +45,116 @@ class Head(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class AIM:
+class AIM(Base):
     """Predicts each patch of an image from those before it, row by row.
 
-    A prefix of 1 to all but one of the patches, its length drawn for each image, sees all of itself; the others see it
-    and what lies between. The head draws from each token the patch that comes next, normalized by its own mean and
-    deviation; those of the prefix do not count, as the token before has seen them. Prefixes are what makes the network
-    work with all patches in view, as it is used afterwards: `features` has no mask, and takes the mean of the patches,
-    where the authors train an attentive pooling of several blocks.
+    The first patches of an image are its prefix. Its length is drawn for each image, from 1 to all but one. All patches
+    of the prefix see each other; each later patch sees those before it and itself. From each token a head predicts the
+    pixels of the next patch, normalized by the mean and deviation of that patch. Predictions of the prefix do not
+    count, as the token before has seen it.
+
+    The prefix is why the network can be used with all patches in view: `features` has no mask, and takes the mean of
+    the patches. The authors train an attentive pooling of several blocks instead.
 
     Give the ViT fixed positions and no class token: model.positions="sincos", class_token=False, pool="norm_mean".
 
-    Source: El-Nouby et al. 2024, arXiv:2401.08541, section 3; the authors' code is of the trained networks alone. Their
-    linear layers have no biases, and a LayerNorm follows the patch embedding; this ViT has timm's.
+    Source: El-Nouby et al. 2024, arXiv:2401.08541, section 3. The authors' code is of the trained networks alone. Their
+    linear layers have no biases, and a LayerNorm follows their patch embedding. This ViT is timm's in both.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    head_depth: int = 12
-    head_width: int = 0  # 0: as wide as the ViT
+    schedule: Schedule
+    head_depth: Annotated[int, COUNT, "Blocks of the head."] = 12
+    head_width: Annotated[int, NOT_NEGATIVE, "Width of the head; 0: as wide as the ViT."] = 0
 
-    views: ClassVar[tuple[str, ...]] = ("view",)
-    chance_level: ClassVar[None] = None  # the variance of the patches: see the metric patch_mean_loss
+    views = ("view",)
+    # chance_level: the variance of the patches, which the metric patch_mean_loss shows.
 
-    def __post_init__(self):
-        _tokens.check_vit(self, class_token=False)
-        _common.check_positive(self, "head_depth")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        masking.check_vit(self, class_token=False)
 
     def head(self, images: Float[Array, "batch height width channels"]) -> Head:
         """For images of this size."""
         vit = self.backbone
-        width = self.head_width or vit.dim
+        _, height, width, channels = images.shape
+        dim = self.head_width or vit.dim
         return Head(
             self.head_depth,
-            width,
-            round(vit.mlp_ratio * width),
-            pixels=vit.patch_size**2 * images.shape[-1],
-            grid=patch_grid(images.shape[1:3], vit.patch_size),
+            dim,
+            round(vit.mlp_ratio * dim),
+            pixels=vit.patch_size**2 * channels,
+            grid=patch_grid((height, width), vit.patch_size),
             dtype=jnp.dtype(vit.dtype),
         )
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         rng_backbone, rng_head = jax.random.split(rng)
-        params, batch_stats = _common.init({"backbone": self.backbone}, rng_backbone, images)
+        params, batch_stats = toolkit.init({"backbone": self.backbone}, rng_backbone, images)
         head = self.head(images)
         tokens = jnp.zeros((1, head.grid[0] * head.grid[1], self.backbone.dim))
         params["head"] = head.init(rng_head, tokens)["params"]
         return params, {"batch_stats": batch_stats}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
         (images,) = batch["views"]
         prediction, tokens, predicted = self.predict(params, images, batch["index"], rng, axis_name)
         target, counts = patchify(images, self.backbone.patch_size)[:, 1:], predicted[:, 1:]
         loss = losses.masked_pixels(prediction, target, counts, axis_name=axis_name)
         # What a prediction of each patch's own mean would give.
         of_means = losses.masked_pixels(jnp.zeros_like(target), target, counts, axis_name=axis_name)
-        metrics = {"loss": loss, "patch_mean_loss": of_means, "embeddings": jnp.mean(tokens, axis=1)[None]}
-        return loss, (state, metrics)
+        return Output(loss, state, {"patch_mean_loss": of_means}, embeddings=jnp.mean(tokens, axis=1)[None])
 
-    def predict(self, params: Any, images: Any, index: Any, rng: Any, axis_name: str | None) -> tuple[Any, Any, Any]:
-        """(normalized pixels of all patches but the first, tokens, which patches are not of the prefix)"""
+    def predict(
+        self,
+        params: Params,
+        images: Float[Array, "batch height width channels"],
+        index: Int[Array, " batch"],
+        rng: Key[Array, ""],
+        axis_name: str | None,
+    ) -> tuple[Float[Array, "batch _ pixels"], Float[Array, "batch patches dim"], Bool[Array, "batch patches"]]:
+        """(normalized pixels of all patches but the first, tokens, which patches are not in the prefix)"""
         rng_prefix, rng_drop = jax.random.split(rng)
         head = self.head(images)
         patches = head.grid[0] * head.grid[1]
         prefix = draw_prefixes(rng_prefix, index, patches)
-        tokens, _ = _common.train_apply(
+        tokens, _ = toolkit.train_apply(
             self.backbone,
             params["backbone"],
             {},
             images,
             axis_name=axis_name,
             rng=rng_drop,
-            tokens=True,
+            method="tokens",
             attend=prefix_attention(prefix, patches),
         )
-        prediction = head.apply({"params": params["head"]}, tokens)
+        prediction: Any = head.apply({"params": params["head"]}, tokens)
         return prediction[:, :-1], tokens, jnp.arange(patches) >= prefix[:, None]
 
-    def pictures(self, params, state, batch, rng):
-        """Each patch after the prefix as it is predicted from all before it, as they are and not as predicted."""
+    def pictures(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""]
+    ) -> Mapping[str, Float[Array, "batch height width channels"]]:
+        """Each patch after the prefix as the head predicts it from the true patches before it."""
         (images,) = batch["views"]
         prediction, _, predicted = self.predict(params, images, batch["index"], rng, None)
-        mean, deviation = _tokens.moments(patchify(images, self.backbone.patch_size))
-        first = jnp.zeros_like(prediction[:, :1])  # always of the prefix
+        mean, deviation = masking.moments(patchify(images, self.backbone.patch_size))
+        first = jnp.zeros_like(prediction[:, :1])  # always in the prefix
         drawn = jnp.concatenate([first, prediction], axis=1) * deviation + mean
-        made = _tokens.pictures(images, predicted, self.backbone.patch_size, drawn)
+        made = masking.pictures(images, predicted, self.backbone.patch_size, drawn)
         return {"image": made["image"], "prefix": made["seen"], "next patches": made["reconstruction"]}
 
-    update = _common.keep_state
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        return Traffic()
 
 
 def draw_prefixes(rng: Key[Array, ""], index: Int[Array, "batch"], patches: int) -> Int[Array, "batch"]:
     """The length of each image's prefix, uniform in 1, ..., patches - 1."""
-    return 1 + _tiles.offsets(rng, index, (), patches - 1)
+    return 1 + tiling.offsets(rng, index, (), patches - 1)
 
 
 def prefix_attention(prefix: Int[Array, "batch"], patches: int) -> Bool[Array, "batch patches patches"]:
-    """True where the query, a row, may see the key: itself, those before it, and all of the first `prefix`."""
+    """True where a query (row) may see a key (column): itself, the patches before it, and the whole prefix."""
     number = jnp.arange(patches)
     return (number <= number[:, None]) | (number < prefix[:, None, None])

@@ -1,76 +1,80 @@
 """BEiT with k-means of patches as its tokenizer."""
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from ssl_jax import losses
-from ssl_jax.losses._common import first_row, global_sum
-from ssl_jax.methods import _common, _kmeans, _queue, _tiles, _tokens, _vit
+from ssl_jax.keys import COUNT, SHARE, Range
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit import drawing, kmeans, masking, memories, tiling
 from ssl_jax.models.patches import patchify, unpatchify
+from ssl_jax.models.positions import patch_grid
+from ssl_jax.ops import first_row, global_sum
 
-# {"centroids": [codes, pixels], "sizes": [codes], points that each has of a batch, averaged as the centroids are}
+# {"centroids": [codes, pixels], "sizes": [codes], how many points of a batch each has, averaged as the centroids are}
 Codebook = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class BEiTKMeans:
-    """Classifies an image's hidden patches by their token, which a tokenizer made of the same data gives each patch.
+class BEiTKMeans(Base):
+    """Predicts the tokens of an image's hidden patches. A tokenizer made of the same data gives each patch its token.
 
     BEiT's tokenizer is the discrete VAE of DALL-E, trained before on other images: results of this method are not
-    BEiT's. Here the token of a patch is the nearest of `codes` centroids of patches, with `normalize` relative to
-    their own mean and deviation. The centroids are fitted during the first `tokenizer_steps`, with each batch a step
-    (see `fit`), and stay as they are afterwards; until then the targets move with them. In the first step all tokens
-    are 0.
+    BEiT's. Here the token of a patch is the nearest of `codes` centroids of patches. With `normalize`, each patch is
+    first normalized by its own mean and deviation. Each batch of the first `tokenizer_steps` moves the centroids once
+    (see `fit`), so the targets move too. Afterwards the centroids stay as they are. In the first step all tokens are 0.
 
-    The encoder is a ViT that sees a token in place of the hidden patches; a linear layer after its last LayerNorm
-    classifies. `config.mask` is to hide blocks with a share of 0.4.
+    The encoder is a ViT that sees a mask token in place of the hidden patches. A linear layer after its last LayerNorm
+    classifies. Let `config.mask` hide blocks with a share of 0.4.
 
-    Source: Bao et al. 2021, arXiv:2106.08254, section 2. Their ViT has model.positions="relative"; their tokenizer
-    sees a second view of 112 pixels, this one the same view.
+    Source: Bao et al. 2021, arXiv:2106.08254, section 2. Their ViT has model.positions="relative". Their tokenizer
+    sees a second view of 112 pixels; this one sees the same view.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    codes: int = 512  # BEiT: 8192
-    normalize: bool = True
-    tokenizer_steps: int = 1000
-    decay: float = 0.99  # of the centroids, for each batch
-    restart_below: float = 0.05  # of the points of a batch that a code has when they are shared out evenly
+    schedule: Schedule
+    codes: Annotated[int, Range(2), "Number of different tokens; BEiT has 8192."] = 512
+    normalize: Annotated[bool, "Clusters patches normalized by their own mean and deviation."] = True
+    tokenizer_steps: Annotated[int, COUNT, "Steps in which the centroids move."] = 1000
+    decay: Annotated[float, SHARE, "Share that the centroids' running average keeps at each batch."] = 0.99
+    restart_below: Annotated[
+        float,
+        SHARE,
+        "A code begins anew if it has less than this share of the mean number of points of a code.",
+    ] = 0.05
 
-    views: ClassVar[tuple[str, ...]] = ("view",)
-    masked: ClassVar[tuple[str, ...]] = views
-    # Equal embeddings can still predict how frequent each token is: see the metric frequency_loss. log(codes), which is
-    # more, would pass a collapsed network off as one that has learnt.
-    chance_level: ClassVar[None] = None
+    views = ("view",)
+    masked = views
+    # chance_level: equal embeddings can still predict how frequent each token is, which the metric frequency_loss
+    # shows. log(codes) is more, and would let a collapsed network pass for one that has learnt.
 
-    def __post_init__(self):
-        _tokens.check_patches(self)
-        _common.check_positive(self, "tokenizer_steps")
-        _common.check_share(self, "decay", "restart_below")
-        if self.codes < 2:
-            raise ValueError(f"codes must be at least 2, got {self.codes}")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        masking.check_patches(self)
 
     @property
     def head(self) -> nn.Module:
-        return nn.Dense(self.codes, kernel_init=_vit.beit_init)
+        return nn.Dense(self.codes, kernel_init=drawing.beit_init)
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         _, patches, pixels = patchify(images, self.backbone.patch_size).shape
-        if self.codes > self.run.batch_size * patches:
+        if self.codes > self.schedule.batch_size * patches:
             raise ValueError(
-                f"codes={self.codes} begin as patches of a batch, which has {self.run.batch_size} images of {patches}; "
-                f"use codes={self.run.batch_size * patches} or less"
+                f"codes={self.codes} begin as patches of a batch, which has {self.schedule.batch_size} images of "
+                f"{patches}; use codes={self.schedule.batch_size * patches} or less"
             )
         keys = jax.random.split(rng, 4)
-        params, batch_stats = _common.init({"backbone": self.backbone}, keys[0], images)
-        params["backbone"] = _vit.draw_beit(keys[3], params["backbone"])
-        params["mask_token"] = _vit.beit_init(keys[1], (self.backbone.dim,))
+        params, batch_stats = toolkit.init({"backbone": self.backbone}, keys[0], images)
+        params["backbone"] = drawing.draw_beit(keys[3], params["backbone"])
+        params["mask_token"] = drawing.beit_init(keys[1], (self.backbone.dim,))
         params["head"] = self.head.init(keys[2], jnp.zeros((1, self.backbone.dim)))["params"]
         return params, {
             "batch_stats": batch_stats,
@@ -78,7 +82,9 @@ class BEiTKMeans:
             "step": jnp.zeros((), jnp.int32),
         }
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
         (images,), (mask,) = batch["views"], batch["masks"]
         rng_tokenizer, rng_encoder = jax.random.split(rng)
         tokens, counts, codebook = fit(
@@ -90,60 +96,78 @@ class BEiTKMeans:
             restart_below=self.restart_below,
             axis_name=axis_name,
         )
-        # Once it is frozen, the new one is dropped. Its sums over devices go on, twice codes x pixels numbers a step
-        # (25 MB each for BEiT's 8192), as collectives in a lax.cond are not safe: see step.py.
+        # Once the codebook is frozen, the new one is dropped. Its sums over devices go on, twice codes x pixels numbers
+        # a step (25 MB each for BEiT's 8192), because collectives in a lax.cond are not safe: see training/step.py.
         fitting = state["step"] < self.tokenizer_steps
         codebook = jax.tree.map(lambda new, old: jnp.where(fitting, new, old), codebook, state["codebook"])
         logits, patches = self.predict(params, images, mask, rng_encoder, axis_name)
         loss = losses.masked_cross_entropy(logits, tokens, mask, axis_name=axis_name)
-        # Of the tokens of all patches of the batch; what a prediction of their frequencies would give.
+        # Of the tokens of all patches of the batch: the loss of a prediction of their frequencies.
         entropy = jnp.sum(jax.scipy.special.entr(counts / jnp.sum(counts)))
         labels = jnp.where(mask, tokens, -1)
         metrics = {
-            "loss": loss,
             "frequency_loss": entropy,
-            "codebook_perplexity": jnp.exp(entropy),  # so many codes, equally frequent, would have it
-            "accuracy": _common.accuracy(logits.reshape(-1, self.codes), labels.reshape(-1), axis_name),
-            "embeddings": jnp.mean(patches, axis=1)[None],
+            "codebook_perplexity": jnp.exp(entropy),  # so many equally frequent codes have this entropy
+            "accuracy": toolkit.accuracy(logits.reshape(-1, self.codes), labels.reshape(-1), axis_name),
         }
-        return loss, ({**state, "codebook": codebook}, metrics)
+        state = {**state, "codebook": codebook}
+        return Output(loss, state, metrics, embeddings=jnp.mean(patches, axis=1)[None])
 
     def points(self, images: Float[Array, "batch _ _ channels"]) -> Float[Array, "batch patches pixels"]:
-        """What of each patch is clustered."""
+        """What is clustered: the pixels of each patch, with `normalize` normalized."""
         patches = patchify(images, self.backbone.patch_size)
         if not self.normalize:
             return patches
-        mean, deviation = _tokens.moments(patches)
+        mean, deviation = masking.moments(patches)
         return (patches - mean) / deviation
 
-    def predict(self, params: Any, images: Any, mask: Any, rng: Any, axis_name: str | None) -> tuple[Any, Any]:
+    def predict(
+        self,
+        params: Params,
+        images: Float[Array, "batch height width channels"],
+        mask: Bool[Array, "batch patches"],
+        rng: Key[Array, ""] | None,
+        axis_name: str | None,
+    ) -> tuple[Float[Array, "batch patches codes"], Float[Array, "batch patches dim"]]:
         """(logits of all patches, their embeddings)"""
-        patches = _tokens.encode_masked(self.backbone, params, images, mask, axis_name=axis_name, rng=rng)
-        return self.head.apply({"params": params["head"]}, patches), patches
+        patches = masking.encode_masked(self.backbone, params, images, mask, axis_name=axis_name, rng=rng)
+        logits: Any = self.head.apply({"params": params["head"]}, patches)
+        return logits, patches
 
-    def pictures(self, params, state, batch, rng):
-        """Tokens are drawn as their centroids, with `normalize` with the mean and the deviation of the true patch."""
+    def pictures(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""]
+    ) -> Mapping[str, Float[Array, "batch height width channels"]]:
+        """Each token is drawn as its centroid; with `normalize`, with the true patch's mean and deviation."""
         (images,), (mask,) = batch["views"], batch["masks"]
+        _, height, width, _ = images.shape
         size, centroids = self.backbone.patch_size, state["codebook"]["centroids"]
-        mean, deviation = _tokens.moments(patchify(images, size)) if self.normalize else (0.0, 1.0)
+        mean, deviation = masking.moments(patchify(images, size)) if self.normalize else (0.0, 1.0)
         logits, _ = self.predict(params, images, mask, rng, None)
         true, predicted = tokenize(centroids, self.points(images)), jnp.argmax(logits, axis=-1)
         of_true, of_predicted = (centroids[tokens] * deviation + mean for tokens in (true, predicted))
-        made = _tokens.pictures(images, mask, size, of_predicted)
-        return {"image": images, "tokens": unpatchify(of_true, images.shape[1:3], size), **made}
+        made = masking.pictures(images, mask, size, of_predicted)
+        return {"image": images, "tokens": unpatchify(of_true, (height, width), size), **made}
 
-    def update(self, params: Any, state: Any, step: Any) -> Any:
+    def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:
         return {**state, "step": jnp.asarray(step, jnp.int32)}
 
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        # By all-reduce: of each code the sum of its points and their number, and the point that it may begin anew at.
+        # By all-gather: one score for each patch, by which these points are drawn.
+        height, width, channels = view
+        rows, columns = patch_grid((height, width), self.backbone.patch_size)
+        pixels = self.backbone.patch_size**2 * channels
+        return Traffic(
+            reduced=4 * self.codes * (2 * pixels + 1),
+            gathered=toolkit.row_bytes(self.schedule.batch_size, rows * columns),
+        )
 
 
 def tokenize(
     centroids: Float[Array, "codes pixels"], points: Float[Array, "batch patches pixels"]
 ) -> Int[Array, "batch patches"]:
     """The index of the centroid nearest to each point."""
-    return _kmeans.nearest(points.reshape(-1, points.shape[-1]), centroids).reshape(points.shape[:2])
+    return kmeans.nearest(points.reshape(-1, points.shape[-1]), centroids).reshape(points.shape[:2])
 
 
 def fit(
@@ -156,20 +180,26 @@ def fit(
     restart_below: float,
     axis_name: str | None,
 ) -> tuple[Int[Array, "batch patches"], Float[Array, "codes"], Codebook]:
-    """One step of k-means over batches -> (the points' tokens, how many have each in the global batch, new codebook).
+    """One step of k-means over batches -> (the points' tokens, points of each code in the global batch, new codebook).
 
-    A centroid is the mean of the points that were assigned to it, those of a batch weighted by `decay` to the power of
-    its age; so are sizes. After that a code is dead which has less than `restart_below` of the points that each would
-    have were they shared out evenly: it forgets its points, and begins anew at one of this batch, drawn with a
-    probability that grows with the square of its distance from its centroid. So none begins among points that have one
-    already, as flat patches, which are many and equal but for rounding. Tokens are of the codebook as it comes in.
+    A centroid is the average of the points that were assigned to it. A batch's points weigh `decay` to the power of the
+    batch's age. The sizes are averaged in the same way.
+
+    After that, a code is dead if it has less than `restart_below` of the mean number of points of a code. A dead code
+    forgets its points and begins anew at a point of this batch. A point is drawn with a probability that grows with the
+    square of its distance from its centroid. So no code begins at a point that has a centroid already, such as a flat
+    patch: those are many, and equal but for rounding.
+
+    The tokens are those of the codebook as it comes in.
 
     Args:
-      codebook: all zeros at first, when the tokens of all points are 0.
-      points: this device's slice of the batch. rng, index: of the drawing, and the images' numbers.
-      axis_name: mapped axis that the batch is split over; tokens are the slice's, all else is the same on all devices.
+      codebook: all zeros at first. Then the tokens of all points are 0.
+      points: this device's rows of the batch.
+      rng, index: the key of the drawing, and the images' numbers.
+      axis_name: mapped axis that the batch is spread over. The tokens are those of this device's rows; all else is the
+        same on all devices.
     Source: the exponential averages of van den Oord et al. 2017, arXiv:1711.00937, appendix A.1, without a network;
-      restarts as of Dhariwal et al. 2020, arXiv:2005.00341, section 3.1, with the distances of k-means++ (Arthur and
+      restarts as in Dhariwal et al. 2020, arXiv:2005.00341, section 3.1, with the distances of k-means++ (Arthur and
       Vassilvitskii 2007).
     """
     centroids, codes = codebook["centroids"], len(codebook["sizes"])
@@ -195,13 +225,15 @@ def draw_points(
     count: int,
     axis_name: str | None,
 ) -> Float[Array, "count pixels"]:
-    """`count` different ones of the global batch's points, one after the other, of those left each with a probability
-    proportional to its weight, >= 0; the same on any number of devices.
+    """Draws `count` different points of the global batch. The same on any number of devices.
+
+    One point is drawn after the other. Each time, the probability of each point that is left is proportional to its
+    weight, >= 0.
 
     Source: Efraimidis and Spirakis 2006, Weighted random sampling with a reservoir.
     """
-    scores = (jnp.log(_tiles.uniform(rng, index, points.shape[1:2])) / weights).reshape(-1)
-    everywhere = _queue.gather(scores, axis_name)
+    scores = (jnp.log(tiling.uniform(rng, index, points.shape[1:2])) / weights).reshape(-1)
+    everywhere = memories.gather(scores, axis_name)
     mine = lax.top_k(everywhere, count)[1] - first_row(scores, axis_name)
     here = (mine >= 0) & (mine < len(scores))
     rows = points.reshape(len(scores), -1)[jnp.clip(mine, 0, len(scores) - 1)]

@@ -1,17 +1,20 @@
 """BYOL."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated
 
 import flax.linen as nn
+from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses, optim
-from ssl_jax.methods import _common
+from ssl_jax.keys import COUNT, SHARE
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.models.heads import MLP
 
 
 @dataclasses.dataclass(frozen=True)
-class BYOL:
+class BYOL(Base):
     """Predicts, from one view, a slowly moving teacher's projection of the other.
 
     The teacher starts as a copy of the online network (the authors' code draws its own weights) and runs BatchNorm on
@@ -21,35 +24,36 @@ class BYOL:
     """
 
     backbone: nn.Module
-    run: _common.Run
-    projector: tuple[int, ...] = (4096, 256)
-    predictor: tuple[int, ...] = (4096, 256)
-    decay: float = 0.996  # for 1000 epochs; 0.99 for 300 and 100
+    schedule: Schedule
+    projector: Annotated[tuple[int, ...], COUNT, "Widths of the projector's layers."] = (4096, 256)
+    predictor: Annotated[tuple[int, ...], COUNT, "Widths of the predictor's layers."] = (4096, 256)
+    decay: Annotated[float, SHARE, "The teacher's decay at the start: 0.996 for 1000 epochs, 0.99 for 300 and 100."] = (
+        0.996
+    )
 
-    views: ClassVar[tuple[str, ...]] = ("view1", "view2")
-    chance_level: ClassVar[float] = 0.0  # the loss of equal embeddings: here it is complete collapse
-
-    def __post_init__(self):
-        _common.check_share(self, "decay")
+    views = ("view1", "view2")
+    chance_level = 0.0  # the loss of equal embeddings: here it is complete collapse
 
     @property
-    def teacher_networks(self) -> dict[str, nn.Module]:
+    def teacher_networks(self) -> toolkit.Networks:
         return {"backbone": self.backbone, "projector": MLP(self.projector, hidden_bias=True)}
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> toolkit.Networks:
         return {**self.teacher_networks, "predictor": MLP(self.predictor, hidden_bias=True)}
 
-    def init(self, rng, images):
-        params, batch_stats = _common.init(self.networks, rng, images)
-        teacher = _common.make_teacher(self.teacher_networks, params, batch_stats)
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
+        params, batch_stats = toolkit.init(self.networks, rng, images)
+        teacher = toolkit.make_teacher(self.teacher_networks, params, batch_stats)
         return params, {"batch_stats": batch_stats, "teacher": teacher}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
-        online, batch_stats = _common.forward_views(
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
+        online, batch_stats = toolkit.forward_views(
             self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng, together=False
         )
-        targets, teacher = _common.forward_teacher(
+        targets, teacher = toolkit.forward_teacher(
             self.teacher_networks, state["teacher"], batch["views"], axis_name=axis_name, together=False
         )
         (p1, p2), (t1, t2) = online["predictor"], targets["projector"]
@@ -57,11 +61,11 @@ class BYOL:
         cosine += losses.negative_cosine(p2, t1, axis_name=axis_name)
         loss = 4.0 + 2.0 * cosine  # the paper's 2 - 2cos each way
         state = {"batch_stats": batch_stats, "teacher": teacher}
-        return loss, (state, {"loss": loss, "embeddings": online["projector"]})
+        return Output(loss, state, {}, embeddings=online["projector"])
 
-    def update(self, params: Any, state: Any, step: Any) -> Any:
-        decay = optim.cosine(self.decay, 1.0, step, self.run.steps)
-        return {**state, "teacher": _common.move_teacher(state["teacher"], params, decay)}
+    def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:
+        decay = optim.cosine(self.decay, 1.0, step, self.schedule.steps)
+        return {**state, "teacher": toolkit.move_teacher(state["teacher"], params, decay)}
 
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        return Traffic(passes=2, teacher_passes=2)

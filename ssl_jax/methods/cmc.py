@@ -1,14 +1,17 @@
 """CMC."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from ssl_jax.methods import _common, _instances, _queue
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit import instances, memories
 from ssl_jax.models.heads import torch_dense, unit
 from ssl_jax.models.split import SplitResNet
 
@@ -27,61 +30,60 @@ class HalvesProjector(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class CMC:
+class CMC(Base):
     """Finds an image's colors by its lightness, and the other way round, each in a bank of all images.
 
-    The backbone has a half for each: model.name="split_resnet50" and the like, which splits the images. So the two
-    views of the paper are two parts of one augmented image. The loss is InstDisc's, by noise-contrastive estimation, of
-    the first half's embedding with the bank of the second's, plus that of the second's with the bank of the first's;
-    both have the same images as negatives and each a constant Z of its own. `softmax`: see InstDisc.
+    The paper's two views are two parts of one augmented image: its lightness and its colors. The backbone separates
+    them, and has a half for each: model.name="split_resnet50" and the like. The loss compares the first half's
+    embedding with the bank of the second half, as InstDisc does, and the second's with the bank of the first. It is the
+    sum of both. Both have the same images as negatives, and each has a constant Z of its own.
 
-    Source: Tian et al. 2019, arXiv:1906.05849, section 3, and the authors' code. The metrics' embeddings are the
-    halves'.
+    Source: Tian et al. 2019, arXiv:1906.05849, section 3, and the authors' code.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    dim: int = 128
-    temperature: float = 0.07
-    negatives: int = 16_384
-    softmax: bool = False
-    momentum: float = 0.5  # share of a row of a bank that it keeps
+    schedule: Schedule
+    dim: Annotated[int, COUNT, "Width of each half's embedding."] = 128
+    temperature: Annotated[float, POSITIVE, "Softmax temperature."] = 0.07
+    negatives: Annotated[int, NOT_NEGATIVE, "Rows of a bank that are drawn for each image. 0: all images'."] = 16_384
+    softmax: Annotated[bool, "Cross entropy in place of noise-contrastive estimation, as in InstDisc."] = False
+    momentum: Annotated[float, SHARE, "Share of its old value that a row of a bank keeps."] = 0.5
 
-    views: ClassVar[tuple[str, ...]] = ("view",)
+    views = ("view",)
 
-    def __post_init__(self):
-        _common.check_positive(self, "temperature", "dim")
-        _common.check_share(self, "momentum")
-        _instances.check_negatives(self.negatives)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.backbone, SplitResNet):
             raise ValueError(f"a {type(self.backbone).__name__} has no halves; use a model.name such as split_resnet50")
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> toolkit.Networks:
         return {"backbone": self.backbone, "projector": HalvesProjector(self.dim)}
 
     @property
     def chance_level(self) -> float:
-        return 2 * _instances.chance_level(self.run.num_images, self.negatives, self.softmax)
+        return 2 * instances.chance_level(self.schedule.num_images, self.negatives, self.softmax)
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         rng_networks, *rngs_banks = jax.random.split(rng, 3)
-        params, batch_stats = _common.init(self.networks, rng_networks, images)
+        params, batch_stats = toolkit.init(self.networks, rng_networks, images)
         return params, {
             "batch_stats": batch_stats,
-            "banks": [_queue.create_bank(rng_bank, self.run.num_images, self.dim) for rng_bank in rngs_banks],
-            "log_z": [_instances.first_log_z() for _ in range(2)],  # two buffers: they are donated
+            "banks": [memories.create_bank(rng_bank, self.schedule.num_images, self.dim) for rng_bank in rngs_banks],
+            "log_z": [instances.first_log_z() for _ in range(2)],  # two buffers, as they are donated
         }
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
         index, banks = batch["index"], state["banks"]
         rng_networks, rng_negatives = jax.random.split(rng)
-        outputs, batch_stats = _common.forward(
+        outputs, batch_stats = toolkit.forward(
             self.networks, params, state["batch_stats"], batch["views"][0], axis_name=axis_name, rng=rng_networks
         )
         z = unit(outputs["projector"])
         found = [
-            _instances.loss(
+            instances.loss(
                 half,
                 other_bank,
                 index,
@@ -94,15 +96,15 @@ class CMC:
             )
             for half, other_bank, log_z in zip(z, reversed(banks), state["log_z"], strict=True)
         ]
-        losses, log_z = zip(*found, strict=True)
+        (loss_first, log_z_first), (loss_second, log_z_second) = found
         banks = [
-            _queue.update_bank(bank, index, half, axis_name, momentum=self.momentum)
+            memories.update_bank(bank, index, half, axis_name, momentum=self.momentum)
             for bank, half in zip(banks, z, strict=True)
         ]
-        loss = sum(losses)
-        metrics = {"loss": loss, "loss_first": losses[0], "loss_second": losses[1], "embeddings": z}
-        return loss, ({"batch_stats": batch_stats, "banks": banks, "log_z": list(log_z)}, metrics)
+        state = {"batch_stats": batch_stats, "banks": banks, "log_z": [log_z_first, log_z_second]}
+        metrics = {"loss_first": loss_first, "loss_second": loss_second}
+        return Output(loss_first + loss_second, state, metrics, embeddings=z)
 
-    update = _common.keep_state
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        # The embeddings of both halves and the images' indices are gathered for the banks.
+        return Traffic(passes=1, gathered=toolkit.row_bytes(self.schedule.batch_size, 2 * self.dim + 1))

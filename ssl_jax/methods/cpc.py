@@ -2,23 +2,29 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses
-from ssl_jax.methods import _common, _tiles
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit import tiling
+from ssl_jax.models.resnet import ResNet
 
 Grid = Float[Array, "batch rows columns dim"]
 
 
 class Context(nn.Module):
-    """A grid of embeddings -> one of contexts, of which each row has seen itself and the rows above, nothing below.
+    """A grid of embeddings -> a grid of contexts. A row of contexts has seen its own row and those above, none below.
 
-    Residual blocks of convolutions one row high, and of two rows that end at the own one. Source: the paper's listing.
+    Residual blocks of convolutions. Each convolution sees one row, or two rows that end at its own.
+
+    Source: the paper's listing.
     """
 
     width: int
@@ -36,10 +42,10 @@ class Context(nn.Module):
 
 
 class Predictor(nn.Module):
-    """A grid of embeddings -> for each direction, (targets turned into it, {offset: predictions of offset rows below}).
+    """A grid of embeddings -> for each direction (targets turned into it, {offset: predictions of the rows below}).
 
-    targets: [batch, rows, columns, target_dim]; predictions: [batch, rows - offset, columns, target_dim], row i of the
-    targets' row i + offset.
+    targets: [batch, rows, columns, target_dim]. predictions: [batch, rows - offset, columns, target_dim]; their row i
+    predicts row i + offset of the targets.
     """
 
     offsets: tuple[int, ...]
@@ -66,52 +72,54 @@ class Predictor(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class CPC:
+class CPC(Base):
     """Predicts the embeddings of an image's patches from those of the patches above, among all patches of the batch.
 
-    A view is a grid x grid of overlapping patches, each encoded by itself. Nothing but the context network may take
-    anything from one patch to another, so the backbone has LayerNorm: give model.batch_norm="layer". From the context
-    of row i the embeddings of rows i + offset are predicted by a linear map for each offset, and so, with 4
-    `directions`, in the image turned by quarters, with networks of their own (1: downwards alone, v1's). The scores
-    are bilinear in context and embedding, of rank target_dim, and not normalized; the mean over offsets and directions.
+    A view is a grid x grid of overlapping patches, each encoded by itself. Only the context network may carry anything
+    from one patch to another, so the backbone has LayerNorm: give model.batch_norm="layer". From the context of row i,
+    a linear map for each offset predicts the embeddings of row i + offset. With 4 `directions` the same is done in the
+    image turned by quarters, with networks of their own; 1 is downwards alone, as in v1. The scores are bilinear in
+    context and embedding, of rank target_dim, and not normalized. The loss is the mean over offsets and directions.
 
-    Each patch is, by itself, cut to `crop` pixels at a random place (0: not at all), mirrored with probability `flip`,
-    and left, with probability `drop_channels`, with one of its channels, the others 0. What else v2 does to each patch
-    (AutoAugment's operations, shearing, elastic deformation) is left out; colors change by view. Features are those
-    of whole images, to which the backbone is applied as any other.
+    Each patch is augmented by itself: cut to `crop` pixels at a random place, mirrored, and left with one of its
+    channels. What else v2 does to each patch (AutoAugment's operations, shearing, elastic deformation) is left out. The
+    colors of a view change as a whole. Features are those of whole images; the backbone takes them like any other.
 
-    Source: Hénaff et al. 2019, arXiv:1905.09272, section 3 and its listing, whose rank, scale and context network these
-    are; v1: van den Oord et al. 2018, arXiv:1807.03748, section 3.2. The first of the metrics' embeddings is the mean
-    over the upper half of the patches, the second over the lower half.
+    Source: Hénaff et al. 2019, arXiv:1905.09272, section 3 and its listing. The rank, the scale and the context network
+    are the listing's. v1: van den Oord et al. 2018, arXiv:1807.03748, section 3.2. Of the embeddings in the output, the
+    first is the mean over the upper half of the patches, the second over the lower half.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    grid: int = 6  # patches a side
-    patch: int = 80  # pixels a side
-    crop: int = 0
-    flip: float = 0.5
-    drop_channels: float = 0.0
-    offsets: tuple[int, ...] = (2, 3, 4, 5)  # rows
-    directions: int = 4
-    target_dim: int = 64
-    width: int = 256  # of the context network
-    depth: int = 5
-    scale: float = 0.1  # of the scores
-    chunk_size: int | None = None  # candidates whose scores are in memory at once; None: all
+    schedule: Schedule
+    grid: Annotated[int, COUNT, "Patches a side."] = 6
+    patch: Annotated[int, COUNT, "Pixels of a patch, a side."] = 80
+    crop: Annotated[int, NOT_NEGATIVE, "Pixels a side that each patch is cut to, at a random place; 0: no cut."] = 0
+    flip: Annotated[float, SHARE, "Probability of mirroring a patch."] = 0.5
+    drop_channels: Annotated[
+        float, SHARE, "Probability of leaving a patch with one of its channels; the others are 0."
+    ] = 0.0
+    offsets: Annotated[tuple[int, ...], COUNT, "Rows from a context to the patches that it predicts."] = (2, 3, 4, 5)
+    directions: Annotated[int, Range(1, 4), "Quarter turns of the image in which patches are predicted; v1 has 1."] = 4
+    target_dim: Annotated[
+        int, COUNT, "Rank of the scores: dimensions that contexts and embeddings are compared in."
+    ] = 64
+    width: Annotated[int, COUNT, "Width of the context network."] = 256
+    depth: Annotated[int, COUNT, "Residual blocks of the context network."] = 5
+    scale: Annotated[float, POSITIVE, "Factor of the scores."] = 0.1
+    chunk_size: Annotated[
+        int | None, COUNT, "Candidates whose scores are in memory at once. None: all. The result is the same."
+    ] = None
 
-    views: ClassVar[tuple[str, ...]] = ("view",)
+    views = ("view",)
 
-    def __post_init__(self):
-        _common.check_positive(self, "patch", "target_dim", "width", "depth", "scale")
-        _common.check_share(self, "flip", "drop_channels")
-        if not self.offsets or not all(0 < k < self.grid for k in self.offsets):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.offsets or not all(k < self.grid for k in self.offsets):
             raise ValueError(
                 f"offsets must be in 1..{self.grid - 1}, of a grid of {self.grid} rows, got {self.offsets}"
             )
-        if not 1 <= self.directions <= 4:
-            raise ValueError(f"directions must be in 1..4, got {self.directions}")
-        if not 0 <= self.crop <= self.patch:
+        if self.crop > self.patch:
             raise ValueError(f"crop must be in 0..patch={self.patch}, got {self.crop}")
         if (kind := getattr(self.backbone, "batch_norm", "layer")) != "layer":
             raise ValueError(
@@ -124,29 +132,31 @@ class CPC:
 
     @property
     def chance_level(self) -> float:
-        return math.log(self.run.batch_size * self.grid**2)
+        return math.log(self.schedule.batch_size * self.grid**2)
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         rng_backbone, rng_predictor = jax.random.split(rng)
-        patches = _tiles.overlapping(images, grid=self.grid, side=self.patch)
-        params, batch_stats = _common.init({"backbone": self.backbone}, rng_backbone, patches[0, :1])
+        patches = tiling.overlapping(images, grid=self.grid, side=self.patch)
+        params, batch_stats = toolkit.init({"backbone": self.backbone}, rng_backbone, patches[0, :1])
         z = jnp.zeros((1, self.grid, self.grid, self.backbone.dim))
         params["predictor"] = self.predictor.init(rng_predictor, z)["params"]
         return params, {"batch_stats": batch_stats}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
         rng_patches, rng_dropout = jax.random.split(rng)
         patches = self.patches(rng_patches, batch["index"], batch["views"][0])
-        z, stats = _common.train_apply(
+        z, stats = toolkit.train_apply(
             self.backbone,
             params["backbone"],
             state["batch_stats"]["backbone"],
-            _tiles.as_images(patches),
+            tiling.as_images(patches),
             axis_name=axis_name,
             rng=rng_dropout,
         )
         z = z.reshape(-1, self.grid, self.grid, z.shape[-1])
-        found, _ = _common.train_apply(self.predictor, params["predictor"], {}, z, axis_name=axis_name)
+        found, _ = toolkit.train_apply(self.predictor, params["predictor"], {}, z, axis_name=axis_name)
         terms = [
             losses.patch_info_nce(
                 _rows(prediction),
@@ -158,32 +168,49 @@ class CPC:
             for targets, predictions in found
             for k, prediction in predictions.items()
         ]
-        loss = sum(terms) / len(terms)
+        loss = sum(terms, jnp.zeros(())) / len(terms)
         half = self.grid // 2
         embeddings = jnp.stack([jnp.mean(part, axis=(1, 2)) for part in (z[:, :half], z[:, half:])])
-        return loss, ({"batch_stats": {"backbone": stats}}, {"loss": loss, "embeddings": embeddings})
+        return Output(loss, {"batch_stats": {"backbone": stats}}, {}, embeddings)
 
-    def patches(self, rng, index, images):
-        """[batch, grid * grid, side, side, channels], each changed by random numbers of its own."""
+    def patches(
+        self, rng: Key[Array, ""], index: Int[Array, " batch"], images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch patches side side channels"]:
+        """All patches, row by row of the grid. Each is changed by random numbers of its own."""
         rng_crop, rng_flip, rng_drop, rng_kept = jax.random.split(rng, 4)
-        patches = _tiles.overlapping(images, grid=self.grid, side=self.patch)
+        patches = tiling.overlapping(images, grid=self.grid, side=self.patch)
         batch, count, *_, channels = patches.shape
         if self.crop:
-            corners = _tiles.offsets(rng_crop, index, (count, 1, 2), self.patch - self.crop + 1)
-            cropped = _tiles.take(_tiles.as_images(patches), _tiles.as_images(corners), self.crop)
+            corners = tiling.offsets(rng_crop, index, (count, 1, 2), self.patch - self.crop + 1)
+            cropped = tiling.take(tiling.as_images(patches), tiling.as_images(corners), self.crop)
             patches = cropped.reshape(batch, count, self.crop, self.crop, channels)
         if self.flip:
-            flipped = _tiles.uniform(rng_flip, index, (count, 1, 1, 1)) < self.flip
+            flipped = tiling.uniform(rng_flip, index, (count, 1, 1, 1)) < self.flip
             patches = jnp.where(flipped, patches[:, :, :, ::-1], patches)
         if self.drop_channels:
-            dropped = _tiles.uniform(rng_drop, index, (count, 1, 1, 1)) < self.drop_channels
-            kept = _tiles.offsets(rng_kept, index, (count, 1, 1, 1), channels)
+            dropped = tiling.uniform(rng_drop, index, (count, 1, 1, 1)) < self.drop_channels
+            kept = tiling.offsets(rng_kept, index, (count, 1, 1, 1), channels)
             patches = jnp.where(dropped & (kept != jnp.arange(channels)), 0.0, patches)
         return patches
 
-    update = _common.keep_state
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        # In each direction and for each offset, the targets of all patches of all images are gathered, and their
+        # gradient is scattered.
+        patches = self.directions * len(self.offsets) * self.grid**2
+        rows = patches * toolkit.row_bytes(self.schedule.batch_size, self.target_dim)
+        return Traffic(gathered=rows, scattered=rows, unused=equal_biases(self.backbone))
+
+
+def equal_biases(backbone: nn.Module) -> int:
+    """Bytes of a ResNet's biases that are not sent, because XLA finds their gradients equal to those of others.
+
+    In a block with a projection both branches end in a LayerNorm. Their biases are added to the same sum.
+    """
+    if not isinstance(backbone, ResNet):
+        return 0
+    widths = [backbone.stage_width(stage) * (4 if backbone.bottleneck else 1) for stage in range(len(backbone.stages))]
+    without_projection = widths[0] == (backbone.stem_width or backbone.stage_width(0))  # in the first stage
+    return 4 * sum(widths[1:] if without_projection else widths)
 
 
 def _rows(grid: Grid) -> Float[Array, "patches dim"]:

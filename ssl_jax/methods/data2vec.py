@@ -1,88 +1,91 @@
 """data2vec, for images."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses, optim
-from ssl_jax.methods import _common, _tokens, _vit
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit import drawing, masking
 
 
 @dataclasses.dataclass(frozen=True)
-class Data2Vec:
-    """Predicts, of an image's hidden patches, what a slowly moving teacher makes of the whole image.
+class Data2Vec(Base):
+    """Predicts, for an image's hidden patches, the features that a slowly moving teacher has of the whole image.
 
-    The targets are the mean of what the teacher's last `target_blocks` blocks give, each patch's normalized by its own
-    mean and deviation in each block, and once more after the mean; without that all become equal. The student, a linear
-    layer on a ViT, sees a token in place of the hidden patches; `config.mask` is to hide blocks with a share of 0.6.
-    The teacher's decay goes from `decay` in a straight line to `final_decay` in `decay_steps`, and stays there. The
-    student's backbone is kept.
+    A target is the mean of the outputs of the teacher's last `target_blocks` blocks. Each block's output is first
+    normalized by each patch's own mean and deviation, and the mean is normalized in the same way; without that all
+    targets become equal. The student is a linear layer on a ViT that sees a token in place of the hidden patches. Let
+    `config.mask` hide blocks with a share of 0.6. The student's backbone is kept.
 
-    Source: Baevski et al. 2022, arXiv:2202.03555, section 3, and the authors' code for images (data2vec_vision), whose
-    normalization of the targets, initialization and decay, constant from the first step, these are. Their ViT has
-    model.positions="relative".
+    Source: Baevski et al. 2022, arXiv:2202.03555, section 3, and the authors' code for images (data2vec_vision). The
+    normalization of the targets, the initialization and the decay, constant from the first step, are the code's. Their
+    ViT has model.positions="relative".
     """
 
     backbone: nn.Module
-    run: _common.Run
-    target_blocks: int = 6
-    beta: float = 2.0  # where the loss turns from squared to absolute
-    decay: float = 0.9998
-    final_decay: float = 0.9998
-    decay_steps: int = 0
+    schedule: Schedule
+    target_blocks: Annotated[int, COUNT, "The teacher's last blocks whose mean is the target."] = 6
+    beta: Annotated[float, POSITIVE, "Error at which the loss turns from squared to absolute."] = 2.0
+    decay: Annotated[float, SHARE, "The teacher's decay at the start."] = 0.9998
+    final_decay: Annotated[float, SHARE, "The teacher's decay after `decay_steps`, and from then on."] = 0.9998
+    decay_steps: Annotated[
+        int, NOT_NEGATIVE, "Steps in which the decay goes in a straight line from `decay` to `final_decay`."
+    ] = 0
 
-    views: ClassVar[tuple[str, ...]] = ("view",)
-    masked: ClassVar[tuple[str, ...]] = views
-    chance_level: ClassVar[None] = None
+    views = ("view",)
+    masked = views
 
-    def __post_init__(self):
-        _tokens.check_patches(self)
-        _common.check_share(self, "decay", "final_decay")
-        _common.check_positive(self, "beta")
-        if not 1 <= self.target_blocks <= self.backbone.depth:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        masking.check_patches(self)
+        if self.target_blocks > self.backbone.depth:
             raise ValueError(f"target_blocks must be in 1..model.depth={self.backbone.depth}, got {self.target_blocks}")
 
     @property
     def head(self) -> nn.Module:
-        return nn.Dense(self.backbone.dim, kernel_init=_vit.beit_init)
+        return nn.Dense(self.backbone.dim, kernel_init=drawing.beit_init)
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         keys = jax.random.split(rng, 4)
-        params, batch_stats = _common.init({"backbone": self.backbone}, keys[0], images)
-        params["backbone"] = _vit.draw_beit(keys[3], params["backbone"])
-        teacher = _common.make_teacher({"backbone": self.backbone}, params, batch_stats)
-        params["mask_token"] = _vit.beit_init(keys[1], (self.backbone.dim,))
+        params, batch_stats = toolkit.init({"backbone": self.backbone}, keys[0], images)
+        params["backbone"] = drawing.draw_beit(keys[3], params["backbone"])
+        teacher = toolkit.make_teacher({"backbone": self.backbone}, params, batch_stats)
+        params["mask_token"] = drawing.beit_init(keys[1], (self.backbone.dim,))
         params["head"] = self.head.init(keys[2], jnp.zeros((1, self.backbone.dim)))["params"]
         return params, {"batch_stats": batch_stats, "teacher": teacher}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
         (images,), (mask,) = batch["views"], batch["masks"]
-        patches = _tokens.encode_masked(self.backbone, params, images, mask, axis_name=axis_name, rng=rng)
-        prediction = self.head.apply({"params": params["head"]}, patches)
+        patches = masking.encode_masked(self.backbone, params, images, mask, axis_name=axis_name, rng=rng)
+        prediction: Any = self.head.apply({"params": params["head"]}, patches)
         target = self.targets(state["teacher"], images)
         loss = losses.masked_smooth_l1(prediction, target, mask, beta=self.beta, axis_name=axis_name)
-        metrics = {
-            "loss": loss,
-            # Over the images, of each entry: towards 0 the teacher has collapsed.
-            "target_variance": jnp.mean(jnp.var(target, axis=(0, 1))),
-            "embeddings": jnp.mean(patches, axis=1)[None],
-        }
-        return loss, (state, metrics)
+        # The variance of each entry over the images and patches. Towards 0 the teacher has collapsed.
+        metrics = {"target_variance": jnp.mean(jnp.var(target, axis=(0, 1)))}
+        return Output(loss, state, metrics, embeddings=jnp.mean(patches, axis=1)[None])
 
-    def targets(self, teacher: Any, images: Any) -> Any:
-        """[batch, patches, dim], without gradient."""
+    def targets(
+        self, teacher: toolkit.Variables, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch patches dim"]:
+        """Without gradient."""
         variables = {"params": teacher["params"]["backbone"]}
-        outputs = self.backbone.apply(variables, images, last_blocks=self.target_blocks)
+        outputs: Any = self.backbone.apply(variables, images, last_blocks=self.target_blocks)
         outputs = jax.nn.standardize(outputs[:, :, self.backbone.num_prefix :], axis=-1, epsilon=1e-5)
         return lax.stop_gradient(jax.nn.standardize(jnp.mean(outputs, axis=1), axis=-1, epsilon=1e-5))
 
-    def update(self, params: Any, state: Any, step: Any) -> Any:
+    def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:
         decay = optim.linear(self.decay, self.final_decay, step, self.decay_steps)
-        return {**state, "teacher": _common.move_teacher(state["teacher"], params, decay)}
+        return {**state, "teacher": toolkit.move_teacher(state["teacher"], params, decay)}
 
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        return Traffic()

@@ -1,83 +1,97 @@
 """DINOv2."""
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from ssl_jax import losses, optim
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, OneOf
 from ssl_jax.losses.distillation import centered
-from ssl_jax.methods import _common, _dino, _tokens
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit import masking, self_distillation, transport
 from ssl_jax.models.heads import DINOHead
 
 CENTERINGS = ("mean", "sinkhorn")
+ITERATIONS = 3  # of Sinkhorn, the authors'
 
 
 @dataclasses.dataclass(frozen=True)
-class DINOv2:
+class DINOv2(Base):
     """iBOT with class tokens spread over the sphere, and, at scale, a head for the patches and Sinkhorn's targets.
 
-    `centering`: "mean", DINO's running one, that of the patches over the masked ones; or "sinkhorn", which shares the
-    large crops, and all masked patches of the global batch, out equally among the prototypes. KoLeo is taken of the
-    student's class tokens before the head, of each large crop by itself. The prototypes have a trainable gain.
-
-    `most_masked`: of a view's patches at most so many are masked, and no more of them pass the patches' head; 0: all
-    pass.
-
-    `koleo_images`: a class token's nearest neighbor is sought among this many images, on whichever devices they are; 0:
-    among those of the global batch. The authors': among those of the device, 12, 32 or 64.
-
-    Stochastic depth of the authors is that of model.drop_path_uniform=True and model.drop_path_group above 0.
+    KoLeo spreads the student's class tokens before the head, those of each large crop by itself. The prototypes have a
+    trainable gain. For ViT-L and g the authors have separate heads of 131,072 prototypes each, and a class bottleneck
+    of 384. Their stochastic depth is model.drop_path_uniform=True with model.drop_path_group above 0.
 
     Source: Oquab et al. 2023, arXiv:2304.07193, section 4, and the authors' code: `config.mask` is iBOT's with blocks
-    of 4 patches at least. There exactly half of the images of a device have a mask, of sizes evenly spaced.
+    of at least 4 patches. In the code exactly half of a device's images have a mask, with sizes evenly spaced.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    local_views: int = 8
-    prototypes: int = 65_536
-    hidden: tuple[int, ...] = (2048, 2048)
-    bottleneck: int = 256
-    separate_heads: bool = False  # True, 131,072 prototypes of each and a class bottleneck of 384 for ViT-L and g
-    patch_prototypes: int = 65_536  # of the patches' own head, as the next
-    patch_bottleneck: int = 256
-    patch_weight: float = 1.0
-    most_masked: int = 0
-    koleo_weight: float = 0.1
-    koleo_images: int = 0
-    centering: str = "mean"
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.07
-    warmup_teacher_temperature: float = 0.04
-    warmup_temperature_epochs: int = 30
-    center_decay: float = 0.9
-    decay: float = 0.992
-    freeze_epochs: int = 1  # of the prototypes
+    schedule: Schedule
+    local_views: Annotated[int, NOT_NEGATIVE, "Small crops of each image, beside the two large ones."] = 8
+    prototypes: Annotated[int, COUNT, "Number of classes; 131,072 for ViT-L and g."] = 65_536
+    hidden: Annotated[tuple[int, ...], COUNT, "Widths of the heads' hidden layers."] = (2048, 2048)
+    bottleneck: Annotated[
+        int, COUNT, "Width of the head's output, which is compared with the prototypes; 384 for ViT-L and g."
+    ] = 256
+    separate_heads: Annotated[bool, "The patches have a head of their own; True for ViT-L and g."] = False
+    patch_prototypes: Annotated[int, COUNT, "Number of classes of the patches' own head."] = 65_536
+    patch_bottleneck: Annotated[int, COUNT, "Width of the output of the patches' own head."] = 256
+    patch_weight: Annotated[float, POSITIVE, "Weight of the patches' loss."] = 1.0
+    most_masked: Annotated[
+        int, NOT_NEGATIVE, "At most so many patches of a view are masked, and only so many pass the head; 0: all pass."
+    ] = 0
+    koleo_weight: Annotated[float, NOT_NEGATIVE, "Weight of KoLeo."] = 0.1
+    koleo_images: Annotated[
+        int,
+        NOT_NEGATIVE,
+        "A class token's nearest neighbor is sought among so many images, on any devices; 0: in the global batch. "
+        "The authors seek it among the 12, 32 or 64 images of a device.",
+    ] = 0
+    centering: Annotated[
+        str,
+        OneOf(CENTERINGS),
+        "mean: the teacher's scores minus their running mean, which for patches is that of the masked ones. sinkhorn: "
+        "the large crops, and all masked patches of the global batch, are shared out equally among the prototypes.",
+    ] = "mean"
+    student_temperature: Annotated[float, POSITIVE, "Softmax temperature of the student's scores."] = 0.1
+    teacher_temperature: Annotated[
+        float, POSITIVE, "Softmax temperature of the teacher's scores after the warm-up."
+    ] = 0.07
+    warmup_teacher_temperature: Annotated[float, POSITIVE, "The teacher's temperature at the start."] = 0.04
+    warmup_temperature_epochs: Annotated[
+        int, NOT_NEGATIVE, "Epochs in which the teacher's temperature goes from its first value to its last."
+    ] = 30
+    center_decay: Annotated[float, SHARE, "Decay of the running mean of the teacher's scores."] = 0.9
+    decay: Annotated[float, SHARE, "The teacher's decay at the start; half a cosine takes it to 1."] = 0.992
+    freeze_epochs: Annotated[int, NOT_NEGATIVE, "Epochs before the prototypes move."] = 1
 
-    views = property(_dino.views)
-    masked: ClassVar[tuple[str, ...]] = _dino.GLOBAL
-    chance_level: ClassVar[None] = None  # it depends on the share of images that have a mask, and KoLeo has none
+    masked = self_distillation.GLOBAL
+    # chance_level: not known, as it depends on the share of images that have a mask, and KoLeo has no such level.
 
-    def __post_init__(self):
-        _tokens.check_vit(self)
-        _dino.check(self)
-        _common.check_positive(self, "patch_weight", "patch_prototypes")
-        for name in ("most_masked", "koleo_weight", "koleo_images"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.koleo_images == 1 or (self.koleo_images and self.run.batch_size % self.koleo_images):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        masking.check_vit(self)
+        self_distillation.check_sharper(self, "warmup_teacher_temperature", "teacher_temperature")
+        if self.koleo_images == 1 or (self.koleo_images and self.schedule.batch_size % self.koleo_images):
             raise ValueError(
-                f"koleo_images={self.koleo_images} must divide batch_size={self.run.batch_size}, and be 2 at least; "
-                "use 0 for the global batch"
+                f"koleo_images={self.koleo_images} must divide batch_size={self.schedule.batch_size}, and be 2 at "
+                "least; use 0 for the global batch"
             )
-        if self.centering not in CENTERINGS:
-            raise ValueError(f"centering must be one of {', '.join(CENTERINGS)}, got {self.centering!r}")
 
     @property
-    def heads(self) -> dict[str, DINOHead]:
+    def views(self) -> tuple[str, ...]:
+        return self_distillation.views(self)
+
+    @property
+    def heads(self) -> Mapping[str, DINOHead]:
         head = DINOHead(self.prototypes, hidden=self.hidden, bottleneck=self.bottleneck, trainable_gain=True)
         if not self.separate_heads:
             return {"head": head}
@@ -87,17 +101,17 @@ class DINOv2:
         }
 
     @property
-    def still_steps(self) -> dict[str, int]:
-        """The authors' learning rate of the prototypes is 0 at first; Adam gathers their moments all the same."""
-        return _dino.frozen_steps(self, *(f"{name}/last" for name in self.heads))
+    def still_steps(self) -> Mapping[str, int]:
+        """The authors' learning rate of the prototypes is 0 at first, but Adam gathers their moments already."""
+        return self_distillation.frozen_steps(self, *(f"{name}/last" for name in self.heads))
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         heads = self.heads
         rng, *rng_heads = jax.random.split(rng, 1 + len(heads))
-        params, batch_stats = _common.init({"backbone": self.backbone}, rng, images)
+        params, batch_stats = toolkit.init({"backbone": self.backbone}, rng, images)
         for (name, head), rng_head in zip(heads.items(), rng_heads, strict=True):
             params[name], batch_stats[name] = head.init(rng_head, jnp.zeros((1, self.backbone.dim)))["params"], {}
-        teacher = _common.make_teacher({"backbone": self.backbone, **heads}, params, batch_stats)
+        teacher = toolkit.make_teacher({"backbone": self.backbone, **heads}, params, batch_stats)
         params["mask_token"] = jnp.zeros(self.backbone.dim)
         centers = {}
         if self.centering == "mean":
@@ -110,61 +124,97 @@ class DINOv2:
             "step": jnp.zeros((), jnp.int32),
         }
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
-        h, tokens, teacher_h, teacher_tokens = _dino.encode(self, params, state, batch, rng, axis_name)
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
+        h, tokens, teacher_h, teacher_tokens = self_distillation.encode(self, params, state, batch, rng, axis_name)
         heads, teacher = self.heads, state["teacher"]["params"]
         patch_head = "patch_head" if self.separate_heads else "head"
 
-        def scores(name, params, x):
-            return heads[name].apply({"params": params[name]}, x)
+        def scores(
+            name: str, params: Params, x: Float[Array, "views batch *positions dim"]
+        ) -> Float[Array, "views batch *positions prototypes"]:
+            of_head: Any = heads[name].apply({"params": params[name]}, x)
+            return of_head
 
-        masks, state = jnp.stack(batch["masks"]), {**state, "centers": dict(state["centers"])}
+        masks = jnp.stack(batch["masks"])
         if self.most_masked:
             first = jnp.argsort(~masks, axis=-1, stable=True)[..., : self.most_masked]
             masks = jnp.take_along_axis(masks, first, axis=-1)
             tokens, teacher_tokens = (
                 jnp.take_along_axis(x, first[..., None], axis=-2) for x in (tokens, teacher_tokens)
             )
-        counts = jnp.ones(teacher_h.shape[:-1])
-        targets = self._targets("class", scores("head", teacher, teacher_h), state, counts, axis_name)
-        patch_targets = self._targets("patch", scores(patch_head, teacher, teacher_tokens), state, masks, axis_name)
+        teacher_scores = {
+            "class": scores("head", teacher, teacher_h),
+            "patch": scores(patch_head, teacher, teacher_tokens),
+        }
+        counts = {"class": jnp.ones(teacher_h.shape[:-1]), "patch": masks}
+        targets, centers = self._targets(teacher_scores, counts, state, axis_name)
 
         class_loss = losses.cross_view(
-            scores("head", params, h), targets, temperature=self.student_temperature, axis_name=axis_name
+            scores("head", params, h), targets["class"], temperature=self.student_temperature, axis_name=axis_name
         )
         of_views = [
             losses.masked_patches(*view, temperature=self.student_temperature, axis_name=axis_name)
-            for view in zip(scores(patch_head, params, tokens), patch_targets, masks, strict=True)
+            for view in zip(scores(patch_head, params, tokens), targets["patch"], masks, strict=True)
         ]
-        patch_loss = sum(of_views) / len(of_views)
-        h = h[: len(_dino.GLOBAL)]
-        koleo = sum(losses.koleo(x, group=self.koleo_images, axis_name=axis_name) for x in h)
+        patch_loss = sum(of_views, start=jnp.zeros(())) / len(of_views)
+        h = h[: len(self_distillation.GLOBAL)]
+        spreads = [losses.koleo(x, group=self.koleo_images, axis_name=axis_name) for x in h]
+        koleo = sum(spreads, start=jnp.zeros(()))
         loss = class_loss + self.patch_weight * patch_loss + self.koleo_weight * koleo
         metrics = {
-            "loss": loss,
             "class_loss": class_loss,
             "patch_loss": patch_loss,
             "koleo": koleo,
-            "teacher_entropy": _dino.entropy(targets),
-            "embeddings": h,
+            "teacher_entropy": self_distillation.entropy(targets["class"]),
         }
-        return loss, (state, metrics)
+        return Output(loss, {**state, "centers": centers}, metrics, embeddings=h)
 
-    def _targets(self, name, scores, state, counts, axis_name):
-        """The teacher's probabilities of its scores; those that count move the center, which is put into `state`."""
-        temperature = _dino.temperature(self, self.warmup_teacher_temperature, self.teacher_temperature, state["step"])
-        if self.centering == "sinkhorn":
+    def _targets(
+        self, scores: Mapping[str, Array], counts: Mapping[str, Array], state: State, axis_name: str | None
+    ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+        """(the teacher's probabilities of class tokens and of patches, from its scores; the new centers)
+
+        counts: 0 for scores that neither move a center nor take part in Sinkhorn's iterations.
+        """
+        temperature = self_distillation.temperature(
+            self, self.warmup_teacher_temperature, self.teacher_temperature, state["step"]
+        )
+        centers = state["centers"]
+
+        def share_out(
+            scores: Float[Array, "*rows prototypes"], counts: Shaped[Array, "*rows"]
+        ) -> Float[Array, "*rows prototypes"]:
             rows, weights = scores.reshape(-1, scores.shape[-1]), counts.reshape(-1).astype(jnp.float32)
-            codes = losses.sinkhorn(rows, epsilon=temperature, weights=weights, axis_name=axis_name)
+            codes = losses.sinkhorn(
+                rows, epsilon=temperature, iterations=ITERATIONS, weights=weights, axis_name=axis_name
+            )
             return codes.reshape(scores.shape)
-        center = state["centers"][name]
-        state["centers"][name] = _dino.move_center(center, scores, self.center_decay, axis_name, counts)
-        return centered(scores, center, temperature)
 
-    def update(self, params: Any, state: Any, step: Any) -> Any:
-        decay = optim.cosine(self.decay, 1.0, step, self.run.steps)
-        teacher = _common.move_teacher(state["teacher"], params, decay)
+        if self.centering == "sinkhorn":
+            return {name: share_out(scores[name], counts[name]) for name in scores}, centers
+        moved = {
+            name: self_distillation.move_center(centers[name], scores[name], self.center_decay, axis_name, counts[name])
+            for name in scores
+        }
+        return {name: centered(scores[name], centers[name], temperature) for name in scores}, moved
+
+    def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:
+        decay = optim.cosine(self.decay, 1.0, step, self.schedule.steps)
+        teacher = toolkit.move_teacher(state["teacher"], params, decay)
         return {**state, "teacher": teacher, "step": jnp.asarray(step, jnp.int32)}
 
-    backbone_variables = _common.teacher_backbone
-    features = _common.features
+    backbone_variables = toolkit.teacher_backbone
+
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        # The teacher's scores, of class tokens and of patches, go through Sinkhorn's iterations, or are summed for the
+        # centers. KoLeo gathers the class tokens of both large crops, and their gradient is scattered.
+        prototypes = self.prototypes + (self.patch_prototypes if self.separate_heads else self.prototypes)
+        sinkhorn = self.centering == "sinkhorn"
+        tokens = 2 * toolkit.row_bytes(self.schedule.batch_size, self.backbone.dim)
+        return Traffic(
+            reduced=transport.sinkhorn_bytes(prototypes, ITERATIONS) if sinkhorn else 4 * prototypes,
+            gathered=tokens,
+            scattered=tokens,
+        )

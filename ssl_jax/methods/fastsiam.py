@@ -1,68 +1,73 @@
 """FastSiam."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Key
 
 from ssl_jax import losses
-from ssl_jax.methods import _common
+from ssl_jax.keys import COUNT, Range
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.models.heads import MLP, torch_init
 
 
 @dataclasses.dataclass(frozen=True)
-class FastSiam:
-    """SimSiam with several views: each predicts the mean projection of the others, a steadier target.
+class FastSiam(Base):
+    """SimSiam with several views: each predicts the mean projection of the others.
 
-    So small batches and few epochs are enough. The projections are averaged as they are, not normalized; heads and the
-    predictor's constant learning rate are SimSiam's. Two views make it SimSiam.
+    The mean is a steadier target, so small batches and few epochs are enough. The projections are averaged as they are,
+    not normalized. The heads and the predictor's constant learning rate are SimSiam's. With two views it is SimSiam.
 
     Source: Pototzky et al. 2022, "FastSiam: Resource-Efficient Self-supervised Learning on a Single GPU" (GCPR).
     """
 
     backbone: nn.Module
-    run: _common.Run
-    projector: tuple[int, ...] = (2048, 2048, 2048)
-    predictor: tuple[int, ...] = (512, 2048)
-    num_views: int = 4
+    schedule: Schedule
+    projector: Annotated[tuple[int, ...], COUNT, "Widths of the projector's layers."] = (2048, 2048, 2048)
+    predictor: Annotated[
+        tuple[int, ...], COUNT, "Widths of the predictor's layers. The last is that of the projector."
+    ] = (512, 2048)
+    num_views: Annotated[int, Range(2), "Views of each image. Each one predicts the others."] = 4
 
-    chance_level: ClassVar[float] = -1.0
-    constant_lr: ClassVar[tuple[str, ...]] = ("predictor",)
+    chance_level = -1.0
+    constant_lr = ("predictor",)
 
-    def __post_init__(self):
-        _common.check_predictor(self)
-        if self.num_views < 2:
-            raise ValueError(f"num_views must be 2 or more, got {self.num_views}: a view predicts the others")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        toolkit.check_predictor(self)
 
     @property
     def views(self) -> tuple[str, ...]:
         return ("view",) * self.num_views
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> toolkit.Networks:
         return {
             "backbone": self.backbone,
             "projector": MLP(self.projector, output_norm="plain", kernel_init=torch_init),
             "predictor": MLP(self.predictor, output_bias=True, kernel_init=torch_init),
         }
 
-    def init(self, rng, images):
-        params, batch_stats = _common.init(self.networks, rng, images)
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
+        params, batch_stats = toolkit.init(self.networks, rng, images)
         return params, {"batch_stats": batch_stats}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
-        outputs, batch_stats = _common.forward_views(
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
+        outputs, batch_stats = toolkit.forward_views(
             self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng, together=False
         )
         z, p = outputs["projector"], outputs["predictor"]
-        # Of each view, the mean of the others.
+        # For each view, the mean of the others.
         targets = lax.stop_gradient((jnp.sum(z, axis=0) - z) / (self.num_views - 1))
         cosines = [losses.negative_cosine(*pair, axis_name=axis_name) for pair in zip(p, targets, strict=True)]
-        loss = sum(cosines) / self.num_views
-        return loss, ({"batch_stats": batch_stats}, {"loss": loss, "embeddings": z})
+        loss = sum(cosines[1:], start=cosines[0]) / self.num_views
+        return Output(loss, {"batch_stats": batch_stats}, {}, embeddings=z)
 
-    update = _common.keep_state
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        return Traffic(passes=self.num_views)

@@ -1,42 +1,46 @@
 """LeJEPA."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
 from ssl_jax import losses
-from ssl_jax.methods import _common
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, SHARE
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.models.heads import MLP, torch_init
+
+KNOTS = 17  # points at which the characteristic functions are compared
 
 
 @dataclasses.dataclass(frozen=True)
-class LeJEPA:
+class LeJEPA(Base):
     """Draws all views to the mean of the global ones, and each view's embeddings to a standard normal distribution.
 
     loss = (1 - weight) * the mean over views, images and dimensions of (z - mean of the global views)^2
-    + weight * the mean over views of `losses.sigreg`, on directions that are new in each step and the same for all
-    views and devices. No teacher, no stopped gradient, no schedule. Views of one size pass as one batch.
+    + weight * the mean over views of `losses.sigreg`. Its directions are new in each step, and the same for all views
+    and devices. There is no teacher, no stopped gradient and no schedule. Views of one size pass as one batch.
 
     Source: Balestriero & LeCun 2025, arXiv:2511.08544, section 5, and the authors' minimal code.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    projector: tuple[int, ...] = (2048, 2048, 64)
-    num_global: int = 2
-    num_local: int = 6
-    weight: float = 0.05  # of the regularization: the paper's lambda, its one trade-off
-    directions: int = 1024
+    schedule: Schedule
+    projector: Annotated[tuple[int, ...], COUNT, "Widths of the projector's layers."] = (2048, 2048, 64)
+    num_global: Annotated[int, COUNT, "Large views of each image; the target is their mean."] = 2
+    num_local: Annotated[int, NOT_NEGATIVE, "Small views of each image."] = 6
+    weight: Annotated[float, SHARE, "Weight of the regularization: the paper's lambda, its only trade-off."] = 0.05
+    directions: Annotated[int, COUNT, "Random directions along which the regularization compares distributions."] = 1024
 
-    chance_level: ClassVar[None] = None  # of equal embeddings the loss depends on where they are
+    # chance_level: the loss of equal embeddings depends on where they are.
 
-    def __post_init__(self):
-        _common.check_positive(self, "num_global", "directions")
-        _common.check_share(self, "weight")
-        if self.num_local < 0 or self.num_global + self.num_local < 2:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_global + self.num_local < 2:
             raise ValueError(
                 f"num_global={self.num_global} and num_local={self.num_local} views are too few; use two or more in all"
             )
@@ -46,17 +50,19 @@ class LeJEPA:
         return ("global",) * self.num_global + ("local",) * self.num_local
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> toolkit.Networks:
         projector = MLP(self.projector, hidden_bias=True, output_bias=True, kernel_init=torch_init)
         return {"backbone": self.backbone, "projector": projector}
 
-    def init(self, rng, images):
-        params, batch_stats = _common.init(self.networks, rng, images)
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
+        params, batch_stats = toolkit.init(self.networks, rng, images)
         return params, {"batch_stats": batch_stats}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
         rng_networks, rng_directions = jax.random.split(rng)
-        outputs, batch_stats = _common.forward_views(
+        outputs, batch_stats = toolkit.forward_views(
             self.networks,
             params,
             state["batch_stats"],
@@ -68,11 +74,12 @@ class LeJEPA:
         z = outputs["projector"]  # [views, batch, dim]
         invariance = jnp.mean((z - jnp.mean(z[: self.num_global], axis=0)) ** 2)
         directions = jax.random.normal(rng_directions, (z.shape[-1], self.directions))
-        sigreg = jnp.mean(jnp.stack([losses.sigreg(view, directions, axis_name=axis_name) for view in z]))
+        sigreg = jnp.mean(jnp.stack([losses.sigreg(view, directions, knots=KNOTS, axis_name=axis_name) for view in z]))
         loss = (1.0 - self.weight) * invariance + self.weight * sigreg
-        metrics = {"loss": loss, "embeddings": z, "invariance": invariance, "sigreg": sigreg}
-        return loss, ({"batch_stats": batch_stats}, metrics)
+        metrics = {"invariance": invariance, "sigreg": sigreg}
+        return Output(loss, {"batch_stats": batch_stats}, metrics, embeddings=z)
 
-    update = _common.keep_state
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        # Of each view: the characteristic function, real and imaginary, along each direction.
+        numbers = 2 * len(self.views) * KNOTS * self.directions
+        return Traffic(passes=2 if self.num_local else 1, reduced=4 * numbers)

@@ -1,15 +1,19 @@
 """MAE."""
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from ssl_jax import losses
-from ssl_jax.methods import _common, _tokens, _vit
+from ssl_jax.keys import COUNT, INNER_SHARE
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit import drawing, masking
 from ssl_jax.models.patches import patchify
 from ssl_jax.models.positions import patch_grid, sincos_positions
 from ssl_jax.models.vit import Block, layer_norm
@@ -51,7 +55,7 @@ class Decoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class MAE:
+class MAE(Base):
     """Sees a quarter of an image's patches, and draws the others.
 
     The encoder is given the visible patches alone, which makes it some times faster; a smaller transformer, which is
@@ -64,48 +68,50 @@ class MAE:
     """
 
     backbone: nn.Module
-    run: _common.Run
-    mask_ratio: float = 0.75
-    normalize: bool = True
-    decoder_dim: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
+    schedule: Schedule
+    mask_ratio: Annotated[float, INNER_SHARE, "Share of each image's patches that the encoder does not see."] = 0.75
+    normalize: Annotated[bool, "Predicts each patch's pixels relative to their mean and deviation."] = True
+    decoder_dim: Annotated[int, COUNT, "Width of the decoder."] = 512
+    decoder_depth: Annotated[int, COUNT, "Blocks of the decoder."] = 8
+    decoder_heads: Annotated[int, COUNT, "Attention heads of the decoder."] = 16
 
-    views: ClassVar[tuple[str, ...]] = ("view",)
-    masked: ClassVar[tuple[str, ...]] = views
-    chance_level: ClassVar[None] = None  # the variance of the patches: see the metric patch_mean_loss
+    views = ("view",)
+    masked = views
+    # chance_level: the variance of the patches, which the metric patch_mean_loss shows.
 
-    def __post_init__(self):
-        _tokens.check_vit(self)
-        _common.check_positive(self, "decoder_dim", "decoder_depth", "decoder_heads")
-        if not 0.0 < self.mask_ratio < 1.0:
-            raise ValueError(f"mask_ratio must be in (0, 1), got {self.mask_ratio}")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        masking.check_vit(self)
 
     def decoder(self, images: Float[Array, "batch height width channels"]) -> Decoder:
         """For images of this size."""
         patch = self.backbone.patch_size
+        _, height, width, channels = images.shape
         return Decoder(
             self.decoder_dim,
             self.decoder_depth,
             self.decoder_heads,
-            pixels=patch**2 * images.shape[-1],
-            grid=patch_grid(images.shape[1:3], patch),
+            pixels=patch**2 * channels,
+            grid=patch_grid((height, width), patch),
         )
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         keys = jax.random.split(rng, 4)
-        params, batch_stats = _common.init({"backbone": self.backbone}, keys[0], images)
-        params["backbone"] = _vit.draw_xavier(keys[1], params["backbone"], split_qkv=False)
-        params["backbone"]["cls_token"] = 0.02 * jax.random.normal(keys[2], params["backbone"]["cls_token"].shape)
+        params, batch_stats = toolkit.init({"backbone": self.backbone}, keys[0], images)
+        backbone = drawing.draw_xavier(keys[1], params["backbone"], split_qkv=False)
+        cls_token = 0.02 * jax.random.normal(keys[2], backbone["cls_token"].shape)
+        params["backbone"] = {**backbone, "cls_token": cls_token}
         decoder = self.decoder(images)
         mask = jnp.zeros((1, decoder.grid[0] * decoder.grid[1]), bool)
         tokens = jnp.zeros((1, 1 + mask.shape[1], self.backbone.dim))
         keys = jax.random.split(keys[3])
         drawn = decoder.init(keys[0], tokens, mask)["params"]
-        params["decoder"] = _vit.draw_xavier(keys[1], drawn, split_qkv=False)
+        params["decoder"] = drawing.draw_xavier(keys[1], drawn, split_qkv=False)
         return params, {"batch_stats": batch_stats}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
         (images,), (mask,) = batch["views"], batch["masks"]
         prediction, tokens = self.predict(params, images, mask, rng, axis_name)
         target = patchify(images, self.backbone.patch_size)
@@ -115,30 +121,35 @@ class MAE:
         of_means = losses.masked_pixels(
             jnp.broadcast_to(mean, target.shape), target, mask, normalize=self.normalize, axis_name=axis_name
         )
-        return loss, (
-            state,
-            {"loss": loss, "patch_mean_loss": of_means, "embeddings": jnp.mean(tokens[:, 1:], axis=1)[None]},
-        )
+        return Output(loss, state, {"patch_mean_loss": of_means}, embeddings=jnp.mean(tokens[:, 1:], axis=1)[None])
 
-    def predict(self, params: Any, images: Any, mask: Any, rng: Any, axis_name: str | None) -> tuple[Any, Any]:
+    def predict(
+        self,
+        params: Params,
+        images: Float[Array, "batch height width channels"],
+        mask: Bool[Array, "batch patches"],
+        rng: Key[Array, ""],
+        axis_name: str | None,
+    ) -> tuple[Float[Array, "batch patches pixels"], Float[Array, "batch _ dim"]]:
         """(pixels of all patches, tokens of the class and of the visible patches)"""
-        keep = _tokens.unmasked(mask, self.mask_ratio)
-        tokens, _ = _common.train_apply(
-            self.backbone, params["backbone"], {}, images, axis_name=axis_name, rng=rng, tokens=True, keep=keep
+        keep = masking.unmasked(mask, self.mask_ratio)
+        tokens, _ = toolkit.train_apply(
+            self.backbone, params["backbone"], {}, images, axis_name=axis_name, rng=rng, method="tokens", keep=keep
         )
-        prediction = self.decoder(images).apply(
+        prediction: Any = self.decoder(images).apply(
             {"params": params["decoder"]}, tokens, mask, train=True, axis_name=axis_name
         )
         return prediction, tokens
 
-    def pictures(self, params, state, batch, rng):
+    def pictures(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""]
+    ) -> Mapping[str, Float[Array, "batch height width channels"]]:
         (images,), (mask,) = batch["views"], batch["masks"]
         prediction, _ = self.predict(params, images, mask, rng, None)
         if self.normalize:
-            mean, deviation = _tokens.moments(patchify(images, self.backbone.patch_size))
+            mean, deviation = masking.moments(patchify(images, self.backbone.patch_size))
             prediction = prediction * deviation + mean
-        return _tokens.pictures(images, mask, self.backbone.patch_size, prediction)
+        return masking.pictures(images, mask, self.backbone.patch_size, prediction)
 
-    update = _common.keep_state
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        return Traffic()

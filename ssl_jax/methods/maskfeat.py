@@ -1,91 +1,100 @@
 """MaskFeat."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from ssl_jax import losses
-from ssl_jax.methods import _common, _tokens, _vit
+from ssl_jax.keys import COUNT
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit import drawing, masking
 from ssl_jax.models.patches import patchify
 from ssl_jax.models.vit import weight_init
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskFeat:
+class MaskFeat(Base):
     """Predicts histograms of oriented gradients of an image's hidden patches, by one linear layer on a ViT.
 
-    `config.mask` is to hide blocks with a share of 0.4.
+    Let `config.mask` hide blocks with a share of 0.4.
 
-    Source: Wei et al. 2021, arXiv:2112.09133, section 3, and the authors' code, whose initialization this is. Their
-    ViT's positions are learned.
+    Source: Wei et al. 2021, arXiv:2112.09133, section 3. The initialization is that of the authors' code. Their ViT's
+    positions are learned.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    cell: int = 8  # pixels a side of a histogram; a patch has (patch_size / cell)^2 of them for each channel
-    bins: int = 9
+    schedule: Schedule
+    cell: Annotated[
+        int,
+        COUNT,
+        "Pixels a side of a histogram's cell. It divides patch_size: a patch has (patch_size / cell)^2 histograms for "
+        "each channel.",
+    ] = 8
+    bins: Annotated[int, COUNT, "Directions of a histogram."] = 9
 
-    views: ClassVar[tuple[str, ...]] = ("view",)
-    masked: ClassVar[tuple[str, ...]] = views
-    chance_level: ClassVar[None] = None  # the spread of the histograms: see the metric mean_loss
+    views = ("view",)
+    masked = views
+    # chance_level: the spread of the histograms, which the metric mean_loss shows.
 
-    def __post_init__(self):
-        _tokens.check_patches(self)
-        _common.check_positive(self, "cell", "bins")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        masking.check_patches(self)
         if self.backbone.patch_size % self.cell:
             raise ValueError(f"cell={self.cell} does not divide patches of {self.backbone.patch_size} pixels")
 
     @property
     def cells(self) -> int:
-        """Of a patch, a side."""
+        """Cells of a patch, a side."""
         return self.backbone.patch_size // self.cell
 
     def head(self, channels: int) -> nn.Module:
         return nn.Dense(self.cells**2 * channels * self.bins, kernel_init=weight_init)
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         keys = jax.random.split(rng, 4)
-        params, batch_stats = _common.init({"backbone": self.backbone}, keys[0], images)
-        params["backbone"] = _vit.draw_maskfeat(keys[3], params["backbone"])
+        params, batch_stats = toolkit.init({"backbone": self.backbone}, keys[0], images)
+        params["backbone"] = drawing.draw_maskfeat(keys[3], params["backbone"])
         params["mask_token"] = weight_init(keys[1], (self.backbone.dim,))
         head = self.head(images.shape[-1])
         params["head"] = head.init(keys[2], jnp.zeros((1, self.backbone.dim)))["params"]
         return params, {"batch_stats": batch_stats}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
         (images,), (mask,) = batch["views"], batch["masks"]
-        patches = _tokens.encode_masked(self.backbone, params, images, mask, axis_name=axis_name, rng=rng)
-        prediction = self.head(images.shape[-1]).apply({"params": params["head"]}, patches)
+        patches = masking.encode_masked(self.backbone, params, images, mask, axis_name=axis_name, rng=rng)
+        prediction: Any = self.head(images.shape[-1]).apply({"params": params["head"]}, patches)
         target = patchify(hog(images, cell=self.cell, bins=self.bins), self.cells)
         loss = losses.masked_pixels(prediction, target, mask, normalize=False, axis_name=axis_name)
         mean = jnp.broadcast_to(jnp.mean(target, axis=(0, 1)), target.shape)
         mean_loss = losses.masked_pixels(mean, target, mask, normalize=False, axis_name=axis_name)
-        return loss, (
-            state,
-            {"loss": loss, "mean_loss": mean_loss, "embeddings": jnp.mean(patches, axis=1)[None]},
-        )
+        return Output(loss, state, {"mean_loss": mean_loss}, embeddings=jnp.mean(patches, axis=1)[None])
 
-    def pictures(self, params, state, batch, rng):
-        """What it saw: histograms of directions are no picture."""
+    def pictures(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""]
+    ) -> Mapping[str, Float[Array, "batch height width channels"]]:
+        """What the network saw. Histograms of directions are no picture."""
         (images,), (mask,) = batch["views"], batch["masks"]
-        return _tokens.pictures(images, mask, self.backbone.patch_size)
+        return masking.pictures(images, mask, self.backbone.patch_size)
 
-    update = _common.keep_state
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        return Traffic()
 
 
 def hog(
     images: Float[Array, "batch height width channels"], *, cell: int, bins: int
 ) -> Float[Array, "batch rows columns features"]:
-    """Histograms of gradients' directions, of length 1, in cells of `cell` pixels a side; features = channels * bins.
+    """Histograms of gradients' directions, each of length 1, one for each channel of each cell of `cell` pixels a side.
 
-    Gradients are Sobel's, with the image reflected at its borders; a direction and its opposite are one, each pixel
-    counts with its gradient's length for the one bin that its direction falls into.
+    features = channels * bins. Gradients are Sobel's; the image is reflected at its borders. A direction and its
+    opposite are one. Each pixel counts with its gradient's length, for the one bin that its direction falls into.
 
     Raises: ValueError if cells do not fill the images.
     Source: Dalal & Triggs 2005, Histograms of oriented gradients for human detection; as MaskFeat's code has it.

@@ -2,85 +2,96 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated
 
 import flax.linen as nn
 import jax
+from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses, optim
-from ssl_jax.methods import _common, _vit
+from ssl_jax.keys import COUNT, POSITIVE, SHARE
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit import drawing
+from ssl_jax.models.abilities import has_tokens
 from ssl_jax.models.heads import MLP, torch_init
-from ssl_jax.models.vit import ViT
 
 
 @dataclasses.dataclass(frozen=True)
-class MoCoV3:
-    """Finds, for a predicted projection of one view, a slowly moving teacher's of the other among those of the batch.
+class MoCoV3(Base):
+    """Predicts, from one view, a slowly moving teacher's projection of the other, and finds it in the batch.
 
-    Of each pair of views the loss is 2 * temperature times the cross entropy, which keeps the size of its gradient
-    when the temperature changes. The teacher has no predictor; its decay goes from `decay` by half a cosine to 1.
+    The loss of each of the two directions is the cross entropy times 2 * temperature. The factor keeps the size of the
+    gradient when the temperature changes. The teacher has no predictor. Its decay goes from `decay` by half a cosine
+    to 1.
 
-    The projector ends with BatchNorm without scale and offset. ResNets have 2 layers in it and no BatchNorm at the
-    predictor's end; ViTs have 3 and, `predictor_norm`, one there. `frozen_patches`: a ViT's patch projection stays as
-    it was drawn, without which its gradient has spikes (section 4.2); its positions are to be fixed, too:
-    model.positions="sincos". A ViT's kernels are drawn by Xavier's rule, those of queries, keys and values each by
-    itself, as in the authors' code.
+    The projector ends with BatchNorm without scale and offset. For a ResNet it has 2 layers, and the predictor ends
+    without BatchNorm. For a ViT it has 3 layers; set `predictor_norm` and `frozen_patches`, and give fixed positions,
+    model.positions="sincos". A ViT's kernels are drawn by Xavier's rule. Queries, keys and values count as three layers
+    there, as in the authors' code.
 
     Source: Chen, Xie & He 2021, arXiv:2104.02057, algorithm 1 and section 4; heads as in the authors' code.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    projector: tuple[int, ...] = (4096, 256)
-    predictor: tuple[int, ...] = (4096, 256)
-    predictor_norm: bool = False
-    temperature: float = 1.0
-    decay: float = 0.99
-    frozen_patches: bool = False
+    schedule: Schedule
+    projector: Annotated[tuple[int, ...], COUNT, "Widths of the projector's layers; 2 for a ResNet, 3 for a ViT."] = (
+        4096,
+        256,
+    )
+    predictor: Annotated[tuple[int, ...], COUNT, "Widths of the predictor's layers."] = (4096, 256)
+    predictor_norm: Annotated[bool, "Ends the predictor with BatchNorm: the authors' for ViTs."] = False
+    temperature: Annotated[float, POSITIVE, "Softmax temperature."] = 1.0
+    decay: Annotated[float, SHARE, "The teacher's decay at the start."] = 0.99
+    frozen_patches: Annotated[
+        bool, "Leaves a ViT's patch projection as it was drawn; otherwise its gradient has spikes (section 4.2)."
+    ] = False
 
-    views: ClassVar[tuple[str, ...]] = ("view1", "view2")
+    views = ("view1", "view2")
 
-    def __post_init__(self):
-        _common.check_positive(self, "temperature")
-        _common.check_share(self, "decay")
-        _common.check_predictor(self)
-        if self.frozen_patches and not isinstance(self.backbone, ViT):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        toolkit.check_predictor(self)
+        if self.frozen_patches and not has_tokens(self.backbone):
             raise ValueError(
                 "frozen_patches=True needs a ViT; leave it out for a ResNet, which has no patch projection"
             )
 
     @property
-    def teacher_networks(self) -> dict[str, nn.Module]:
+    def teacher_networks(self) -> toolkit.Networks:
         projector = MLP(self.projector, output_norm="plain", kernel_init=torch_init)
         return {"backbone": self.backbone, "projector": projector}
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> toolkit.Networks:
         output_norm = "plain" if self.predictor_norm else "none"
         predictor = MLP(self.predictor, output_norm=output_norm, kernel_init=torch_init)
         return {**self.teacher_networks, "predictor": predictor}
 
     @property
     def chance_level(self) -> float:
-        return 2 * 2 * self.temperature * math.log(self.run.batch_size)
+        return 2 * 2 * self.temperature * math.log(self.schedule.batch_size)
 
     @property
-    def frozen_steps(self) -> dict[str, int]:
-        return {"backbone/patch_embed": self.run.steps + 1} if self.frozen_patches else {}
+    def frozen_steps(self) -> Mapping[str, int]:
+        return {"backbone/patch_embed": self.schedule.steps + 1} if self.frozen_patches else {}
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         rng_networks, rng_xavier = jax.random.split(rng)
-        params, batch_stats = _common.init(self.networks, rng_networks, images)
-        if isinstance(self.backbone, ViT):
-            params["backbone"] = _vit.draw_xavier(rng_xavier, params["backbone"], split_qkv=True)
-        teacher = _common.make_teacher(self.teacher_networks, params, batch_stats)
+        params, batch_stats = toolkit.init(self.networks, rng_networks, images)
+        if has_tokens(self.backbone):
+            params["backbone"] = drawing.draw_xavier(rng_xavier, params["backbone"], split_qkv=True)
+        teacher = toolkit.make_teacher(self.teacher_networks, params, batch_stats)
         return params, {"batch_stats": batch_stats, "teacher": teacher}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
-        online, batch_stats = _common.forward_views(
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
+        online, batch_stats = toolkit.forward_views(
             self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng, together=False
         )
-        targets, teacher = _common.forward_teacher(
+        targets, teacher = toolkit.forward_teacher(
             self.teacher_networks, state["teacher"], batch["views"], axis_name=axis_name, together=False
         )
         (q1, q2), (k1, k2) = online["predictor"], targets["projector"]
@@ -88,11 +99,13 @@ class MoCoV3:
         loss += losses.info_nce(q2, k1, temperature=self.temperature, axis_name=axis_name)
         loss *= 2.0 * self.temperature
         state = {"batch_stats": batch_stats, "teacher": teacher}
-        return loss, (state, {"loss": loss, "embeddings": online["projector"]})
+        return Output(loss, state, {}, embeddings=online["projector"])
 
-    def update(self, params: Any, state: Any, step: Any) -> Any:
-        decay = optim.cosine(self.decay, 1.0, step, self.run.steps)
-        return {**state, "teacher": _common.move_teacher(state["teacher"], params, decay)}
+    def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:
+        decay = optim.cosine(self.decay, 1.0, step, self.schedule.steps)
+        return {**state, "teacher": toolkit.move_teacher(state["teacher"], params, decay)}
 
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        # The teacher's projections of both views are gathered. They have no gradient.
+        rows = toolkit.row_bytes(self.schedule.batch_size, self.projector[-1])
+        return Traffic(passes=2, teacher_passes=2, gathered=2 * rows)

@@ -1,79 +1,90 @@
 """NNBYOL."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated
 
 import flax.linen as nn
 import jax
+from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses, optim
-from ssl_jax.methods import _common, _queue
+from ssl_jax.keys import COUNT, SHARE
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit import memories
 from ssl_jax.models.heads import MLP
 
 
 @dataclasses.dataclass(frozen=True)
-class NNBYOL:
-    """BYOL whose target is not the teacher's projection of the other view, but its nearest neighbor among past ones.
+class NNBYOL(Base):
+    """BYOL with another target: the past projection nearest to the teacher's projection of the other view.
 
-    So that a view predicts another image like it. The queue holds projections of first views, of earlier batches;
-    one longer than the data set holds those of the same image, too.
-    Heads, teacher and the decay's way from `decay` to 1 are BYOL's.
+    So a view predicts another image like it. The queue holds the teacher's projections of the first views of earlier
+    batches. Heads, teacher and the decay's way from `decay` to 1 are BYOL's.
 
-    Source: Dwibedi et al. 2021, arXiv:2104.14548 (the neighbors, in NNCLR); with BYOL's loss as solo-learn has it.
+    Source: the neighbors are NNCLR's, Dwibedi et al. 2021, arXiv:2104.14548. solo-learn has them with BYOL's loss.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    projector: tuple[int, ...] = (4096, 256)
-    predictor: tuple[int, ...] = (4096, 256)
-    decay: float = 0.99
-    queue_size: int = 65_536
+    schedule: Schedule
+    projector: Annotated[tuple[int, ...], COUNT, "Widths of the projector's layers."] = (4096, 256)
+    predictor: Annotated[tuple[int, ...], COUNT, "Widths of the predictor's layers."] = (4096, 256)
+    decay: Annotated[float, SHARE, "The teacher's decay at the start."] = 0.99
+    queue_size: Annotated[
+        int,
+        COUNT,
+        "Projections in the queue: a multiple of the batch size. One longer than the data set holds projections of the "
+        "same image, too.",
+    ] = 65_536
 
-    views: ClassVar[tuple[str, ...]] = ("view1", "view2")
-    chance_level: ClassVar[float] = 0.0  # the loss of equal embeddings: here it is complete collapse
+    views = ("view1", "view2")
+    chance_level = 0.0  # the loss of equal embeddings: here it is complete collapse
 
-    def __post_init__(self):
-        _common.check_predictor(self)
-        _common.check_share(self, "decay")
-        _common.check_positive(self, "queue_size")
-        _common.check_queue(self.run, self.queue_size, of_negatives=False)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        toolkit.check_predictor(self)
+        toolkit.check_queue(self.schedule, self.queue_size, of_negatives=False)
 
     @property
-    def teacher_networks(self) -> dict[str, nn.Module]:
+    def teacher_networks(self) -> toolkit.Networks:
         return {"backbone": self.backbone, "projector": MLP(self.projector, hidden_bias=True)}
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> toolkit.Networks:
         return {**self.teacher_networks, "predictor": MLP(self.predictor, hidden_bias=True)}
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         rng_networks, rng_queue = jax.random.split(rng)
-        params, batch_stats = _common.init(self.networks, rng_networks, images)
+        params, batch_stats = toolkit.init(self.networks, rng_networks, images)
         return params, {
             "batch_stats": batch_stats,
-            "teacher": _common.make_teacher(self.teacher_networks, params, batch_stats),
-            "queue": _queue.create(rng_queue, self.queue_size, self.projector[-1]),
+            "teacher": toolkit.make_teacher(self.teacher_networks, params, batch_stats),
+            "queue": memories.create(rng_queue, self.queue_size, self.projector[-1]),
         }
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
-        online, batch_stats = _common.forward_views(
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
+        online, batch_stats = toolkit.forward_views(
             self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng, together=False
         )
-        targets, teacher = _common.forward_teacher(
+        targets, teacher = toolkit.forward_teacher(
             self.teacher_networks, state["teacher"], batch["views"], axis_name=axis_name, together=False
         )
         (p1, p2), (t1, t2) = online["predictor"], targets["projector"]
-        near1, near2 = (_queue.nearest(t, state["queue"]["rows"]) for t in (t1, t2))
+        near1, near2 = (memories.nearest(t, state["queue"]["rows"]) for t in (t1, t2))
         cosine = losses.negative_cosine(p1, near2, axis_name=axis_name)
         cosine += losses.negative_cosine(p2, near1, axis_name=axis_name)
         loss = 4.0 + 2.0 * cosine  # BYOL's 2 - 2cos each way
-        queue = _queue.push(state["queue"], t1, axis_name)
+        queue = memories.push(state["queue"], t1, axis_name)
         state = {"batch_stats": batch_stats, "teacher": teacher, "queue": queue}
-        return loss, (state, {"loss": loss, "embeddings": online["projector"]})
+        return Output(loss, state, {}, embeddings=online["projector"])
 
-    def update(self, params: Any, state: Any, step: Any) -> Any:
-        decay = optim.cosine(self.decay, 1.0, step, self.run.steps)
-        return {**state, "teacher": _common.move_teacher(state["teacher"], params, decay)}
+    def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:
+        decay = optim.cosine(self.decay, 1.0, step, self.schedule.steps)
+        return {**state, "teacher": toolkit.move_teacher(state["teacher"], params, decay)}
 
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        # The teacher's projections of the first view are gathered for the queue.
+        rows = toolkit.row_bytes(self.schedule.batch_size, self.projector[-1])
+        return Traffic(passes=2, teacher_passes=2, gathered=rows)

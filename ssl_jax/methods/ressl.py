@@ -2,49 +2,53 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses, optim
-from ssl_jax.methods import _common, _queue
+from ssl_jax.keys import COUNT, POSITIVE, SHARE
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit import memories
 from ssl_jax.models.heads import moco_head
 
 
 @dataclasses.dataclass(frozen=True)
-class ReSSL:
-    """Matches a view's likeness to past keys with the sharper one that a slowly moving teacher sees of a weak view.
+class ReSSL(Base):
+    """Matches how like a view is to past keys with the sharper likeness that a slowly moving teacher sees.
 
-    The teacher's view is cropped and flipped only. Its key joins the queue afterwards, and is never compared with
-    itself, so that nothing is pushed apart; what prevents collapse is that `target_temperature` is below `temperature`.
-    `students`: how many views the student has, of sizes of their own (config.augment.student, student_2, ...), each of
-    which passes by itself and is to match the teacher's; the loss is their mean.
+    The teacher's view is only cropped and flipped. Its key joins the queue after the loss, and is never compared with
+    itself. So nothing is pushed apart. What prevents collapse is that `target_temperature` is below `temperature`.
 
-    The decay goes from `decay` to `final_decay` by half a cosine; the authors' is constant.
+    The student's views have augmentations of their own: config.augment.student, student_2 and so on. Each passes by
+    itself and is to match the teacher's. The loss is their mean.
 
-    As in MoCo, keys are encoded in another order than queries, with BatchNorm over groups of rows: give
-    model.batch_norm="grouped" and model.batch_norm_groups (the authors' devices; 8). `shuffle` is the permutation.
+    The decay goes from `decay` to `final_decay` by half a cosine. The authors' decay is constant.
+
+    As in MoCo, the keys are encoded in another order than the queries, and BatchNorm takes its statistics over groups
+    of rows: give model.batch_norm="grouped" and model.batch_norm_groups, the number of the authors' devices, 8.
 
     Source: Zheng et al. 2021, arXiv:2107.09282, section 3.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    projector: tuple[int, ...] = (4096, 512)
-    temperature: float = 0.1
-    target_temperature: float = 0.04
-    decay: float = 0.999
-    final_decay: float = 0.999
-    queue_size: int = 131_072
-    shuffle: bool = True
-    students: int = 1
+    schedule: Schedule
+    projector: Annotated[tuple[int, ...], COUNT, "Widths of the projector's layers."] = (4096, 512)
+    temperature: Annotated[float, POSITIVE, "Softmax temperature of the student."] = 0.1
+    target_temperature: Annotated[float, POSITIVE, "Softmax temperature of the teacher, below the student's."] = 0.04
+    decay: Annotated[float, SHARE, "The teacher's decay at the start."] = 0.999
+    final_decay: Annotated[float, SHARE, "The teacher's decay at the end."] = 0.999
+    queue_size: Annotated[int, COUNT, "Keys in the queue: a multiple of the batch size."] = 131_072
+    shuffle: Annotated[bool, "Encodes the keys in a random order."] = True
+    students: Annotated[int, COUNT, "Views of the student."] = 1
 
-    def __post_init__(self):
-        _common.check_positive(self, "temperature", "target_temperature", "queue_size", "students")
-        _common.check_share(self, "decay", "final_decay")
-        _common.check_queue(self.run, self.queue_size, of_negatives=False)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        toolkit.check_queue(self.schedule, self.queue_size, of_negatives=False)
         if self.target_temperature >= self.temperature:
             raise ValueError(
                 f"target_temperature={self.target_temperature} is not below temperature={self.temperature}, with which "
@@ -56,28 +60,30 @@ class ReSSL:
         return ("student", "teacher", *(f"student_{number}" for number in range(2, self.students + 1)))
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> toolkit.Networks:
         return {"backbone": self.backbone, "projector": moco_head(self.projector)}
 
     @property
     def chance_level(self) -> float:
-        return math.log(self.queue_size)  # the queue's embeddings being equal, too
+        return math.log(self.queue_size)  # where the queue's embeddings are equal, too
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         rng_networks, rng_queue = jax.random.split(rng)
-        params, batch_stats = _common.init(self.networks, rng_networks, images)
+        params, batch_stats = toolkit.init(self.networks, rng_networks, images)
         return params, {
             "batch_stats": batch_stats,
-            "teacher": _common.make_teacher(self.networks, params, batch_stats),
-            "queue": _queue.create(rng_queue, self.queue_size, self.projector[-1]),
+            "teacher": toolkit.make_teacher(self.networks, params, batch_stats),
+            "queue": memories.create(rng_queue, self.queue_size, self.projector[-1]),
         }
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
         strong, weak, *others = batch["views"]
-        online, batch_stats = _common.forward_views(
+        online, batch_stats = toolkit.forward_views(
             self.networks, params, state["batch_stats"], [strong, *others], axis_name=axis_name, rng=rng, together=False
         )
-        targets, teacher = _common.forward_teacher(
+        targets, teacher = toolkit.forward_teacher(
             self.networks,
             state["teacher"],
             [weak],
@@ -97,13 +103,23 @@ class ReSSL:
             )
             for query in q
         ]
-        loss = sum(terms) / len(terms)
-        state = {"batch_stats": batch_stats, "teacher": teacher, "queue": _queue.push(queue, k, axis_name)}
-        return loss, (state, {"loss": loss, "embeddings": jnp.stack([q[0], k])})
+        loss = sum(terms, start=jnp.zeros(())) / len(terms)
+        state = {"batch_stats": batch_stats, "teacher": teacher, "queue": memories.push(queue, k, axis_name)}
+        return Output(loss, state, {}, embeddings=jnp.stack([q[0], k]))
 
-    def update(self, params: Any, state: Any, step: Any) -> Any:
-        decay = optim.cosine(self.decay, self.final_decay, step, self.run.steps)
-        return {**state, "teacher": _common.move_teacher(state["teacher"], params, decay)}
+    def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:
+        decay = optim.cosine(self.decay, self.final_decay, step, self.schedule.steps)
+        return {**state, "teacher": toolkit.move_teacher(state["teacher"], params, decay)}
 
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        # The teacher's images are gathered for the shuffle; their size is the first student's. The keys are gathered to
+        # be put back in order, and again for the queue.
+        images = toolkit.row_bytes(self.schedule.batch_size, math.prod(view))
+        keys = toolkit.row_bytes(self.schedule.batch_size, self.projector[-1])
+        return Traffic(
+            passes=self.students,
+            teacher_passes=1,
+            grouped=True,
+            gathered=images + 2 * keys if self.shuffle else keys,
+            images=self.shuffle,
+        )

@@ -1,68 +1,84 @@
 """SimMIM."""
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
 
 from ssl_jax import losses
-from ssl_jax.methods import _common, _tokens, _vit
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit import drawing, masking
 from ssl_jax.models.heads import torch_init
 from ssl_jax.models.patches import patchify
 
 
 @dataclasses.dataclass(frozen=True)
-class SimMIM:
-    """Draws the hidden patches of an image by one linear layer on a ViT that sees a token in their place.
+class SimMIM(Base):
+    """Predicts the pixels of an image's hidden patches by one linear layer on a ViT that sees a token in their place.
 
-    The distance is absolute, of the normalized pixels. `config.mask` is to hide squares of about 32 pixels, which are
+    The loss is the absolute error of the normalized pixels. Let `config.mask` hide squares of about 32 pixels, each of
     several of the ViT's patches (config.mask.unit), with a share of 0.6, rounded up.
 
-    Source: Xie et al. 2021, arXiv:2111.09886, section 3, and the authors' code, whose initialization this is. Their ViT
-    has model.positions="relative".
+    Source: Xie et al. 2021, arXiv:2111.09886, section 3. The initialization is that of the authors' code. Their ViT has
+    model.positions="relative".
     """
 
     backbone: nn.Module
-    run: _common.Run
+    schedule: Schedule
 
-    views: ClassVar[tuple[str, ...]] = ("view",)
-    masked: ClassVar[tuple[str, ...]] = views
-    chance_level: ClassVar[None] = None  # the spread of the pixels: see the metric mean_loss
+    views = ("view",)
+    masked = views
+    # chance_level: the spread of the pixels, which the metric mean_loss shows.
 
-    def __post_init__(self):
-        _tokens.check_patches(self)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        masking.check_patches(self)
 
-    def head(self, images: Any) -> nn.Module:
+    def head(self, images: Float[Array, "batch height width channels"]) -> nn.Module:
         return nn.Dense(self.backbone.patch_size**2 * images.shape[-1], kernel_init=torch_init)
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         keys = jax.random.split(rng, 4)
-        params, batch_stats = _common.init({"backbone": self.backbone}, keys[0], images)
-        params["backbone"] = _vit.draw_beit(keys[3], params["backbone"])
-        params["mask_token"] = _vit.beit_init(keys[1], (self.backbone.dim,))
+        params, batch_stats = toolkit.init({"backbone": self.backbone}, keys[0], images)
+        params["backbone"] = drawing.draw_beit(keys[3], params["backbone"])
+        params["mask_token"] = drawing.beit_init(keys[1], (self.backbone.dim,))
         params["head"] = self.head(images).init(keys[2], jnp.zeros((1, self.backbone.dim)))["params"]
         return params, {"batch_stats": batch_stats}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
         (images,), (mask,) = batch["views"], batch["masks"]
         prediction, h = self.predict(params, images, mask, rng, axis_name)
         target = patchify(images, self.backbone.patch_size)
         loss = losses.masked_l1(prediction, target, mask, axis_name=axis_name)
         of_mean = losses.masked_l1(jnp.zeros_like(target), target, mask, axis_name=axis_name)
-        return loss, (state, {"loss": loss, "mean_loss": of_mean, "embeddings": h[None]})
+        return Output(loss, state, {"mean_loss": of_mean}, embeddings=h[None])
 
-    def predict(self, params: Any, images: Any, mask: Any, rng: Any, axis_name: str | None) -> tuple[Any, Any]:
+    def predict(
+        self,
+        params: Params,
+        images: Float[Array, "batch height width channels"],
+        mask: Bool[Array, "batch patches"],
+        rng: Key[Array, ""] | None,
+        axis_name: str | None,
+    ) -> tuple[Float[Array, "batch patches pixels"], Float[Array, "batch dim"]]:
         """(pixels of all patches, the mean token)"""
-        patches = _tokens.encode_masked(self.backbone, params, images, mask, axis_name=axis_name, rng=rng)
-        return self.head(images).apply({"params": params["head"]}, patches), jnp.mean(patches, axis=1)
+        patches = masking.encode_masked(self.backbone, params, images, mask, axis_name=axis_name, rng=rng)
+        pixels: Any = self.head(images).apply({"params": params["head"]}, patches)
+        return pixels, jnp.mean(patches, axis=1)
 
-    def pictures(self, params, state, batch, rng):
+    def pictures(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""]
+    ) -> Mapping[str, Float[Array, "batch height width channels"]]:
         (images,), (mask,) = batch["views"], batch["masks"]
         prediction, _ = self.predict(params, images, mask, rng, None)
-        return _tokens.pictures(images, mask, self.backbone.patch_size, prediction)
+        return masking.pictures(images, mask, self.backbone.patch_size, prediction)
 
-    update = _common.keep_state
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        return Traffic()

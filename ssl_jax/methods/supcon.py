@@ -2,69 +2,80 @@
 
 import dataclasses
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
 from ssl_jax import losses
-from ssl_jax.methods import _common
-from ssl_jax.models._options import check_choice
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, OneOf
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.models.heads import moco_head
 
-POSITIVES = {"outside": losses.supcon, "inside": losses.supcon_inside}  # of the logarithm
+# Where the positives are summed: outside or inside of the logarithm.
+POSITIVES = {"outside": losses.supcon, "inside": losses.supcon_inside}
 
 
 @dataclasses.dataclass(frozen=True)
-class SupCon:
+class SupCon(Base):
     """SimCLR with labels: all views of all images of a class are drawn together, away from the rest of the batch.
 
-    Supervised: a measure of what labels add, not a method without them. An image labeled -1 has its own other view as
-    its only positive. The loss is multiplied by temperature / base_temperature, as in the authors' code, so that the
-    temperature leaves the size of the gradient as it is; the projector is theirs, without BatchNorm. Views of one size
-    pass as one batch. `local_views`: small crops, which are anchors and positives as the large ones are (solo-learn's
-    multi-crop; the paper has none).
-
-    positives: "outside" of the logarithm, eq. 2 (L_out), or "inside" (losses.supcon_inside): solo-learn's, which is
-    multiplied by temperature / base_temperature as well: give both the same number for its form.
+    It is supervised: it measures what labels add. The only positives of an image labeled -1 are its own other views.
+    The loss is multiplied by temperature / base_temperature, as in the authors' code, so that the temperature does not
+    change the size of the gradient. Their projector has no BatchNorm. Views of one size pass as one batch.
 
     Source: Khosla et al. 2020, arXiv:2004.11362, section 3.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    temperature: float = 0.1
-    base_temperature: float = 0.07
-    projector: tuple[int, ...] = (2048, 128)
-    positives: str = "outside"
-    local_views: int = 0
+    schedule: Schedule
+    temperature: Annotated[float, POSITIVE, "Softmax temperature."] = 0.1
+    base_temperature: Annotated[
+        float, POSITIVE, "The loss is multiplied by temperature / base_temperature; 0.07 in the authors' code."
+    ] = 0.07
+    projector: Annotated[tuple[int, ...], COUNT, "Widths of the projector's layers."] = (2048, 128)
+    positives: Annotated[
+        str,
+        OneOf(tuple(POSITIVES)),
+        "Where the positives are summed: outside of the logarithm (eq. 2, L_out) or inside, as in solo-learn.",
+        "Either loss is multiplied by temperature / base_temperature: for solo-learn's loss give both one value.",
+    ] = "outside"
+    local_views: Annotated[
+        int,
+        NOT_NEGATIVE,
+        "Small crops. They are anchors and positives, as the two large views are.",
+        "This is solo-learn's multi-crop; the paper has none.",
+    ] = 0
 
-    def __post_init__(self):
-        _common.check_positive(self, "temperature", "base_temperature")
-        check_choice("positives", self.positives, POSITIVES)
-        _common.with_local((), self.local_views)
-        if self.run.num_classes == 0:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule.num_classes == 0:
             raise ValueError("supcon learns from labels, and this data set has none (num_classes=0); use simclr")
 
     @property
     def views(self) -> tuple[str, ...]:
-        return _common.with_local(("view", "view"), self.local_views)
+        return toolkit.with_local(("view", "view"), self.local_views)
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> toolkit.Networks:
         return {"backbone": self.backbone, "projector": moco_head(self.projector)}
 
     @property
     def chance_level(self) -> float | None:
         if self.positives == "inside":
-            return None  # it depends on how many images a class has in the batch
-        return math.log(len(self.views) * self.run.batch_size - 1) * self.temperature / self.base_temperature
+            return None  # depends on how many images of a class are in the batch
+        return math.log(len(self.views) * self.schedule.batch_size - 1) * self.temperature / self.base_temperature
 
-    def init(self, rng, images):
-        params, batch_stats = _common.init(self.networks, rng, images)
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
+        params, batch_stats = toolkit.init(self.networks, rng, images)
         return params, {"batch_stats": batch_stats}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
-        outputs, batch_stats = _common.forward_views(
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
+        outputs, batch_stats = toolkit.forward_views(
             self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng, together=True
         )
         z = outputs["projector"]  # [views, batch, dim]
@@ -72,8 +83,12 @@ class SupCon:
             jnp.swapaxes(z, 0, 1), batch["label"], temperature=self.temperature, axis_name=axis_name
         )
         loss *= self.temperature / self.base_temperature
-        return loss, ({"batch_stats": batch_stats}, {"loss": loss, "embeddings": z[:2]})
+        return Output(loss, {"batch_stats": batch_stats}, {}, embeddings=z[:2])
 
-    update = _common.keep_state
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        # All projections and labels are gathered. The gradient of the projections is scattered; with positives outside
+        # of the logarithm twice, since positives and negatives are separate sums.
+        rows = len(self.views) * toolkit.row_bytes(self.schedule.batch_size, self.projector[-1])
+        labels = toolkit.row_bytes(self.schedule.batch_size)
+        sums = 2 if self.positives == "outside" else 1
+        return Traffic(passes=2 if self.local_views else 1, gathered=rows + labels, scattered=sums * rows)

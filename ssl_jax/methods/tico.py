@@ -1,69 +1,73 @@
 """TiCo."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses, optim
-from ssl_jax.methods import _common
+from ssl_jax.keys import COUNT, POSITIVE, SHARE
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.models.heads import MLP
 
 
 @dataclasses.dataclass(frozen=True)
-class TiCo:
+class TiCo(Base):
     """Agrees with a slowly moving teacher's projection of the other view, away from where projections were of late.
 
-    That is kept as the running second moment of the online projections, [dim, dim] in the state, zeros at first, and
-    constant in the loss. The teacher is BYOL's, with no predictor before it; its decay goes from `decay` by half a
-    cosine to 1. `symmetric`: each view is the online network's and the teacher's in turn, the second with the second
-    moment after the first; the loss is the mean. The paper's algorithm has one direction.
+    The state has the running second moment of the online projections, [dim, dim], which says where they were. It is
+    zeros at first, and a constant in the loss. The teacher is BYOL's, without a predictor before it. Its decay goes
+    from `decay` by half a cosine to 1.
 
     Source: Zhu et al. 2022, arXiv:2206.10698, section 3.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    projector: tuple[int, ...] = (4096, 256)
-    beta: float = 0.9  # decay of the second moment
-    rho: float = 8.0  # weight of the contrast
-    decay: float = 0.99
-    symmetric: bool = False
+    schedule: Schedule
+    projector: Annotated[tuple[int, ...], COUNT, "Widths of the projector's layers."] = (4096, 256)
+    beta: Annotated[float, SHARE, "Decay of the second moment."] = 0.9
+    rho: Annotated[float, POSITIVE, "Weight of the contrast."] = 8.0
+    decay: Annotated[float, SHARE, "The teacher's decay at the start."] = 0.99
+    symmetric: Annotated[
+        bool,
+        "The loss is the mean of both directions. The second one has the second moment after the first. "
+        "The paper's algorithm has one direction.",
+    ] = False
 
-    views: ClassVar[tuple[str, ...]] = ("view1", "view2")
-
-    def __post_init__(self):
-        _common.check_positive(self, "rho")
-        _common.check_share(self, "beta", "decay")
+    views = ("view1", "view2")
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> toolkit.Networks:
         return {"backbone": self.backbone, "projector": MLP(self.projector, hidden_bias=True)}
 
     @property
     def chance_level(self) -> float:
-        """The views agree, and all along one direction."""
+        """The loss where the views agree, and all embeddings point in one direction."""
         return self.rho
 
-    def init(self, rng, images):
-        params, batch_stats = _common.init(self.networks, rng, images)
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
+        params, batch_stats = toolkit.init(self.networks, rng, images)
         dim = self.projector[-1]
         return params, {
             "batch_stats": batch_stats,
-            "teacher": _common.make_teacher(self.networks, params, batch_stats),
+            "teacher": toolkit.make_teacher(self.networks, params, batch_stats),
             "covariance": jnp.zeros((dim, dim)),
         }
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
         x1, x2 = batch["views"]
         seen, aimed_at = [x1], [x2]
         if self.symmetric:
             seen, aimed_at = [x1, x2], [x2, x1]
-        online, batch_stats = _common.forward_views(
+        online, batch_stats = toolkit.forward_views(
             self.networks, params, state["batch_stats"], seen, axis_name=axis_name, rng=rng, together=False
         )
-        targets, teacher = _common.forward_teacher(
+        targets, teacher = toolkit.forward_teacher(
             self.networks, state["teacher"], aimed_at, axis_name=axis_name, together=False
         )
         z, t, covariance = online["projector"], targets["projector"], state["covariance"]
@@ -71,13 +75,15 @@ class TiCo:
         for pair in zip(z, t, strict=True):
             one, covariance = losses.tico(*pair, covariance, beta=self.beta, rho=self.rho, axis_name=axis_name)
             directions.append(one)
-        loss = sum(directions) / len(directions)
+        loss = sum(directions, start=jnp.zeros(())) / len(directions)
         state = {"batch_stats": batch_stats, "teacher": teacher, "covariance": covariance}
-        return loss, (state, {"loss": loss, "embeddings": jnp.stack([z[0], t[0]])})
+        return Output(loss, state, {}, embeddings=jnp.stack([z[0], t[0]]))
 
-    def update(self, params: Any, state: Any, step: Any) -> Any:
-        decay = optim.cosine(self.decay, 1.0, step, self.run.steps)
-        return {**state, "teacher": _common.move_teacher(state["teacher"], params, decay)}
+    def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:
+        decay = optim.cosine(self.decay, 1.0, step, self.schedule.steps)
+        return {**state, "teacher": toolkit.move_teacher(state["teacher"], params, decay)}
 
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        # Each direction sums its second moment over the devices.
+        directions = 2 if self.symmetric else 1
+        return Traffic(passes=directions, teacher_passes=directions, reduced=4 * directions * self.projector[-1] ** 2)

@@ -1,39 +1,53 @@
 """VIbCReg."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
 import flax.linen as nn
+from jaxtyping import Array, Float, Key
 
 from ssl_jax import losses
-from ssl_jax.methods import _common
-from ssl_jax.models.heads import MLP, torch_init
+from ssl_jax.keys import COUNT, POSITIVE, OneOf
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit.covariance import covariance_bytes
+from ssl_jax.models.heads import ACTIVATIONS, MLP, torch_init
 from ssl_jax.models.norm import IterNorm
 
 
 @dataclasses.dataclass(frozen=True)
-class VIbCReg:
+class VIbCReg(Base):
     """VICReg with correlations in place of covariances, and with projections that are whitened in groups.
 
-    Iterative normalization ends the expander, over the global batch, each view by itself. The variance term adds that
-    of the views, as in the authors' code. Their activation is the ReLU; solo-learn's "gelu".
+    The last layer of the expander is iterative normalization over the global batch. Each view passes by itself. The
+    variance term is the sum over the views, as in the authors' code.
 
     Source: Lee & Aune 2021, arXiv:2109.00783, section 3, and the authors' code.
     """
 
     backbone: nn.Module
-    run: _common.Run
-    projector: tuple[int, ...] = (4096, 4096, 4096)
-    activation: str = "relu"
-    norm_groups: int = 64  # of the last layer's dimensions, that are whitened together
-    invariance: float = 25.0
-    variance: float = 25.0
-    covariance: float = 200.0
+    schedule: Schedule
+    projector: Annotated[
+        tuple[int, ...], COUNT, "Widths of the projector's layers; the paper calls it the expander."
+    ] = (4096, 4096, 4096)
+    activation: Annotated[
+        str, OneOf(tuple(ACTIVATIONS)), "Between the projector's layers: the authors' relu or solo-learn's gelu."
+    ] = "relu"
+    norm_groups: Annotated[
+        int, COUNT, "Groups of the projections' dimensions; the dimensions of a group are whitened together."
+    ] = 64
+    invariance: Annotated[float, POSITIVE, "Weight of the distance between the views: the paper's lambda."] = 25.0
+    variance: Annotated[
+        float,
+        POSITIVE,
+        "Weight of the variance of each dimension: the paper's mu. Without this term all embeddings may become equal.",
+    ] = 25.0
+    covariance: Annotated[float, POSITIVE, "Weight of the correlation of different dimensions: the paper's nu."] = 200.0
 
-    views: ClassVar[tuple[str, ...]] = ("view1", "view2")
+    views = ("view1", "view2")
 
-    def __post_init__(self):
-        _common.check_positive(self, "invariance", "variance", "covariance", "norm_groups")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.projector[-1] % self.norm_groups:
             dim = max(round(self.projector[-1] / self.norm_groups), 1) * self.norm_groups
             raise ValueError(
@@ -42,7 +56,7 @@ class VIbCReg:
             )
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> toolkit.Networks:
         projector = MLP(
             self.projector,
             activation=self.activation,
@@ -54,22 +68,24 @@ class VIbCReg:
 
     @property
     def chance_level(self) -> float:
-        """The hinges of both views at no variance, 1 - sqrt(1e-4) each; the other terms are 0."""
+        """The hinge of a variance of 0 is 1 - sqrt(1e-4) for each view. The other terms are 0."""
         return 2 * 0.99 * self.variance
 
-    def init(self, rng, images):
-        params, batch_stats = _common.init(self.networks, rng, images)
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
+        params, batch_stats = toolkit.init(self.networks, rng, images)
         return params, {"batch_stats": batch_stats}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
-        outputs, batch_stats = _common.forward_views(
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
+        outputs, batch_stats = toolkit.forward_views(
             self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng, together=False
         )
         z1, z2 = z = outputs["iter_norm"]
         weights = dict(invariance=self.invariance, variance=self.variance, covariance=self.covariance)
         loss = losses.vibcreg(z1, z2, **weights, axis_name=axis_name)
-        return loss, ({"batch_stats": batch_stats}, {"loss": loss, "embeddings": z})
+        return Output(loss, {"batch_stats": batch_stats}, {}, embeddings=z)
 
-    update = _common.keep_state
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        # The correlation of each view is a sum over the global batch.
+        return Traffic(passes=2, reduced=covariance_bytes(self.projector[-1], times=2))

@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from typing import Any
+import math
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -10,51 +11,65 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from ssl_jax import losses
-from ssl_jax.methods import _common
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.toolkit.covariance import covariance_bytes
 from ssl_jax.models.heads import MLP, torch_init
-from ssl_jax.models.resnet import ResNet
 
 
 @dataclasses.dataclass(frozen=True)
-class VICRegL:
+class VICRegL(Base):
     """VICReg of the pooled features and, at the same time, of matched positions of the views' feature maps.
 
     loss = alpha * `losses.vicregl_global` + (1 - alpha) * the mean of `losses.vicregl_local` over the ordered pairs of
-    a global view and any other view. The views of each size take turns between two augmentations, and each passes by
-    itself. A map's positions are where they lie in the image, whether the view is mirrored or not; in the authors'
-    code they are taken as not mirrored by default (--no-flip-grid), and distances are in pixels, where here they are
-    in shares of the image's sides.
+    a global view and any other view. The views of each size take turns between two augmentations. Each view passes by
+    itself.
+
+    The backbone needs a feature map. The place of each position in the image is right for mirrored views, too. By
+    default, the authors' code ignores that a view is mirrored (--no-flip-grid). It measures distances in pixels; here
+    they are shares of the image's sides.
 
     Source: Bardes et al. 2022, arXiv:2210.01571, section 3.
     """
 
-    backbone: nn.Module  # a ResNet: it has a feature map
-    run: _common.Run
-    projector: tuple[int, ...] = (8192, 8192, 8192)  # of the pooled features
-    local_projector: tuple[int, ...] = (512, 512, 512)  # of each position
-    num_local: int = 0  # views beside the two global ones
-    alpha: float = 0.75  # 0.9 for classification
-    matches: tuple[int, int] = (20, 4)  # pairs by location from the first map's positions and from the second's
-    invariance: float = 25.0
-    variance: float = 25.0
-    covariance: float = 1.0
+    backbone: nn.Module
+    schedule: Schedule
+    projector: Annotated[
+        tuple[int, ...],
+        COUNT,
+        "Widths of the layers of the pooled features' projector.",
+    ] = (8192, 8192, 8192)
+    local_projector: Annotated[
+        tuple[int, ...],
+        COUNT,
+        "Widths of the layers of the projector for each position of a feature map.",
+    ] = (512, 512, 512)
+    num_local: Annotated[int, NOT_NEGATIVE, "Small views, besides the two global ones."] = 0
+    alpha: Annotated[
+        float, SHARE, "Weight of the loss of pooled features; that of positions has the rest. 0.9 for classification."
+    ] = 0.75
+    matches: Annotated[
+        tuple[int, int], COUNT, "Pairs by location that are kept: from the first map's positions, from the second's."
+    ] = (20, 4)
+    invariance: Annotated[float, POSITIVE, "Weight of the distance between the views."] = 25.0
+    variance: Annotated[
+        float,
+        POSITIVE,
+        "Weight of the variance of each dimension. Without this term all embeddings may become equal.",
+    ] = 25.0
+    covariance: Annotated[float, POSITIVE, "Weight of the covariance of different dimensions."] = 1.0
 
-    def __post_init__(self):
-        _common.check_share(self, "alpha")
-        _common.check_positive(self, "invariance", "variance", "covariance")
-        if not isinstance(self.backbone, ResNet):
-            raise ValueError(f"vicregl needs a feature map, which {type(self.backbone).__name__} has not; use a resnet")
-        if self.num_local < 0:
-            raise ValueError(f"num_local must be at least 0, got {self.num_local}")
-        if len(self.matches) != 2 or min(self.matches) < 1:
-            raise ValueError(f"matches must be two numbers of at least 1, got {self.matches}")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        toolkit.check_feature_map(self)
 
     @property
     def views(self) -> tuple[str, ...]:
         return ("global1", "global2", *(("local1", "local2")[i % 2] for i in range(self.num_local)))
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> toolkit.Networks:
         return {
             "backbone": self.backbone,
             "projector": MLP(self.projector, hidden_bias=True, kernel_init=torch_init),
@@ -63,18 +78,23 @@ class VICRegL:
 
     @property
     def chance_level(self) -> float:
-        """The hinge at no variance, 1 - sqrt(1e-4), of the global loss and of both kinds of matches; the rest is 0."""
+        """The hinge of a variance of 0 is 1 - sqrt(1e-4): once in the global loss, twice in the local one.
+
+        The local loss has it for matches by location and for matches by features. All other terms are 0.
+        """
         return 0.99 * self.variance * (self.alpha + 2.0 * (1.0 - self.alpha))
 
-    def init(self, rng, images):
+    def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         rng_global, rng_local = jax.random.split(rng)
-        networks = self.networks
+        networks = dict(self.networks)
         local = {"local_projector": networks.pop("local_projector")}
-        params, batch_stats = _common.init(networks, rng_global, images)
-        local_params, local_stats = _common.init(local, rng_local, jnp.zeros((1, self.backbone.dim)))
+        params, batch_stats = toolkit.init(networks, rng_global, images)
+        local_params, local_stats = toolkit.init(local, rng_local, jnp.zeros((1, self.backbone.dim)))
         return params | local_params, {"batch_stats": batch_stats | local_stats}
 
-    def loss(self, params, state, batch, rng, *, axis_name=None):
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
         batch_stats, z, maps, positions = state["batch_stats"], [], [], []
         for number, (x, boxes) in enumerate(zip(batch["views"], batch["boxes"], strict=True)):
             outputs, batch_stats = self.forward(
@@ -82,8 +102,9 @@ class VICRegL:
             )
             z.append(outputs["projector"])
             local = outputs["local_projector"]
-            maps.append(local.reshape(len(x), -1, local.shape[-1]))
-            positions.append(map_positions(boxes, local.shape[1:3]))
+            rows, columns = local.shape[1:3]
+            maps.append(local.reshape(len(x), rows * columns, -1))
+            positions.append(map_positions(boxes, (rows, columns)))
         z = jnp.stack(z)
         weights = dict(invariance=self.invariance, variance=self.variance, covariance=self.covariance)
         global_loss = losses.vicregl_global(z, num_global=2, axis_name=axis_name, **weights)
@@ -94,42 +115,48 @@ class VICRegL:
             for i, j in itertools.product(range(2), range(len(maps)))
             if i != j
         ]
-        local_loss = sum(pairs) / len(pairs)
+        local_loss = sum(pairs[1:], start=pairs[0]) / len(pairs)
         loss = self.alpha * global_loss + (1.0 - self.alpha) * local_loss
-        metrics = {"loss": loss, "embeddings": z, "global_loss": global_loss, "local_loss": local_loss}
-        return loss, ({"batch_stats": batch_stats}, metrics)
+        metrics = {"global_loss": global_loss, "local_loss": local_loss}
+        return Output(loss, {"batch_stats": batch_stats}, metrics, embeddings=z)
 
     def forward(
         self,
-        params: Any,
-        batch_stats: Any,
+        params: Params,
+        batch_stats: toolkit.Variables,
         x: Float[Array, "batch _ _ channels"],
         *,
         axis_name: str | None,
         rng: Key[Array, ""],
-    ) -> tuple[dict[str, Float[Array, "batch ..."]], Any]:
-        """One view -> ({"projector": [batch, dim], "local_projector": [batch, height', width', dim]}, batch_stats)."""
-        new_stats, outputs = {}, {}
-        h, new_stats["backbone"] = _common.train_apply(
-            self.backbone, params["backbone"], batch_stats["backbone"], x, axis_name=axis_name, rng=rng, pool=False
-        )
+    ) -> tuple[dict[str, Float[Array, "batch ..."]], toolkit.Variables]:
+        """Passes one view -> ({"projector": [batch, dim], "local_projector": [batch, rows, columns, dim]}, statistics).
+
+        The statistics are the new ones of all networks' BatchNorm.
+        """
+        h, new_stats = toolkit.forward_map(self.backbone, params, batch_stats, x, axis_name=axis_name, rng=rng)
         heads = {"projector": jnp.mean(h, axis=(1, 2)), "local_projector": h}
+        outputs = {}
         for name, features in heads.items():
-            outputs[name], new_stats[name] = _common.train_apply(
+            outputs[name], new_stats[name] = toolkit.train_apply(
                 self.networks[name], params[name], batch_stats[name], features, axis_name=axis_name
             )
         return outputs, new_stats
 
-    update = _common.keep_state
-    backbone_variables = _common.online_backbone
-    features = _common.features
+    def traffic(self, view: tuple[int, int, int]) -> Traffic:
+        # The covariance of each view's pooled projections, and that of each matched position: `matches` by location and
+        # all by features, from either map to the other. No local view has a larger map than the first view.
+        views, positions = len(self.views), math.prod(toolkit.map_size(self.backbone, view))
+        pairs = 2 * (views - 1)
+        matched = pairs * 2 * (sum(min(count, positions) for count in self.matches) + 2 * positions)
+        pooled = covariance_bytes(self.projector[-1], times=views)
+        return Traffic(passes=views, reduced=pooled + covariance_bytes(self.local_projector[-1], times=matched))
 
 
 def map_positions(boxes: Float[Array, "batch 5"], grid: tuple[int, int]) -> Float[Array, "batch positions 2"]:
-    """Where the middle of each position of a view's feature map lies in the image: row and column, shares of its sides.
+    """Where the middle of each position of a view's feature map lies in the image: (row, column), shares of its sides.
 
-    boxes: top, left, height, width of the view as such shares, and 1 where it is mirrored. grid: (height, width) of the
-    map, whose positions come row by row.
+    boxes: top, left, height and width of the view, as such shares, and 1 where it is mirrored.
+    grid: (rows, columns) of the map. Its positions come row by row.
     """
     top, left, height, width, mirrored = boxes.T[..., None]  # [batch, 1] each
     down, across = ((jnp.arange(size) + 0.5) / size for size in grid)

@@ -9,12 +9,15 @@ from typing import Any
 import flax.linen as nn
 
 from ssl_jax.models.dcgan import Discriminator
+from ssl_jax.models.heads import MLP
 from ssl_jax.models.lightness import LightnessResNet
 from ssl_jax.models.resnet import ResNet
 from ssl_jax.models.split import SplitResNet
 from ssl_jax.models.vit import ViT
 
-# timm's names, but for resnet8, those of lightness, split ones and the discriminator.
+__all__ = ["MLP", "MODELS", "create"]
+
+# timm's names, except for resnet8, lightness_*, split_* and dcgan_discriminator.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     # For images of 28 to 32 pixels on a CPU: 77,000 weights.
     "resnet8": functools.partial(ResNet, stages=(1, 1, 1), base_width=16, stem="strided"),
@@ -48,10 +51,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def create(name: str, **options: Any) -> nn.Module:
-    """The backbone `name` of MODELS, any of its class's fields replaced by `options`: numbers, strings, or several
-    numbers as a tuple or, as JSON has it, a list.
+    """Makes the backbone `name` of MODELS. `options` replace fields of its class.
 
-    It has `dim`, and `apply(variables, images, train=False, axis_name=None)` gives float32 [batch, dim].
+    An option is a number, a string, or several numbers as a tuple or a list (JSON has lists only).
+    The backbone has `dim`, and `apply(variables, images, train=False, axis_name=None)` gives float32 [batch, dim].
 
     Raises: ValueError for an unknown name, option or value.
     """
@@ -67,7 +70,7 @@ def create(name: str, **options: Any) -> nn.Module:
             )
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; {_nearest(option, known)}")
-    # Flax's modules are hashed, which lists are not.
+    # Flax hashes modules, and lists cannot be hashed.
     return MODELS[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
 

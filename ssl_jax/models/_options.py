@@ -1,9 +1,19 @@
-"""Checks that the models share."""
+"""Keys and checks that the models share."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
+
+from ssl_jax.keys import POSITIVE, OneOf
 
 DTYPES = ("float32", "bfloat16")
+
+# Annotations of keys that several models have.
+DType = Annotated[str, OneOf(DTYPES), "Type of the computation; parameters and features are float32."]
+Mean = Annotated[tuple[float, ...], "Mean of each channel that the data were normalized by; the model undoes it."]
+Remat = Annotated[bool, "Computes each block's activations again in the backward pass instead of keeping them."]
+Std = Annotated[
+    tuple[float, ...], POSITIVE, "Deviation of each channel that the data were normalized by; the model undoes it."
+]
 
 
 def check_choice(option: str, value: Any, choices: Iterable[Any]) -> None:

@@ -1,10 +1,10 @@
 """`Conv`: Flax's `nn.Conv`, with a gradient with respect to the kernel that is fast on CPU.
 
 XLA (JAX 0.10) computes that gradient as one convolution whose "image" is the whole batch and whose "kernel" is the
-whole output gradient. Both are re-read for every entry of the result, far larger than a core's cache, so it runs at a
-third of the speed of the forward pass. The same convolution over a few images at a time, summed, is 2 to 4 times
-faster, faster also than im2col patches and their matrix product; a 1x1 convolution's gradient is a matrix product, 4
-times faster (benchmarks/conv_gradient.py).
+whole output gradient. Both are far larger than a core's cache and are read again for every entry of the result. So it
+runs at a third of the speed of the forward pass. The same convolution over a few images at a time, summed, is 2 to 4
+times faster. It is also faster than im2col patches and their matrix product. For a 1x1 convolution, the gradient is a
+matrix product, which is 4 times faster (benchmarks/conv_gradient.py).
 """
 
 import functools
@@ -16,12 +16,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-# Of images and output gradients together: what stays in the second-level cache of a core. Measured on one of 2 MB:
-# the same from 0.4 to 1.6 MB, up to 3.5 times slower with 3.2 MB.
+# Images and output gradients of a chunk together: they should stay in the second-level cache of a core. Measured with a
+# cache of 2 MB: chunks of 0.4 to 1.6 MB are equally fast, 3.2 MB is up to 3.5 times slower.
 CHUNK_BYTES = 2**20
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 Pair = tuple[int, int]
+
+
+def _plain(x, kernel, strides, padding, dilation):
+    return lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=NHWC)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -33,7 +37,7 @@ def convolve(
     dilation: Pair,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
     """The convolution of neural networks. padding: zeros (before, after) in each direction; dilation: of the kernel."""
-    return lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=NHWC)
+    return _plain(x, kernel, strides, padding, dilation)
 
 
 def _forward(x, kernel, *geometry):
@@ -42,7 +46,7 @@ def _forward(x, kernel, *geometry):
 
 def _backward(strides, padding, dilation, residuals, g):
     x, kernel = residuals
-    plain = functools.partial(convolve.fun, strides=strides, padding=padding, dilation=dilation)
+    plain = functools.partial(_plain, strides=strides, padding=padding, dilation=dilation)
     (dx,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(g)
     dkernel = lax.platform_dependent(
         x,
@@ -69,7 +73,7 @@ def kernel_gradient(
 ) -> Float[Array, "kernel_height kernel_width in_channels out_channels"]:
     """The gradient of `convolve` with respect to its kernel, from its input and the gradient of its output.
 
-    Accumulated in float32; of x's type.
+    It is accumulated in float32. The result has x's type.
     """
 
     def of_chunk(x, g):
@@ -77,15 +81,17 @@ def kernel_gradient(
         if kernel_size == (1, 1) and padding == ((0, 0), (0, 0)):
             x = x[:, :: strides[0], :: strides[1]]
             return (x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1]))[None, None]
-        # The entry of kernel position p sums x[o * stride + p * dilation - before] * g[o] over outputs o: a convolution
-        # with g as the kernel, channels as the batch and images as channels. Its padding leaves kernel_size outputs.
+        # The gradient at kernel position p is the sum of x[o * stride + p * dilation - before] * g[o] over outputs o.
+        # This is a convolution with g as the kernel, channels as the batch and images as channels. Its padding is such
+        # that it has kernel_size outputs.
         pads = [
             (before, (k - 1) * d + (o - 1) * s + 1 - before - i)
             for (before, _), k, d, o, s, i in zip(
                 padding, kernel_size, dilation, g.shape[1:3], strides, x.shape[1:3], strict=True
             )
         ]
-        # Transposed by hand to NHWC: inside a loop XLA's CPU backend does not, and computes element by element instead.
+        # Transposed by hand to NHWC. Inside a loop, XLA's CPU backend does not transpose, but computes element by
+        # element.
         dkernel = lax.conv_general_dilated(
             x.transpose(3, 1, 2, 0),
             g.transpose(1, 2, 0, 3),
@@ -99,7 +105,7 @@ def kernel_gradient(
     batch = len(x)
     chunks = min(batch, -(-(x.nbytes + g.nbytes) // CHUNK_BYTES))
     size = -(-batch // chunks)
-    first = batch - (batch - 1) // size * size  # the rest divides into chunks of equal size
+    first = batch - (batch - 1) // size * size  # images of the first chunk; the rest divides into chunks of `size`
 
     def add_chunk(i, total):
         x_chunk, g_chunk = (lax.dynamic_slice_in_dim(a, first + i * size, size) for a in (x, g))
@@ -121,9 +127,9 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     precision: Any = None,
 ) -> Array:
-    """lax.conv_general_dilated as nn.Conv calls it; what `convolve` does not cover is lax's own.
+    """lax.conv_general_dilated as nn.Conv calls it, computed by `convolve` where possible.
 
-    That is other than two dimensions, groups, a dilated input, a precision of its own.
+    lax itself computes the rest: other than two dimensions, groups, a dilated input, or a given precision.
     """
     if x.ndim != 4 or feature_group_count != 1 or any(d != 1 for d in lhs_dilation or ()) or precision is not None:
         return lax.conv_general_dilated(
@@ -141,8 +147,8 @@ def conv_general_dilated(
     if isinstance(padding, str):
         reach = [(k - 1) * d + 1 for k, d in zip(kernel.shape[:2], dilation, strict=True)]
         padding = lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
-    # Under shard_map, a kernel that is the same on all devices is made to vary as the images do: a custom_vjp gives
-    # cotangents of its arguments' own kind, and the transpose of this adds the devices' gradients up.
+    # Under shard_map, a kernel that is the same on all devices is cast to vary as the images do. A custom_vjp gives
+    # cotangents with the varying axes of its arguments, and the transpose of pcast sums the devices' gradients.
     missing = _varying_axes(x) - _varying_axes(kernel)
     kernel = lax.pcast(kernel, tuple(missing), to="varying") if missing else kernel
     return convolve(x, kernel, tuple(strides), tuple(map(tuple, padding)), dilation)

@@ -1,39 +1,40 @@
 """DCGAN's two networks (Radford, Metz & Chintala 2015, arXiv:1511.06434, section 3)."""
 
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ssl_jax.models._options import DTYPES, check_choice
+from ssl_jax import keys
+from ssl_jax.keys import COUNT, Range
+from ssl_jax.models._options import DType
 from ssl_jax.models.conv import Conv
 from ssl_jax.models.decoder import doublings
-from ssl_jax.models.norm import BatchNorm
+from ssl_jax.models.norm import BatchNorm, NormKind
 
 weight_init = nn.initializers.normal(0.02)
 LEAK = 0.2
-POOLED = 4  # cells a side that features are max-pooled to
+POOLED = 4  # features are max-pooled to this many cells a side
 
 
 class Discriminator(nn.Module):
-    """Images [batch, height, width, channels] -> features [batch, dim]: every layer's, max-pooled to 4x4, side by side.
+    """Images [batch, height, width, channels] -> features [batch, dim]: all layers' maps, each max-pooled to 4x4.
 
-    Convolutions of 4x4 with stride 2, each with twice the channels, until 4 to 7 pixels a side are left, LeakyReLU of
-    0.2, and BatchNorm but in the first. Features are as in the paper's section 5.1.
-
-    image_size: the side of the square images that it is made for: it says how many layers there are.
+    Each layer is a 4x4 convolution of stride 2, BatchNorm (not in the first) and a LeakyReLU of slope 0.2. It has twice
+    the channels of the layer before. The last layer leaves 4 to 7 pixels a side. Features: section 5.1 of the paper.
     """
 
-    image_size: int = 64
-    base_width: int = 64  # channels of the first layer
-    batch_norm: str = "sync"
-    dtype: str = "float32"
+    image_size: Annotated[
+        int, Range(2 * POOLED), "Side of the square images that it is made for; the number of layers follows from it."
+    ] = 64
+    base_width: Annotated[int, COUNT, "Channels of the first layer."] = 64
+    batch_norm: NormKind = "sync"
+    dtype: DType = "float32"
 
     def __post_init__(self):
-        check_choice("dtype", self.dtype, DTYPES)
-        if self.image_size < 2 * POOLED:
-            raise ValueError(f"image_size must be at least {2 * POOLED}, got {self.image_size}")
+        keys.check_fields(self)
         super().__post_init__()
 
     @property
@@ -52,7 +53,7 @@ class Discriminator(nn.Module):
         axis_name: str | None = None,
         pool: bool = True,
     ) -> Float[Array, "batch *map dim"]:
-        """[batch, dim], or without `pool` the last layer's map [batch, height', width', channels']."""
+        """Features [batch, dim]; without `pool` the last layer's map [batch, height', width', channels']."""
         dtype = jnp.dtype(self.dtype)
         x, pooled = images.astype(dtype), []
         for i, channels in enumerate(self.widths):
@@ -72,11 +73,18 @@ class Discriminator(nn.Module):
             pooled.append(max_pool_to(x, POOLED).reshape(len(x), -1))
         return jnp.concatenate(pooled, axis=1).astype(jnp.float32) if pool else x.astype(jnp.float32)
 
+    def feature_map(
+        self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
+    ) -> Float[Array, "batch rows columns channels2"]:
+        """The last layer's map."""
+        return self(images, train, axis_name, pool=False)
+
 
 class Generator(nn.Module):
     """z [batch, latent] -> images [batch, image_size, image_size, channels] in -1..1.
 
-    Transposed convolutions of 4x4 with stride 2, BatchNorm and ReLU, tanh at the end.
+    Each layer is a transposed 4x4 convolution of stride 2, BatchNorm and ReLU. The last layer has tanh instead of
+    BatchNorm and ReLU.
     """
 
     image_size: int
@@ -103,7 +111,7 @@ class Generator(nn.Module):
 
 
 def max_pool_to(x: Float[Array, "batch height width channels"], side: int) -> Float[Array, "batch side side channels"]:
-    """The largest value in each of side x side cells that divide the map as evenly as pixels allow."""
+    """The maximum in each cell of a side x side grid. Cells are as equal in size as the map's pixels allow."""
     rows, columns = ([(i * n // side, -(-(i + 1) * n // side)) for i in range(side)] for n in x.shape[1:3])
     cells = [[jnp.max(x[:, a:b, c:d], axis=(1, 2)) for c, d in columns] for a, b in rows]
     return jnp.stack([jnp.stack(row, axis=1) for row in cells], axis=1)

@@ -13,13 +13,13 @@ from ssl_jax.models.norm import BatchNorm
 class ConvDecoder(nn.Module):
     """h [batch, features], or a map [batch, height, width, features] -> images [batch, *size, channels], float32.
 
-    h gives a grid of 4 to 7 cells a side by a linear map, of which each cell may depend on all of h; a map is the grid.
-    It is doubled until it has the images' size: nearest neighbors, a 3x3 convolution, BatchNorm, ReLU; half the
-    channels each time, `width` at the end. A last convolution gives the image, of any values.
+    A linear layer makes a grid of 4 to 7 cells a side from h; each cell may depend on all of h. A map is a grid
+    already. The grid is doubled until it has the images' size: nearest neighbors, a 3x3 convolution, BatchNorm, ReLU.
+    Each doubling halves the channels, down to `width`. A last convolution gives the image; its values are not bounded.
 
     Raises: ValueError for a map that is larger than the images.
 
-    Upsampling before a convolution, not a transposed convolution, whose outputs overlap unevenly: Odena, Dumoulin &
+    It upsamples before a convolution. A transposed convolution's outputs would overlap unevenly: Odena, Dumoulin &
     Olah 2016, Deconvolution and checkerboard artifacts.
     """
 
@@ -57,5 +57,5 @@ class ConvDecoder(nn.Module):
 
 
 def doublings(side: int) -> int:
-    """How often 4 to 7 pixels are doubled to reach this side; 0 for a smaller one."""
+    """How many doublings lead from 4 to 7 pixels to this side; 0 for a smaller side."""
     return max(math.floor(math.log2(side / 4)), 0)

@@ -12,25 +12,26 @@ from jaxtyping import Array, Float
 from ssl_jax.models._options import DTYPES, check_choice
 from ssl_jax.models.norm import BatchNorm, check_options
 
-# what follows the last linear layer -> BatchNorm's options; None: nothing follows
+# output_norm -> options of the BatchNorm after the last linear layer; None: no BatchNorm
 OUTPUT_NORMS = {
     "none": None,
     "full": {},
     "scale": {"use_bias": False},
     "plain": {"use_scale": False, "use_bias": False},
 }
-# torch's own for linear and convolutional layers: uniform in +-1 / sqrt(fan-in). Where BatchNorm follows and SGD decays
-# the weights, their size is the step's: lecun_normal's, 1.7 times as large, learn a third as fast.
+# torch's default for linear and convolutional layers: uniform in +-1 / sqrt(fan-in). With BatchNorm after the layer and
+# SGD with weight decay, the size of the weights sets the effective step size. lecun_normal's weights are 1.7 times as
+# large and learn a third as fast.
 torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def torch_bias_init(fan_in: int) -> Callable[..., Array]:
-    """torch's own for the biases of a layer of that fan-in, uniform in +-1 / sqrt(fan-in), as its weights."""
+    """torch's default for the biases of a layer of this fan-in: uniform in +-1 / sqrt(fan-in), like its weights."""
     return lambda rng, shape, dtype: jax.random.uniform(rng, shape, dtype, -1.0, 1.0) / fan_in**0.5
 
 
 def torch_dense(width: int, fan_in: int, name: str) -> nn.Dense:
-    """A linear layer initialized as torch does it."""
+    """A linear layer initialized as in torch."""
     return nn.Dense(width, kernel_init=torch_init, bias_init=torch_bias_init(fan_in), name=name)
 
 
@@ -43,10 +44,10 @@ class MLP(nn.Module):
     hidden_norm: BatchNorm before each activation. output_norm: BatchNorm at the end, "none", "full" (scale and offset),
       "scale" (no offset) or "plain" (neither).
     activation: between the layers, "relu" or "gelu".
-    hidden_bias, output_bias: of the linear layers before a ReLU, and of the last one. A bias before BatchNorm has no
-      effect but through weight decay.
+    hidden_bias, output_bias: whether the linear layers before an activation, and the last one, have a bias. A bias
+      before BatchNorm has an effect only through weight decay.
     batch_norm, batch_norm_groups: see norm.BatchNorm. dtype: of the computation, "float32" or "bfloat16".
-    kernel_init: of the weights. With `torch_init` the biases are drawn as in torch, too; with any other they are 0.
+    kernel_init: of the weights. With `torch_init`, the biases are drawn as in torch, too; otherwise they are 0.
 
     As published:
       SimCLR     MLP((2048, 128), output_norm="scale")
@@ -106,17 +107,18 @@ class MLP(nn.Module):
 
 
 def moco_head(widths: tuple[int, ...], kernel_init: Callable[..., Array] = torch_init) -> MLP:
-    """MoCo v2's: linear layers with biases and ReLUs between them, without BatchNorm, initialized as torch does it."""
+    """MoCo v2's head: linear layers with biases, ReLUs between them, no BatchNorm, initialized as in torch."""
     return MLP(widths, hidden_norm=False, hidden_bias=True, output_bias=True, kernel_init=kernel_init)
 
 
 class DINOHead(nn.Module):
     """h [..., features] -> MLP with GELUs -> unit vectors [..., bottleneck] -> scores [..., prototypes], float32.
 
-    Each prototype is a unit vector, w / |w| in the forward pass (weight normalization of gain 1, through which the
-    gradient goes), so the scores are cosines; with trainable_gain times a gain for each.
+    Each prototype is a unit vector: w / |w| in the forward pass (weight normalization of gain 1; the gradient goes
+    through it). So the scores are cosines. trainable_gain multiplies each prototype's score by a trainable gain.
 
-    hidden: widths of the layers before the bottleneck. batch_norm: before each GELU (the authors' for ResNets).
+    hidden: widths of the layers before the bottleneck. batch_norm: BatchNorm before each GELU (the authors' choice for
+      ResNets).
     Source: Caron et al. 2021, arXiv:2104.14294, appendix C; trainable_gain: DINOv2's, arXiv:2304.07193.
     """
 
@@ -145,10 +147,10 @@ class DINOHead(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """z [..., dim] -> scores [..., count] of it with each prototype.
+    """z [..., dim] -> its scores with each prototype [..., count].
 
-    normalized: prototypes are unit vectors, w / |w|, and the gradient goes through that. gain: times a trainable number
-    for each, 1 at first.
+    normalized: prototypes are unit vectors, w / |w|; the gradient goes through the normalization. gain: multiplies each
+    prototype's score by a trainable number, 1 at first.
     """
 
     count: int
@@ -169,6 +171,6 @@ class Prototypes(nn.Module):
 
 
 def unit(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-    """x / |x|, float32; finite, with its gradient, at 0."""
+    """x / |x|, float32. At 0, both the result and its gradient are finite."""
     x = x.astype(jnp.float32)
     return x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)

@@ -1,10 +1,10 @@
-"""CIE L*a*b* (white D65): lightness L in 0..100, and the colors a and b, both 0 for grays, of sRGB in 0..1."""
+"""CIE L*a*b* (white D65) of sRGB in 0..1: lightness L in 0..100, and the colors a and b, both 0 for grays."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# L, a and b of all colors of a screen: the middles of their ranges and half of these, as CMC's authors normalize them.
+# Middle, and half the width, of the ranges of L, a and b over all colors of a screen. CMC's authors normalize by these.
 LAB_MIDDLE = np.array([50.0, 6.025, -6.6895], np.float32)
 LAB_HALF = np.array([50.0, 92.208, 101.1675], np.float32)
 # Linear red, green and blue of sRGB -> X, Y and Z over those of white.
@@ -23,7 +23,7 @@ def lab_of_rgb(rgb: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
 
 
 def rgb_of_lab(lab: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
-    """The inverse of `lab_of_rgb`; colors that no screen has are cut off at 0 and 1, channel by channel."""
+    """The inverse of `lab_of_rgb`; colors that no screen has are clipped to 0..1, channel by channel."""
     lightness, a, b = jnp.moveaxis(lab, -1, 0)
     y = (lightness + 16) / 116
     f = jnp.stack([y + a / 500, y, y - b / 200], axis=-1)
@@ -35,7 +35,7 @@ def rgb_of_lab(lab: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
 def lab_of_normalized(
     images: Float[Array, "batch height width channels"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "batch height width 3"]:
-    """Of images normalized by `mean` and `std`, which is undone first.
+    """L, a and b of images normalized by `mean` and `std`. The normalization is undone first.
 
     Raises: ValueError for images, means or deviations of other than three channels.
     """
@@ -57,5 +57,5 @@ def normalized_of_lab(
 
 
 def scale_lab(lab: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
-    """Each of L, a and b in -1..1, for a network."""
+    """L, a and b, each scaled to -1..1 for a network."""
     return (lab - LAB_MIDDLE) / LAB_HALF

@@ -1,10 +1,9 @@
-"""What a backbone holds beside its pooled features: of each patch, of its last blocks, and where its class token looks.
+"""A backbone's outputs besides its pooled features: those of each patch, of its last blocks, and class attention.
 
-Jitted, in evaluation mode; `module` is static.
+The functions are jitted and run the backbone in evaluation mode; `module` is static.
 """
 
 import functools
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ssl_jax.models._options import check_choice
+from ssl_jax.models.abilities import has_feature_map, has_tokens
 from ssl_jax.models.positions import patch_grid
 from ssl_jax.models.vit import ViT, layer_norm
 
@@ -22,9 +22,9 @@ BLOCK_POOLS = ("cls", "mean", "cls_and_mean")
 
 def has_patch_map(module: nn.Module) -> bool:
     """Whether `patch_map` takes it."""
-    if isinstance(module, ViT):
+    if has_tokens(module):
         return module.pool != "mean"
-    return "pool" in inspect.signature(type(module).__call__).parameters
+    return has_feature_map(module)
 
 
 def has_class_attention(module: nn.Module) -> bool:
@@ -36,16 +36,18 @@ def has_class_attention(module: nn.Module) -> bool:
 def patch_map(
     module: nn.Module, variables: Mapping[str, Any], images: Float[Array, "batch height width channels"]
 ) -> Float[Array, "batch rows columns dim"]:
-    """Features of each place: of a ViT its patches after the last LayerNorm, of a ResNet the last stage's map.
+    """Features of each place: a ViT's patches after the last LayerNorm, or the map of a ResNet's last stage.
 
-    Raises: ValueError for a ViT of pool="mean", whose LayerNorm is of the mean, and for a module without a map.
+    Raises: ValueError for a ViT of pool="mean", whose LayerNorm is for the mean only, and for a module without a map.
     """
-    if isinstance(module, ViT):
-        tokens: Any = module.apply(variables, images, tokens=True)
-        return tokens[:, module.num_prefix :].reshape(len(images), *_grid(module, images), module.dim)
+    if has_tokens(module):
+        tokens: Any = module.apply(variables, images, method="tokens")
+        return tokens[:, module.num_prefix :].reshape(len(images), *_grid(images, module.patch_size), module.dim)
     if not has_patch_map(module):
-        raise ValueError(f"{type(module).__name__} has no feature map: its __call__ takes no `pool`; add that option")
-    found: Any = module.apply(variables, images, pool=False)
+        raise ValueError(
+            f"{type(module).__name__} has no feature map; give it a method feature_map(images, train, axis_name)"
+        )
+    found: Any = module.apply(variables, images, method="feature_map")
     return found
 
 
@@ -59,16 +61,16 @@ def block_features(
     pool: str,
     norm: bool = True,
 ) -> Float[Array, "batch dims"]:
-    """Features of a ViT's last blocks side by side, the last block's last, each token after the final LayerNorm.
+    """Features of a ViT's last blocks, concatenated in the blocks' order. The final LayerNorm is applied to each token.
 
     Args:
-      blocks: how many, in 1 .. depth.
+      blocks: number of blocks, in 1 .. depth.
       pool: "cls": their class tokens (DINO: 4 blocks of ViT-S). "mean": the means of their patches (I-JEPA: 4 blocks).
-        "cls_and_mean": their class tokens, and after these the mean of the last block's patches (DINO: 1 block of
-        ViT-B; DINOv2: 1 or 4).
+        "cls_and_mean": their class tokens, then the mean of the last block's patches (DINO: 1 block of ViT-B; DINOv2:
+        1 or 4).
       norm: False for tokens as the blocks give them, before the final LayerNorm (MSN).
     Returns: [batch, blocks * dim], or with "cls_and_mean" [batch, (blocks + 1) * dim].
-    Raises: ValueError for a module that is no ViT, has no such token or not so many blocks.
+    Raises: ValueError for a module that is not a ViT, has no such token, or has fewer blocks.
     Source: Caron et al. 2021, arXiv:2104.14294, appendix F.2 and the authors' eval_linear.py; Oquab et al. 2023,
       arXiv:2304.07193, the authors' eval/linear.py; Assran et al. 2023, arXiv:2301.08243, appendix A.
     """
@@ -94,9 +96,11 @@ def block_features(
 def class_attention(
     module: nn.Module, variables: Mapping[str, Any], images: Float[Array, "batch height width channels"]
 ) -> Float[Array, "batch heads rows columns"]:
-    """How much a ViT's class token attends to each patch in the last block: >= 0; what is missing to 1 is to itself.
+    """How much a ViT's class token attends to each patch in the last block, >= 0.
 
-    Raises: ValueError for a module that is no ViT or has no class token.
+    The rest, up to 1, is attention to itself.
+
+    Raises: ValueError for a module that is not a ViT or has no class token.
     """
     vit = _check_vit(module, class_token=True)
     last = f"blocks_{vit.depth - 1}"
@@ -104,7 +108,7 @@ def class_attention(
     def wanted(submodule, _):
         return submodule.path in ((last, "attn", "qkv"), ("rel_pos_bias",))
 
-    # The attention itself gives no weights: fused kernels never hold them.
+    # Computed from the queries and keys. The attention layer gives no weights: fused kernels never hold them.
     _, captured = vit.apply(variables, images, capture_intermediates=wanted, mutable=["intermediates"])
     outputs: Any = captured["intermediates"]
     qkv = outputs[last]["attn"]["qkv"]["__call__"][0].astype(jnp.float32)
@@ -113,12 +117,12 @@ def class_attention(
     if vit.positions == "relative":
         logits += outputs["rel_pos_bias"]["__call__"][0][:, :, 0]
     attention = jax.nn.softmax(logits)[:, :, vit.num_prefix :]
-    return attention.reshape(len(images), vit.heads, *_grid(vit, images))
+    return attention.reshape(len(images), vit.heads, *_grid(images, vit.patch_size))
 
 
-def _grid(vit: ViT, images: Array) -> tuple[int, int]:
+def _grid(images: Array, patch_size: int) -> tuple[int, int]:
     _, height, width, _ = images.shape
-    return patch_grid((height, width), vit.patch_size)
+    return patch_grid((height, width), patch_size)
 
 
 def _check_vit(module: nn.Module, *, class_token: bool) -> ViT:

@@ -1,7 +1,7 @@
 """Batch normalization over the global batch, one device's rows, or groups of rows; LayerNorm of single images."""
 
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -9,9 +9,21 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ssl_jax.keys import COUNT, OneOf
 from ssl_jax.models._options import check_choice
 
 KINDS = ("sync", "local", "grouped", "layer")
+
+# Annotations of the keys batch_norm and batch_norm_groups, which several models have.
+NormKind = Annotated[
+    str,
+    OneOf(KINDS),
+    "Which rows share the mean and variance of BatchNorm. sync: the global batch. local: those of a device.",
+    "grouped: each of batch_norm_groups groups of the global batch. layer: none; LayerNorm takes BatchNorm's place.",
+]
+NormGroups = Annotated[
+    int, COUNT, "Equal groups of contiguous rows that the global batch is divided into, where batch_norm is grouped."
+]
 
 
 class BatchNorm(nn.Module):
@@ -24,11 +36,11 @@ class BatchNorm(nn.Module):
                  the result is the same on any number of devices.
     Outside training, they are the running ones: averages over groups and devices, hence the same on every device.
 
-    "layer" is no BatchNorm: in training and outside alike, each row has one mean and variance, those of all its own
-    positions and channels, and nothing is kept (Ba et al. 2016, arXiv:1607.06450; GroupNorm of one group).
+    "layer" is not BatchNorm. In training and outside it, each row is normalized by one mean and variance, those of all
+    its own positions and channels. Nothing is kept (Ba et al. 2016, arXiv:1607.06450; GroupNorm of one group).
 
-    Statistics are float32, whatever x is. Source: Ioffe & Szegedy 2015, arXiv:1502.03167; groups: MoCo's ShuffleBN on
-    one device, arXiv:1911.05722, section 3.3.
+    Statistics are float32, whatever x's type is. Source: Ioffe & Szegedy 2015, arXiv:1502.03167; groups: MoCo's
+    ShuffleBN on one device, arXiv:1911.05722, section 3.3.
     """
 
     kind: str = "sync"
@@ -36,7 +48,7 @@ class BatchNorm(nn.Module):
     use_scale: bool = True
     use_bias: bool = True
     scale_init: Any = nn.initializers.ones
-    momentum: float = 0.9  # the share that a running statistic keeps: torch's 0.1
+    momentum: float = 0.9  # the share that a running statistic keeps; torch states the other share, 0.1
     eps: float = 1e-5
     dtype: Any = jnp.float32  # of the result
 
@@ -48,7 +60,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *positions dim"], train: bool = False, axis_name: str | None = None
     ) -> Float[Array, "batch *positions dim"]:
-        """`axis_name`: mapped axis that the batch is split over; None if x is the whole batch."""
+        """`axis_name`: mapped axis that the batch is sharded over; None if x is the whole batch."""
         if self.kind == "layer":
             x = x.astype(jnp.float32)
             return self.rescale(x, *row_statistics(x))
@@ -62,7 +74,7 @@ class BatchNorm(nn.Module):
             else:
                 mean, var = statistics(x, axis_name if self.kind == "sync" else None)
             if not self.is_initializing():
-                own_axis = None if self.kind == "sync" else axis_name  # those of "sync" are averages already
+                own_axis = None if self.kind == "sync" else axis_name  # "sync" statistics are averages already
                 for running, value in ((running_mean, mean), (running_var, var)):
                     value = average(jnp.mean(value.reshape(-1, *dim), axis=0), own_axis)
                     running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(value)
@@ -71,7 +83,7 @@ class BatchNorm(nn.Module):
         return self.rescale(x, mean, var)
 
     def rescale(self, x, mean, var):
-        """(x - mean) / sqrt(var + eps) * scale + bias; called in __call__ alone."""
+        """(x - mean) / sqrt(var + eps) * scale + bias; only `__call__` calls this."""
         dim = x.shape[-1:]
         factor = lax.rsqrt(var + self.eps)
         if self.use_scale:
@@ -79,20 +91,22 @@ class BatchNorm(nn.Module):
         offset = -mean * factor
         if self.use_bias:
             offset += self.param("bias", nn.initializers.zeros, dim, jnp.float32)
-        # Not (x - mean) * factor, which XLA's CPU backend writes to memory: resnet8 forward and backward, without the
-        # kernel gradients, takes 88 ms a batch of 512 x 28 x 28 as it is here, 110 so, and 82 without BatchNorm.
+        # Not (x - mean) * factor, which XLA's CPU backend writes to memory. For a batch of 512 x 28 x 28, resnet8
+        # forward and backward, without the kernel gradients, takes 88 ms like this, 110 ms with (x - mean) * factor,
+        # and 82 ms without BatchNorm.
         return (x * factor + offset).astype(self.dtype)
 
 
 class IterNorm(nn.Module):
     """W (x - mean) * scale + bias, one mean and W for each of `groups` equal groups of neighboring dimensions.
 
-    W is about the inverse root of the group's covariance (biased, over the global batch, plus eps), so that what it
-    gives is uncorrelated and of variance 1, within a group. It is found by a few of Newton's iterations from the
-    identity, of which each makes 1.5 times as long at most: after 5 a direction that has less than 1.5^-10, 1/58, of
-    the group's variance stays smaller. Outside training mean and W are the running ones. All is float32.
+    W is approximately the inverse root of the group's covariance (biased, over the global batch, plus eps). So the
+    outputs of a group are uncorrelated and have variance 1. W is found by a few Newton iterations from the identity.
+    Each iteration lengthens a direction 1.5 times at most. So after 5 iterations, a direction that has less than
+    1.5^-10 = 1/58 of the group's variance stays smaller. Outside training, mean and W are the running ones. All is
+    float32.
 
-    Source: Huang et al. 2019, arXiv:1904.03441; groups, iterations and eps of the authors' code.
+    Source: Huang et al. 2019, arXiv:1904.03441; groups, iterations and eps are those of the authors' code.
 
     Raises: ValueError where the groups do not divide the dimensions.
     """
@@ -106,7 +120,7 @@ class IterNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "batch dim"], train: bool = False, axis_name: str | None = None
     ) -> Float[Array, "batch dim"]:
-        """`axis_name`: mapped axis that the batch is split over; None if x is the whole batch."""
+        """`axis_name`: mapped axis that the batch is sharded over; None if x is the whole batch."""
         dim = x.shape[-1]
         if self.groups < 1 or dim % self.groups:
             raise ValueError(f"groups={self.groups} does not divide {dim} dimensions")
@@ -131,10 +145,11 @@ class IterNorm(nn.Module):
 
 
 def inverse_root(matrices: Float[Array, "groups dim dim"], iterations: int) -> Float[Array, "groups dim dim"]:
-    """About matrix^(-1/2) of positive definite matrices: from P = 1, P <- (3 P - P^3 matrix / trace) / 2.
+    """Approximately matrix^(-1/2) of positive definite matrices: from P = 1, P <- (3 P - P^3 matrix / trace) / 2.
 
-    That tends to the inverse root of matrix / trace. M = P^2 matrix / trace, which tends to 1, is kept instead of being
-    computed of P: rounding errors then do not grow with the iterations (from 12 on, they would be all there is).
+    P tends to the inverse root of matrix / trace, and M = P^2 matrix / trace tends to 1. M is updated beside P, not
+    computed from P, so that rounding errors do not grow with the iterations. Otherwise, from iteration 12 on, the
+    result would be nothing but rounding errors.
     """
     times = functools.partial(jnp.matmul, precision="highest")
     identity = jnp.eye(matrices.shape[-1])
@@ -148,7 +163,7 @@ def inverse_root(matrices: Float[Array, "groups dim dim"], iterations: int) -> F
 
 
 def check_options(batch_norm: str, batch_norm_groups: int) -> None:
-    """Raises: ValueError if BatchNorm does not know them."""
+    """Raises: ValueError for options that BatchNorm does not know."""
     check_choice("batch_norm", batch_norm, KINDS)
     if batch_norm_groups < 1:
         raise ValueError(f"batch_norm_groups must be at least 1, got {batch_norm_groups}")
@@ -168,15 +183,15 @@ def statistics(
 
 
 def centered_square(x: Array, mean: Array) -> Array:
-    # From the centered values: E[x^2] - E[x]^2 has no correct digit left in float32 where the mean is 3,000 deviations.
-    # The gradient through the mean is that of sum(x - mean), which is 0.
+    # From the centered values: in float32, E[x^2] - E[x]^2 has no correct digit left if the mean is 3,000 deviations.
+    # No gradient goes through the mean, as it would be that of sum(x - mean), which is 0.
     return jnp.square(x - lax.stop_gradient(mean))
 
 
 def row_statistics(
     x: Float[Array, "batch *positions dim"],
 ) -> tuple[Float[Array, "batch *ones 1"], Float[Array, "batch *ones 1"]]:
-    """Each row's mean and biased variance, of all its positions and channels."""
+    """Each row's mean and biased variance over all its positions and channels."""
     axes = tuple(range(1, x.ndim))
     mean = jnp.mean(x, axes, keepdims=True)
     return mean, jnp.mean(centered_square(x, mean), axes, keepdims=True)
@@ -185,9 +200,11 @@ def row_statistics(
 def grouped_statistics(
     x: Float[Array, "batch *positions dim"], groups: int, axis_name: str | None
 ) -> tuple[Float[Array, "batch *ones dim"], Float[Array, "batch *ones dim"]]:
-    """Each row's group's mean and biased variance of each channel.
+    """For each row, the mean and biased variance of each channel in the row's group.
 
-    Groups may span devices as devices may hold several, hence sums over groups by a matrix of who is in which.
+    A group may span several devices, and a device may hold several groups. So sums over groups use a matrix that says
+    which row is in which group.
+
     Raises: ValueError if the global batch does not divide into the groups.
     """
     batch = len(x) * (1 if axis_name is None else lax.axis_size(axis_name))

@@ -21,7 +21,7 @@ def patchify(
 def unpatchify(
     patches: Shaped[Array, "batch patches pixels"], size: tuple[int, int], patch_size: int
 ) -> Shaped[Array, "batch height width channels"]:
-    """The images of (height, width) `size` that `patchify` makes these patches of."""
+    """The inverse of `patchify`. size: (height, width) of the images."""
     rows, columns = patch_grid(size, patch_size)
     x = patches.reshape(len(patches), rows, columns, patch_size, patch_size, -1)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(len(patches), *size, -1)

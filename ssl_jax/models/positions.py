@@ -1,4 +1,4 @@
-"""Positions of a vision transformer's patches: grids, fixed, learned and resized, relative."""
+"""Positions of a vision transformer's patches: their grid; fixed, resized and relative positions."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 
 class RelativePositions(nn.Module):
-    """() -> what is added to attention's logits [1, heads, tokens, tokens]: one number a head for each offset."""
+    """() -> bias of attention's logits [1, heads, tokens, tokens]: one number for each head and offset."""
 
     heads: int
     grid: tuple[int, int]
@@ -19,7 +19,7 @@ class RelativePositions(nn.Module):
     def __call__(self):
         index = relative_index(self.grid, self.class_token)
         shape = (int(index.max()) + 1, self.heads)
-        # From 0, as BEiT's code has it where all blocks share the table.
+        # Starts at 0, as in BEiT's code where all blocks share the table.
         table = self.param("relative_position_bias_table", nn.initializers.zeros, shape, jnp.float32)
         return table[index].transpose(2, 0, 1)[None]
 
@@ -47,10 +47,11 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Array, "1 patches
 
 
 def relative_index(grid: tuple[int, int], class_token: bool) -> np.ndarray:
-    """int [tokens, tokens]: the row, in a table of relative positions, of a query (first axis) and a key (second).
+    """int [tokens, tokens]: for a query (first axis) and a key (second), their row in a table of relative positions.
 
-    Of patches (2 height - 1) (2 width - 1) rows, in the order of the query's row less the key's, then of their columns;
-    after them, where there is a class token, three: of it to a patch, of a patch to it, of it to itself.
+    The first (2 height - 1) (2 width - 1) rows of the table are for patches. They are ordered by the query's row less
+    the key's, then by the query's column less the key's. With a class token, three rows follow: from the class token to
+    a patch, from a patch to the class token, from the class token to itself.
 
     Source: Bao et al. 2021, arXiv:2106.08254, the authors' code.
     """
@@ -68,5 +69,5 @@ def relative_index(grid: tuple[int, int], class_token: bool) -> np.ndarray:
 def resize_positions(
     positions: Float[Array, "height width dim"], grid: tuple[int, int]
 ) -> Float[Array, "new_height new_width dim"]:
-    """Positions made for one grid for another: bicubic, antialiased, as timm's resample_abs_pos_embed."""
+    """Resizes positions to another grid: bicubic, antialiased, as timm's resample_abs_pos_embed."""
     return jax.image.resize(positions, (*grid, positions.shape[-1]), "bicubic", precision=lax.Precision.HIGHEST)

@@ -1,54 +1,58 @@
-"""ResNets v1.5 (He et al. 2015, arXiv:1512.03385; the stride in a bottleneck's 3x3 convolution, as torchvision has it).
+"""ResNets v1.5: He et al. 2015, arXiv:1512.03385, with a bottleneck's stride in its 3x3 convolution, as in torchvision.
 
-Modules are named as torchvision's, a "." before a number being a "_", so that weights.py needs no table of names.
+Modules have torchvision's names, with "_" for "." before a number, so that weights.py needs no table of names.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ssl_jax.models._options import DTYPES, check_choice
+from ssl_jax import keys
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, OneOf
+from ssl_jax.models._options import DType, Remat
 from ssl_jax.models.conv import Conv
-from ssl_jax.models.norm import BatchNorm, check_options
+from ssl_jax.models.norm import BatchNorm, NormGroups, NormKind
 
-# kernel side, stride, followed by a 3x3 max-pool of stride 2
+# (side of the kernel, stride, whether a 3x3 max-pool of stride 2 follows)
 STEMS = {"imagenet": (7, 2, True), "small": (3, 1, False), "strided": (3, 2, False)}
 
 
 class ResNet(nn.Module):
     """Images [batch, height, width, channels], any size -> features [batch, dim], averaged over positions, float32.
 
-    stages: blocks in each stage; every stage after the first halves the resolution and doubles the channels.
-    bottleneck: blocks of 1x1, 3x3, 1x1 convolutions (four times the channels out) instead of two 3x3.
-    base_width: channels of the first stage, times `width`. stem_width: of the stem; 0 for those of the first stage.
-    stem: "imagenet" (7x7 of stride 2 and a max-pool: a quarter of the resolution), "small" (3x3, full resolution: for
-      CIFAR) or "strided" (3x3 of stride 2: small images on a CPU).
-    zero_init_residual: the last BatchNorm scale of each block starts at 0, and so the block as the identity.
-    batch_norm, batch_norm_groups: see norm.BatchNorm. dtype: of the computation, "float32" or "bfloat16".
-    remat: each block's activations are computed again in the backward pass instead of kept.
-
-    Raises: ValueError for an option that it does not know.
+    Raises: ValueError for a value that a field cannot have.
     """
 
-    stages: tuple[int, ...]
-    bottleneck: bool = False
-    base_width: int = 64
-    width: float = 1.0
-    stem_width: int = 0
-    stem: str = "imagenet"
-    zero_init_residual: bool = False
-    batch_norm: str = "sync"
-    batch_norm_groups: int = 1
-    remat: bool = False
-    dtype: str = "float32"
+    stages: Annotated[
+        tuple[int, ...],
+        COUNT,
+        "Blocks of each stage. Every stage after the first halves the resolution and doubles the channels.",
+    ]
+    bottleneck: Annotated[
+        bool, "Blocks of 1x1, 3x3 and 1x1 convolutions, with four times the channels out, instead of two of 3x3."
+    ] = False
+    base_width: Annotated[int, COUNT, "Channels of the first stage, before they are multiplied by width."] = 64
+    width: Annotated[float, POSITIVE, "Factor of the channels of all stages."] = 1.0
+    stem_width: Annotated[int, NOT_NEGATIVE, "Channels of the stem; 0: as many as the first stage has."] = 0
+    stem: Annotated[
+        str,
+        OneOf(tuple(STEMS)),
+        "First convolution. imagenet: 7x7 of stride 2, then a max-pool: a quarter of the resolution.",
+        "small: 3x3, full resolution, for CIFAR. strided: 3x3 of stride 2, for small images on a CPU.",
+    ] = "imagenet"
+    zero_init_residual: Annotated[
+        bool, "The last BatchNorm scale of each block starts at 0, so that the block starts as the identity."
+    ] = False
+    batch_norm: NormKind = "sync"
+    batch_norm_groups: NormGroups = 1
+    remat: Remat = False
+    dtype: DType = "float32"
 
     def __post_init__(self):
-        check_choice("stem", self.stem, STEMS)
-        check_choice("dtype", self.dtype, DTYPES)
-        check_options(self.batch_norm, self.batch_norm_groups)
+        keys.check_fields(self)
         if self.stage_width(0) < 1:
             raise ValueError(f"width={self.width} leaves no channel of {self.base_width}; use a larger one")
         super().__post_init__()
@@ -68,14 +72,14 @@ class ResNet(nn.Module):
         axis_name: str | None = None,
         pool: bool = True,
     ) -> Float[Array, "batch *map dim"]:
-        """[batch, dim], or without `pool` the feature map [batch, height', width', dim]."""
+        """Features [batch, dim]; without `pool` the feature map [batch, height', width', dim]."""
         dtype = jnp.dtype(self.dtype)
         size, stride, max_pool = STEMS[self.stem]
         norm = {"kind": self.batch_norm, "groups": self.batch_norm_groups, "dtype": dtype}
         x = convolution(self.stem_width or self.stage_width(0), size, stride, dtype, "conv1")(images.astype(dtype))
         x = nn.relu(BatchNorm(**norm, name="bn1")(x, train, axis_name))
         if max_pool:
-            # Its annotation has strings alone; it takes what lax.reduce_window takes.
+            # Flax annotates padding as a string, but takes all that lax.reduce_window takes.
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # all but x
         for stage, blocks in enumerate(self.stages):
@@ -90,9 +94,15 @@ class ResNet(nn.Module):
                 )(x, train, axis_name)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32) if pool else x.astype(jnp.float32)
 
+    def feature_map(
+        self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
+    ) -> Float[Array, "batch rows columns dim"]:
+        """The last stage's map. Its mean over positions is the features."""
+        return self(images, train, axis_name, pool=False)
+
 
 class Block(nn.Module):
-    """relu(x + f(x)), f being the convolutions of `sizes`, each but the last followed by BatchNorm and ReLU."""
+    """relu(x + f(x)). f is two or three convolutions, each followed by BatchNorm, and all but the last by a ReLU."""
 
     width: int
     stride: int
@@ -123,12 +133,12 @@ class Block(nn.Module):
 
 
 def convolution(channels: int, size: int, stride: int, dtype: Any, name: str) -> nn.Module:
-    """torchvision's: without bias, initialized for ReLU by the fan-out, padded by half the kernel on every side."""
+    """As in torchvision: no bias, initialized for ReLU by the fan-out, padded by half the kernel on every side."""
     return Conv(
         channels,
         (size, size),
         strides=(stride, stride),
-        # Not "SAME", which pads less at the top and left where the stride is 2.
+        # Not "SAME": with a stride of 2 it pads less at the top and left.
         padding=((size // 2, size // 2), (size // 2, size // 2)),
         use_bias=False,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),

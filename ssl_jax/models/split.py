@@ -1,14 +1,15 @@
-"""A ResNet of two halves, each for a part of what an image shows (Tian et al. 2019, arXiv:1906.05849)."""
+"""A ResNet of two halves, each of which sees one part of an image (Tian et al. 2019, arXiv:1906.05849)."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ssl_jax.models._options import check_choice
+from ssl_jax.keys import OneOf
+from ssl_jax.models._options import Mean, Std
 from ssl_jax.models.lab import lab_of_normalized, scale_lab
 from ssl_jax.models.resnet import ResNet
 
@@ -17,23 +18,19 @@ BLUR = np.array([1, 4, 6, 4, 1], np.float32) / 16  # a standard deviation of 1 p
 
 
 class SplitResNet(ResNet):
-    """Two ResNets, each of half the width, on two parts of an image -> the features of the one, then of the other.
+    """Two ResNets of half the width, each on one part of an image. Features: the first one's, then the second one's.
 
-    parts: "lab": lightness L, and the colors a and b, of images of red, green and blue. Their normalization is undone
-      for that: `mean` and `std` are the data's. "bands": the image blurred, and what the blur took away. That is ours,
-      for gray images, which have no colors.
-    The other fields are ResNet's.
-
-    Raises: ValueError for parts that it does not know, and in a call for "lab" of images without three channels.
+    Raises: ValueError for a value that a field cannot have. In a call with parts="lab": for other than three channels.
     """
 
-    parts: str = "lab"
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-
-    def __post_init__(self):
-        check_choice("parts", self.parts, PARTS)
-        super().__post_init__()
+    parts: Annotated[
+        str,
+        OneOf(PARTS),
+        "What the halves see. lab: the lightness L, and the colors a and b, of images of red, green and blue.",
+        "bands: the blurred image, and what the blur took away; ours, for gray images, which have no colors.",
+    ] = "lab"
+    mean: Mean = (0.0, 0.0, 0.0)
+    std: Std = (1.0, 1.0, 1.0)
 
     @property
     def dim(self) -> int:
@@ -52,7 +49,7 @@ class SplitResNet(ResNet):
         axis_name: str | None = None,
         pool: bool = True,
     ) -> Float[Array, "batch *map dim"]:
-        """As ResNet."""
+        """As in ResNet."""
         split = split_bands(images) if self.parts == "bands" else split_lab(images, self.mean, self.std)
         halves = [
             ResNet(**self.half_options, name=name)(part, train, axis_name, pool)
@@ -64,7 +61,7 @@ class SplitResNet(ResNet):
 def split_lab(
     images: Float[Array, "batch height width channels"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[Float[Array, "batch height width 1"], Float[Array, "batch height width 2"]]:
-    """Lightness, and color, each in -1..1, of images normalized by `mean` and `std`."""
+    """(lightness, color), each in -1..1, of images normalized by `mean` and `std`."""
     lab = scale_lab(lab_of_normalized(images, mean, std))
     return lab[..., :1], lab[..., 1:]
 
@@ -72,12 +69,13 @@ def split_lab(
 def split_bands(
     images: Float[Array, "batch height width channels"],
 ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch height width channels"]]:
-    """The images blurred, their edges repeated outwards, and the rest: their sum is the images."""
+    """(the blurred images, the rest). Their sum is the images. The blur repeats the edges outwards."""
     reach = len(BLUR) // 2
     low = images.astype(jnp.float32)
     for axis in (1, 2):
         pads = [(reach, reach) if i == axis else (0, 0) for i in range(4)]
         padded, size = jnp.pad(low, pads, mode="edge"), low.shape[axis]
         shifted = [(slice(None),) * axis + (slice(i, i + size),) for i in range(len(BLUR))]
-        low = sum(weight * padded[window] for weight, window in zip(BLUR, shifted, strict=True))
+        weighted = (weight * padded[window] for weight, window in zip(BLUR, shifted, strict=True))
+        low = sum(weighted, jnp.zeros(()))
     return low, images - low

@@ -2,7 +2,7 @@
 
 Source: Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs/v4, and so on),
 their tables of specifications as of 2025; v4's links: Jouppi et al. 2023, arXiv:2304.01433, table 4. Memory: what
-libtpu 0.0.52 says is available when a program needs more, of a v5e 15.75 of the 16 GiB.
+libtpu 0.0.52 reports as available when a program needs more; for a v5e, 15.75 of the 16 GiB.
 """
 
 import dataclasses
@@ -12,11 +12,18 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """memory: bytes of HBM that a program may have. flops: a second, the peak in bfloat16. memory_bandwidth: bytes a
-    second. link_bandwidth: bytes a second and direction of one link to a neighbor (Google gives the sum over links and
-    directions). largest: slice, in chips along each axis. wraps: the multiple that an axis' size must be for its
-    ends to be linked; of three axes all must be, as slices of whole cubes have such links alone. accelerator: what
-    Google calls a slice, before the number of its cores; cores: of a chip, as counted there."""
+    """What one kind of chip offers.
+
+    memory: bytes of HBM that a program may have.
+    flops: FLOPs a second, the peak in bfloat16.
+    memory_bandwidth: bytes a second.
+    link_bandwidth: bytes a second, in one direction, of one link to a neighbor (Google gives the sum over links and
+      directions).
+    largest: the largest slice, in chips along each axis.
+    wraps: the two ends of an axis are linked if the axis' size is a multiple of this. With three axes, all sizes must
+      be multiples, as only slices of whole cubes have such links.
+    accelerator: Google's name of a slice, before the number of its cores. cores: of one chip, as that name counts them.
+    """
 
     name: str
     memory: int
@@ -62,13 +69,13 @@ class Slice:
 
     @property
     def links(self) -> int:
-        """Of a chip, that a collective over all chips can use at the same time: two along an axis whose ends are
-        linked, one along another (its last chip has no other)."""
+        """Links of a chip that a collective over all chips can use at the same time: two along an axis whose ends are
+        linked, one along any other axis (the last chip has only one)."""
         return sum(1 + self._wraps(size) for size in self.shape if size > 1)
 
     @property
     def hops(self) -> int:
-        """From a chip to the one farthest away, at most."""
+        """Hops between the two chips that are farthest apart."""
         return sum(size // 2 if self._wraps(size) else size - 1 for size in self.shape)
 
     def _wraps(self, size: int) -> bool:
@@ -77,9 +84,9 @@ class Slice:
 
 
 def parse_slice(text: str) -> Slice:
-    """The slice "v5e:16x16", also as "V5E: 16x16" or by the name it is rented by, "v5litepod-256".
+    """The slice "v5e:16x16", also written as "V5E: 16x16" or by the name to rent it by, "v5litepod-256".
 
-    Raises: ValueError for one that there is not.
+    Raises: ValueError if there is no such slice.
     """
     plain = "".join(text.lower().split())
     if rented := re.fullmatch(r"(\w+)-(\d+)", plain):
@@ -96,15 +103,15 @@ def parse_slice(text: str) -> Slice:
     if not all(map(int, sizes)):
         raise ValueError(f"topology {text!r}: an axis of 0 chips; each has 1 or more")
     place, largest = Slice(chip, tuple(map(int, sizes))), Slice(chip, chip.largest)
-    # Of three axes optical switches join cubes in any shape, 12x12x24; of two the chips stay where they are.
+    # With three axes, optical switches join cubes in any shape, such as 12x12x24. With two, the chips stay in place.
     if place.chips > largest.chips or (axes == 2 and max(place.shape) > max(largest.shape)):
         raise ValueError(f"topology {text!r}: the largest slice of {name} is {largest.name}")
     return place
 
 
 def _usual_slice(text: str, accelerator: str, cores: int) -> str:
-    """The shape that Google gives a slice that is asked for by its cores: the axes as equal as powers of two can be,
-    the last ones the longer. Raises: ValueError where there is none."""
+    """The slice, with its shape, that Google gives for a number of cores: sizes are powers of two, as equal as
+    possible, and the last axes are the longer ones. Raises: ValueError if there is no such shape."""
     known = {chip.accelerator: chip for chip in CHIPS.values()} | CHIPS
     if accelerator not in known:
         names = ", ".join(f"{chip.accelerator}-{4 * chip.cores}" for chip in CHIPS.values())

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
-# Where this package is: a clone of its name, which holds the environment too, is not it.
+# This package's own directory, not the clone around it: that may have the same name and holds the environment, too.
 PACKAGE = Path(__file__).parents[1]
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
@@ -22,7 +22,7 @@ _TABLE_ROW = re.compile(r'^(\d+) (?:"(.*)"|\{(.*)\})$')
 
 @dataclasses.dataclass(frozen=True)
 class ArrayShape:
-    """One array of a result. `layout`: as XLA prints it, "1,0:T(8,128)S(1)"; "" where it does not."""
+    """One array of a result. `layout`: as XLA prints it, "1,0:T(8,128)S(1)"; "" if it prints none."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -30,12 +30,12 @@ class ArrayShape:
 
     @property
     def bytes(self) -> int:
-        """Of the values, without padding."""
+        """Size of the values, without padding."""
         return math.prod(self.dims) * _bits(self.dtype) // 8
 
     @property
     def padded_bytes(self) -> int:
-        """In memory: the dimensions of the first tile, T(8,128), are filled up to whole tiles."""
+        """Size in memory: the dimensions that the first tile, T(8,128), covers are padded to whole tiles."""
         order, _, tiling = self.layout.partition(":")
         tile = re.match(r"T\(([\d,]+)\)", tiling)
         if not tile or not self.dims:
@@ -47,7 +47,7 @@ class ArrayShape:
 
     @property
     def in_main_memory(self) -> bool:
-        """Not in a memory of the chip's own, S(1) and above."""
+        """False if it is in a memory on the chip itself, S(1) and above."""
         return not re.search(r"S\([1-9]", self.layout)
 
 
@@ -59,13 +59,17 @@ class Instruction:
     operands: tuple[str, ...]
     text: str  # what follows the operands' opening parenthesis
     op_name: str  # JAX's: "jit(train_step)/shard_map/jvp(ResNet)/conv1/..."
-    frame: int  # in the module's stack frames, 0 for none
+    frame: int  # its number in the module's stack frames, 0 for none
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """computations: name -> instructions, in the order of execution where the module is scheduled. entry: a name of
-    them. devices: that run it. stacks: frame -> ("models/norm.py:158 average", its caller, ...)."""
+    """A compiled program.
+
+    computations: name -> instructions, in the order of execution if the module is scheduled.
+    entry: name of the entry computation. devices: how many run the module.
+    stacks: frame -> ("models/norm.py:158 average", its caller, ...).
+    """
 
     computations: Mapping[str, tuple[Instruction, ...]]
     entry: str
@@ -74,8 +78,8 @@ class Module:
 
 
 def parse(text: str, package: PurePath = PACKAGE) -> Module:
-    """`compiled.as_text()`. `package`: the directory whose files a stack names, all others are left out of it; by
-    default the one that this package was imported from.
+    """Parses `compiled.as_text()`. `package`: stacks name only files in this directory; by default, the directory that
+    this package was imported from.
 
     Raises: ValueError for a text without an entry computation.
     """
@@ -126,7 +130,7 @@ def _bits(dtype: str) -> int:
 
 
 def _stacks(text: str, package: PurePath) -> dict[int, tuple[str, ...]]:
-    """The tables FileNames, FunctionNames, FileLocations and StackFrames before the first computation, joined."""
+    """Joins the tables FileNames, FunctionNames, FileLocations and StackFrames before the first computation."""
     tables: dict[str, dict[int, str]] = {}
     rows: dict[int, str] = {}
     for line in text.splitlines():
@@ -144,8 +148,8 @@ def _stacks(text: str, package: PurePath) -> dict[int, tuple[str, ...]]:
         own: tuple[str, ...] = ()
         if path.is_relative_to(package):
             own = (f"{path.relative_to(package)}:{place['line']} {tables['FunctionNames'][place['function_name_id']]}",)
-        # What is printed is one more than the caller's number, so that 1 stands for none (XLA of jaxlib 0.10). Callers
-        # precede what they call.
+        # XLA (jaxlib 0.10) prints the caller's number plus 1, so that 1 stands for no caller. Callers come before the
+        # frames that they call.
         stacks[frame] = own + stacks[numbers["parent_frame_id"] - 1]
     return stacks
 
@@ -155,18 +159,18 @@ def _numbers(row: str) -> dict[str, int]:
 
 
 def called(instruction: Instruction) -> list[str]:
-    """The computations that it runs, each time; not branches."""
+    """Names of the computations that it runs each time, without branches."""
     return _CALLED.findall(instruction.text)
 
 
 def rounds(module: Module, instruction: Instruction) -> int:
-    """Of a loop; 1 of all else, and of one that does not say."""
+    """Rounds of a loop; 1 for all other instructions, and for a loop that does not say."""
     known = known_rounds(module, instruction) if instruction.opcode == "while" else None
     return 1 if known is None else known
 
 
 def known_rounds(module: Module, loop: Instruction) -> int | None:
-    """None of one that does not say. JAX's loops count from 0."""
+    """Rounds of a loop; None if it does not say. JAX's loops count from 0."""
     if known := _TRIPS.search(loop.text):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", loop.text)
@@ -181,9 +185,10 @@ def known_rounds(module: Module, loop: Instruction) -> int | None:
 
 
 def chain(collective: Instruction) -> str | None:
-    """What the pieces have in common in which a TPU runs one collective, beside other work; None of one in one piece.
+    """The id that all pieces of one collective share; None for a collective in one piece.
 
-    Not the channel, which all copies of one JAX function share.
+    A TPU may run a collective in pieces, beside other work. The channel would not do: all copies of one JAX function
+    share it.
     """
     found = re.search(r'chain_id="(\d+)"', collective.text)
     return found[1] if found else None

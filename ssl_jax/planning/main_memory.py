@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from ssl_jax.planning import hlo
 
-# Results that are their operand under another name, or brought, whole or in part, into another memory.
+# Instructions whose result is their operand under another name, or brought, whole or in part, into another memory.
 ALIASES = ("get-tuple-element", "bitcast", "copy-start", "copy-done", "slice-start", "slice-done", "opt-barrier")
-# What moves nothing itself.
+# Instructions that move nothing themselves.
 STILL = (
     "parameter",
     "constant",
@@ -19,16 +19,17 @@ STILL = (
     "conditional",
     "call",
 )
-# Of their first operand they read a part, their result, or write the operand of this number into a part.
+# READ_PARTS read a part of their first operand: their result. WRITE_PARTS write the operand of this number into a part
+# of their first operand.
 READ_PARTS = ("slice", "dynamic-slice", "gather")
 WRITE_PARTS = {"dynamic-update-slice": 1, "scatter": 2}
 
 
 def activation_bytes(module: hlo.Module) -> int:
-    """What the forward pass leaves in the main memory for the backward one, with padding.
+    """Bytes that the forward pass leaves in the main memory for the backward pass, with padding.
 
-    Also what it makes on the chip and puts away into the main memory until then. Of a step that is not differentiated
-    it is 0. Values that are computed a second time instead are not counted.
+    Values that it makes on the chip and stores in the main memory until then count, too. Values that are computed a
+    second time instead do not count. 0 for a step that is not differentiated.
     """
     instructions = {i.name: i for i in module.computations[module.entry]}
     kept: dict[tuple[str, int | None], bool] = {}  # a result -> whether it is ever in the main memory
@@ -40,7 +41,7 @@ def activation_bytes(module: hlo.Module) -> int:
     total = 0
     for (name, index), in_main_memory in kept.items():
         made = instructions.get(name)
-        loop = made is not None and made.opcode == "while"  # of which it keeps what is stacked
+        loop = made is not None and made.opcode == "while"  # its stacked results are kept
         if in_main_memory and made is not None and _is_forward(made) and (loop or made.opcode not in STILL):
             shapes = made.shapes if index is None else made.shapes[index : index + 1]
             total += sum(shape.padded_bytes for shape in shapes)
@@ -48,8 +49,8 @@ def activation_bytes(module: hlo.Module) -> int:
 
 
 def _origin(instructions: Mapping[str, hlo.Instruction], name: str) -> tuple[str, int | None, bool]:
-    """(the instruction that made a value, which of its results it is or None for all, whether the value was in the main
-    memory on its way from there)"""
+    """(the instruction that made a value, which of its results the value is or None for all, whether the value was in
+    the main memory on its way from there)"""
     index, in_main_memory = None, False
     while (made := instructions.get(name)) is not None:
         if not _is_alias(made):
@@ -59,17 +60,17 @@ def _origin(instructions: Mapping[str, hlo.Instruction], name: str) -> tuple[str
         if made.opcode == "get-tuple-element":
             found = re.search(r"index=(\d+)", made.text)
             index = int(found[1]) if found else None
-        counters = made.opcode.endswith("-start")  # the last of its results
+        counters = made.opcode.endswith("-start")  # then its last result is a counter
         in_main_memory |= any(shape.in_main_memory for shape in made.shapes[: -1 if counters else None])
         name = made.operands[0]
     return name, index, in_main_memory
 
 
 def traffic_bytes(module: hlo.Module) -> int:
-    """What a step reads from the main memory and writes to it, with padding; not in branches.
+    """Bytes that a step reads from the main memory and writes to it, with padding, without branches.
 
-    Of an operand that an instruction slices or gathers from, or writes a slice or rows of in its place, it is that
-    part; all others count as a whole, and once for each instruction that reads them.
+    If an instruction slices or gathers from an operand, or writes a slice or rows of it in place, only that part
+    counts. All other operands count as a whole, once for each instruction that reads them.
     """
     return _traffic(module, module.entry)
 
@@ -86,7 +87,7 @@ def _traffic(module: hlo.Module, computation: str) -> int:
         bodies = [module.computations[name] for name in hlo.called(instruction) if name in module.computations]
         if instruction.opcode == "fusion" and bodies:
             total += _fusion_bytes(instruction, {i.name: i for i in bodies[0]})
-            # What is gathered beside a TPU's other work is written once, though named in each piece of that work.
+            # A collective that a TPU runs beside other work is written once, though each piece of that work names it.
             for piece in bodies[0]:
                 if piece.opcode in hlo.COLLECTIVES and (chain := hlo.chain(piece)) not in begun:
                     if chain:
@@ -101,7 +102,7 @@ def _traffic(module: hlo.Module, computation: str) -> int:
             total += _part_bytes(instruction, instructions)
             continue
         touched = list(instruction.shapes)
-        if not instruction.opcode.endswith("-start"):  # whose results name their operands
+        if not instruction.opcode.endswith("-start"):  # their results include their operands
             touched += [s for name in instruction.operands if name in instructions for s in instructions[name].shapes]
         total += sum(_main_bytes(shape) for shape in touched)
     return total
@@ -112,7 +113,7 @@ def _main_bytes(shape: hlo.ArrayShape) -> int:
 
 
 def _part_bytes(instruction: hlo.Instruction, instructions: Mapping[str, hlo.Instruction]) -> int:
-    """Of a part that is read or written: in the whole, and where it goes to or comes from; and the indices."""
+    """Bytes of reading or writing a part: in the whole, in the place that it goes to or comes from, and the indices."""
     whole, *others = (instructions[name].shapes[0] for name in instruction.operands)
     if instruction.opcode in READ_PARTS:
         part = instruction.shapes[0]
@@ -123,7 +124,7 @@ def _part_bytes(instruction: hlo.Instruction, instructions: Mapping[str, hlo.Ins
 
 
 def _written(instruction: hlo.Instruction, instructions: Mapping[str, hlo.Instruction]) -> hlo.Instruction:
-    """What is written: the instruction's result, but of one that writes a part that part."""
+    """What is written: the instruction's result, or only the part if the instruction writes a part."""
     number = WRITE_PARTS.get(instruction.opcode)
     return instruction if number is None else instructions[instruction.operands[number]]
 
@@ -164,7 +165,7 @@ def _fusion_bytes(fusion: hlo.Instruction, body: Mapping[str, hlo.Instruction]) 
 
 
 def _is_alias(instruction: hlo.Instruction) -> bool:
-    # On TPUs slices that were brought on the chip one by one are put together by a custom call that does nothing.
+    # On TPUs, slices are brought on the chip one by one. A custom call that does nothing then joins them.
     return instruction.opcode in ALIASES or "ConcatBitcast" in instruction.text
 
 

@@ -17,10 +17,16 @@ _DIM_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """kind: of hlo.COLLECTIVES. shapes: all that it moves: what is reduced, the whole of what is gathered, scattered or
-    exchanged, as one device sees it. group: devices that take part. times: a step; those in loops that do not say how
-    many rounds they have count once. conditional: within a branch, not taken in each step. op_name,
-    stack: as of `Instruction` and `Module`; of several that the compiler has merged, those of one."""
+    """One collective of a step.
+
+    kind: one of hlo.COLLECTIVES.
+    shapes: all that it moves, as one device sees it: what is reduced, or the whole of what is gathered, scattered or
+      exchanged.
+    group: number of devices that take part.
+    times: how often a step runs it; in a loop that does not say how many rounds it has, it counts once.
+    conditional: it is in a branch that not every step takes.
+    op_name, stack: as in `Instruction` and `Module`. If the compiler merged several collectives, those of one of them.
+    """
 
     kind: str
     shapes: tuple[hlo.ArrayShape, ...]
@@ -32,30 +38,32 @@ class Collective:
 
     @property
     def bytes(self) -> int:
-        """Of `shapes`, each time."""
+        """Size of `shapes`: what it moves each time."""
         return sum(shape.bytes for shape in self.shapes)
 
     @property
     def sent_bytes(self) -> float:
-        """That each device sends, each time, where the devices form a ring, which is the least there is: an all-reduce
-        is a reduce-scatter and an all-gather, in each of which a device passes on all parts but one."""
+        """Bytes that each device sends each time if the devices form a ring; no other way sends less.
+
+        An all-reduce is a reduce-scatter and an all-gather. In each of the two, a device passes on all parts but one.
+        """
         share = (self.group - 1) / self.group
         return self.bytes * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
 
 
 def collectives(module: hlo.Module) -> list[Collective]:
-    """All that a step runs, in the order of its program."""
+    """All collectives that a step runs, in the order of its program."""
     return list(_collectives(module, module.entry, 1, False, set()))
 
 
 def _collectives(
     module: hlo.Module, computation: str, times: int, conditional: bool, begun: set[str]
 ) -> Iterator[Collective]:
-    """begun: the chains of which a piece was seen."""
+    """begun: the chains that have had a piece already."""
     for instruction in module.computations[computation]:
         kind = instruction.opcode.removesuffix("-start")
         if kind in hlo.COLLECTIVES:
-            if computation.startswith("all-reduce-scatter"):  # TPUs write it as an all-reduce and the slice that stays
+            if computation.startswith("all-reduce-scatter"):  # on TPUs, it is an all-reduce and a slice of that
                 kind = "reduce-scatter"
             if (chain := hlo.chain(instruction)) in begun:
                 continue
@@ -67,7 +75,7 @@ def _collectives(
             stack = module.stacks.get(named.frame, ())
             yield Collective(kind, shapes, group, times, conditional, named.op_name, stack)
             continue
-        if instruction.opcode in ("async-update", "async-done"):  # name again what async-start has begun
+        if instruction.opcode in ("async-update", "async-done"):  # both name again what async-start began
             continue
         rounds = times * hlo.rounds(module, instruction)
         for called in hlo.called(instruction):
@@ -78,7 +86,7 @@ def _collectives(
 
 
 def _group(text: str, devices: int) -> int:
-    """Devices of a group: of {{0,1},{2,3}}, of [2,4]<=[8] (groups, their size), or all."""
+    """Number of devices in a group, from {{0,1},{2,3}} or [2,4]<=[8] (groups, their size); all if neither is there."""
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return found[1].count(",") + 1
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
@@ -87,7 +95,7 @@ def _group(text: str, devices: int) -> int:
 
 
 def _named(module: hlo.Module, collective: hlo.Instruction) -> hlo.Instruction:
-    """The collective, or where the compiler left it without a name, the sum that it reduces by, which keeps its own."""
+    """The collective; if the compiler left it without a name, the sum that it reduces by, which keeps its name."""
     if not collective.op_name and (reducers := hlo.called(collective)):
         return module.computations[reducers[0]][-1]
     return collective
@@ -96,21 +104,21 @@ def _named(module: hlo.Module, collective: hlo.Instruction) -> hlo.Instruction:
 def _moved(instruction: hlo.Instruction, group: int) -> tuple[hlo.ArrayShape, ...]:
     kind, shapes = instruction.opcode.removesuffix("-start"), instruction.shapes
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
-        # Operands, results, and for a permutation two counters.
+        # Its shapes are operands, results, and for a permutation two counters.
         count = len(instruction.operands)
         shapes = shapes[count : 2 * count]
-    if kind == "reduce-scatter":  # what is whole before
+    if kind == "reduce-scatter":  # the whole that is scattered
         return tuple(hlo.ArrayShape(s.dtype, (group * s.dims[0], *s.dims[1:]), s.layout) for s in shapes)
     return shapes
 
 
 def repeated_flops(module: hlo.Module) -> float:
-    """Of matrix products and convolutions in the rounds of loops after the first, which XLA's analysis leaves out."""
+    """FLOPs that XLA's analysis leaves out: of matrix products and convolutions in loops, in rounds after the first."""
     return _products(module, module.entry, every_round=True) - _products(module, module.entry, every_round=False)
 
 
 def warnings(module: hlo.Module) -> list[str]:
-    """What is not counted of the loops that each step runs."""
+    """What is not counted in the loops that each step runs."""
     loops = [i for i in _run(module, module.entry) if i.opcode == "while"]
     unknown = [loop for loop in loops if hlo.known_rounds(module, loop) is None]
     inside = [i for loop in loops for name in hlo.called(loop) for i in _run(module, name)]
@@ -124,7 +132,7 @@ def warnings(module: hlo.Module) -> list[str]:
 
 
 def _run(module: hlo.Module, computation: str) -> Iterator[hlo.Instruction]:
-    """Its instructions, and those of what it calls, not of branches."""
+    """The computation's instructions, and those of the computations that it calls, without branches."""
     for instruction in module.computations[computation]:
         yield instruction
         for name in hlo.called(instruction):
@@ -138,7 +146,7 @@ def _products(module: hlo.Module, computation: str, *, every_round: bool) -> flo
         if instruction.opcode in ("dot", "convolution"):
             operands = [instructions[name].shapes[0].dims for name in instruction.operands]
             total += _product_flops(instruction, *operands)
-        if instruction.opcode in ("async-update", "async-done"):  # name again what async-start has begun
+        if instruction.opcode in ("async-update", "async-done"):  # both name again what async-start began
             continue
         called = hlo.called(instruction)
         inside = sum(_products(module, name, every_round=every_round) for name in called)
@@ -150,8 +158,10 @@ def _product_flops(instruction: hlo.Instruction, left: tuple[int, ...], right: t
     (result,) = instruction.shapes
     if instruction.opcode == "dot":
         summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.text)
+        assert summed is not None, instruction.text
         return 2.0 * math.prod(result.dims) * math.prod(left[int(d)] for d in summed[1].split(",") if d)
     labels = _DIM_LABELS.search(instruction.text)
+    assert labels is not None, instruction.text
     of_left, of_right, of_result = (
         dict(zip(label, sizes, strict=True))
         for label, sizes in zip(labels.groups(), (left, right, result.dims), strict=True)
@@ -171,8 +181,11 @@ def _window(text: str) -> dict[str, list[str]]:
 
 
 def _uses(size: int, kernel: int, outputs: int, window: Mapping[str, str]) -> int:
-    """Products of an input with a kernel's entry along one axis, over all outputs: not of padding, nor of the zeros of
-    a dilation, by which XLA writes batched products and gradients as convolutions."""
+    """Number of products of an input with a kernel's entry along one axis, over all outputs.
+
+    Padding does not count, nor do the zeros of a dilation. With these, XLA writes batched products and gradients as
+    convolutions.
+    """
     stride, spread, reach = (int(window.get(key, "1")) for key in ("stride", "lhs_dilate", "rhs_dilate"))
     before = int(window.get("pad", "0_0").partition("_")[0])
     place = np.arange(outputs)[:, None] * stride - before + np.arange(kernel) * reach

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ssl_jax.planning.chips import Slice
 from ssl_jax.planning.program import Collective
 
-# Of one hop from chip to chip: "How to Scale Your Model" (jax-ml.github.io/scaling-book), sharding, "about 1 us".
+# Time of one hop from chip to chip: "How to Scale Your Model" (jax-ml.github.io/scaling-book), sharding, "about 1 us".
 HOP_SECONDS = 1e-6
 
 ASSUMPTIONS = (
@@ -23,7 +23,7 @@ ASSUMPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of a step on each chip. link_bytes: that one link carries in one direction."""
+    """Seconds of a step on each chip. link_bytes: bytes that one link carries in one direction."""
 
     compute: float
     memory: float
@@ -32,26 +32,26 @@ class Roofline:
 
     @property
     def fastest(self) -> float:
-        """Everything at the same time."""
+        """Seconds if all runs at the same time."""
         return max(self.compute, self.memory, self.links)
 
     @property
     def slowest(self) -> float:
-        """The collectives after the rest."""
+        """Seconds if the collectives run after the rest."""
         return max(self.compute, self.memory) + self.links
 
     @property
     def bound(self) -> str:
-        """By what the fastest step is bound."""
+        """What limits the fastest step."""
         return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
 
     def utilization(self, seconds: float) -> float:
-        """The share of the peak arithmetic in a step of that length, in 0..1."""
+        """The share of the peak arithmetic, in 0..1, that a step of that length reaches."""
         return self.compute / seconds
 
 
 def roofline(place: Slice, *, flops: float, memory_bytes: float, collectives: Iterable[Collective]) -> Roofline:
-    """`flops`, `memory_bytes`: of one chip's step. Those of `collectives` in branches do not count."""
+    """`flops`, `memory_bytes`: of one chip's step. `collectives` in branches do not count."""
     chip, link_bytes, seconds = place.chip, 0.0, 0.0
     for collective in collectives:
         if collective.conditional or not place.links:

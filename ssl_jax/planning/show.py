@@ -7,9 +7,9 @@ from typing import Any
 
 from ssl_jax.planning.remedies import spelled
 
-# What a plan's "memory" says of the state that a step changes.
+# Entries of a plan's "memory" for the state that a step changes.
 STATE = ("parameters", "optimizer", "method_state")
-# Lines of our code that are printed, those that move most first; the JSON has all.
+# Number of lines of our code that are printed, those that send most first. The JSON has all.
 PRINTED_LINES = 8
 TIMES = {"arithmetic": "compute", "memory": "memory", "links": "link"}
 

@@ -1,16 +1,16 @@
-"""Self-contained pages: about one run, what it was worth and how its embeddings look, or comparing several."""
+"""Self-contained pages: about one run (what it was worth, how its embeddings look), or comparing several runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_jax.files import replacing
 from ssl_jax.report import comparison, files, page, read
+from ssl_jax.workdir.files import replacing
 
 NAME, COMPARISON_NAME = "report.html", "comparison.html"
 
 
 def write(workdir: str | Path, output: str | Path | None = None) -> Path:
-    """Writes `workdir`/report.html, or `output`, from the run's files; the page says which command makes missing ones.
+    """Writes `workdir`/report.html, or `output`, from the run's files. The page names the command for missing ones.
 
     Raises: FileNotFoundError if `workdir` is no directory.
     """
@@ -40,7 +40,7 @@ def write_files(workdir: str | Path) -> list[Path]:
 
 
 def _put(path: Path, html: str) -> Path:
-    # A file's name may hold bytes that are no UTF-8, which Python has as characters that UTF-8 lacks.
+    # A file's name may hold bytes that are not UTF-8. Python reads them as characters that UTF-8 cannot encode.
     with replacing(path) as file:
         file.write(html.encode("utf-8", "backslashreplace"))
     return path

@@ -17,13 +17,13 @@ from ssl_jax.report.svg import INKS, draw
 
 SIZE = (4.6, 2.7)  # inches of 72 units
 TICK_STEPS = [1, 2, 2.5, 5, 10]
-LONGEST_NAME = 44  # that fits the width
-MARKED = 12  # a line of at most so many points shows each
+LONGEST_NAME = 44  # characters that fit the width
+MARKED = 12  # a line with at most this many points marks each of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """Values over steps; with `low` and `high` in a band. NaN leaves a gap."""
+    """Values over steps, in a band from `low` to `high` if these are given. NaN leaves a gap."""
 
     steps: Int[np.ndarray, " n"]
     values: Float[np.ndarray, " n"]
@@ -42,7 +42,7 @@ def curve(
 ) -> str:
     """`values` over `steps` as SVG; `level` is a (height, label) to compare with, drawn dashed. NaN leaves a gap.
 
-    from_zero: the axis begins at 0, for values of which it is the share of the possible that counts.
+    from_zero: the axis begins at 0, for values that are read as a share of what is possible.
     """
     with draw(size) as drawing:
         axes = drawing.axes
@@ -69,14 +69,14 @@ def curve(
 
 
 def curves(lines: Sequence[tuple[Line, Style]], *, percent: bool = False) -> str:
-    """Several lines on one scale as SVG, each with its band and, some points apart, its marks."""
+    """Several lines on one axis as SVG, each with its band and with marks some points apart."""
     with draw(SIZE) as drawing:
         axes = drawing.axes
         for number, (line, style) in enumerate(lines):
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.steps, line.low, line.high, color=INKS[style.color], alpha=0.22, linewidth=0)
             between = max(len(line.steps) // (MARKED // 2), 1)
-            # Shifted, so that marks of lines that coincide do not.
+            # Shifted, so that the marks of coinciding lines do not coincide.
             every = (number * between // len(lines), between)
             axes.plot(line.steps, line.values, linewidth=1.8, markevery=every, **_marker(style, 0.75))
         _over_steps(axes, percent=percent, nbins=5)
@@ -84,11 +84,11 @@ def curves(lines: Sequence[tuple[Line, Style]], *, percent: bool = False) -> str
 
 
 def dots(rows: Mapping[str, Mapping[str, Score]], styles: Mapping[str, Style] = SUBJECT_STYLES) -> str:
-    """The scores of each row on one scale, with their std, as SVG.
+    """The scores of each row on one axis, with their std, as SVG.
 
     Args:
       rows: name -> what is compared -> its score.
-      styles: of what is compared, the most important first: it is drawn above the others.
+      styles: what is compared -> its style, the most important first: it is drawn above the others.
     """
     with draw((SIZE[0], 0.6 * len(rows) + 0.4)) as drawing:
         axes = drawing.axes
@@ -129,12 +129,12 @@ def label_efficiency(
 
     Args:
       lines: what is compared -> (labels per class, score), fewest first.
-      styles: of what is compared, the most important first.
-      all_labels: a number of labels per class that is called "all".
+      styles: what is compared -> its style, the most important first.
+      all_labels: the number of labels per class that is called "all".
     """
     with draw(SIZE) as drawing:
         axes = drawing.axes
-        for compared, points in reversed(list(lines.items())):  # the first above the others
+        for compared, points in reversed(list(lines.items())):  # the first is drawn above the others
             counts = [count for count, _ in points]
             means, stds = [score.mean for _, score in points], [score.std for _, score in points]
             bar: dict[str, Any] = dict(yerr=stds if any(stds) else None, elinewidth=1.4, capsize=3, linewidth=1.8)
@@ -151,9 +151,9 @@ def label_efficiency(
 
 
 def matrix(percents: Float[np.ndarray, "classes classes"], names: Sequence[str]) -> str:
-    """Each class's images by the class that they were taken for, in percent, as SVG: the darker, the more.
+    """How many percent of each class's images were taken for which class, as SVG: the darker, the more.
 
-    The rows carry names and numbers, the columns the numbers.
+    Rows are classes, with names and numbers. Columns are what they were taken for, with numbers only.
     """
     count = len(names)
     with draw((SIZE[0], SIZE[0] * (0.25 + 0.06 * count) if count < 12 else SIZE[0])) as drawing:
@@ -195,7 +195,7 @@ def _over_steps(axes: Axes, *, percent: bool, nbins: int) -> None:
 
 
 def _apart(counts: Sequence[float]) -> list[float]:
-    """Those of the sorted counts whose labels have room beside each other on a log axis; the last is always one."""
+    """The sorted counts whose labels have room beside each other on a log axis. The last count is always kept."""
     kept: list[float] = []
     for count in reversed(counts):
         if not kept or np.log(kept[-1] / count) > 0.13 * np.log(counts[-1] / counts[0]):

@@ -34,12 +34,12 @@ class Table:
 
     @property
     def by_class(self) -> bool:
-        """Whether a mean over classes stands beside an accuracy."""
+        """Whether some score has a mean over classes that differs from its accuracy."""
         found = [*self.scores.values(), *(scores for _, scores in self.baselines)]
         return any(score.differs for scores in found for score in scores.values())
 
     def best(self, protocol: str) -> float:
-        """The highest mean, of what is pre-trained, as it is printed."""
+        """The highest mean of the pre-trained groups, rounded as it is printed."""
         return max(round(found[protocol].mean, 1) for found in self.scores.values() if protocol in found)
 
 
@@ -100,7 +100,7 @@ def _table(groups: Sequence[Group], data: str) -> Table:
 
 
 def _baselines(groups: Sequence[Group], data: str) -> list[tuple[str, Mapping[str, Score]]]:
-    """Of what was measured beside the runs, each once: groups with the same network or images share it."""
+    """(name, protocol -> score) of each baseline. Groups with the same network or images share a baseline."""
     found: dict[str, list[Mapping[str, Score]]] = {}
     for group in groups:
         size = "×".join(map(str, group.config.get("data", {}).get("image_size", ())))
@@ -113,7 +113,7 @@ def _baselines(groups: Sequence[Group], data: str) -> list[tuple[str, Mapping[st
 
 
 def _lead(table: Table) -> str:
-    """Who is ahead with the fewest labels, and whether by more than the spread."""
+    """A sentence: which group is ahead with the fewest labels, and whether by more than the spread."""
     shared = [p for p in table.protocols if sum(p in found for found in table.scores.values()) > 1]
     linear = [protocol for protocol in shared if protocol.startswith("linear/")]
     if not shared:
@@ -134,7 +134,7 @@ def _lead(table: Table) -> str:
 
 
 def _losses(groups: Sequence[Group]) -> list[tuple[str, list[str], str]]:
-    """(method, the groups in it, inline SVG): losses of different methods have no common scale."""
+    """(method, its groups, inline SVG) of each method. The losses of different methods are not comparable."""
     found = []
     for method in dict.fromkeys(names.method(group.config) for group in groups):
         made = _curves([group for group in groups if names.method(group.config) == method], "loss")

@@ -22,10 +22,9 @@ class Mistake:
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """percents: of each class's images those taken for each class. total: of classes, shown or not.
-
-    names: of the shown classes, long ones cut. mistakes: the most frequent, over all classes, most frequent first.
-    """
+    """percents: [i, j] is how many percent of class i's images were taken for class j. names: names of these shown
+    classes, long ones cut. total: number of classes, shown or not. mistakes: the most frequent ones over all classes,
+    most frequent first."""
 
     percents: Float[np.ndarray, "classes classes"]
     names: list[str]
@@ -34,13 +33,13 @@ class Confusion:
 
 
 def confusion(predictions: Mapping[str, np.ndarray]) -> Confusion | None:
-    """Of all classes, or of the MOST_CLASSES with the most mistakes; None where nothing was predicted.
+    """The confusion of all classes, or of the MOST_CLASSES with the most mistakes; None if nothing was predicted.
 
     predictions: "labels" and "predictions" int [n] >= 0, "class_names".
     """
     if not predictions:
         return None
-    # Over the classes that occur, so that a damaged file's class 10^9 takes no memory.
+    # Only over classes that occur, so that a class 10^9 in a damaged file takes no memory.
     classes, index = np.unique(np.stack([predictions["labels"], predictions["predictions"]]), return_inverse=True)
     counts = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(counts, tuple(index.reshape(2, -1)), 1)

@@ -16,11 +16,11 @@ FOLDER = "pictures"
 CELL = 0.9  # inches an image
 DPI = 200
 
-Row = tuple[str, Sequence[UInt8[np.ndarray, "_ _ _"]]]  # title, images; rows differ in the size of theirs
+Row = tuple[str, Sequence[UInt8[np.ndarray, "_ _ _"]]]  # title, images; rows may differ in image size
 
 
 def write(record: Record) -> list[Path]:
-    """Writes workdir/pictures/*.svg and *.png, those that the run has the data for."""
+    """Writes workdir/pictures/*.svg and *.png: the pictures that the run has the data for."""
     folder = record.workdir / FOLDER
     folder.mkdir(exist_ok=True)
     made = []
@@ -62,7 +62,7 @@ def _rows(record: Record) -> dict[str, list[Row]]:
 
 
 def _grid(rows: Sequence[Row]) -> Figure:
-    """A row for each, its title at the left."""
+    """A figure with a line of images for each row, its title at the left."""
     columns = max(len(made) for _, made in rows)
     figure = Figure(figsize=(CELL * (columns + 1.4), CELL * len(rows)), facecolor=LIGHT["panel"], layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)

@@ -1,4 +1,4 @@
-"""Runs to be compared: those that differ in nothing but the seed are one group."""
+"""Groups of runs to be compared: runs that differ in nothing but the seed are one group."""
 
 import dataclasses
 import json
@@ -16,13 +16,13 @@ from ssl_jax.report.scores import Score
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    name: str  # no two of a comparison share it
+    name: str  # unique within a comparison
     style: Style
     records: Sequence[Record]
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Of all its runs, but for the seed."""
+        """The config of all its runs, but for the seed."""
         return self.records[0].config
 
     @property
@@ -30,7 +30,8 @@ class Group:
         return f"{len(self.records)} seeds" if len(self.records) > 1 else "1 seed"
 
     def line(self, metric: str) -> Line | None:
-        """Mean, least and greatest over the runs with the metric, as far as all of these have come; None if none.
+        """Mean, least and greatest value over the runs with the metric, at steps that all of them have; None if no run
+        has it.
 
         A value that is not finite in one run leaves a gap.
         """
@@ -55,9 +56,9 @@ class Group:
 
 
 def group_runs(records: Sequence[Record]) -> list[Group]:
-    """In the order of their first runs.
+    """The groups, in the order of their first runs.
 
-    A group is called by its method; where several share it, by the workdir of its first run, too.
+    A group is named after its method. If several groups share the method, the workdir of the first run is added.
     """
     found: dict[str, list[Record]] = {}
     for record in records:
@@ -87,7 +88,7 @@ def _called(records: Sequence[Record]) -> list[str]:
 
 
 def differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
-    """(key, its value in each group's config) of the keys of which not all have the same; "" where one lacks it."""
+    """(key, its value in each group's config) of the keys whose values differ; "" where a config lacks the key."""
     flat = [_flatten(group.config) for group in groups]
     keys = sorted(set().union(*flat))
     return [(key, row) for key in keys if len(set(row := [values.get(key, "") for values in flat])) > 1]

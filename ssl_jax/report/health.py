@@ -1,4 +1,4 @@
-"""Whether the training went well, beside its loss: one panel for each health metric, with what to look for."""
+"""Whether training went well, judged by more than the loss: a panel for each health metric, with what to look for."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ssl_jax.evaluation import alarms
+from ssl_jax.health import alarms
 from ssl_jax.report import charts
 from ssl_jax.report.read import Record
 
@@ -17,14 +17,14 @@ MOST_WAITING = 10.0  # percent of the time
 @dataclasses.dataclass(frozen=True)
 class Panel:
     title: str
-    value: str  # the last one, of shares of time their mean
+    value: str  # the last value; for a share of time, the mean
     meaning: str
     alarm: str  # what is wrong and what to do; "" if nothing is
     svg: str
 
 
 def panels(record: Record) -> list[Panel]:
-    """One for each health metric that was logged."""
+    """One panel for each health metric that was logged."""
     series = {name: record.series(name)[1] for name in ("embedding_std", "rankme", "embedding_dim", "rank_limit")}
     last = {name: float(values[-1]) for name, values in series.items() if len(values)}
     collapsed = alarms.collapse(last, chance_level=None)

@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-# Larger images are shrunk: a page of a hundred of them stays below some MB.
+# Larger images are shrunk, so that a page of a hundred of them stays below a few MB.
 LARGEST_SIDE = 96
 SHEET_SIDE, SHEET_COLUMNS = 32, 50  # of the thumbnails on one sheet
 NEIGHBORS, QUERIES = 8, 10
 
 
 def data_uri(image: UInt8[np.ndarray, "height width channels"]) -> str:
-    """A PNG of the image as it is displayable."""
+    """A data URI: the image, made `displayable`, as a PNG."""
     image = displayable(image)
     scale = LARGEST_SIDE / max(image.shape[:2])
     if scale < 1:
@@ -28,7 +28,7 @@ def data_uri(image: UInt8[np.ndarray, "height width channels"]) -> str:
 def sheet(images: UInt8[np.ndarray, "n height width channels"]) -> str:
     """A data URI of all images side by side, each as a square of SHEET_SIDE pixels, in rows of SHEET_COLUMNS.
 
-    WebP, which loses a little: two thousand stay below a megabyte, as PNG they take three.
+    As WebP, which loses a little: two thousand images stay below a megabyte. As PNG they take three.
     """
     rows = -(-len(images) // SHEET_COLUMNS)
     made = np.zeros((rows, SHEET_SIDE, SHEET_COLUMNS, SHEET_SIDE, 3), np.uint8)
@@ -45,12 +45,12 @@ def sheet(images: UInt8[np.ndarray, "n height width channels"]) -> str:
 
 
 def displayable(image: UInt8[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "height width shown"]:
-    """Of 1 or 3 channels; of others the mean is shown."""
+    """The image if it has 1 or 3 channels, else the mean of its channels."""
     return image if image.shape[2] in (1, 3) else image.mean(axis=2, keepdims=True).round().astype(np.uint8)
 
 
 def css_class(images: np.ndarray | None) -> str:
-    """How images of this size are scaled up: so small ones keep their pixels sharp."""
+    """The CSS class for images of this size: small ones keep sharp pixels when scaled up."""
     return " pixelated" if images is not None and max(images.shape[1:3]) < 64 else ""
 
 
@@ -82,9 +82,9 @@ class Query:
 
 
 def neighbor_gallery(embeddings: Mapping[str, np.ndarray]) -> list[Query]:
-    """The first image of each class, of at most `QUERIES` classes, and its most similar other images, best first.
+    """For at most `QUERIES` classes, the class's first image and its most similar other images, best first.
 
-    Without labels the first images. Nothing is picked by how it looks.
+    Without labels, the first images of all. No image is picked by how it looks.
     """
     if not embeddings or len(embeddings["images"]) < 2:
         return []
@@ -107,7 +107,7 @@ def neighbor_gallery(embeddings: Mapping[str, np.ndarray]) -> list[Query]:
 
 
 def neighbors(embeddings: Mapping[str, np.ndarray]) -> list[tuple[int, list[int]]]:
-    """(image, its most similar others, best first) of the images that the gallery shows."""
+    """(image, its most similar other images, best first) of each query in the gallery. Images are row numbers."""
     features = embeddings["features"]
     chosen = _queries(embeddings["labels"])
     similarity = cosine(features, features[chosen])
@@ -134,7 +134,7 @@ def agreement(embeddings: Mapping[str, np.ndarray], block: int = 1024) -> float 
 
 
 def cosine(a: Float[np.ndarray, "n dim"], b: Float[np.ndarray, "m dim"]) -> Float[np.ndarray, "n m"]:
-    """Similarity of each row of a with each of b, in -1..1; 0 with a row of zeros."""
+    """Cosine similarity of each row of a with each row of b, in -1..1; 0 for a row of zeros."""
     a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (a, b))
     return a @ b.T
 
@@ -146,7 +146,7 @@ def class_name(label: int, class_names: np.ndarray) -> str:
 
 
 def _uri(kind: str, image: np.ndarray, options: Sequence[int] = ()) -> str:
-    """Of an image in OpenCV's order of channels."""
+    """The data URI of an image in OpenCV's order of channels."""
     return (
         f"data:image/{kind};base64," + base64.b64encode(cv2.imencode(f".{kind}", image, options)[1].tobytes()).decode()
     )

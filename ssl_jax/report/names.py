@@ -1,4 +1,4 @@
-"""What the pages call things."""
+"""Names of things on the pages."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,15 +17,15 @@ DATA_NAMES = {
 
 
 def method(config: Mapping[str, Any]) -> str:
-    """Of a run; "" if its config is not known."""
+    """Name of a run's method; "" if its config is not known."""
     name = config.get("method", {}).get("name", "")
     return METHODS[name].__name__ if name in METHODS else name
 
 
 def data(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """Of the images that a run was trained on, as config.json and run.json say; "" if they do not.
+    """Name of the images that a run was trained on, from config.json and run.json; "" if they do not say.
 
-    Where a program gave the images, the config's section `data` is not about them.
+    If a program gave the images, the config's section `data` does not describe them.
     """
     source, section = facts.get("source", {}), config.get("data", {})
     if source.get("given"):
@@ -35,7 +35,7 @@ def data(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def measured(source: Mapping[str, Any]) -> str:
-    """Of a source as run.json and evaluation.json describe it, by "name" and "kind"; "" where they do not."""
+    """Name of a source that run.json or evaluation.json describes by "name" and "kind"; "" if they do not."""
     name, kind = source.get("name", ""), source.get("kind")
     if kind == "FolderSource":
         name = Path(name).name
@@ -51,5 +51,5 @@ def duration(seconds: float) -> str:
 
 
 def short(text: str, most: int) -> str:
-    """At most `most` characters of it."""
+    """At most `most` characters of the text."""
     return text if len(text) <= most else text[: most - 1] + "…"

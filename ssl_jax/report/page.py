@@ -28,7 +28,7 @@ def render(record: Record) -> str:
         measured=names.measured(record.evaluation.get("data", {})),
         lead=scores.lead(rows),
         headline=scores.headline(rows),
-        subjects=scores.SUBJECTS,
+        subjects=subjects_of(record),
         subject_styles=SUBJECT_STYLES,
         variants=scores.variants(record.evaluation),
         largest=scores.largest_class(record.evaluation),
@@ -63,8 +63,13 @@ def render(record: Record) -> str:
     )
 
 
+def subjects_of(record: Record) -> dict[str, str]:
+    """Key -> name of the subjects that were measured. Baselines may have been left out."""
+    return {subject: name for subject, name in scores.SUBJECTS.items() if subject in record.evaluation}
+
+
 def charts_of(record: Record) -> dict[str, str]:
-    """name -> inline SVG of each chart that the run has the numbers for, but the health panels."""
+    """name -> inline SVG of each chart that the run has the numbers for, without the health panels."""
     made = {}
     steps, values = record.series("loss")
     if np.isfinite(values).any():
@@ -90,7 +95,7 @@ def _title(record: Record) -> str:
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:
-    """(term, what is known) of what was run and on what."""
+    """(term, what is known about it): what was run, and on what."""
     config, facts = record.config, record.facts
     data, model = config.get("data", {}), config.get("model", {})
     found = {

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-# Names of the CSS variables -> colors. Those of marks, c0 .. c9 and rest, have a contrast of 3 with the page, all that
-# text is written in one of 4.5 (WCAG 2.2, AA). No ten colors are told apart by all: each has a shape, too.
+# Names of the CSS variables -> colors. Colors of marks, c0 .. c9 and rest, have a contrast of 3 with the page; colors
+# of text have 4.5 (WCAG 2.2, AA). Not everyone can tell ten colors apart, so each mark has a shape, too.
 LIGHT = {
     "paper": "#fcfbf8",
     "panel": "#ffffff",
@@ -52,7 +52,7 @@ DARK = {
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A shape around the origin, some 14 units wide, as an SVG path."""
+    """A shape around the origin, about 14 units wide, as an SVG path."""
 
     d: str
     hollow: bool = False  # drawn as a line, not filled

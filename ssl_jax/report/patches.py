@@ -1,4 +1,4 @@
-"""What a network makes of an image's patches, as pictures: principal components of their features, and attention."""
+"""Pictures of what a network makes of an image's patches: principal components of their features, and attention."""
 
 from collections.abc import Mapping
 
@@ -11,17 +11,18 @@ from sklearn.decomposition import PCA
 from ssl_jax.report.scores import SUBJECTS
 
 KINDS = ("features", "attention")  # of pictures, each a figure of the report
-# Percentiles that become black and full color: a few outliers would leave all else in one tone.
+# Percentiles that become black and full color. With the least and greatest value instead, a few outliers would leave
+# all else in one tone.
 DARKEST, BRIGHTEST = 1, 99
-FLAT = 128  # of components that do not vary
+FLAT = 128  # value of components that do not vary
 HEAT = colormaps["cividis"]  # its lightness rises steadily, so it needs no color vision
 
 
 def pca_picture(patch_features: Float[np.ndarray, "n rows cols dim"]) -> UInt8[np.ndarray, "n rows cols 3"]:
     """The first three principal components, of all patches of all images, as red, green and blue.
 
-    Alike patches get alike colors over the whole batch; which color is chance. Each component is scaled to the full
-    range of its own channel; one that does not vary is gray, as are those that fewer than three dimensions lack.
+    Similar patches get similar colors over the whole batch; which color is chance. Each component is scaled to the full
+    range of its own channel. A component is gray if it does not vary, or is missing as there are fewer dimensions.
 
     Raises: ValueError for no patches, or features that are not finite.
     Source: Oquab et al. 2023, arXiv:2304.07193, figure 1, without its thresholding of the background.
@@ -41,7 +42,7 @@ def pca_picture(patch_features: Float[np.ndarray, "n rows cols dim"]) -> UInt8[n
         varies = pca.explained_variance_ > 1e-9 * pca.explained_variance_[0]
         components = pca.transform(rows)[:, varies]
         low, high = np.percentile(components, (DARKEST, BRIGHTEST), axis=0)
-        # Where nearly all patches are alike, the percentiles are too; then the outliers are what there is to see.
+        # If nearly all patches are alike, the two percentiles are equal. Then the outliers set the range.
         low, high = (np.where(high > low, a, b) for a, b in ((low, components.min(0)), (high, components.max(0))))
         picture[:, : components.shape[1]] = np.rint(255 * np.clip((components - low) / (high - low), 0, 1))
     return picture.reshape(*patch_features.shape[:3], 3)
@@ -52,11 +53,11 @@ def attention_picture(
 ) -> UInt8[np.ndarray, "n height width 3"]:
     """Where the class token looks, averaged over the heads, as heat over the grayed images.
 
-    Each image is scaled by its own largest attention, so a map shows where, not how much; one without attention to any
-    patch is dark. For a single head pass attention[:, [head]].
+    Each image is scaled by its own largest attention, so a map shows where, not how much. A map without attention to
+    any patch is dark. For a single head pass attention[:, [head]].
 
     Args:
-      attention: the last block's, of the class token to the patches, >= 0.
+      attention: attention of the class token to the patches in the last block, >= 0.
     Raises: ValueError for attention that is negative or not finite, without heads, or of another number of images.
     Source: Caron et al. 2021, arXiv:2104.14294, section 4.2.2.
     """
@@ -78,8 +79,8 @@ def attention_picture(
 
 
 def figures(pictures: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Of a run's pictures (read.Record.patches) those of each of KINDS that it has, title -> pictures, under the images
-    that they are of."""
+    """kind -> title -> pictures, for each of KINDS that a run's pictures (read.Record.patches) have. The images that
+    the pictures are of come first."""
     found = {}
     for kind in KINDS:
         made = {name: rows for key, rows in pictures.items() if (name := key.removeprefix(f"{kind}/")) != key}

@@ -1,4 +1,4 @@
-"""What a run's workdir holds, as far as it is there: any file may be missing, or cut short while a run goes on."""
+"""Reads what a run's workdir holds. Any file may be missing, or cut short while a run goes on."""
 
 import dataclasses
 import json
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ssl_jax.metrics import read_metrics
+from ssl_jax.workdir.metrics import read_metrics
 
-MAX_BYTES = 2**30  # of the arrays in a file; ssl_jax writes some 50 million
+MAX_BYTES = 2**30  # of the arrays in a file; ssl_jax writes about 50 million
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Record:
     views: samples/views.npz: "original" uint8 [n, height, width, channels], "views" uint8 [n, views, height, width,
       channels]; {} where there is none.
     pictures: samples/pictures.npz: title -> uint8 [n, height, width, channels], the same n for all; {} where there is
-      none, as of a method that draws nothing.
+      none, for example for a method that draws nothing.
     embeddings: samples/embeddings.npz: "images" uint8 [n, height, width, channels], "features" float32 [n, dim],
       "labels" int32 [n] (-1 is unlabeled), "class_names"; {} where there is none.
     patches: samples/patches.npz: "images", and under "features/NAME" and "attention/NAME" what networks make of their
-      patches: uint8 [n, height, width, channels], the same n for all; {} where there is none, as of a network that has
-      neither.
+      patches: uint8 [n, height, width, channels], the same n for all; {} where there is none, for example for a network
+      that has neither.
     predictions: samples/predictions.npz: "labels" and "predictions" int32 [n] of test images, both >= 0, "class_names";
       {} where there is none.
     unreadable: file name -> reason, of the files that are there but damaged.
@@ -49,7 +49,7 @@ class Record:
 
     @property
     def steps(self) -> int | None:
-        """Of the whole run, if its config and data are known."""
+        """Steps of the whole run; None if its config or data are not known."""
         if self.config.get("steps"):
             return self.config["steps"]
         if "num_images" in self.facts and self.config.get("epochs") and self.config.get("batch_size"):
@@ -62,7 +62,7 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Spent in steps, from the logged speeds: without compilation, evaluations and pauses between two starts."""
+        """Time in steps, from the logged speeds, without compilation, evaluations and pauses between two starts."""
         total, previous = 0.0, 0
         for line in self.metrics:
             if line.get("images_per_second"):
@@ -150,7 +150,7 @@ def _read_embeddings(path: Path) -> dict[str, np.ndarray]:
     rows = {name: len(arrays[name]) for name in ("images", "features", "labels")}
     if len(set(rows.values())) > 1:
         raise ValueError(f"images, features and labels differ in number: {rows}")
-    # Features of a diverged run: neither map nor neighbors are defined for them.
+    # Without the features of a diverged run: neither map nor neighbors are defined for them.
     finite = np.isfinite(arrays["features"]).all(axis=1)
     return arrays | {name: arrays[name][finite] for name in rows}
 
@@ -168,7 +168,7 @@ def _read_predictions(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_arrays(path: Path, ndim: Mapping[str, int]) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:  # which may be compressed, a thousandfold
+    with zipfile.ZipFile(path) as archive:  # it may be compressed a thousandfold
         if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
             raise ValueError(f"its arrays are of {size:,} bytes; no more than {MAX_BYTES:,} are read")
     with np.load(path, allow_pickle=False) as file:

@@ -11,14 +11,14 @@ from threadpoolctl import threadpool_limits
 from ssl_jax.report.images import SHEET_COLUMNS, class_name
 from ssl_jax.report.palette import STYLES
 
-# Fewer have no neighborhoods to lay out; more take minutes.
+# Numbers of images. Fewer have no neighborhoods to lay out; more take minutes.
 FEWEST, MOST = 10, 2000
 WIDTH, HEIGHT, MARGIN = 1000, 760, 30  # of the map, in its own units
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The points of one class: `style` is an index into STYLES, None that of all other or unlabeled images."""
+    """The points of one class. `style`: an index into STYLES; None for the group of all other and unlabeled images."""
 
     name: str
     style: int | None
@@ -28,10 +28,10 @@ class Group:
 
 
 def layout(embeddings: Mapping[str, np.ndarray]) -> list[Group]:
-    """The classes' points on a map of WIDTH by HEIGHT, the others first; [] for too few images.
+    """The classes' points on a map of WIDTH by HEIGHT, all other images first; [] for too few images.
 
-    t-SNE by cosine distance, the same for the same features. Not UMAP: for 2,000 points it takes longer, with
-    compiling, and would bring numba along.
+    By t-SNE with cosine distance: the same features give the same map. Not by UMAP: for 2,000 points it takes longer,
+    with compiling, and would bring numba along.
     """
     if not embeddings or len(embeddings["features"]) < FEWEST:
         return []
@@ -69,13 +69,13 @@ def _tsne(features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n 2"]:
         perplexity=min(30.0, (len(features) - 1) / 3),
         random_state=0,
     )
-    # Its threads wait for each other by spinning: on two busy cores one thread is three times as fast as two.
+    # Its threads wait for each other by spinning. On two busy cores, one thread is three times as fast as two.
     with threadpool_limits(1):
         return tsne.fit_transform(features)
 
 
 def _fit(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-    """Turned so that the longer extent lies across, scaled to the map, its aspect kept."""
+    """Turns the points so that the longer extent lies across, and scales them to the map; the aspect is kept."""
     points = points - points.mean(axis=0)
     points = points @ np.linalg.svd(points, full_matrices=False)[2].T
     points -= points.min(axis=0)
@@ -88,7 +88,7 @@ def _fit(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
 def _label_position(
     points: Float[np.ndarray, "n 2"], taken: Sequence[Float[np.ndarray, "2"]], apart: float = 60.0
 ) -> Float[np.ndarray, "2"]:
-    """The densest point that is not too near the positions already taken, or the densest of all."""
+    """The densest point that is not too near the positions already taken; if there is none, the densest of all."""
     squares = ((points[:, None] - points[None]) ** 2).sum(axis=2)
     order = np.argsort(-(squares < 50.0**2).sum(axis=1), kind="stable")
     free = [i for i in order if all(np.hypot(*(points[i] - other)) >= apart for other in taken)]
@@ -97,10 +97,11 @@ def _label_position(
 
 @dataclasses.dataclass(frozen=True)
 class Thumbnail:
-    """What is shown while a point is pointed at: where the point lies, and where on images.sheet its image does.
+    """What is shown while the pointer is on a point: the point's place, and its image's place on images.sheet.
 
-    left, top: percent of the map. column, row: on the sheet. away: to which side the image opens, so that it stays
-    on the map: "r" to the left of points at the right, "t" below those at the top, "rt", "".
+    left, top: the point's place in percent of the map. column, row: the image's place on the sheet.
+    away: where the image opens, so that it stays on the map: "r" to the left, for points at the right; "t" below, for
+    points at the top; "rt" for both; "" for neither.
     """
 
     left: float

@@ -1,4 +1,4 @@
-"""The numbers of evaluation.json in words: what each protocol asks, and what pre-training was worth there."""
+"""Puts the numbers of evaluation.json in words: what each protocol asks, and what pre-training was worth there."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ class Score:
 
     @property
     def differs(self) -> bool:
-        """Whether the mean over classes is another number, as it is where classes differ in size."""
+        """Whether the mean over classes differs from `mean`. It does if classes differ in size."""
         return self.class_mean is not None and abs(self.mean - self.class_mean) >= 0.05
 
 
@@ -43,7 +43,7 @@ class Row:
     scores: Mapping[str, Score]
 
     def gain(self, baseline: str) -> "Gain | None":
-        """Of the pre-trained features over a baseline; None if one of the two is missing."""
+        """Gain of the pre-trained features over a baseline; None if one of the two is missing."""
         if "pretrained" not in self.scores or baseline not in self.scores:
             return None
         ours, theirs = self.scores["pretrained"], self.scores[baseline]
@@ -69,7 +69,7 @@ class Gain:
 
 
 def rows(evaluation: Mapping[str, Any]) -> list[Row]:
-    """One for each protocol that the pre-trained features were measured by, in their order."""
+    """One row for each protocol that the pre-trained features were measured by, in the protocols' order."""
     of = {subject: subject_scores(evaluation, subject) for subject in SUBJECTS}
     return [
         Row(*describe(protocol), {subject: scores[protocol] for subject, scores in of.items() if protocol in scores})
@@ -83,7 +83,7 @@ def subject_scores(evaluation: Mapping[str, Any], subject: str) -> dict[str, Sco
 
 
 def over_seeds(runs: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
-    """protocol -> the mean and the standard deviation of the runs' means; of a single run its own score."""
+    """protocol -> the mean and the standard deviation of the runs' means; for a single run, its own score."""
     found: dict[str, list[Score]] = {}
     for scores in runs:
         for protocol, score in scores.items():
@@ -92,28 +92,28 @@ def over_seeds(runs: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
 
 
 def _spread(scores: Sequence[Score]) -> Score:
-    means, class_means = [score.mean for score in scores], [score.class_mean for score in scores]
-    by_class = None if None in class_means else float(np.mean(class_means))
+    means = [score.mean for score in scores]
+    class_means = [score.class_mean for score in scores if score.class_mean is not None]
+    by_class = float(np.mean(class_means)) if len(class_means) == len(scores) else None
     return Score(float(np.mean(means)), float(np.std(means, ddof=1)), by_class)
 
 
 def largest_class(evaluation: Mapping[str, Any]) -> tuple[str, float] | None:
-    """(name, percent of the test images) of the class that most of them are of; None where evaluation.json does not
-    say."""
+    """(name, percent of the test images) of the class with the most images; None if evaluation.json does not say."""
     found = evaluation.get("data", {}).get("majority")
     return (names.short(str(found["class"]), 40), float(found["percent"])) if found else None
 
 
 def all_labels(evaluation: Mapping[str, Any]) -> float | None:
-    """Labels per class, on average, of the whole training set; None where evaluation.json does not say."""
+    """Average labels per class in the whole training set; None if evaluation.json does not say."""
     data = evaluation.get("data", {})
     return data["train_images"] / len(data["classes"]) if data.get("train_images") and data.get("classes") else None
 
 
 def by_labels(scores: Mapping[str, Score], kind: str, all_labels: float | None) -> list[tuple[float, Score]]:
-    """(labels per class, score) of the protocols of a `kind` in BY_LABELS, fewest first.
+    """(labels per class, score) of the protocols of a `kind` in BY_LABELS, fewest labels first.
 
-    all_labels: those of the whole training set; None leaves out the protocol that has them all.
+    all_labels: labels per class in the whole training set; None leaves out the protocol with all labels.
     """
     points = []
     for protocol, score in scores.items():
@@ -124,7 +124,7 @@ def by_labels(scores: Mapping[str, Score], kind: str, all_labels: float | None) 
 
 
 def label_lines(evaluation: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[float, Score]]]]:
-    """kind -> subject -> points `by_labels`, of the kinds that were measured with two numbers of labels or more."""
+    """kind -> subject -> points of `by_labels`, for kinds that were measured with two or more numbers of labels."""
     every = all_labels(evaluation)
     found = {}
     for kind in BY_LABELS:
@@ -140,14 +140,14 @@ def _score(entry: Mapping[str, Any]) -> Score:
 
 
 def headline(rows: list[Row]) -> list[Row]:
-    """The at most three rows that the page opens with: one kNN, and the linear probes with the fewest labels."""
+    """The rows that the page opens with, at most three: one kNN, and the linear probes with the fewest labels."""
     knn = [row for row in rows if row.name.startswith("kNN")]
     linear = [row for row in rows if row.name.startswith("Linear")]
     return (knn[:1] + linear[:2]) or rows[:3]
 
 
 def lead(rows: list[Row]) -> str:
-    """The page's first sentence; of the protocol with the fewest labels, where pre-training matters most."""
+    """The page's first sentence. It is about the protocol with the fewest labels, where pre-training matters most."""
     linear = [row for row in rows if row.name.startswith("Linear")]
     if not rows:
         return ""

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 
 from ssl_jax.report.palette import LIGHT
 
-# Matplotlib wants colors and the page names: each name stands in the figure as a color that no chart has otherwise.
+# Matplotlib wants colors, the page wants names. In a figure, each name is a color that no chart has otherwise.
 INKS = {name: f"#{number:06x}" for number, name in enumerate(LIGHT, start=1)}
 
 STYLE: dict[Any, Any] = {  # matplotlib's rcParams
     "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "ssl_jax",  # the same figure, the same bytes
+    "svg.hashsalt": "ssl_jax",  # the same figure gives the same bytes
     "font.size": 11,
     "font.family": "sans-serif",
     "text.color": INKS["ink"],
@@ -44,7 +44,7 @@ STYLE: dict[Any, Any] = {  # matplotlib's rcParams
 
 
 class Drawing:
-    """An empty chart; `inline` is its SVG once `draw` has been left."""
+    """An empty chart. `inline`: its SVG, after the end of `draw`."""
 
     def __init__(self, size: tuple[float, float]):
         self.figure = Figure(figsize=size, layout="constrained")
@@ -62,7 +62,7 @@ def draw(size: tuple[float, float]) -> Iterator[Drawing]:
 
 
 def standalone(svg: str) -> str:
-    """An inline SVG of this page as a file's content: of a size of its own, in the colors of the light page."""
+    """Turns an inline SVG of this page into a file's content, with a size, in the colors of the light page."""
     svg = re.sub(r"var\(--(\w+)\)", lambda match: LIGHT[match[1]], svg)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()  # pyright: ignore[reportOptionalMemberAccess]
     attributes = f'width="{width}" height="{height}"'
@@ -79,7 +79,7 @@ def _inline(figure: Figure) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # The page sets the size.
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
-    # On one page with other figures an id must not repeat: those that are referred to are made this figure's own.
+    # An id must not repeat on a page with other figures. So ids that are referred to get a suffix of this figure.
     own = hashlib.sha256(svg.encode()).hexdigest()[:8]
     referred = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{m[1]}-{own}"' if m[1] in referred else "", svg)

@@ -8,7 +8,7 @@ from ssl_jax.report import palette
 
 
 def render(template: str, **values: Any) -> str:
-    """Strings in `values` stay text, whatever HTML they hold; a value that the template wants and lacks is an error."""
+    """Fills in a template. Strings in `values` stay text, whatever HTML they hold. A missing value is an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ssl_jax.report", "."),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Augmentations: what each operation of the views is worth, left out and alone.
+"""Augmentations: what each operation of the views is worth, if it is left out and if it is alone.
 
 The question of Chen et al. 2020, arXiv:2002.05709, section 3.1, and Grill et al. 2020, arXiv:2006.07733, section 5.
 """
@@ -18,7 +18,7 @@ from ssl_jax.studies.measure import Table, protocols
 from ssl_jax.studies.pretrainings import SUPERVISED, supervised_like
 from ssl_jax.studies.subjects import Data, Pixels, Pretrained, Untrained, resolve
 
-# Operation -> the fields of Augmentation without it.
+# Operation -> the fields of Augmentation that turn it off.
 OFF: dict[str, dict[str, Any]] = {
     "crop": {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0)},
     **{
@@ -53,7 +53,7 @@ def plan(config: ConfigDict) -> Plan:
 
 
 def operations(pretraining: ConfigDict) -> tuple[str, ...]:
-    """Those that any kind of view has. Jitter's strengths count where its probability is above 0."""
+    """The operations that any kind of view has. Strengths of jitter count only if its probability is above 0."""
 
     def has(view: dict[str, Any], name: str) -> bool:
         view = DEFAULTS | view
@@ -75,7 +75,7 @@ def without(pretraining: ConfigDict, names: Any) -> ConfigDict:
 
 
 def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
-    """Under each protocol: all against each left out, each alone against none, all against the baselines."""
+    """For each protocol: all operations against each left out, each alone against none, all against the baselines."""
     sentences = []
     for protocol in protocols(config):
         values = {name: rows[protocol][:, -1] for name, rows in table.items() if protocol in rows}

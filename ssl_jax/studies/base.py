@@ -1,4 +1,4 @@
-"""What the configs of all studies have alike, and what a study is."""
+"""What the configs of all studies share, and what a study is."""
 
 import dataclasses
 from typing import Any
@@ -9,20 +9,20 @@ from ssl_jax.studies.subjects import Data, Subject
 
 
 def base_config(study: str) -> ConfigDict:
-    """The keys that every study's config has; its own name the pre-trainings."""
+    """The keys that every study's config has. A study's own keys name its pre-trainings."""
     return ConfigDict(
         dict(
             study=study,
-            seeds=(0, 1, 2),  # each a pre-training, and label draws of its own
+            seeds=(0, 1, 2),  # each is a pre-training with its own label draws
             draws=2,  # of labels, for each seed
-            linear=dict(labels_per_class=()),  # at least 2 each; none: no linear probe
+            linear=dict(labels_per_class=()),  # at least 2 each; empty: no linear probe
             finetune=dict(
-                labels_per_class=(),  # none: no fine-tuning
+                labels_per_class=(),  # empty: no fine-tuning
                 steps=100,
                 batch_size=64,
-                learning_rates=(1e-3, 3e-3),  # of which the best on held-out labels is taken
+                learning_rates=(1e-3, 3e-3),  # the best on held-out labels is taken
                 crop_area=(0.5, 1.0),  # of the augmentation, which also mirrors
-                measured=(),  # steps; the last one if none are given
+                measured=(),  # steps; empty: the last one
             ),
         )
     )
@@ -34,13 +34,13 @@ def tiny_pretraining(steps: int = 300) -> dict[str, Any]:
     return dict(
         pretraining="simclr:tiny",
         overrides=overrides,  # "KEY=VALUE" of its config
-        supervised="supervised:tiny",  # made to have the same network and images
+        supervised="supervised:tiny",  # it gets the same network and images
         supervised_overrides=overrides,
     )
 
 
 def smoke_pretraining() -> dict[str, Any]:
-    """Of next to nothing: for tests."""
+    """A pre-training of next to nothing, for tests."""
     overrides = (
         "steps=2",
         "batch_size=16",
@@ -55,7 +55,8 @@ def smoke_pretraining() -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """subjects: compared, of different names. data: that they are measured on. names: of subjects, in sentences."""
+    """subjects: what is compared; no two have the same name. data: what they are measured on. names: subject -> its
+    name in sentences."""
 
     subjects: tuple[Subject, ...]
     data: Data

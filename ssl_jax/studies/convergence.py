@@ -39,8 +39,10 @@ def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
 
 
 def steps_saved(ours: str, per_class: int, steps: np.ndarray, curves: np.ndarray, random: np.ndarray) -> str:
-    """Between the first steps at which `ours`, and random initialization itself, have the accuracy that random
-    initialization has at the end, each interpolated within its seed's curve [seeds, steps]."""
+    """A sentence on the steps that `ours` saves to reach the accuracy that random initialization has at the end.
+
+    For both, the first step with that accuracy counts, interpolated within each seed's curve [seeds, steps].
+    """
     at = np.array([crossing(steps, own, theirs[-1]) for own, theirs in zip(curves, random, strict=True)])
     begin = f"With {per_class} labels per class, {ours}"
     goal = "the accuracy that random initialization ends with"

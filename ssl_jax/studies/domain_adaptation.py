@@ -1,8 +1,8 @@
-"""Domain adaptation: what labels elsewhere, and images without labels here, are worth where labels are few.
+"""Domain adaptation: what labels of a source, and unlabelled images of the target, are worth if target labels are few.
 
-Compared on the target: nothing, supervised pre-training on the source, self-supervised on the target, and the one after
-the other; as bounds supervised pre-training on all labels of the target, and raw pixels. The order of the last but
-these: Reed et al. 2021, arXiv:2103.12718, section 3 (hierarchical pre-training).
+Compared on the target: no pre-training, supervised pre-training on the source, self-supervised pre-training on the
+target, and the first followed by the second (the order is that of Reed et al. 2021, arXiv:2103.12718, section 3,
+hierarchical pre-training). Bounds: supervised pre-training on all labels of the target, and raw pixels.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from ssl_jax.studies.intervals import compare, listed
 from ssl_jax.studies.measure import Protocol, Table
 from ssl_jax.studies.subjects import Data, Pixels, Pretrained, Untrained, resolve
 
-# Each pair differs by one thing: unlabelled target images, or the labelled source.
+# Each pair differs in one thing: unlabelled target images, or the labelled source.
 COMPARED = (("target", "random"), ("source", "random"), ("both", "source"), ("both", "target"), ("both", "supervised"))
 
 
@@ -61,8 +61,10 @@ def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
             continue
         where = f"{how} with {listed(labels)} labels per class" + (", averaged" if len(labels) > 1 else "")
         for ours, theirs in COMPARED:
-            values = (np.mean([table[s][Protocol(name, n)][:, -1] for n in labels], axis=0) for s in (ours, theirs))
-            sentences.append(compare(plan.called(ours), plan.called(theirs), *values, where))
+            first, second = (
+                np.mean([table[s][Protocol(name, n)][:, -1] for n in labels], axis=0) for s in (ours, theirs)
+            )
+            sentences.append(compare(plan.called(ours), plan.called(theirs), first, second, where))
     return sentences
 
 

@@ -1,7 +1,7 @@
-"""What numbers over seeds allow to say: means with 95 % intervals, differences in a sentence, and crossings of curves.
+"""Statistics of numbers over seeds: means with 95 % intervals, differences in a sentence, and crossings of curves.
 
-A seed is one pre-training and the label draws of its own, which all subjects share: differences are paired by seed, and
-the seeds are independent of each other. All intervals are Student's t over the seeds.
+A seed is one pre-training with its own label draws. All subjects share the draws, so differences are paired by seed.
+The seeds are independent of each other. All intervals are Student's t over the seeds.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from ssl_jax.evaluation.intervals import student_t
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over `seeds` seeds and its 95 % interval, which is infinite for a single one."""
+    """A mean over `seeds` seeds and its 95 % interval, which is infinite for a single seed."""
 
     mean: float
     low: float
@@ -36,7 +36,7 @@ class Estimate:
 
 
 def estimate(values: Float[np.ndarray, " seeds"]) -> Estimate:
-    """Of the mean of what each seed gave, all finite."""
+    """The mean of one value per seed, all finite, with its interval."""
     found, seeds = student_t(values), len(values)
     if seeds == 1:
         return Estimate(found.mean, -math.inf, math.inf, seeds)
@@ -69,7 +69,7 @@ def _difference(difference: Estimate) -> str:
 
 
 def crossing(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"], level: float) -> float:
-    """The least x, ascending, at which the curve through the points reaches `level`; NaN if it never does."""
+    """The least x at which the curve through the points reaches `level`; NaN if it never does. x ascends."""
     reached = np.flatnonzero(y >= level)
     if not len(reached):
         return math.nan

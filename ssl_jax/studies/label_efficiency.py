@@ -21,8 +21,8 @@ def plan(config: ConfigDict) -> Plan:
 
 
 def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
-    """For each protocol: the difference to each baseline with the fewest labels, and to random initialization with each
-    number of them; and the labels saved."""
+    """For linear probes and for fine-tuning: the difference to each baseline with the fewest labels, the difference to
+    random initialization with each number of labels, and the labels saved."""
     ours, sentences = plan.subjects[0].name, []
     for name in ("linear", "finetune"):
         labels = sorted(config[name].labels_per_class)
@@ -32,9 +32,9 @@ def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
         how = "by a linear probe" if name == "linear" else "fine-tuned"
         for subject in plan.subjects[1:]:
             if fewest in table[subject.name]:
-                values = (table[s][fewest][:, -1] for s in (ours, subject.name))
+                first, second = (table[s][fewest][:, -1] for s in (ours, subject.name))
                 where = f"{how} with {labels[0]} labels per class"
-                sentences.append(compare(plan.called(ours), plan.called(subject.name), *values, where))
+                sentences.append(compare(plan.called(ours), plan.called(subject.name), first, second, where))
         if len(labels) > 1:
             curves = {
                 s: np.stack([table[s][Protocol(name, n)][:, -1] for n in labels], axis=1) for s in (ours, "random")
@@ -47,7 +47,7 @@ def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
 
 
 def at_each(ours: str, theirs: str, how: str, labels: Sequence[int], gains: np.ndarray) -> str:
-    """Where `ours` is above; gains [seeds, labels] in points."""
+    """A sentence: with which numbers of labels `ours` is above `theirs`. gains: [seeds, labels], in points."""
     estimates = [estimate(column) for column in gains.T]
     above, below, open_ = ([n for n, e in zip(labels, estimates, strict=True) if e.sign == s] for s in (1, -1, 0))
     if above == list(labels):
@@ -67,9 +67,10 @@ def at_each(ours: str, theirs: str, how: str, labels: Sequence[int], gains: np.n
 
 
 def labels_saved(ours: str, how: str, labels: np.ndarray, curve: np.ndarray, random: np.ndarray) -> str:
-    """What random initialization needs to be as accurate as `ours` is with the fewest labels; curves [seeds, labels].
+    """A sentence: the labels that random initialization needs to be as accurate as `ours` is with the fewest labels.
 
-    The number of labels is interpolated on a logarithmic scale, and the mean and interval are of the ratios' logarithm.
+    curve, random: [seeds, labels]. The number of labels is interpolated on a logarithmic axis. The mean and interval
+    are those of the ratios' logarithms.
     """
     log_labels = np.log(labels)
     needed = np.array([crossing(log_labels, theirs, own[0]) for own, theirs in zip(curve, random, strict=True)])

@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from ssl_jax import baselines, evaluate
 from ssl_jax import config as configs
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.data.sources import Source
-from ssl_jax.evaluation import linear
-from ssl_jax.evaluation.features import Batches, extract
-from ssl_jax.finetune import Recipe, finetune
+from ssl_jax.evaluation import baselines, linear
+from ssl_jax.evaluation.features import BATCH, Batches, extract, read_batches
+from ssl_jax.evaluation.finetuning import measure_finetuning
+from ssl_jax.evaluation.finetuning_recipes import Recipe
+from ssl_jax.evaluation.subject import labeled
 from ssl_jax.studies.cells import Cells
 from ssl_jax.studies.subjects import Data, Pixels, Subject
 from ssl_jax.weights import Backbone
@@ -30,7 +31,7 @@ class Protocol(NamedTuple):
         return f"{named}, {self.per_class} labels per class"
 
 
-# Of each subject under each protocol: accuracy in percent, [seeds, measured steps], averaged over a seed's label draws.
+# Subject -> protocol -> accuracy in percent, [seeds, measured steps], averaged over a seed's label draws.
 Table = dict[str, dict[Protocol, Float[np.ndarray, "seeds measured"]]]
 
 
@@ -39,12 +40,12 @@ def protocols(config: ConfigDict) -> list[Protocol]:
 
 
 def measured_steps(config: ConfigDict) -> tuple[int, ...]:
-    """Of fine-tuning."""
+    """The steps of fine-tuning at which accuracy is measured."""
     return tuple(config.finetune.measured) or (config.finetune.steps,)
 
 
 def draws(config: ConfigDict, seed: int) -> tuple[int, ...]:
-    """A seed's draws of labels: the same for all subjects, and none of another seed's."""
+    """A seed's draws of labels: the same for all subjects, and different from those of all other seeds."""
     return tuple(range(seed * config.draws, (seed + 1) * config.draws))
 
 
@@ -72,7 +73,9 @@ def check(config: ConfigDict, data: Data) -> None:
             raise configs.ConfigError(message)
     configs.call(recipe, {}, "config.finetune", config, data.config)
     train, _ = data.pair
-    fewest = int(np.bincount(train.labels[train.labels >= 0], minlength=len(train.class_names)).min())
+    labels = train.labels
+    assert labels is not None  # as `Data.pair` checks
+    fewest = int(np.bincount(labels[labels >= 0], minlength=len(train.class_names)).min())
     for protocol in found:
         if not 2 <= protocol.per_class <= fewest:
             raise configs.ConfigError(
@@ -92,11 +95,11 @@ def recipe(config: ConfigDict, pretraining: ConfigDict) -> Recipe:
 
 
 def measure(config: ConfigDict, subjects: Sequence[Subject], data: Data, workdir: Path) -> Table:
-    """All cells, those that study.json has from there. Raises: subjects.Stopped."""
+    """Measures all cells, but reads those that study.json has. Raises: Stopped."""
     cells = Cells(workdir / "study.json")
     bench = _Bench(config, data, workdir / "runs")
     total = len(config.seeds) * sum(1 for s in subjects for p in protocols(config) if applies(p, s))
-    table: Table = {subject.name: {} for subject in subjects}
+    measured: dict[str, dict[Protocol, list[np.ndarray]]] = {subject.name: {} for subject in subjects}
     done = 0
     for seed in config.seeds:
         for subject in subjects:
@@ -109,12 +112,12 @@ def measure(config: ConfigDict, subjects: Sequence[Subject], data: Data, workdir
                 done += 1
                 row = np.mean(found["accuracies"], axis=0)
                 print(f"cell {done} of {total}: {key}: {row[-1]:.1f}%", flush=True)
-                table[subject.name].setdefault(protocol, []).append(row)
-    return {name: {p: np.stack(rows) for p, rows in found.items()} for name, found in table.items()}
+                measured[subject.name].setdefault(protocol, []).append(row)
+    return {name: {p: np.stack(rows) for p, rows in found.items()} for name, found in measured.items()}
 
 
 def applies(protocol: Protocol, subject: Subject) -> bool:
-    """Pixels have nothing to fine-tune."""
+    """Whether the protocol can measure the subject. Pixels have nothing to fine-tune."""
     return not (protocol.name == "finetune" and isinstance(subject, Pixels))
 
 
@@ -130,17 +133,20 @@ class _Bench:
 
     @functools.cached_property
     def batches(self) -> list[Batches]:
-        return [evaluate.read_batches(source, self.data.config) for source in self.sources]
+        data = self.data.config.data
+        options = dict(image_size=data.image_size, channels=data.channels, memory_bytes=data.memory_bytes)
+        return [read_batches(source, **options) for source in self.sources]
 
 
 class _Opened:
-    """A subject at one seed; pre-trained and made into features only when a cell is missing that needs it."""
+    """A subject at one seed. It is pre-trained, and its features are computed, only when a missing cell needs that."""
 
     def __init__(self, bench: _Bench, subject: Subject, seed: int):
         self.bench, self.subject, self.seed = bench, subject, seed
 
     @functools.cached_property
     def backbones(self) -> dict[str, Backbone]:
+        assert not isinstance(self.subject, Pixels)  # which nothing asks for a backbone
         return self.subject.backbones(self.seed, self.bench.runs, self.bench.batches[0])
 
     @functools.cached_property
@@ -151,12 +157,12 @@ class _Opened:
         else:
             functions = {name: backbone.features for name, backbone in self.backbones.items()}
         return {
-            name: [evaluate.labeled(*extract(f, batches(), evaluate.BATCH)) for batches in self.bench.batches]
+            name: [labeled(*extract(f, batches(), BATCH)) for batches in self.bench.batches]
             for name, f in functions.items()
         }
 
     def accuracies(self, protocol: Protocol) -> dict[str, Any]:
-        """The best variant's, [draws, measured steps], with its name."""
+        """The best variant's accuracies, [draws, measured steps], with its name."""
         per_variant = (self._linear if protocol.name == "linear" else self._finetune)(protocol.per_class)
         best = max(per_variant, key=lambda name: np.mean(per_variant[name]["accuracies"], axis=0)[-1])
         return {"variant": best, **per_variant[best]}
@@ -175,7 +181,7 @@ class _Opened:
         for name, backbone in self.backbones.items():
             if name.startswith("calibrated"):
                 continue  # training forgets the statistics that it began with
-            tuned = finetune(
+            tuned = measure_finetuning(
                 backbone,
                 *self.bench.sources,
                 recipe=recipe(config, pretraining),

@@ -36,13 +36,13 @@ def plan(config: ConfigDict) -> Plan:
 
 
 def network(pretraining: ConfigDict) -> str:
-    """The name of an untrained network, one for all methods that begin with it."""
+    """The name of an untrained network, the same for all methods that begin with it."""
     settings = configs.dumps(ConfigDict({"model": pretraining.model, "dtype": pretraining.compute_dtype}))
     return f"random {pretraining.model.name} {hashlib.sha256(settings.encode()).hexdigest()[:4]}"
 
 
 def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
-    """Under each protocol: each method against its untrained network, and the best against the next and the pixels."""
+    """For each protocol: each method against its untrained network, and the best against the next and the pixels."""
     sentences = []
     trained = [subject for subject in plan.subjects if isinstance(subject, Pretrained)]
     for protocol in protocols(config):

@@ -1,4 +1,4 @@
-"""study.md and study.svg: the conclusion, the table, the plot, and what it takes to do it again."""
+"""study.md and study.svg: the conclusion, the table, the plot, and what is needed to repeat the study."""
 
 import io
 import json
@@ -11,25 +11,25 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
-from ssl_jax import run
 from ssl_jax.studies.base import Plan
 from ssl_jax.studies.intervals import estimate
 from ssl_jax.studies.measure import Table, protocols
 from ssl_jax.studies.pictures import STYLE
 from ssl_jax.studies.subjects import Pretrained
+from ssl_jax.workdir import facts, files
 
 
 def write(
     workdir: Path, config: ConfigDict, plan: Plan, table: Table, conclusion: Sequence[str], picture: Figure
 ) -> Path:
     """Writes both files and returns the page's path."""
-    run.write(workdir / "study.svg", svg(picture))
+    files.write(workdir / "study.svg", svg(picture))
     train, test = plan.data.pair
-    facts = {"train": len(train), "test": len(test), "classes": len(train.class_names), "name": train.name}
-    run.describe(workdir, skipped={}, study=config.study, seeds=list(config.seeds), configs=digests(plan), data=facts)
+    data = {"train": len(train), "test": len(test), "classes": len(train.class_names), "name": train.name}
+    facts.describe(workdir, skipped={}, study=config.study, seeds=list(config.seeds), configs=digests(plan), data=data)
     described = json.loads((workdir / "run.json").read_text())
     path = workdir / "study.md"
-    run.write(path, page(config, plan, table, conclusion, described))
+    files.write(path, page(config, plan, table, conclusion, described))
     return path
 
 
@@ -96,7 +96,7 @@ def markdown(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
 
 
 def digests(plan: Plan) -> dict[str, str]:
-    """Of each pre-training's config, the seed aside."""
+    """The digest of each pre-training's config, without the seed."""
     return {
         subject.name: configs.digest(subject.data.config)
         for subject in plan.subjects

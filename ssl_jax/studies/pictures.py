@@ -1,6 +1,7 @@
 """The plot of a study: means with their 95 % intervals over seeds."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context, ticker
@@ -12,12 +13,12 @@ from ssl_jax.studies.base import Plan
 from ssl_jax.studies.intervals import Estimate, estimate
 from ssl_jax.studies.measure import Protocol, Table, measured_steps, protocols
 
-# Okabe and Ito's, which the color-blind tell apart; the markers without color, too.
+# Okabe and Ito's colors, which the color-blind can tell apart. The markers can be told apart without color.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 TITLES = {"linear": "Linear probe", "finetune": "Fine-tuned"}
-STYLE = {
-    "svg.hashsalt": "ssl_jax",  # the same figure, the same bytes
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "ssl_jax",  # the same figure gives the same bytes
     "svg.fonttype": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -27,7 +28,7 @@ STYLE = {
 
 
 def over_labels(config: ConfigDict, plan: Plan, table: Table) -> Figure:
-    """Accuracy over labels per class, a panel for each of the linear probe and fine-tuning."""
+    """Accuracy over labels per class, one panel for the linear probe and one for fine-tuning."""
     names = [name for name in ("linear", "finetune") if config[name].labels_per_class]
     with rc_context(STYLE):
         figure = Figure(figsize=(5.2 * len(names), 4.2), layout="constrained")
@@ -87,7 +88,7 @@ def ranked(config: ConfigDict, plan: Plan, table: Table) -> Figure:
 def _lines(
     axes: Axes, plan: Plan, x: Sequence[int], curves: Mapping[str, Sequence[Estimate]], *, apart: float = 1.0
 ) -> None:
-    """apart: by which factor the points of one subject are beside those of the last, so that no bar hides another."""
+    """apart: factor between the x of a subject's points and of the last subject's, so that no bar hides another."""
     style = dict(zip((subject.name for subject in plan.subjects), zip(COLORS, MARKERS, strict=True), strict=False))
     for number, (subject, estimates) in enumerate(curves.items()):
         color, marker = style[subject]
@@ -104,7 +105,7 @@ def _lines(
 
 
 def _legend(figure: Figure) -> None:
-    """One for all panels, below them."""
+    """One legend for all panels, below them."""
     found = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()

@@ -9,7 +9,7 @@ SUPERVISED = "supervised pre-training on all labels"
 
 
 def against_baselines(config: ConfigDict) -> Plan:
-    """config.pretraining's, beside supervised pre-training on the same images, random initialization and pixels."""
+    """Compares config.pretraining with supervised pre-training on the same images, random initialization and pixels."""
     ssl = resolve(config.pretraining, config.overrides)
     images = Data(ssl)
     subjects = (
@@ -22,7 +22,7 @@ def against_baselines(config: ConfigDict) -> Plan:
 
 
 def supervised_like(config: ConfigDict, ssl: ConfigDict) -> Pretrained:
-    """config.supervised's, of the network and on the images of `ssl`."""
+    """The pre-training config.supervised, with the network and the images of `ssl`."""
     supervised = resolve(config.supervised, config.supervised_overrides)
     with supervised.unlocked():
         for key in ("data", "model", "compute_dtype"):

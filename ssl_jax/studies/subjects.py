@@ -1,4 +1,4 @@
-"""What a study compares: pre-trained backbones, untrained ones, raw pixels; and the images that it does so on."""
+"""What a study compares: pre-trained backbones, untrained ones and raw pixels; and the images it compares them on."""
 
 import dataclasses
 import functools
@@ -9,24 +9,25 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import baselines, build, load_backbone, run, weights
 from ssl_jax import config as configs
+from ssl_jax import weights
+from ssl_jax.config.overrides import override
 from ssl_jax.data import sources
+from ssl_jax.evaluation import baselines
 from ssl_jax.evaluation.features import Batches
-from ssl_jax.train import train
+from ssl_jax.pretraining import pretrain
+from ssl_jax.training import build
+from ssl_jax.training.config_keys import of_sections
 from ssl_jax.weights import Backbone
-
-
-class Stopped(Exception):
-    """SIGTERM came while pre-training, whose state is saved."""
+from ssl_jax.workdir import config_file
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Labelled images that subjects are trained and measured on.
 
-    config: of a pre-training; its section `data` says which images. least_images: classes with fewer in the training
-    part count as unlabelled; 0 for none.
+    config: of a pre-training; its section `data` says which images. least_images: classes with fewer images in the
+    training split count as unlabelled; 0: no class does.
     """
 
     config: ConfigDict
@@ -35,11 +36,12 @@ class Data:
     @functools.cached_property
     def pair(self) -> tuple[sources.Source, sources.Source]:
         """(training, test), read once. Raises: ConfigError where they have no labels."""
-        train, test = build.source_pair(self.config)
-        if not train.class_names:
+        train, test = build.source_pair(configs.parse(self.config))
+        labels = train.labels
+        if not train.class_names or labels is None:
             raise configs.ConfigError(f"{train.name} has no labels, which a study measures against")
-        counts = np.bincount(train.labels[train.labels >= 0], minlength=len(train.class_names))
-        kept = np.flatnonzero(counts >= self.least_images)
+        counts = np.bincount(labels[labels >= 0], minlength=len(train.class_names))
+        kept = np.flatnonzero(counts >= self.least_images).tolist()
         if len(kept) < 2:
             raise configs.ConfigError(f"{train.name} has {len(kept)} classes of {self.least_images} images; lower that")
         if len(kept) == len(counts):
@@ -54,13 +56,13 @@ class Data:
 
 
 class ClassSubset(sources.Source):
-    """Another source whose images of other classes than `classes` (ascending) have no label."""
+    """A source where only images of `classes` (ascending) have a label; images of all other classes have none."""
 
     def __init__(self, source: sources.Source, classes: Sequence[int]):
         self._source = source
         self.name = source.name
         self.class_names = tuple(source.class_names[k] for k in classes)
-        self._new = np.full(len(source.class_names) + 1, -1, np.int32)  # the last entry: of the label -1
+        self._new = np.full(len(source.class_names) + 1, -1, np.int32)  # the last entry is for the label -1
         self._new[np.asarray(classes)] = np.arange(len(classes))
 
     @property
@@ -81,7 +83,8 @@ class ClassSubset(sources.Source):
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A pre-training, on the training part of its data alone, and what it begins with, if not at random."""
+    """A pre-training on the training split of its data only. begin: the pre-training that it starts from; None: it
+    starts at random."""
 
     name: str
     data: Data
@@ -93,22 +96,24 @@ class Pretrained:
         if not (workdir / weights.FILE).exists():
             begin = self.begin and self.begin.backbones(seed, runs, measured_on)["pretrained"]
             config, (source, _) = self.data.seeded(seed), self.data.pair
-            build.check_batch(config, source)
+            build.check_batch(configs.parse(config), source)
             print(f"\npre-training {self.name}, seed {seed}", flush=True)
-            if not train(config, workdir, source=source, begin=begin):
-                raise Stopped
-        return {"pretrained": load_backbone(workdir)}
+            pretrain(config, source, workdir=workdir, begin=begin)
+        return {"pretrained": weights.load_backbone(workdir)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Untrained:
-    """A network as it is initialized: the best, in each measurement, of the variants of baselines.random_backbones."""
+    """An untrained network. Each measurement takes the best of the variants of baselines.random_backbones."""
 
     name: str
     data: Data
 
     def backbones(self, seed: int, runs: Path, measured_on: Batches) -> dict[str, Backbone]:
-        return baselines.random_backbones(self.data.seeded(seed), measured_on)
+        config = configs.parse(self.data.config)
+        data, network = config.data, build.backbone(config)
+        untrained = Backbone(network, {}, tuple(data.mean), tuple(data.std))
+        return baselines.random_backbones(untrained, measured_on, image_size=data.image_size, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,14 +127,14 @@ Subject = Pretrained | Untrained | Pixels
 
 
 def resolve(file: str, overrides: Sequence[str]) -> ConfigDict:
-    """The pre-training config "NAME:SCALE" with each "KEY=VALUE". Raises: ConfigError as ssl_jax train does."""
-    arguments = [f"--config={file}", *(f"--config.{override}" for override in overrides)]
-    config = configs.read_flags(arguments, program=f"a study's pre-training {file}", defaults=build.defaults).config
-    configs.check(config)
+    """The pre-training config "NAME:SCALE" with overrides "KEY=VALUE". Raises: ConfigError as ssl_jax train does."""
+    config = configs.get_config(file)
+    override(config, overrides, of_sections)
+    configs.parse(config)
     return config
 
 
 def claim(workdir: Path, config: ConfigDict, subjects: Sequence[Subject]) -> None:
-    """Makes `workdir` this study's, its pre-trainings' configs as of now included. Raises: ConfigError."""
+    """Claims `workdir` for this study and the present configs of its pre-trainings. Raises: ConfigError."""
     resolved = {s.name: s.data.config for s in subjects if isinstance(s, Pretrained)}
-    run.claim(workdir, ConfigDict({"study": configs.plain(config), "pretraining": configs.plain(resolved)}))
+    config_file.claim(workdir, ConfigDict({"study": configs.plain(config), "pretraining": configs.plain(resolved)}))

@@ -83,12 +83,13 @@ def test_units_are_masked_as_one():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"ratio": (0.5, 0.4)}, "ratio"),
-        ({"ratio": (0.5, 1.4)}, "ratio"),
-        ({"images": -0.1}, "images"),
-        ({"kind": "blocks"}, "random, block"),
-        ({"aspect": (2.0, 1.0)}, "aspect"),
-        ({"unit": 0}, "at least 1"),
+        ({"ratio": (0.5, 0.4)}, r"ratio must be \(least, most\) with least <= most, got \(0.5, 0.4\)"),
+        ({"ratio": (0.5, 1.4)}, "ratio must be in 0..1"),
+        ({"images": -0.1}, "images must be in 0..1, got -0.1"),
+        ({"kind": "blocks"}, "kind must be one of random, block, got 'blocks'"),
+        ({"aspect": (2.0, 1.0)}, "aspect must be"),
+        ({"unit": 0}, "unit must be at least 1, got 0"),
+        ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
     ],
 )
 def test_impossible_numbers_are_refused(options, message):

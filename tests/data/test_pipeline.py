@@ -274,7 +274,7 @@ def test_a_folder_of_mixed_files(tmp_path):
 
 
 def test_the_data_side_up_to_here_knows_no_array_library_but_numpy():
-    for name in ("sources", "decode", "folder", "fashion_mnist", "crop", "pipeline"):
+    for name in ("sources", "decode", "folders", "fashion_mnist", "crop", "pipeline"):
         nodes = list(ast.walk(ast.parse(Path(pipeline.__file__).with_name(f"{name}.py").read_text())))
         imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

@@ -1,6 +1,6 @@
 import pytest
 
-from ssl_jax.evaluation.alarms import collapse
+from ssl_jax.health.alarms import collapse
 
 HEALTHY = {"loss": 3.0, "embedding_std": 0.12, "rankme": 40.0, "embedding_dim": 64.0, "rank_limit": 64.0}
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from ssl_jax import losses
-from ssl_jax.evaluation import neighbors
+from ssl_jax.health import neighbors
 
 # Eagerly each operation would be compiled by itself.
 nearest_neighbor_entropy, two_nn = jax.jit(neighbors.nearest_neighbor_entropy), jax.jit(neighbors.two_nn)

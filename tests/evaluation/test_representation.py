@@ -5,17 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.evaluation import representation
-from ssl_jax.evaluation.neighbors import nearest_neighbor_entropy, two_nn
-from ssl_jax.evaluation.representation import (
-    alignment,
-    embedding_std,
-    feature_deviation,
-    self_cluster,
-    summary,
-    uniformity,
-)
-from ssl_jax.evaluation.spectrum import spectral
+from ssl_jax.health import representation
+from ssl_jax.health.neighbors import nearest_neighbor_entropy, two_nn
+from ssl_jax.health.representation import alignment, embedding_std, feature_deviation, self_cluster, summary, uniformity
+from ssl_jax.health.spectrum import spectral
 
 
 def gaussian(images, dim, seed=0):

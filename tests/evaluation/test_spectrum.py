@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from ssl_jax.evaluation import spectrum
-from ssl_jax.evaluation.spectrum import lidar, spectral
+from ssl_jax.health import spectrum
+from ssl_jax.health.spectrum import lidar, spectral
 
 # A shape is a program: tests share them.
 rankme, alpha_req = jax.jit(spectrum.rankme), jax.jit(spectrum.alpha_req)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.aim import draw_prefixes, prefix_attention
 from tests.methods import drawn
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 PATCHES = 16
 VIT = dict(dim=16, depth=1, heads=2, patch_size=4, image_size=16, positions="sincos")
 X = (3.0 + np.random.default_rng(0).normal(size=(4, 16, 16, 1))).astype(np.float32)
@@ -36,9 +36,14 @@ def step():
     @jax.jit
     def run(params, batch, rng):
         (x,) = batch["views"]
+
+        def loss(params):
+            output = method.loss(params, state, batch, rng)
+            return output.loss, output
+
         all_see_all = jnp.ones((1, 1, 1), bool)
         return {
-            "loss": jax.value_and_grad(method.loss, has_aux=True)(params, state, batch, rng),
+            "loss": jax.value_and_grad(loss, has_aux=True)(params),
             "pictures": method.pictures(params, state, batch, rng),
             "features": method.features(params, state, x),
             "tokens": method.backbone.apply({"params": params["backbone"]}, x, tokens=True, attend=all_see_all),
@@ -95,14 +100,14 @@ def normalized():
 
 
 def test_loss_is_that_of_the_next_patches_after_the_prefix():
-    (loss, (_, metrics)), _ = step()["loss"]
+    (loss, output), _ = step()["loss"]
     prediction, predicted = predictor()[-1](X)
     target, *_ = normalized()
     errors = [
         np.mean((prediction[image, patch - 1] - target[image, patch]) ** 2) for image, patch in np.argwhere(predicted)
     ]
     np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-4)
-    np.testing.assert_allclose(metrics["patch_mean_loss"], 15 / 16, rtol=1e-4)  # of a unit, unbiased variance
+    np.testing.assert_allclose(output.metrics["patch_mean_loss"], 15 / 16, rtol=1e-4)  # of a unit, unbiased variance
 
 
 def test_every_parameter_is_trained():

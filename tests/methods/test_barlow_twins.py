@@ -5,9 +5,9 @@ import pytest
 
 from ssl_jax import losses, models, optim
 from ssl_jax.config import get_config, plain
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
+RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 
 
 def make(**options):
@@ -34,9 +34,9 @@ def test_loss_is_that_of_the_correlation_of_views_that_passed_by_themselves():
     z1, z2 = (projection(method, params, state, x) for x in views)
     c = np.corrcoef(z1, z2, rowvar=False)[:6, 6:]
     on, off = np.sum((1 - np.diag(c)) ** 2), np.sum(c**2) - np.sum(np.diag(c) ** 2)
-    loss, (_, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
-    np.testing.assert_allclose(loss, 0.5 * (on + 0.3 * off), rtol=1e-3)  # BatchNorm's eps of 1e-5
-    np.testing.assert_allclose(metrics["embeddings"], np.stack([z1, z2]), rtol=1e-4, atol=1e-6)
+    output = method.loss(params, state, {"views": views}, jax.random.key(2))
+    np.testing.assert_allclose(output.loss, 0.5 * (on + 0.3 * off), rtol=1e-3)  # BatchNorm's eps of 1e-5
+    np.testing.assert_allclose(output.embeddings, np.stack([z1, z2]), rtol=1e-4, atol=1e-6)
 
 
 def test_projector_is_the_authors():

@@ -8,11 +8,11 @@ from jax.sharding import PartitionSpec as P
 from sklearn.cluster import KMeans
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.beit_kmeans import draw_points, fit
 from tests.losses.checks import mesh_of
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 MASK = np.random.default_rng(0).random((4, 16)) < 0.4
 
 
@@ -44,8 +44,14 @@ def compiled():
     def run(params, state, x):
         mask = jnp.asarray(MASK)
         batch = {"views": (x,), "masks": (mask,), "index": jnp.arange(4)}
-        loss, (after, metrics) = method.loss(params, state, batch, jax.random.key(2))
-        return loss, after, metrics, method.points(x), method.predict(params, x, mask, None, None)[0]
+        output = method.loss(params, state, batch, jax.random.key(2))
+        return (
+            output.loss,
+            output.state,
+            output.metrics,
+            method.points(x),
+            method.predict(params, x, mask, None, None)[0],
+        )
 
     return lambda *arrays: jax.device_get(run(*arrays))
 
@@ -135,7 +141,7 @@ def test_fit_over_devices_is_that_of_the_whole_batch():
     def step(codebook, points, index, axis_name=None):
         return fit(codebook, points, jax.random.key(1), index, decay=0.9, restart_below=0.5, axis_name=axis_name)
 
-    def split(devices):
+    def sharded(devices):
         return jax.shard_map(
             functools.partial(step, axis_name="i"),
             mesh=mesh_of(devices),
@@ -144,7 +150,7 @@ def test_fit_over_devices_is_that_of_the_whole_batch():
             check_vma=True,
         )
 
-    run = jax.jit(lambda *arguments: (step(*arguments), [split(n)(*arguments) for n in (2, 8)]))
+    run = jax.jit(lambda *arguments: (step(*arguments), [sharded(n)(*arguments) for n in (2, 8)]))
     expected, found = jax.device_get(run(codebook, points, index))
     for one in found:
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), one, expected)
@@ -207,9 +213,9 @@ def test_hidden_pixels_are_not_seen():
 
 def test_the_tokenizer_is_frozen_after_its_steps():
     (params, state), method, run = start(), make(), compiled()
-    _, fitted, *_ = run(params, method.update(params, state, np.int32(2)), images())
+    _, fitted, *_ = run(params, method.update(params, state, jnp.int32(2)), images())
     assert np.any(fitted["codebook"]["centroids"] != 0)
-    frozen = method.update(params, fitted, np.int32(3))
+    frozen = method.update(params, fitted, jnp.int32(3))
     _, after, *_ = run(params, frozen, images(1) + 1.0)
     jax.tree.map(np.testing.assert_array_equal, after["codebook"], fitted["codebook"])
     # Nor is a code restarted that has no points any more.
@@ -252,7 +258,7 @@ def test_the_last_kernels_of_block_l_begin_smaller_by_sqrt_2l():
     [
         ({"codes": 65}, "codes=65 begin as patches of a batch, which has 4 images of 16; use codes=64 or less"),
         ({"codes": 1}, "codes must be at least 2, got 1"),
-        ({"tokenizer_steps": 0}, "tokenizer_steps must be above 0, got 0"),
+        ({"tokenizer_steps": 0}, "tokenizer_steps must be at least 1, got 0"),
         ({"decay": 1.5}, r"decay must be in 0\.\.1, got 1.5"),
     ],
 )

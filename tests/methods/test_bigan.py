@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=60)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-7)
 
 
@@ -30,9 +30,9 @@ def test_each_player_is_moved_by_its_own_loss_alone():
     method, batch, params, state = setup()
 
     def term(name, params):
-        return method.loss(params, state, batch, jax.random.key(2))[1][1][name]
+        return method.loss(params, state, batch, jax.random.key(2)).metrics[name]
 
-    both = jax.grad(lambda params: method.loss(params, state, batch, jax.random.key(2))[0])(params)
+    both = jax.grad(lambda params: method.loss(params, state, batch, jax.random.key(2)).loss)(params)
     losses = {
         name: jax.grad(functools.partial(term, f"{name}_loss"))(params) for name in ("discriminator", "generator")
     }
@@ -54,7 +54,7 @@ def test_the_generators_loss_is_the_discriminators_with_labels_exchanged():
         "kernel": jnp.zeros_like(params["discriminator"]["logit"]["kernel"]),
         "bias": jnp.array([1.3]),
     }
-    _, (_, metrics) = method.loss(params, state, batch, jax.random.key(2))
+    metrics = method.loss(params, state, batch, jax.random.key(2)).metrics
     real, fake = np.log(1 + np.exp(-1.3)), np.log(1 + np.exp(1.3))
     np.testing.assert_allclose(metrics["discriminator_loss"], real + fake, rtol=1e-5)
     np.testing.assert_allclose(metrics["generator_loss"], fake + real, rtol=1e-5)

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from tests.methods.drawn import draw
 
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
+RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 VIEWS = np.random.default_rng(0).normal(size=(2, 8, 12, 12, 1)).astype(np.float32)
 
 
@@ -33,9 +33,10 @@ def test_each_view_predicts_the_teachers_projection_of_the_other_and_the_teacher
     def run(params, state, views):
         def of_teacher(weights):
             changed = {**state, "teacher": {**state["teacher"], "params": weights}}
-            return method.loss(params, changed, {"views": tuple(views)}, jax.random.key(3))
+            output = method.loss(params, changed, {"views": tuple(views)}, jax.random.key(3))
+            return output.loss, output.state
 
-        (loss, (new_state, _)), gradient = jax.value_and_grad(of_teacher, has_aux=True)(state["teacher"]["params"])
+        (loss, new_state), gradient = jax.value_and_grad(of_teacher, has_aux=True)(state["teacher"]["params"])
         p = jax.vmap(lambda x: through(method.networks, params, state["batch_stats"], x))(views)
         teacher = state["teacher"]["params"], state["teacher"]["batch_stats"]
         t = jax.vmap(lambda x: through(method.teacher_networks, *teacher, x))(views)

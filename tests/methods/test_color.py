@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from ssl_jax.methods import _color
-from ssl_jax.methods._color import BINS
+from ssl_jax.methods.toolkit import colors
+from ssl_jax.methods.toolkit.colors import BINS
 
 
 def test_bins_are_the_released_313():
@@ -14,9 +14,9 @@ def test_bins_are_the_released_313():
 
 
 def test_soft_targets_are_gaussians_of_the_ten_nearest_bins():
-    colors = np.random.default_rng(0).uniform(-120, 120, (50, 2)).astype(np.float32)  # outside of the bins, too
-    targets = np.asarray(jax.jit(_color.encode)(colors))
-    for color, target in zip(colors.astype(np.float64), targets, strict=True):
+    given = np.random.default_rng(0).uniform(-120, 120, (50, 2)).astype(np.float32)  # outside of the bins, too
+    targets = np.asarray(jax.jit(colors.encode)(given))
+    for color, target in zip(given.astype(np.float64), targets, strict=True):
         distance = np.linalg.norm(BINS - color, axis=1)
         nearest = np.argsort(distance)[:10]
         share = np.exp(-(distance[nearest] ** 2) / 50)
@@ -29,7 +29,7 @@ def test_prior_is_the_mean_over_batches_of_images_that_count():
     rng = np.random.default_rng(0)
     batches = [rng.dirichlet(np.ones(313), size=(4, 2, 3)).astype(np.float32) for _ in range(3)]
     counted = [np.array(c) for c in ([1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 1, 0])]
-    prior, update = _color.first_prior(), jax.jit(lambda *given: _color.update_prior(*given, None))
+    prior, update = colors.first_prior(), jax.jit(lambda *given: colors.update_prior(*given, None))
     for targets, of_batch in zip(batches, counted, strict=True):
         prior = update(prior, targets, of_batch.astype(bool))
     whole, of_whole = np.concatenate(batches), np.concatenate(counted).astype(bool)
@@ -49,19 +49,19 @@ def test_rarity_is_one_on_average_and_ignores_bins_that_never_occur():
 
     @jax.jit
     def run(mass, batches):
-        return [_color.rarity({"mass": mass, "batches": batches}, share) for share in expected]
+        return [colors.rarity({"mass": mass, "batches": batches}, share) for share in expected]
 
     for weights, of_share in zip(jax.device_get(run(mass, 1)), expected.values(), strict=True):
         np.testing.assert_allclose(weights[[3, 7, 9]], of_share, rtol=1e-4)
         assert np.sum(weights != 0) == 3
-    assert not np.any(run(*_color.first_prior().values()))  # and no NaN
+    assert not np.any(run(*colors.first_prior().values()))  # and no NaN
 
 
 def test_annealed_mean_goes_from_the_mean_to_the_mode():
     i, j = (int(np.flatnonzero(np.all(color == BINS, axis=1))[0]) for color in ([0, 0], [50, -20]))
     logits = np.full(313, -1e4, np.float32)
     logits[[i, j]] = np.log([0.75, 0.25])
-    mean, annealed = jax.jit(lambda logits: [_color.annealed_mean(logits, t) for t in (1.0, 0.38)])(logits)
+    mean, annealed = jax.jit(lambda logits: [colors.annealed_mean(logits, t) for t in (1.0, 0.38)])(logits)
     np.testing.assert_allclose(mean, [12.5, -5.0], rtol=1e-4)
     share = 1 / (1 + 3 ** (1 / 0.38))
     np.testing.assert_allclose(annealed, [50 * share, -20 * share], rtol=1e-4)
@@ -74,11 +74,11 @@ def test_enlarged_colors_are_those_where_they_were_taken_and_linear_between(size
 
     @jax.jit
     def run(plane):
-        small = _color.subsample(plane)
-        return small, _color.enlarge(small, size)
+        small = colors.subsample(plane)
+        return small, colors.enlarge(small, size)
 
     small, enlarged = jax.device_get(run(plane))
-    assert small.shape[1:3] == _color.subsampled_size(size)
+    assert small.shape[1:3] == colors.subsampled_size(size)
     last = [4 * (n - 1) + 1 for n in small.shape[1:3]]  # beyond, the last position's color
     assert enlarged.shape == plane.shape
     np.testing.assert_allclose(enlarged[:, : last[0], : last[1]], plane[:, : last[0], : last[1]], atol=1e-4)

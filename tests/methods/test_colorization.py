@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run, _color
+from ssl_jax.methods import METHODS, Schedule
+from ssl_jax.methods.toolkit import colors
 from ssl_jax.models.lab import lab_of_rgb, normalized_of_lab
 from tests.methods.drawn import draw
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 
@@ -33,12 +34,12 @@ def test_loss_weighs_rare_colors_and_leaves_out_gray_images():
     @jax.jit
     def run(x, rgb):
         params, state = method.init(jax.random.key(1), x[:1])
-        loss, (new_state, metrics) = method.loss(params, state, {"views": (x,)}, jax.random.key(2))
+        output = method.loss(params, state, {"views": (x,)}, jax.random.key(2))
         logits = method.predict(params, state, x, jax.random.key(2), None)[0]
-        colors = lab_of_rgb(rgb)[:, ::4, ::4, 1:]
-        return loss, new_state, metrics, logits, colors, _color.encode(colors)
+        truth = lab_of_rgb(rgb)[:, ::4, ::4, 1:]
+        return output, logits, truth, colors.encode(truth)
 
-    loss, new_state, metrics, logits, colors, targets = jax.device_get(run(X, RGB))
+    output, logits, truth, targets = jax.device_get(run(X, RGB))
     logits, targets = np.float64(logits), np.float64(targets)
     assert logits.shape == (4, 4, 4, 313)
     p = targets[:3].mean(axis=(0, 1, 2))
@@ -49,11 +50,11 @@ def test_loss_weighs_rare_colors_and_leaves_out_gray_images():
     of_position = w[targets.argmax(axis=-1)]
     of_position[3] = 0
     cross_entropy = -np.sum(targets * log_softmax(logits), axis=-1)
-    np.testing.assert_allclose(loss, np.mean(of_position * cross_entropy), rtol=1e-3)
-    np.testing.assert_allclose(new_state["prior"]["mass"], 0.75 * p, rtol=1e-3, atol=1e-7)
-    np.testing.assert_allclose(metrics["uniform_loss"], np.log(313) * np.mean(of_position), rtol=1e-3)
-    assert metrics["colored_share"] == 0.75
-    np.testing.assert_allclose(metrics["gray_distance"], np.mean(np.linalg.norm(colors[:3], axis=-1)), rtol=1e-3)
+    np.testing.assert_allclose(output.loss, np.mean(of_position * cross_entropy), rtol=1e-3)
+    np.testing.assert_allclose(output.state["prior"]["mass"], 0.75 * p, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(output.metrics["uniform_loss"], np.log(313) * np.mean(of_position), rtol=1e-3)
+    assert output.metrics["colored_share"] == 0.75
+    np.testing.assert_allclose(output.metrics["gray_distance"], np.mean(np.linalg.norm(truth[:3], axis=-1)), rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -63,12 +64,17 @@ def test_images_without_color_teach_nothing():
     @jax.jit
     def run(gray):
         params, state = method.init(jax.random.key(1), gray[:1])
-        return jax.value_and_grad(method.loss, has_aux=True)(params, state, {"views": (gray,)}, jax.random.key(2))
 
-    (loss, (new_state, metrics)), gradient = jax.device_get(run(np.broadcast_to(X[3:], X.shape)))
-    assert loss == 0.0 and metrics["colored_share"] == 0.0
+        def loss(params):
+            output = method.loss(params, state, {"views": (gray,)}, jax.random.key(2))
+            return output.loss, output
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (loss, output), gradient = jax.device_get(run(np.broadcast_to(X[3:], X.shape)))
+    assert loss == 0.0 and output.metrics["colored_share"] == 0.0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
-    assert not np.any(new_state["prior"]["mass"]) and new_state["prior"]["batches"] == 1
+    assert not np.any(output.state["prior"]["mass"]) and output.state["prior"]["batches"] == 1
 
 
 def test_pictures_show_the_image_gray_and_colored_anew(monkeypatch):
@@ -77,8 +83,8 @@ def test_pictures_show_the_image_gray_and_colored_anew(monkeypatch):
     @jax.jit
     def run(lab):
         # Colors that are alike everywhere, predicted with certainty, are those of the image.
-        certain = 1e3 * _color.encode(_color.subsample(lab)[..., 1:])
-        monkeypatch.setattr(_color, "predict", lambda *arguments: certain)
+        certain = 1e3 * colors.encode(colors.subsample(lab)[..., 1:])
+        monkeypatch.setattr(colors, "predict", lambda *arguments: certain)
         made = method.pictures({}, {}, {"views": (normalized_of_lab(lab, MEAN, STD),)}, jax.random.key(0))
         assert list(made) == ["image", "gray", "colorized"]
         return made, lab_of_rgb(made["gray"] * jnp.array(STD) + jnp.array(MEAN))

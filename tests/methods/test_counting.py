@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.counting import _quarters
 from tests.methods.drawn import draw
 
-RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
 
 
 def make():
@@ -16,12 +16,12 @@ def make():
 
 
 def test_quarters_are_the_four_row_by_row():
-    image = np.arange(24).reshape(1, 4, 6, 1)
+    image = np.arange(24, dtype=np.float32).reshape(1, 4, 6, 1)
     found = np.asarray(jax.jit(_quarters)(image))[0, ..., 0]
     np.testing.assert_array_equal(found[1], [[3, 4, 5], [9, 10, 11]])
     np.testing.assert_array_equal(found[2], [[12, 13, 14], [18, 19, 20]])
     with pytest.raises(ValueError, match="have no quarters"):
-        jax.eval_shape(_quarters, np.zeros((1, 5, 6, 1)))
+        jax.eval_shape(_quarters, np.zeros((1, 5, 6, 1), np.float32))
 
 
 def test_loss_compares_the_image_with_its_quarters_and_with_its_neighbor():
@@ -29,7 +29,7 @@ def test_loss_compares_the_image_with_its_quarters_and_with_its_neighbor():
 
     @jax.jit
     def run(params, state, x, index, rng):
-        loss, _ = method.loss(params, state, {"views": (x,), "index": index}, rng)
+        loss = method.loss(params, state, {"views": (x,), "index": index}, rng).loss
         whole = method.shrink(jax.random.split(rng)[0], index, x)
         rows = jnp.concatenate([whole[:, None], _quarters(x)], axis=1).reshape(30, 8, 8, 1)
         for name, module in method.networks.items():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run, _tiles
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.cpc import Context, Predictor
+from ssl_jax.methods.toolkit import tiling
 from tests.methods import drawn
 
 INDEX = np.array([5, 1, 20])
@@ -17,27 +18,27 @@ PATCHES = X.reshape(3, 4, 4, 4, 4, 1).swapaxes(2, 3)
 
 
 def make(batch_norm="layer", **options):
-    run = Run(batch_size=3, steps=20, steps_per_epoch=6, num_images=30)
+    run = Schedule(batch_size=3, steps=20, steps_per_epoch=6, num_images=30)
     options = {"grid": 4, "patch": 4, "offsets": (1, 2), "target_dim": 5, "width": 6, "depth": 2, "flip": 0.0} | options
     return METHODS["cpc"](models.create("resnet8", stages=(1,), batch_norm=batch_norm), run, **options)
 
 
 @functools.cache
 def setup():
-    """(method, params, run: params -> (loss, metrics, embeddings of the patches, contexts in both directions))"""
+    """(method, params, run: params -> (the output, embeddings of the patches, contexts in both directions))"""
     method = make(directions=2, scale=0.5)
     params, state = drawn.draw(method, X[:1])
     assert not jax.tree.leaves(state)  # no running statistics
 
     @jax.jit
     def run(params, batch, rng, patches):
-        loss, (_, metrics) = method.loss(params, state, batch, rng)
+        output = method.loss(params, state, batch, rng)
         z = method.backbone.apply({"params": params["backbone"]}, patches).reshape(3, 4, 4, 16)
         contexts = [
             Context(6, 2).apply({"params": params["predictor"][f"context_{turns}"]}, jnp.rot90(z, turns, axes=(1, 2)))
             for turns in range(2)
         ]
-        return loss, metrics, z, contexts
+        return output, z, contexts
 
     args = {"views": (X,), "index": INDEX}, jax.random.key(2), PATCHES.reshape(48, 4, 4, 1)
     return method, params, lambda params: jax.device_get(run(params, *args))
@@ -45,7 +46,7 @@ def setup():
 
 def test_loss_finds_each_patch_below_among_all_patches_of_the_batch():
     _, params, run = setup()
-    loss, metrics, z, contexts = run(params)
+    output, z, contexts = run(params)
     wide = lambda tree: jax.tree.map(np.float64, tree)  # noqa: E731
     z, contexts, layers = wide(z), wide(contexts), wide(params["predictor"])
     terms = []
@@ -58,14 +59,14 @@ def test_loss_finds_each_patch_below_among_all_patches_of_the_batch():
             log_p = log_p.reshape(3, 4, 4, 3, 4, 4)
             right = [log_p[b, i, j, b, i + k, j] for b in range(3) for i in range(4 - k) for j in range(4)]
             terms.append(-np.mean(right))
-    np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
-    np.testing.assert_allclose(metrics["embeddings"], [z[:, :2].mean((1, 2)), z[:, 2:].mean((1, 2))], atol=1e-6)
+    np.testing.assert_allclose(output.loss, np.mean(terms), rtol=1e-5)
+    np.testing.assert_allclose(output.embeddings, [z[:, :2].mean((1, 2)), z[:, 2:].mean((1, 2))], atol=1e-6)
 
 
 def test_chance_level_is_the_loss_of_equal_embeddings():
     method, params, run = setup()
     zeros = jax.tree.map(np.zeros_like, params["predictor"])
-    np.testing.assert_allclose(run({**params, "predictor": zeros})[0], method.chance_level, rtol=1e-6)
+    np.testing.assert_allclose(run({**params, "predictor": zeros})[0].loss, method.chance_level, rtol=1e-6)
 
 
 @functools.cache
@@ -122,7 +123,7 @@ def test_patches_are_cropped_mirrored_and_stripped_of_channels_each_by_itself():
     def run(rng, index, view):
         both = make(crop=3, flip=0.5)
         return (
-            _tiles.overlapping(view, grid=4, side=4),
+            tiling.overlapping(view, grid=4, side=4),
             *(make(**options).patches(rng, index, view) for options in ({}, {"crop": 3}, {"flip": 0.5})),
             make(drop_channels=1.0).patches(rng, index, view),
             both.patches(rng, index, view),

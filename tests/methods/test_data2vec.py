@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from tests.methods import drawn
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 RNG = np.random.default_rng(0)
 MASK = RNG.random((4, 16)) < 0.6
 X = RNG.normal(size=(4, 16, 16, 1)).astype(np.float32)
@@ -28,7 +28,8 @@ def setup():
     @jax.jit
     def run(params, state, batch, rng, steps, more_steps):
         def loss(teacher):
-            return method.loss(params, {**state, "teacher": teacher}, batch, rng)
+            output = method.loss(params, {**state, "teacher": teacher}, batch, rng)
+            return output.loss, output
 
         def move(method, steps):
             return jax.vmap(lambda step: method.update(params, state, step)["teacher"]["params"])(steps)
@@ -92,12 +93,12 @@ def test_the_backbone_and_the_head_begin_as_beits():
 
 def test_loss_counts_hidden_patches_and_its_gradient_stops_at_the_teacher():
     made = setup()[-1]
-    (loss, (_, metrics)), of_teacher = made["loss"]
+    (loss, output), of_teacher = made["loss"]
     target = made["targets"].astype(np.float64)
     d = np.abs(made["prediction"] - target)[MASK]
     assert np.any(d < 2) and np.any(d > 2)
     np.testing.assert_allclose(loss, np.mean(np.where(d < 2, d * d / 4, d - 1)), rtol=1e-4)
-    np.testing.assert_allclose(metrics["target_variance"], target.var(axis=(0, 1)).mean(), rtol=1e-4)
+    np.testing.assert_allclose(output.metrics["target_variance"], target.var(axis=(0, 1)).mean(), rtol=1e-4)
     assert not any(np.any(g) for g in jax.tree.leaves(of_teacher))
 
 

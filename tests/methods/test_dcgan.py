@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import models, optim
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.models.dcgan import Discriminator, Generator, max_pool_to
 
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=60)
 
 
 METHOD = METHODS["dcgan"](Discriminator(image_size=16, base_width=4), RUN, latent=5, generator_width=4)
@@ -28,8 +28,8 @@ def test_each_player_is_moved_by_its_own_loss_alone():
     @jax.jit
     def gradients(params, state, batch):
         def terms(params):
-            loss, (_, metrics) = METHOD.loss(params, state, batch, jax.random.key(2))
-            return jnp.stack([loss, metrics["discriminator_loss"], metrics["generator_loss"]])
+            output = METHOD.loss(params, state, batch, jax.random.key(2))
+            return jnp.stack([output.loss, output.metrics["discriminator_loss"], output.metrics["generator_loss"]])
 
         return jax.jacrev(terms)(params)
 
@@ -51,10 +51,15 @@ def test_both_players_stay_alive():
     def train(params, state, batch):
         def step(carry, i):
             params, state, opt = carry
-            grads, (state, metrics) = jax.grad(METHOD.loss, has_aux=True)(params, state, batch, jax.random.key(i))
+
+            def loss(params):
+                output = METHOD.loss(params, state, batch, jax.random.key(i))
+                return output.loss, output
+
+            grads, output = jax.grad(loss, has_aux=True)(params)
             updates, opt = tx.update(grads, opt, params)
-            metrics = metrics["discriminator_loss"], metrics["generator_loss"]
-            return (jax.tree.map(jnp.add, params, updates), state, opt), metrics
+            metrics = output.metrics["discriminator_loss"], output.metrics["generator_loss"]
+            return (jax.tree.map(jnp.add, params, updates), output.state, opt), metrics
 
         (params, state, _), metrics = jax.lax.scan(step, (params, state, tx.init(params)), jnp.arange(60))
         return metrics, METHOD.pictures(params, state, batch, jax.random.key(0))["made"]

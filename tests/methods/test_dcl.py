@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
 VIEWS = tuple(jax.random.normal(jax.random.key(0), (2, 6, 16, 16, 1)))
 
 
 def make(batch_size=6, **options):
-    run = Run(batch_size=batch_size, steps=100, steps_per_epoch=10, num_images=1000)
-    return METHODS["dcl"](models.create("resnet8", stages=(1,)), run, **dict(projector=(16, 8)) | options)
+    schedule = Schedule(batch_size=batch_size, steps=100, steps_per_epoch=10, num_images=1000)
+    return METHODS["dcl"](models.create("resnet8", stages=(1,)), schedule, **dict(projector=(16, 8)) | options)
 
 
 def projections(method, params, state):
@@ -27,7 +27,7 @@ def projections(method, params, state):
 def test_loss_leaves_the_positive_out_of_the_candidates(weighted):
     method = make(temperature=0.3, weighted=weighted, sigma=0.4)
     params, state = method.init(jax.random.key(1), VIEWS[0])
-    loss, (_, metrics) = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
+    output = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
     z = projections(method, params, state)
     similarity = z @ z.T
     alike = np.array([similarity[i, i + 6] for i in range(6)])
@@ -36,13 +36,13 @@ def test_loss_leaves_the_positive_out_of_the_candidates(weighted):
     for i in range(12):
         others = [k for k in range(12) if k % 6 != i % 6]
         expected.append(-weights[i % 6] * alike[i % 6] / 0.3 + np.log(np.sum(np.exp(similarity[i, others] / 0.3))))
-    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
-    assert metrics["embeddings"].shape == (2, 6, 8)
+    np.testing.assert_allclose(output.loss, np.mean(expected), rtol=1e-5)
+    assert output.embeddings.shape == (2, 6, 8)
 
 
 def test_projector_is_simclrs():
     params, state = make().init(jax.random.key(0), VIEWS[0])
-    simclr = METHODS["simclr"](make().backbone, make().run, projector=(16, 8))
+    simclr = METHODS["simclr"](make().backbone, make().schedule, projector=(16, 8))
     expected = jax.eval_shape(simclr.init, jax.random.key(0), VIEWS[0])
     assert jax.tree.map(jnp.shape, (params, state)) == jax.tree.map(jnp.shape, expected)
 

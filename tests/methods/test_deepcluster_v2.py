@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import models, optim, parallel, recipes, run, step, train
-from ssl_jax.methods import METHODS, Run
+from ssl_jax import dist, models, optim, recipes
+from ssl_jax.methods import METHODS, Schedule
+from ssl_jax.training import loop, step, termination
+from ssl_jax.training.state import create_state
 
 BATCH, IMAGES = 8, 24
 
 
 def make(num_images=IMAGES, **options):
-    facts = Run(batch_size=BATCH, steps=100, steps_per_epoch=3, num_images=num_images)
+    schedule = Schedule(batch_size=BATCH, steps=100, steps_per_epoch=3, num_images=num_images)
     options = {"projector": (16, 8), "prototypes": (4, 3, 2), "local_views": 1, **options}
-    return METHODS["deepcluster_v2"](models.create("resnet8", stages=(1,)), facts, **options)
+    return METHODS["deepcluster_v2"](models.create("resnet8", stages=(1,)), schedule, **options)
 
 
 def draw(number):
@@ -41,7 +43,7 @@ def start():
 
 @functools.cache
 def course():
-    """[(state before, loss, metrics, state after loss, state after update, projections)] of four steps without an
+    """[(state before, output of the loss, state after update, projections)] of four steps without an
     optimizer. The projections [3 * BATCH, 8] are the networks', crops of one size together."""
     method = make()
 
@@ -53,15 +55,15 @@ def course():
 
         *large, small = batch["views"]
         h = jnp.concatenate([apply("backbone", x) for x in (jnp.concatenate(large), small)])
-        return *method.loss(params, state, batch, jax.random.key(1)), apply("projector", h)
+        return method.loss(params, state, batch, jax.random.key(1)), apply("projector", h)
 
     update = jax.jit(method.update)
     params, state = start()
     history = []
     for number in range(4):
-        value, (middle, metrics), z = jax.device_get(loss(params, state, draw(number)))
-        after = jax.device_get(update(params, middle, number + 1))
-        history.append((state, value, metrics, middle, after, z))
+        output, z = jax.device_get(loss(params, state, draw(number)))
+        after = jax.device_get(update(params, output.state, number + 1))
+        history.append((state, output, after, z))
         state = after
     return history
 
@@ -76,24 +78,24 @@ def cross_entropy(scores, labels):
 
 
 def test_memory_keeps_the_large_crops_of_the_images_seen():
-    for number, (before, _, metrics, middle, *_) in enumerate(course()[:3]):
+    for number, (before, output, *_) in enumerate(course()[:3]):
         here = np.arange(BATCH) + BATCH * number
-        np.testing.assert_allclose(middle["memory"]["rows"][:, here], metrics["embeddings"], atol=1e-5)
+        memory, old = output.state["memory"], before["memory"]["rows"]
+        np.testing.assert_allclose(memory["rows"][:, here], output.embeddings, atol=1e-5)
         others = np.setdiff1d(np.arange(IMAGES), here)
-        old = before["memory"]["rows"]
-        np.testing.assert_array_equal(middle["memory"]["rows"][:, others], old[:, others])
-        np.testing.assert_array_equal(middle["memory"]["seen"], np.arange(IMAGES) < BATCH * (number + 1))
+        np.testing.assert_array_equal(memory["rows"][:, others], old[:, others])
+        np.testing.assert_array_equal(memory["seen"], np.arange(IMAGES) < BATCH * (number + 1))
 
 
 def test_no_label_and_no_gradient_before_the_first_clustering():
-    assert [float(value) for _, value, *_ in course()[:3]] == [0.0, 0.0, 0.0]
-    assert np.all(course()[1][4]["assignments"] == -1)
+    assert [float(output.loss) for _, output, *_ in course()[:3]] == [0.0, 0.0, 0.0]
+    assert np.all(course()[1][2]["assignments"] == -1)
 
 
 def test_each_epoch_centroids_of_the_memory_become_the_prototypes_and_assign_all_images():
-    before, _, _, middle, after, _ = course()[2]
+    before, output, after, _ = course()[2]
     for head, count in enumerate((4, 3, 2)):
-        rows = np.asarray(middle["memory"]["rows"][head % 2])  # heads take the crops in turn
+        rows = np.asarray(output.state["memory"]["rows"][head % 2])  # heads take the crops in turn
         centroids, labels = np.asarray(after["prototypes"][head]), np.asarray(after["assignments"][head])
         np.testing.assert_array_equal(labels, np.argmax(rows @ centroids.T, axis=1))
         assert centroids.shape == (count, 8) and not np.allclose(centroids, before["prototypes"][head])
@@ -103,13 +105,13 @@ def test_each_epoch_centroids_of_the_memory_become_the_prototypes_and_assign_all
 
 
 def test_loss_classifies_every_crop_as_its_images_cluster():
-    state, value, metrics, _, after, z = course()[3]
+    state, output, after, z = course()[3]
     jax.tree.map(np.testing.assert_array_equal, after["prototypes"], state["prototypes"])  # until the next epoch
     z = unit(z).reshape(3, BATCH, 8)
-    np.testing.assert_allclose(metrics["embeddings"], z[:2], atol=1e-5)
+    np.testing.assert_allclose(output.embeddings, z[:2], atol=1e-5)
     labels = np.asarray(state["assignments"][:, :BATCH])
     expected = [cross_entropy(z[v] @ state["prototypes"][h].T, labels[h]) for h in range(3) for v in range(3)]
-    np.testing.assert_allclose(value, np.mean(expected), rtol=1e-4)
+    np.testing.assert_allclose(output.loss, np.mean(expected), rtol=1e-4)
 
 
 def test_a_pass_over_all_images_comes_first_and_the_first_epoch_has_labels():
@@ -121,19 +123,21 @@ def test_a_pass_over_all_images_comes_first_and_the_first_epoch_has_labels():
     def draw_large(number):
         return {**draw(number), "views": draw(number)["views"][:2]}
 
-    one_step = step.TrainStep(method=method, tx=tx, augment=lambda _, x: x, axis_name=parallel.AXIS, log_every=100)
-    preparing = dataclasses.replace(one_step, method=step.Preparing(method, 3), tx=step.standing_still(tx))
-    mesh = parallel.make_mesh(jax.devices()[:1])
-    first = parallel.create_state(lambda: step.create_state(method, tx, jnp.zeros((1, 8, 8, 1)), 0), mesh)
+    one_step = step.TrainStep(method=method, tx=tx, augment=lambda _, x: x, axis_name=dist.AXIS, log_every=100)
+    preparing = dataclasses.replace(one_step, method=step.Preparing(method), tx=step.standing_still(tx))
+    mesh = dist.make_mesh(jax.devices()[:1])
+    first = dist.create_state(lambda: create_state(method, tx, jnp.zeros((1, 8, 8, 1)), 0), mesh)
     params, new, key = jax.device_get((first.params, first.model_state, jax.random.key_data(first.rng)))
     assert np.all(new["assignments"] == -1) and not np.any(new["memory"]["seen"])
     for rows in (*new["prototypes"], *new["memory"]["rows"]):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=-1), 1.0, rtol=1e-5)
-    state = train.prepare(preparing, 3, first, map(draw_large, range(3)), mesh, run.Termination(), shard_state=False)
+    state = loop.prepare(
+        preparing, 3, first, map(draw_large, range(3)), mesh, termination.Termination(), shard_state=False
+    )
     assert state.step == 0 and np.array_equal(jax.random.key_data(state.rng), key)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), params)
     assert np.all(state.model_state["memory"]["seen"]) and np.all(state.model_state["assignments"] >= 0)
-    mapped, losses = parallel.map_step(one_step, mesh), []
+    mapped, losses = dist.map_step(one_step, mesh), []
     for number in range(3):
         state, metrics = mapped(state, draw_large(number))
         losses.append(float(metrics["loss"]))
@@ -164,7 +168,7 @@ def test_chance_level_is_the_mean_over_heads():
     [
         ({"prototypes": ()}, "a number for each head"),
         ({"prototypes": (4, 25)}, r"prototypes=\(4, 25\) must be from 2 to the number of images, 24"),
-        ({"prototypes": (1,)}, "from 2 to"),
+        ({"prototypes": (1,)}, r"prototypes must be at least 2, got \(1,\)"),
         ({"cluster_every": 0.0}, "cluster_every must be above 0"),
     ],
 )

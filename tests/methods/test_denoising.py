@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 INDEX = jnp.arange(64)
 
 
@@ -34,10 +34,10 @@ def test_the_target_is_the_clean_image():
     x = jax.random.normal(jax.random.key(0), (4, 14, 14, 1))
     params, state = method.init(jax.random.key(1), x[:1])
     batch, rng = {"views": (x,), "index": INDEX[:4]}, jax.random.key(2)
-    loss, (_, metrics) = method.loss(params, state, batch, rng)
+    output = method.loss(params, state, batch, rng)
     pictures = method.pictures(params, state, batch, rng)
-    np.testing.assert_allclose(loss, np.mean((pictures["reconstruction"] - x) ** 2), rtol=1e-4)
-    np.testing.assert_allclose(metrics["mean_loss"], np.mean(x**2), rtol=1e-5)
+    np.testing.assert_allclose(output.loss, np.mean((pictures["reconstruction"] - x) ** 2), rtol=1e-4)
+    np.testing.assert_allclose(output.metrics["mean_loss"], np.mean(x**2), rtol=1e-5)
     assert np.mean((pictures["corrupted"] - x) ** 2) > 0.7
 
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
 VIEWS = tuple(np.random.default_rng(0).normal(size=(2, 8, 8, 8, 1)).astype(np.float32))
 POSITIONS = 16  # resnet8's first stage halves 8 pixels once: a map of 4x4
 
 
 def make(model=(), **options):
-    run = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=40)
+    schedule = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=40)
     options = dict(projector=(12, 6), queue_size=24, temperature=0.3, dense_weight=0.3) | options
-    return METHODS["densecl"](models.create("resnet8", stages=(1,), **dict(model)), run, **options)
+    return METHODS["densecl"](models.create("resnet8", stages=(1,), **dict(model)), schedule, **options)
 
 
 @functools.cache
@@ -34,7 +34,7 @@ def unit(x):
 def apply(method, params, batch_stats, x):
     """(projections of the pooled features, feature map, its projections); the maps [batch, positions, channels]"""
     variables = {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}
-    features, _ = method.backbone.apply(variables, x, train=True, mutable=["batch_stats"], pool=False)
+    features, _ = method.backbone.apply(variables, x, train=True, mutable=["batch_stats"], method="feature_map")
     features = features.reshape(len(x), POSITIONS, 16)
 
     def head(name, h):
@@ -45,14 +45,15 @@ def apply(method, params, batch_stats, x):
 
 @functools.cache
 def step():
-    """The loss with its gradient for the teacher, and what `apply` gives: ((loss, aux), gradient), queries, keys."""
+    """((loss, output), the loss's gradient for the teacher), and what `apply` gives for queries and for keys."""
     method = make()
 
     @jax.jit
     def run(params, state, views):
         def loss(teacher):
             moved = {**state, "teacher": {**state["teacher"], "params": teacher}}
-            return method.loss(params, moved, {"views": views}, jax.random.key(2))
+            output = method.loss(params, moved, {"views": views}, jax.random.key(2))
+            return output.loss, output
 
         teacher = state["teacher"]
         queries = apply(method, params, state["batch_stats"], views[0])
@@ -64,7 +65,7 @@ def step():
 
 def test_loss_is_of_images_and_of_positions_each_with_its_own_queue():
     _, state = first()
-    ((loss, (new_state, metrics)), _), (q, q_features, q_dense), (k, k_features, k_dense) = step()
+    ((loss, output), _), (q, q_features, q_dense), (k, k_features, k_dense) = step()
     queue, dense_queue = (np.asarray(state[name]["rows"], np.float64) for name in ("queue", "dense_queue"))
 
     def contrast(query, key, negatives):
@@ -79,13 +80,13 @@ def test_loss_is_of_images_and_of_positions_each_with_its_own_queue():
             dense.append(contrast(unit(q_dense)[i, s], unit(k_dense)[i, match], dense_queue))
             matches.append(match)
     assert len(set(matches)) > 1
-    np.testing.assert_allclose(metrics["image_loss"], np.mean(image), rtol=1e-4)
-    np.testing.assert_allclose(metrics["dense_loss"], np.mean(dense), rtol=1e-4)
+    np.testing.assert_allclose(output.metrics["image_loss"], np.mean(image), rtol=1e-4)
+    np.testing.assert_allclose(output.metrics["dense_loss"], np.mean(dense), rtol=1e-4)
     np.testing.assert_allclose(loss, 0.7 * np.mean(image) + 0.3 * np.mean(dense), rtol=1e-4)
     # Keys of both kinds join their queues once they have been compared; a dense one is its map's mean.
     for name, keys in (("queue", unit(k)), ("dense_queue", unit(np.mean(k_dense, axis=1)))):
-        np.testing.assert_allclose(new_state[name]["rows"][:8], keys, atol=1e-5)
-        np.testing.assert_array_equal(new_state[name]["rows"][8:], state[name]["rows"][8:])
+        np.testing.assert_allclose(output.state[name]["rows"][:8], keys, atol=1e-5)
+        np.testing.assert_array_equal(output.state[name]["rows"][8:], state[name]["rows"][8:])
 
 
 def test_shuffling_changes_which_keys_share_their_batch_statistics():
@@ -96,7 +97,7 @@ def test_shuffling_changes_which_keys_share_their_batch_statistics():
     @jax.jit
     def run(params, state, views):
         methods = make(model=grouped), make(model=grouped, shuffle=False)
-        return [m.loss(params, state, {"views": views}, jax.random.key(2))[1][1]["embeddings"][1] for m in methods]
+        return [m.loss(params, state, {"views": views}, jax.random.key(2)).embeddings[1] for m in methods]
 
     shuffled, in_order = jax.device_get(run(*first(), VIEWS))
     assert np.max(np.abs(shuffled - in_order)) > 1e-3
@@ -151,5 +152,5 @@ def test_refusals(options, message):
 
 def test_refuses_a_network_without_a_feature_map():
     vit = models.create("vit_tiny_patch16_224", dim=24, depth=1, heads=2, patch_size=8, image_size=16)
-    with pytest.raises(ValueError, match="densecl needs a feature map, which ViT has not; use a ResNet"):
-        METHODS["densecl"](vit, make().run, queue_size=24)
+    with pytest.raises(ValueError, match="DenseCL needs a feature map, which ViT has not; use a ResNet"):
+        METHODS["densecl"](vit, make().schedule, queue_size=24)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import models, optim
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from tests.methods import drawn
 
-RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
+SCHEDULE = Schedule(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
 RNG = np.random.default_rng(0)
 VIEWS = tuple(RNG.normal(size=(6, size, size, 1)).astype(np.float32) for size in (16, 16, 8, 8))
 TEMPERATURES = dict(warmup_teacher_temperature=0.03, teacher_temperature=0.07, warmup_temperature_epochs=4)
@@ -18,7 +18,7 @@ TEMPERATURES = dict(warmup_teacher_temperature=0.03, teacher_temperature=0.07, w
 def make(backbone=None, **options):
     vit = dict(dim=16, depth=1, heads=2, mlp_ratio=2.0, patch_size=4, image_size=16)
     options = dict(local_views=2, prototypes=12, hidden=(8,), bottleneck=4) | options
-    return METHODS["dino"](backbone or models.create("vit_tiny_patch16_224", **vit), RUN, **options)
+    return METHODS["dino"](backbone or models.create("vit_tiny_patch16_224", **vit), SCHEDULE, **options)
 
 
 def shapes_of(method):
@@ -44,7 +44,7 @@ def setup():
         teacher = state["teacher"]["params"]
         of_teacher = features(teacher, *views[:2])
         return {
-            "losses": [
+            "outputs": [
                 method.loss(params, state, {"views": views}, rng),
                 alone.loss(params, state, {"views": views[:2]}, rng),
             ],
@@ -65,7 +65,7 @@ def softmax(x):
 @pytest.mark.parametrize("local_views", [0, 2])
 def test_loss_is_the_papers_over_all_pairs_of_different_views(local_views):
     _, state, made = setup()
-    loss, (_, metrics) = made["losses"][local_views == 0]
+    output = made["outputs"][local_views == 0]
     student, teacher = (made[name].astype(np.float64) for name in ("student", "teacher"))
     temperature = 0.03 + (0.07 - 0.03) * 10 / 40  # step 10 of 4 epochs of 10
     targets = softmax((teacher - state["center"]) / temperature)
@@ -76,15 +76,16 @@ def test_loss_is_the_papers_over_all_pairs_of_different_views(local_views):
         if i != j
     ]
     assert len(pairs) == 2 * (2 + local_views) - 2
-    np.testing.assert_allclose(loss, np.mean(pairs), rtol=1e-4)  # cosines of 1e-7, times 1 / 0.04
-    np.testing.assert_allclose(metrics["teacher_entropy"], np.mean(-np.sum(targets * np.log(targets), -1)), rtol=1e-4)
+    np.testing.assert_allclose(output.loss, np.mean(pairs), rtol=1e-4)  # cosines of 1e-7, times 1 / 0.04
+    entropy = np.mean(-np.sum(targets * np.log(targets), -1))
+    np.testing.assert_allclose(output.metrics["teacher_entropy"], entropy, rtol=1e-4)
 
 
 def test_center_moves_a_tenth_towards_the_teachers_mean_score_of_the_large_crops():
     _, state, made = setup()
-    for _, (new, _) in made["losses"]:
+    for output in made["outputs"]:
         expected = 0.9 * state["center"] + 0.1 * made["teacher"].mean((0, 1))
-        np.testing.assert_allclose(new["center"], expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(output.state["center"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_teacher_moves_by_a_decay_that_ends_at_one():
@@ -141,7 +142,7 @@ def test_batch_norm_of_the_head_spans_all_crops_and_the_teachers_is_its_own():
     def run(params, state, views):
         student = {"params": params, "batch_stats": state["batch_stats"]}
         return (
-            method.loss(params, state, {"views": views}, jax.random.key(4))[1][0],
+            method.loss(params, state, {"views": views}, jax.random.key(4)).state,
             mean_before_norm(student, [views[:2], views[2:]]),
             mean_before_norm(state["teacher"], [views[:2]]),
         )
@@ -171,7 +172,7 @@ def test_views_are_two_large_crops_and_as_many_small_ones_as_asked_for():
         ({"local_views": -1}, "local_views must be at least 0, got -1"),
         ({"freeze_epochs": -1}, "freeze_epochs must be at least 0, got -1"),
         ({"center_decay": 1.1}, "center_decay must be in 0..1, got 1.1"),
-        ({"prototypes": 0}, "prototypes must be above 0, got 0"),
+        ({"prototypes": 0}, "prototypes must be at least 1, got 0"),
     ],
 )
 def test_refuses(options, message):

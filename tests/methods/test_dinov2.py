@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import build, models
-from ssl_jax.config import ConfigError
-from ssl_jax.methods import METHODS, Run
+from ssl_jax import models
+from ssl_jax.config import ConfigError, parse
+from ssl_jax.methods import METHODS, Schedule
+from ssl_jax.training import build
 from tests.methods import drawn
 from tests.methods.test_every_method import load
 
-RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
+SCHEDULE = Schedule(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
 RNG = np.random.default_rng(0)
 VIEWS = tuple(RNG.normal(size=(6, size, size, 1)).astype(np.float32) for size in (16, 16, 8))
 MASKS = RNG.random((2, 6, 16)) < 0.4
@@ -25,7 +26,7 @@ def make(**options):
         "vit_tiny_patch16_224", dim=16, depth=1, heads=2, mlp_ratio=2.0, patch_size=4, image_size=16
     )
     options = dict(local_views=1, prototypes=12, hidden=(8,), bottleneck=4, warmup_temperature_epochs=2) | options
-    return METHODS["dinov2"](backbone, RUN, **options)
+    return METHODS["dinov2"](backbone, SCHEDULE, **options)
 
 
 def after_some_steps(method):
@@ -40,7 +41,7 @@ def tokens_of(params, teacher, batch):
     large, mask = jnp.concatenate([x1, x2]), jnp.concatenate(batch["masks"])
 
     def apply(params, x, **options):
-        return backbone.apply({"params": params["backbone"]}, x, tokens=True, **options)
+        return backbone.apply({"params": params["backbone"]}, x, method="tokens", **options)
 
     masked = apply(params, large, mask=mask, mask_token=params["mask_token"])
     return [*jnp.split(masked, 2), apply(params, x3)], jnp.split(apply(teacher, large), 2)
@@ -91,7 +92,8 @@ def test_loss_is_of_classes_of_masked_patches_and_of_the_spread(centering, heads
     patch_head = "patch_head" if heads else "head"
 
     student, of_teacher = jax.device_get(tokens_of(params, state["teacher"]["params"], BATCH))
-    loss, (new, metrics) = method.loss(params, state, BATCH, jax.random.key(6))
+    output = method.loss(params, state, BATCH, jax.random.key(6))
+    new, metrics = output.state, output.metrics
     teacher = state["teacher"]["params"]
     of_student = np.stack([scores_of(params["head"], tokens[:, 0]) for tokens in student])
     patches_of_student = np.stack([scores_of(params[patch_head], tokens[:, 1:]) for tokens in student[:2]])
@@ -123,23 +125,29 @@ def test_loss_is_of_classes_of_masked_patches_and_of_the_spread(centering, heads
     h = np.asarray(student[:2], np.float64)[:, :, 0].reshape(2, -1, count, 16)
     spread = sum(np.mean([koleo(group) for group in view]) for view in h)
     np.testing.assert_allclose(metrics["koleo"], spread, rtol=1e-3)
-    np.testing.assert_allclose(loss, class_loss + patch_loss + 0.1 * spread, rtol=1e-4)
+    np.testing.assert_allclose(output.loss, class_loss + patch_loss + 0.1 * spread, rtol=1e-4)
 
 
 def test_masks_of_more_patches_than_pass_the_head_are_refused_when_they_are_built():
     config = load("dinov2")  # 28 x 28 pixels in patches of 7, up to half of them masked
     config.method = {**config.method, "most_masked": 7}
-    method = build.method(config, RUN)
+    config = parse(config)
+    method = build.method(config, SCHEDULE)
     with pytest.raises(ConfigError, match=r"up to 8 patches of global1, more than config.method.most_masked=7; use"):
-        build.masks(config, method)
+        build.masks(config, method, build.augmentations(config, method.views))
 
 
 @pytest.mark.slow
 def test_a_batch_without_any_mask_gives_finite_gradients():
     method = make(centering="sinkhorn")
     batch = {**BATCH, "masks": (np.zeros((6, 16), bool),) * 2}
-    run = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
-    (_, (_, metrics)), gradients = run(*after_some_steps(method), batch, jax.random.key(6))
+
+    def loss(*args):
+        output = method.loss(*args)
+        return output.loss, output.metrics
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, metrics), gradients = run(*after_some_steps(method), batch, jax.random.key(6))
     assert metrics["patch_loss"] == 0
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
 
 def make(**options):
-    run = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
+    run = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
     options = {"projector": (16, 16, 4), "num_patches": 3} | options
     return METHODS["emp_ssl"](models.create("resnet8", stages=(1,)), run, **options)
 
@@ -17,20 +17,20 @@ def test_loss_is_of_all_patches_passed_as_one_batch():
     method = make(eps=0.5, invariance=20.0)
     views = tuple(jax.random.normal(jax.random.key(0), (3, 8, 16, 16, 1)))
     params, state = method.init(jax.random.key(1), views[0])
-    loss, (new_state, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
+    output = method.loss(params, state, {"views": views}, jax.random.key(2))
     x = jnp.concatenate(views)
     for name, module in method.networks.items():
         variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
         x, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
     z = np.float64(x).reshape(3, 8, 4)
-    np.testing.assert_allclose(metrics["embeddings"], z, atol=1e-4)
+    np.testing.assert_allclose(output.embeddings, z, atol=1e-4)
 
     z /= np.linalg.norm(z, axis=-1, keepdims=True)
     mean = z.mean(0)
     mean /= np.linalg.norm(mean, axis=-1, keepdims=True)
     rates = [0.5 * np.linalg.slogdet(np.eye(4) + 4 / (8 * 0.5) * view.T @ view)[1] for view in z]
-    np.testing.assert_allclose(loss, -np.mean(rates) - 20.0 * np.mean(np.sum(z * mean, axis=-1)), rtol=1e-5)
-    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state, new_state)
+    np.testing.assert_allclose(output.loss, -np.mean(rates) - 20.0 * np.mean(np.sum(z * mean, axis=-1)), rtol=1e-5)
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state, output.state)
     assert all(jax.tree.leaves(changed))
 
 

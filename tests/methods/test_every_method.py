@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import build, config, parallel, step
-from ssl_jax.checkpoint import Checkpoints
+from ssl_jax import config, dist
 from ssl_jax.configs import scales
 from ssl_jax.data import pipeline, sources
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
+from ssl_jax.training import build
+from ssl_jax.training.checkpoint import Checkpoints
+from ssl_jax.training.state import create_state
 
 BATCH, STEPS, STEPS_PER_EPOCH, SAVED = 64, 5, 3, 2
 # The others take a quarter of an hour together on two cores: they have a mark of their own.
@@ -63,10 +65,10 @@ class Training:
         settings.model.update(model)
         settings.batch_size = 128 if name == "w_mse" else BATCH  # which whitens 128 rows together
         settings.optimizer = optimizer
-        source = images(settings.data.channels)
-        facts = build.facts(settings, len(source), 10)
+        settings, source = config.parse(settings), images(settings.data.channels)
+        facts = build.schedule(settings, len(source), 10)
         self.made = build.training(settings, dataclasses.replace(facts, steps=STEPS, steps_per_epoch=STEPS_PER_EPOCH))
-        self.mesh, self.shard_state = parallel.make_mesh(jax.devices()[:devices]), shard_state
+        self.mesh, self.shard_state = dist.make_mesh(jax.devices()[:devices]), shard_state
         self.step = self.mapped(self.made.step)
         self.batches = lambda start: pipeline.train_batches(
             source,
@@ -78,16 +80,16 @@ class Training:
         )
 
     def mapped(self, one_step):
-        return parallel.map_step(one_step, self.mesh, shard_state=self.shard_state)
+        return dist.map_step(one_step, self.mesh, shard_state=self.shard_state)
 
     def first(self):
         """After the pass over the images that some methods want."""
-        state = parallel.create_state(self.made.create_state, self.mesh, shard_state=self.shard_state)
+        state = dist.create_state(self.made.create_state, self.mesh, shard_state=self.shard_state)
         if self.made.prepare is None:
             return state
         prepare, batches = self.mapped(self.made.prepare), self.batches(0)
-        for _ in range(self.made.preparation):
-            state, _ = prepare(state, parallel.split_batch(next(batches), self.mesh))
+        for _ in range(self.made.method.preparing_steps):
+            state, _ = prepare(state, dist.shard_batch(next(batches), self.mesh))
         return state.replace(step=state.step * 0)
 
     def restore(self, directory):
@@ -98,14 +100,14 @@ class Training:
             return jax.random.key(0) if is_key else jnp.zeros(leaf.shape, leaf.dtype)
 
         shapes = jax.eval_shape(self.made.create_state)
-        like = parallel.create_state(lambda: jax.tree.map(blank, shapes), self.mesh, shard_state=self.shard_state)
+        like = dist.create_state(lambda: jax.tree.map(blank, shapes), self.mesh, shard_state=self.shard_state)
         return Checkpoints(directory).restore(like)
 
     def go_on(self, state, steps):
         """(the state after these steps; loss and gradient's norm of each)"""
         batches, said = self.batches(int(state.step)), []
         for _ in range(steps):
-            state, metrics = self.step(state, parallel.split_batch(next(batches), self.mesh))
+            state, metrics = self.step(state, dist.shard_batch(next(batches), self.mesh))
             said.append([float(metrics["loss"]), float(metrics["grad_norm"])])
         return state, np.array(said)
 
@@ -128,7 +130,7 @@ def held(state):
 
 
 def assert_same(found, expected, mesh):
-    pair = (jax.device_get(parallel.gather_state(numbers(state), mesh)) for state in (found, expected))
+    pair = (jax.device_get(dist.gather_state(numbers(state), mesh)) for state in (found, expected))
     for a, b in zip(*pair, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(np.abs(b).max(), 1e-2))
 
@@ -168,8 +170,8 @@ def test_one_device_eight_a_state_split_over_eight_and_a_resumed_run_give_the_sa
 
 @pytest.mark.parametrize("name", METHODS)
 def test_chance_level_is_a_number_or_none(name):
-    settings = load(name)
-    method = build.method(settings, build.facts(settings, 8192, 10))
+    settings = config.parse(load(name))
+    method = build.method(settings, build.schedule(settings, 8192, 10))
     assert method.chance_level is None or np.isfinite(method.chance_level)
 
 
@@ -177,7 +179,7 @@ def test_chance_level_is_a_number_or_none(name):
 @pytest.mark.parametrize("name, scale", [(name, scale) for name in METHODS for scale in scales(name)])
 def test_every_scale_of_every_config_can_be_built(name, scale):
     settings = load(name, scale)
-    config.check(settings)
+    config.parse(settings)
     # Tracing all blocks of a large network takes seconds, and shows no more than one of each stage does.
     with settings.unlocked():
         if "resnet" in settings.model.name:
@@ -185,13 +187,14 @@ def test_every_scale_of_every_config_can_be_built(name, scale):
         elif settings.model.name.startswith("vit"):
             settings.model.depth = 6
     num_images = 10_000 if "[" in settings.data.split else 1_281_167  # of a part of the data set, or of ImageNet
-    run = Run(
+    run = Schedule(
         batch_size=settings.batch_size, steps=100_000, steps_per_epoch=100, num_images=num_images, num_classes=1000
     )
+    settings = config.parse(settings)
     method = build.method(settings, run)
     views = build.augmentations(settings, method.views)
-    build.masks(settings, method)
+    build.masks(settings, method, views)
     tx, _ = build.optimizer(settings, run.steps, method)
     example = jnp.zeros((1, *views[0].size, settings.data.channels))
-    state = jax.eval_shape(lambda: step.create_state(method, tx, example, 0))
+    state = jax.eval_shape(lambda: create_state(method, tx, example, 0))
     assert sum(x.size for x in jax.tree.leaves(state.params)) > 1000

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.exemplar import turn
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 
 
 def test_the_class_is_the_images_index():
@@ -17,7 +17,7 @@ def test_the_class_is_the_images_index():
     x = jax.random.normal(jax.random.key(0), (4, 12, 12, 1))
     params, state = method.init(jax.random.key(1), x[:1])
     index = jnp.array([7, 59, 0, 3])
-    loss, _ = method.loss(params, state, {"views": (x,), "index": index}, jax.random.key(2))
+    loss = method.loss(params, state, {"views": (x,), "index": index}, jax.random.key(2)).loss
     h = x
     for name, module in method.networks.items():
         variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}

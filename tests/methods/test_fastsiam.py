@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
+RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 
 
 def make(name="fastsiam", **options):
@@ -45,8 +45,8 @@ def test_each_view_predicts_the_constant_mean_of_the_others():
         return -sum(cosine(p, t) for p, t in zip(predictions, targets, strict=True)) / 3
 
     def loss(params):
-        value, (_, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
-        return value, metrics["embeddings"]
+        output = method.loss(params, state, {"views": views}, jax.random.key(2))
+        return output.loss, output.embeddings
 
     (value, embeddings), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     expected_value, expected_gradient = jax.value_and_grad(expected)(params)
@@ -60,7 +60,7 @@ def test_with_two_views_it_is_simsiam():
     values = []
     for method in (make(num_views=2), make("simsiam")):
         params, state = method.init(jax.random.key(1), views[0][:1])
-        values.append(method.loss(params, state, {"views": views}, jax.random.key(2))[0])
+        values.append(method.loss(params, state, {"views": views}, jax.random.key(2)).loss)
         assert method.constant_lr == ("predictor",)
     np.testing.assert_allclose(*values, rtol=1e-5)
 
@@ -71,7 +71,7 @@ def test_wants_as_many_views_as_it_says():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="num_views must be 2 or more, got 1"):
+    with pytest.raises(ValueError, match="num_views must be at least 2, got 1"):
         make(num_views=1)
     with pytest.raises(ValueError, match=r"ends in 12 .* projector's 16"):
         make(predictor=(6, 12))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
-RUN = Run(batch_size=8, steps=10, steps_per_epoch=5, num_images=40, num_classes=3)
+RUN = Schedule(batch_size=8, steps=10, steps_per_epoch=5, num_images=40, num_classes=3)
 OPTIONS = {
     "moco_v2": dict(projector=(32, 16), queue_size=8),
     "moco_v2_plus": dict(projector=(32, 16), queue_size=8),

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
 X1, X2 = np.random.default_rng(0).normal(size=(2, 8, 8, 8, 1)).astype(np.float32)
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
+RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 
 
 def make(**options):
@@ -48,12 +48,12 @@ def test_loss_is_alignment_and_uniformity_of_views_in_one_batch():
 
     steps, z = jax.device_get(run(*start(), (X1, X2)))
     z1, z2 = np.split(unit(z.astype(np.float64)), 2)
-    for options, (loss, (_, metrics)) in zip(cases, steps, strict=True):
+    for options, output in zip(cases, steps, strict=True):
         weight, t, alpha = (options.get(name, default) for name, default in (("uniformity", 1), ("t", 2), ("alpha", 2)))
         expected = np.mean(np.linalg.norm(z1 - z2, axis=1) ** alpha)
         expected += weight * (uniformity(z1, t) + uniformity(z2, t)) / 2
-        np.testing.assert_allclose(loss, expected, rtol=1e-4)
-        np.testing.assert_allclose(metrics["embeddings"], z.reshape(2, 8, 6), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(output.loss, expected, rtol=1e-4)
+        np.testing.assert_allclose(output.embeddings, z.reshape(2, 8, 6), rtol=1e-4, atol=1e-6)
 
 
 def test_with_a_queue_keys_are_a_teachers_and_past_ones_are_what_is_spread_from():
@@ -64,20 +64,21 @@ def test_with_a_queue_keys_are_a_teachers_and_past_ones_are_what_is_spread_from(
 
     @jax.jit
     def run(params, state, views):
-        loss, (new, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
+        output = method.loss(params, state, {"views": views}, jax.random.key(2))
         online = projection(method, params, state, views[0])
         keys = projection(method, state["teacher"]["params"], state, views[1])
-        return loss, new, metrics, method.update(params, new, 0)["teacher"]["params"], online, keys
+        moved = method.update(params, output.state, jnp.array(0))
+        return output, moved["teacher"]["params"], online, keys
 
-    loss, new, metrics, moved, online, keys = jax.device_get(run(params, state, (X1, X2)))
+    output, moved, online, keys = jax.device_get(run(params, state, (X1, X2)))
     q, k = (unit(z.astype(np.float64)) for z in (online, keys))
     queue = np.asarray(state["queue"]["rows"], np.float64)
     pairs = [*itertools.combinations(q, 2), *itertools.product(q, queue)]
     expected = np.mean(np.sum((q - k) ** 2, axis=1))
     expected += 0.5 * np.log(np.mean([np.exp(-2.0 * np.sum((a - b) ** 2)) for a, b in pairs]))
-    np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    np.testing.assert_allclose(metrics["embeddings"], [online, keys], rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(new["queue"]["rows"], np.concatenate([k, queue[8:]]), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(output.embeddings, [online, keys], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(output.state["queue"]["rows"], np.concatenate([k, queue[8:]]), rtol=1e-3, atol=1e-5)
     moved, before, student = (p["projector"]["Dense_0"] for p in (moved, other, params))
     expected = 0.75 * before["kernel"] + 0.25 * student["kernel"]
     np.testing.assert_allclose(moved["kernel"], expected, rtol=1e-4, atol=1e-6)

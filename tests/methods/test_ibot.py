@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from tests.methods import drawn
 
-RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
+SCHEDULE = Schedule(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
 RNG = np.random.default_rng(0)
 VIEWS = tuple(RNG.normal(size=(6, size, size, 1)).astype(np.float32) for size in (16, 16, 8, 8))
 MASKS = RNG.random((2, 6, 16)) < 0.4
@@ -24,7 +24,7 @@ def vit(**options):
 
 def make(backbone=None, **options):
     options = dict(local_views=2, prototypes=12, hidden=(8,), bottleneck=4, warmup_temperature_epochs=2) | options
-    return METHODS["ibot"](backbone or vit(), RUN, **options)
+    return METHODS["ibot"](backbone or vit(), SCHEDULE, **options)
 
 
 @functools.cache
@@ -42,12 +42,13 @@ def setup():
     @jax.jit
     def run(params, state, batch, rng):
         def loss(mask_token):
-            return method.loss({**params, "mask_token": mask_token}, state, batch, rng)
+            output = method.loss({**params, "mask_token": mask_token}, state, batch, rng)
+            return output.loss, output
 
         def scores(params, *views, **options):
             """Of the class token and of the patches: [views, batch, 1 + patches, prototypes]."""
             backbone, x = {"params": params["backbone"]}, jnp.concatenate(views)
-            tokens = method.backbone.apply(backbone, x, tokens=True, **options)
+            tokens = method.backbone.apply(backbone, x, method="tokens", **options)
             return method.networks["head"].apply({"params": params["head"]}, tokens.reshape(-1, 6, *tokens.shape[1:]))
 
         (x1, x2, *small), mask = batch["views"], jnp.concatenate(batch["masks"])
@@ -56,7 +57,7 @@ def setup():
             "masked": scores(params, x1, x2, mask=mask, mask_token=params["mask_token"]),
             "small": scores(params, *small),
             "teacher": scores(state["teacher"]["params"], x1, x2),
-            "updated": method.update(params, state, 1),
+            "updated": method.update(params, state, jnp.array(1)),
         }
 
     batch = {"views": VIEWS, "masks": tuple(MASKS)}
@@ -74,7 +75,8 @@ def entropy(targets, scores):
 
 def test_loss_is_dinos_of_masked_large_crops_plus_that_of_the_masked_patches():
     _, state, made = setup()
-    (loss, (new, metrics)), _ = made["loss"]
+    (_, output), _ = made["loss"]
+    new, metrics = output.state, output.metrics
     masked, small, teacher = (made[name].astype(np.float64) for name in ("masked", "small", "teacher"))
     student = [*masked, *small]
     temperature, patch_temperature = 0.045, 0.05  # step 5 of 20 between 0.04 and 0.06, and 0.08
@@ -89,7 +91,7 @@ def test_loss_is_dinos_of_masked_large_crops_plus_that_of_the_masked_patches():
         terms = entropy(target, s[:, 1:])
         of_images += [np.mean(row[m]) if m.any() else 0.0 for row, m in zip(terms, mask, strict=True)]
     np.testing.assert_allclose(metrics["patch_loss"], np.mean(of_images), rtol=1e-4)
-    np.testing.assert_allclose(loss, class_loss + 0.5 * np.mean(of_images), rtol=1e-4)
+    np.testing.assert_allclose(output.loss, class_loss + 0.5 * np.mean(of_images), rtol=1e-4)
 
     mean = teacher[:, :, 0].mean(axis=(0, 1))
     np.testing.assert_allclose(new["center"], 0.9 * state["center"] + 0.1 * mean, rtol=1e-3, atol=1e-5)

@@ -6,12 +6,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.ijepa import Patches, block_sizes
 from tests.losses.checks import mesh_of
 from tests.methods import drawn
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 VIT = dict(dim=16, depth=1, heads=2, patch_size=4, image_size=24, positions="sincos")
 LAST = (("attn", "proj"), ("mlp", "fc2"))
 GRID = (6, 6)
@@ -36,7 +36,8 @@ def setup():
     @jax.jit
     def run(params, state, batch, rng, steps):
         def loss(params, teacher):
-            return method.loss(params, {**state, "teacher": teacher}, batch, rng)
+            output = method.loss(params, {**state, "teacher": teacher}, batch, rng)
+            return output.loss, output
 
         teacher = {"params": state["teacher"]["params"]["backbone"]}
         return {
@@ -131,22 +132,23 @@ def test_a_context_keeps_enough_patches_and_no_more_than_there_is_room_for():
 
 def test_contexts_of_a_group_are_cut_to_the_smallest_on_any_number_of_devices():
     def draw(rng, index, axis_name=None, context_share=1.0, cut_images=12):
-        method = make(run=Run(24, 100, 10, 60), context_share=context_share, cut_images=cut_images)
+        method = make(run=Schedule(24, 100, 10, 60), context_share=context_share, cut_images=cut_images)
         return method.draw_blocks(rng, index, (7, 7), axis_name)[0]
 
     @jax.jit
     def run(rng, index):
-        split = jax.shard_map(
+        sharded = jax.shard_map(
             functools.partial(draw, axis_name="i"), mesh=mesh_of(4), in_specs=(P(), P("i")), out_specs=P("i")
         )  # 6 images each
-        return draw(rng, index, cut_images=0), draw(rng, index), split(rng, index), draw(rng, index, context_share=0.2)
+        plain, narrow = draw(rng, index, cut_images=0), draw(rng, index, context_share=0.2)
+        return plain, draw(rng, index), sharded(rng, index), narrow
 
-    plain, cut, split, narrow = (as_masks(context, 49) for context in run(jax.random.key(0), np.arange(24)))
+    plain, cut, sharded, narrow = (as_masks(context, 49) for context in run(jax.random.key(0), np.arange(24)))
     smallest = np.repeat(plain.sum(axis=1).reshape(2, 12).min(axis=1), 12)
     assert len(set(smallest)) == 2 and plain.sum(axis=1).max() > smallest.max()
     # The first patches, row by row.
     np.testing.assert_array_equal(cut, plain & (np.cumsum(plain, axis=1) <= smallest[:, None]))
-    np.testing.assert_array_equal(split, cut)
+    np.testing.assert_array_equal(sharded, cut)
     # Where there is less room than the smallest has, it is cut to the room.
     np.testing.assert_array_equal(narrow, plain & (np.cumsum(plain, axis=1) <= np.minimum(smallest, 10)[:, None]))
 
@@ -188,7 +190,7 @@ def test_predictions_do_not_depend_on_the_order_of_patches():
 
 def test_loss_is_of_the_targets_and_its_gradient_stops_at_the_teacher():
     *_, made = setup()
-    (value, (_, metrics)), (of_params, of_teacher) = made["loss"]
+    (value, output), (of_params, of_teacher) = made["loss"]
     context, targets = made["blocks"]
     prediction, h = predictor()(context, targets), made["tokens"].astype(np.float64)
     target = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
@@ -197,9 +199,9 @@ def test_loss_is_of_the_targets_and_its_gradient_stops_at_the_teacher():
         d.append(np.abs(prediction[image, block, number] - target[image, targets.index[image, block, number]]))
     d = np.array(d)
     np.testing.assert_allclose(value, np.mean(np.where(d < 1, d * d / 2, d - 0.5)), rtol=1e-4)
-    np.testing.assert_allclose(metrics["target_variance"], target.var(axis=(0, 1)).mean(), rtol=1e-4)
-    np.testing.assert_allclose(metrics["context_patches"], context.valid.sum(axis=1).mean(), rtol=1e-6)
-    np.testing.assert_allclose(metrics["embeddings"][0], h.mean(axis=1), atol=1e-5)
+    np.testing.assert_allclose(output.metrics["target_variance"], target.var(axis=(0, 1)).mean(), rtol=1e-4)
+    np.testing.assert_allclose(output.metrics["context_patches"], context.valid.sum(axis=1).mean(), rtol=1e-6)
+    np.testing.assert_allclose(output.embeddings[0], h.mean(axis=1), atol=1e-5)
     assert not any(np.any(g) for g in jax.tree.leaves(of_teacher))
     # Attention's keys have a bias that changes nothing.
     assert all(np.any(g) for g in jax.tree.leaves(of_params))
@@ -240,11 +242,11 @@ def test_pictures_show_the_context_and_the_targets():
         ({"vit": {"pool": "mean"}}, 'and model.pool="norm_mean", got False'),
         ({"predictor_dim": 6}, "predictor_dim=6 must be a multiple of 4 and of model.heads=2"),
         ({"target_area": (0.2, 0.1)}, "target_area must be"),
-        ({"context_area": (0.5, 1.5)}, "least <= most <= 1.0"),
+        ({"context_area": (0.5, 1.5)}, r"context_area must be in \(0, 1\], got \(0\.5, 1\.5\)"),
         ({"context_share": 0.0}, "context_share must be in"),
         ({"cut_images": 3}, "cut_images=3 must divide batch_size=4"),
         ({"margin": -1}, "margin must be at least 0"),
-        ({"targets": 0}, "targets must be above 0"),
+        ({"targets": 0}, "targets must be at least 1"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

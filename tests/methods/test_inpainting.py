@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.inpainting import ChannelwiseDense
 from tests.methods.drawn import draw
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 
 
 def make(**options):
@@ -33,10 +33,11 @@ def test_what_is_removed_is_not_seen_and_is_all_that_counts():
 
     @jax.jit
     def run(params, state, x, index, rng):
-        loss, (_, metrics) = method.loss(params, state, {"views": (x,), "index": index}, rng)
+        output = method.loss(params, state, {"views": (x,), "index": index}, rng)
         mask = method.regions(rng, index, (16, 16))
         other = jnp.where(mask[..., None], 9.0, x)
-        return loss, metrics["mean_loss"], mask, method.predict(params, state, other, mask, rng, None)[0]
+        of_other = method.predict(params, state, other, mask, rng, None)[0]
+        return output.loss, output.metrics["mean_loss"], mask, of_other
 
     loss, mean_loss, mask, of_other = jax.device_get(run(*draw(method, x[:1]), x, index, jax.random.key(2)))
     # What is drawn is the same of an image that is another where it is removed.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run, _instances
+from ssl_jax.methods import METHODS, Schedule
+from ssl_jax.methods.toolkit import instances
 
 NUM_IMAGES, NEGATIVES = 40, 30
 INDEX = np.array([3, 39, 0, 17, 21, 8])
@@ -14,9 +15,9 @@ BATCH = {"views": (np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.
 
 
 def make(**options):
-    run = Run(batch_size=6, steps=20, steps_per_epoch=6, num_images=NUM_IMAGES)
+    schedule = Schedule(batch_size=6, steps=20, steps_per_epoch=6, num_images=NUM_IMAGES)
     options = {"dim": 8, "temperature": 0.1, "negatives": 0} | options
-    return METHODS["instdisc"](models.create("resnet8", stages=(1,)), run, **options)
+    return METHODS["instdisc"](models.create("resnet8", stages=(1,)), schedule, **options)
 
 
 METHODS_OF_TESTS = {
@@ -34,7 +35,7 @@ def start():
 
 @jax.jit
 def compiled(params, state, batch, rng):
-    """What the loss of each method is, the embeddings, not of unit length, and the negatives of `_instances.loss`."""
+    """The output of each method, the embeddings, not of unit length, and the negatives of `instances.loss`."""
     x = batch["views"][0]
     for name, module in make().networks.items():
         variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
@@ -49,7 +50,7 @@ def compiled(params, state, batch, rng):
 
 @functools.cache
 def step(seed, log_z=-np.inf):
-    """By `compiled`, from the first step's state but for log Z: losses by method, embeddings, negatives."""
+    """By `compiled`, from the first step's state but for log Z: outputs by method, embeddings, negatives."""
     params, state = start()
     state = {**state, "log_z": np.float32(log_z)}
     steps, z, negatives = jax.device_get(compiled(params, state, BATCH, jax.random.key(seed)))
@@ -64,18 +65,18 @@ def log_softmax(x):
 def test_without_negatives_it_is_cross_entropy_with_all_images():
     _, state = start()
     steps, z, _ = step(2)
-    loss, (new_state, metrics) = steps["all"]
+    output = steps["all"]
     bank = state["bank"].astype(np.float64)
     expected = -np.mean(log_softmax(z @ bank.T / 0.1)[np.arange(6), INDEX])
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(metrics["embeddings"], [z, bank[INDEX]], atol=1e-6)
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(output.embeddings, [z, bank[INDEX]], atol=1e-6)
     # After use: half of the old row, half of the new embedding; the others stay.
     moved = 0.5 * bank[INDEX] + 0.5 * z
     np.testing.assert_allclose(
-        new_state["bank"][INDEX], moved / np.linalg.norm(moved, axis=1, keepdims=True), atol=1e-6
+        output.state["bank"][INDEX], moved / np.linalg.norm(moved, axis=1, keepdims=True), atol=1e-6
     )
     others = np.setdiff1d(np.arange(NUM_IMAGES), INDEX)
-    np.testing.assert_array_equal(new_state["bank"][others], state["bank"][others])
+    np.testing.assert_array_equal(output.state["bank"][others], state["bank"][others])
 
 
 def own_and_negatives(z, drawn):
@@ -89,25 +90,25 @@ def test_noise_contrastive_estimation_with_a_constant_of_the_first_batch():
     log_z = None
     for seed in (2, 3):
         steps, z, drawn = step(seed) if log_z is None else step(seed, log_z)
-        loss, (state, _) = steps["nce"]
+        output = steps["nce"]
         own, negatives = (np.exp(s / 0.5) for s in own_and_negatives(z, drawn))
         if log_z is None:
             expected_log_z = np.log(NUM_IMAGES * np.mean(np.concatenate([own[:, None], negatives], axis=1)))
         noise = NEGATIVES / NUM_IMAGES
         p_own, p_negatives = own / np.exp(expected_log_z), negatives / np.exp(expected_log_z)
         expected = -np.mean(np.log(p_own / (p_own + noise)) + np.sum(np.log(noise / (p_negatives + noise)), axis=1))
-        np.testing.assert_allclose(loss, expected, rtol=1e-5)
-        log_z = float(state["log_z"])
+        np.testing.assert_allclose(output.loss, expected, rtol=1e-5)
+        log_z = float(output.state["log_z"])
         np.testing.assert_allclose(log_z, expected_log_z, rtol=1e-6)  # the second batch does not change it
 
 
 def test_softmax_is_cross_entropy_among_the_own_row_and_the_negatives():
     steps, z, drawn = step(2)
-    loss, (new_state, _) = steps["softmax"]
+    output = steps["softmax"]
     own, negatives = own_and_negatives(z, drawn)
     scores = np.concatenate([own[:, None], negatives], axis=1) / 0.1
-    np.testing.assert_allclose(loss, -np.mean(log_softmax(scores)[:, 0]), rtol=1e-5)
-    assert np.isneginf(new_state["log_z"])  # which it has no use for
+    np.testing.assert_allclose(output.loss, -np.mean(log_softmax(scores)[:, 0]), rtol=1e-5)
+    assert np.isneginf(output.state["log_z"])  # which it has no use for
 
 
 def test_an_images_negatives_depend_on_its_index_alone():
@@ -116,7 +117,7 @@ def test_an_images_negatives_depend_on_its_index_alone():
     @jax.jit
     def run(z, bank, index):
         def value(rows):
-            return _instances.loss(z[rows], bank, index[rows], jax.random.key(0), jnp.zeros(()), **options)[0]
+            return instances.loss(z[rows], bank, index[rows], jax.random.key(0), jnp.zeros(()), **options)[0]
 
         return jax.lax.map(lambda i: value(i[None]), jnp.arange(6)), value(jnp.arange(6)), value(jnp.array([4, 1]))
 
@@ -127,9 +128,9 @@ def test_an_images_negatives_depend_on_its_index_alone():
 
 def test_proximal_adds_the_squared_distance_to_the_own_row():
     steps, *_ = step(2)
-    (loss, (_, metrics)), (pulled, _) = steps["all"], steps["proximal"]
-    z, rows = metrics["embeddings"]
-    np.testing.assert_allclose(pulled, loss + 0.7 * np.mean(np.sum((z - rows) ** 2, axis=1)), rtol=1e-5)
+    plain, pulled = steps["all"], steps["proximal"]
+    z, rows = plain.embeddings
+    np.testing.assert_allclose(pulled.loss, plain.loss + 0.7 * np.mean(np.sum((z - rows) ** 2, axis=1)), rtol=1e-5)
 
 
 def test_chance_level_is_the_loss_of_equal_embeddings():
@@ -139,7 +140,7 @@ def test_chance_level_is_the_loss_of_equal_embeddings():
     def run(z, bank, index):
         def loss(method):
             options = dict(negatives=method.negatives, softmax=method.softmax, temperature=0.1, axis_name=None)
-            return _instances.loss(z, bank, index, jax.random.key(0), _instances.first_log_z(), **options)[0]
+            return instances.loss(z, bank, index, jax.random.key(0), instances.first_log_z(), **options)[0]
 
         return [loss(method) for method in methods]
 
@@ -158,7 +159,7 @@ def test_projector_is_one_layer_and_the_bank_no_parameter():
     "options, message",
     [
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
-        ({"negatives": -1}, "negatives must be at least 0, .* got -1"),
+        ({"negatives": -1}, "negatives must be at least 0, got -1"),
         ({"momentum": 1.5}, "momentum must be in 0..1, got 1.5"),
         ({"proximal": -1.0}, "proximal must be at least 0, got -1.0"),
     ],

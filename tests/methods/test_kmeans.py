@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from ssl_jax.methods._kmeans import kmeans, nearest
+from ssl_jax.methods.toolkit.kmeans import kmeans, nearest
 
 RNG = jax.random.key(0)
 

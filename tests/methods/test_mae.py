@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.mae import Decoder
 from tests.methods import drawn
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 MASK = np.array([[1, 1, 0, 1] * 4, [0, 1, 1, 1] * 4, [1, 1, 1, 0] * 4, [1, 0, 1, 1] * 4], bool)  # 12 of 16 each
 X = (5.0 + 2.0 * np.random.default_rng(0).normal(size=(4, 16, 16, 1))).astype(np.float32)
 
@@ -26,20 +26,19 @@ def predictor():
     """(params, state, predict: images -> prediction)"""
     method = make()
     params, state = drawn.draw(method, X[:1])
-    predict = jax.jit(lambda params, x, mask: method.predict(params, x, mask, None, None)[0])
+    predict = jax.jit(lambda params, x, mask: method.predict(params, x, mask, jax.random.key(0), None)[0])
     return params, state, lambda x: np.asarray(predict(params, x, MASK))
 
 
 @functools.cache
 def step():
-    """{normalize: (loss, metrics)}, pictures"""
+    """{normalize: output}, pictures"""
     params, state, _ = predictor()
 
     @jax.jit
     def run(params, batch, rng):
-        of_loss = {normalize: make(normalize=normalize).loss(params, state, batch, rng) for normalize in (True, False)}
-        losses = {normalize: (loss, metrics) for normalize, (loss, (_, metrics)) in of_loss.items()}
-        return losses, make().pictures(params, state, batch, rng)
+        outputs = {normalize: make(normalize=normalize).loss(params, state, batch, rng) for normalize in (True, False)}
+        return outputs, make().pictures(params, state, batch, rng)
 
     return jax.device_get(run(params, {"views": (X,), "masks": (MASK,)}, jax.random.key(2)))
 
@@ -66,13 +65,13 @@ def test_hidden_pixels_are_not_seen():
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_loss_is_that_of_the_hidden_patches(normalize):
-    loss, metrics = step()[0][normalize]
+    output = step()[0][normalize]
     patches = patchify(X).astype(np.float64)
     target = normalized()[0] if normalize else patches
-    np.testing.assert_allclose(loss, np.mean((predictor()[-1](X) - target)[MASK] ** 2), rtol=1e-5)
+    np.testing.assert_allclose(output.loss, np.mean((predictor()[-1](X) - target)[MASK] ** 2), rtol=1e-5)
     # Of the mean of each patch; normalized it is 0, and the patches of a unit, unbiased variance.
     spread = 15 / 16 if normalize else np.mean((patches - patches.mean(-1, keepdims=True))[MASK] ** 2)
-    np.testing.assert_allclose(metrics["patch_mean_loss"], spread, rtol=1e-4)
+    np.testing.assert_allclose(output.metrics["patch_mean_loss"], spread, rtol=1e-4)
 
 
 def test_the_decoder_puts_each_seen_token_in_its_place():

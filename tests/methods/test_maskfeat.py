@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.maskfeat import hog
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 histograms_of = jax.jit(functools.partial(hog, cell=4, bins=9))
 
 
@@ -63,7 +63,7 @@ def test_loss_is_the_squared_error_of_the_hidden_patches_histograms():
     def run(rng, batch):
         params, state = method.init(rng, batch["views"][0][:1])
         zero = {**params, "head": jax.tree.map(lambda leaf: 0.0 * leaf, params["head"])}
-        return params["backbone"], method.loss(zero, state, batch, rng)[0]
+        return params["backbone"], method.loss(zero, state, batch, rng).loss
 
     numbers = np.random.default_rng(0)
     x, mask = numbers.normal(size=(4, 16, 16, 1)).astype(np.float32), numbers.random((4, 4)) < 0.5

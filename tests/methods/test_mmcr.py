@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from tests.methods.drawn import draw
 
 VIEWS = np.random.default_rng(0).normal(size=(3, 8, 12, 12, 1)).astype(np.float32)
 
 
 def make(**options):
-    run = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
+    run = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
     options = {"projector": (16, 4), "num_views": 3} | options
     return METHODS["mmcr"](models.create("resnet8", stages=(1,)), run, **options)
 
@@ -41,9 +41,9 @@ def test_loss_is_the_nuclear_norm_of_the_centroids_and_of_the_views():
     @jax.jit
     def run(params, state, views):
         assert set(state) == {"batch_stats"}
-        loss, (new_state, _) = method.loss(params, state, {"views": tuple(views)}, jax.random.key(2))
-        assert method.update(params, new_state, 1) is new_state
-        return loss, projections(method, params, state["batch_stats"], views)
+        output = method.loss(params, state, {"views": tuple(views)}, jax.random.key(2))
+        assert method.update(params, output.state, jnp.array(1)) is output.state
+        return output.loss, projections(method, params, state["batch_stats"], views)
 
     loss, z = run(*draw(method, VIEWS[0]), VIEWS)
     z = unit(z)
@@ -57,11 +57,11 @@ def test_momentum_encoder_has_half_of_the_centroids_and_follows():
     @jax.jit
     def run(params, state, views):
         started, first = method.init(jax.random.key(1), views[0])
-        loss, (new_state, _) = method.loss(params, state, {"views": tuple(views)}, jax.random.key(2))
-        moved, teacher = method.update(params, new_state, 1)["teacher"]["params"], state["teacher"]
+        output = method.loss(params, state, {"views": tuple(views)}, jax.random.key(2))
+        moved, teacher = method.update(params, output.state, jnp.array(1))["teacher"]["params"], state["teacher"]
         online = projections(method, params, state["batch_stats"], views)
         momentum = projections(method, teacher["params"], teacher["batch_stats"], views)
-        return (started, first["teacher"]["params"]), loss, moved, online, momentum
+        return (started, first["teacher"]["params"]), output.loss, moved, online, momentum
 
     params, state = draw(method, VIEWS[0])
     first, loss, moved, online, momentum = jax.device_get(run(params, state, VIEWS))

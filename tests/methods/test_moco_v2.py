@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=40)
+RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=40)
 VIEWS = tuple(np.random.default_rng(0).normal(size=(2, 8, 8, 8, 1)).astype(np.float32))
 
 
@@ -61,12 +61,12 @@ def test_each_query_finds_its_key_among_the_queues():
     (q1, q2), (k1, k2) = ([unit(z) for z in two] for two in outputs)
     queue = np.asarray(state["queue"]["rows"], np.float64)
     first, second = contrast(q1, k2, queue), contrast(q2, k1, queue)
-    for (loss, (new_state, _)), keys, expected in zip(steps, ([k2], [k1, k2]), (first, first + second), strict=True):
-        np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    for output, keys, expected in zip(steps, ([k2], [k1, k2]), (first, first + second), strict=True):
+        np.testing.assert_allclose(output.loss, expected, rtol=1e-4)
         # The keys have overwritten the oldest, after they were compared with the queue.
         rows = np.concatenate([*keys, queue[8 * len(keys) :]])
-        np.testing.assert_allclose(new_state["queue"]["rows"], rows, rtol=1e-3, atol=1e-5)
-        assert new_state["queue"]["pointer"] == 8 * len(keys)
+        np.testing.assert_allclose(output.state["queue"]["rows"], rows, rtol=1e-3, atol=1e-5)
+        assert output.state["queue"]["pointer"] == 8 * len(keys)
     for method, count in ((plain, 1), (symmetric, 2)):
         np.testing.assert_allclose(method.chance_level, np.log(25) * count)
 
@@ -75,7 +75,8 @@ def test_shuffling_changes_the_groups_of_batch_norm():
     @jax.jit
     def run(params, state, views):
         methods = make("grouped"), make("grouped", shuffle=False)
-        return [m.loss(params, state, {"views": views}, jax.random.key(3))[1][0]["queue"]["rows"][:8] for m in methods]
+        outputs = [method.loss(params, state, {"views": views}, jax.random.key(3)) for method in methods]
+        return [output.state["queue"]["rows"][:8] for output in outputs]
 
     shuffled, in_order = jax.device_get(run(*start(), VIEWS))
     assert np.abs(shuffled - in_order).max() > 1e-2

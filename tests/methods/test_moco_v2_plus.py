@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from tests.methods.test_moco_v2 import contrast, through, unit
 
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=40)
+RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=40)
 VIEWS = tuple(np.random.default_rng(0).normal(size=(2, 8, 8, 8, 1)).astype(np.float32))
 
 
@@ -37,13 +37,14 @@ def test_each_view_finds_its_key_among_the_other_views_queue():
         return step, [[through(method, v, x) for x in views] for v in (online, state["teacher"])]
 
     params, state = start()
-    (loss, (new_state, _)), outputs = jax.device_get(run(params, state, VIEWS))
+    output, outputs = jax.device_get(run(params, state, VIEWS))
     (q1, q2), keys = ([unit(z) for z in two] for two in outputs)
     k1, k2 = keys
     queues = [np.asarray(queue["rows"], np.float64) for queue in state["queues"]]
     assert not np.allclose(*queues)
-    np.testing.assert_allclose(loss, (contrast(q1, k2, queues[1]) + contrast(q2, k1, queues[0])) / 2, rtol=1e-4)
-    for queue, before, key in zip(new_state["queues"], queues, keys, strict=True):
+    expected = (contrast(q1, k2, queues[1]) + contrast(q2, k1, queues[0])) / 2
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-4)
+    for queue, before, key in zip(output.state["queues"], queues, keys, strict=True):
         np.testing.assert_allclose(queue["rows"], np.concatenate([key, before[8:]]), rtol=1e-3, atol=1e-5)
         assert queue["pointer"] == 8
     np.testing.assert_allclose(method.chance_level, np.log(25))

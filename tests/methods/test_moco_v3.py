@@ -5,10 +5,10 @@ import optax
 import pytest
 
 from ssl_jax import models, optim
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from tests.methods import drawn
 
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
+RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 VIEWS = np.random.default_rng(0).normal(size=(2, 8, 16, 16, 1)).astype(np.float32)
 
 
@@ -44,7 +44,8 @@ def test_loss_is_two_temperatures_times_the_cross_entropy_of_both_directions(mak
     def run(params, state, views):
         def loss(teacher):
             moved = {**state, "teacher": {**state["teacher"], "params": teacher}}
-            return method.loss(params, moved, {"views": tuple(views)}, jax.random.key(2))
+            output = method.loss(params, moved, {"views": tuple(views)}, jax.random.key(2))
+            return output.loss, output
 
         online = {"params": params, "batch_stats": state["batch_stats"]}
         return (
@@ -53,14 +54,14 @@ def test_loss_is_two_temperatures_times_the_cross_entropy_of_both_directions(mak
             jax.vmap(lambda x: apply(method.teacher_networks, state["teacher"], x))(views),
         )
 
-    ((loss, (_, metrics)), of_teacher), *outputs = jax.device_get(run(*drawn.draw(method, VIEWS[0]), VIEWS))
+    ((loss, output), of_teacher), *outputs = jax.device_get(run(*drawn.draw(method, VIEWS[0]), VIEWS))
     q, k = (x / np.linalg.norm(x.astype(np.float64), axis=-1, keepdims=True) for x in outputs)
     expected = 0.0
     for queries, keys in ((q[0], k[1]), (q[1], k[0])):
         logits = queries @ keys.T / 0.3
         expected += 2 * 0.3 * np.mean(np.log(np.sum(np.exp(logits), axis=1)) - np.diagonal(logits))
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    assert metrics["embeddings"].shape == (2, 8, 8)
+    assert output.embeddings.shape == (2, 8, 8)
     for leaf in jax.tree.leaves(of_teacher):
         np.testing.assert_array_equal(leaf, 0.0, "no gradient reaches the teacher")
 

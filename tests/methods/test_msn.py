@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import build, models, optim
-from ssl_jax.config import ConfigError
-from ssl_jax.methods import METHODS, Run
+from ssl_jax import models, optim
+from ssl_jax.config import ConfigError, parse
+from ssl_jax.methods import METHODS, Schedule
+from ssl_jax.training import build
 from tests.methods import drawn
 from tests.methods.test_every_method import load
 
-RUN = Run(batch_size=6, steps=80, steps_per_epoch=10, num_images=60)
+SCHEDULE = Schedule(batch_size=6, steps=80, steps_per_epoch=10, num_images=60)
 RNG = np.random.default_rng(0)
 VIEWS = tuple(RNG.normal(size=(6, size, size, 1)).astype(np.float32) for size in (16, 16, 8, 8))
 MASK = np.argsort(RNG.random((6, 16)), axis=1) < 4  # 4 of 16 patches of each image
@@ -22,7 +23,7 @@ def make(backbone=None, **options):
         "vit_tiny_patch16_224", dim=16, depth=1, heads=2, mlp_ratio=2.0, patch_size=4, image_size=16
     )
     options = dict(focal_views=2, mask_ratio=0.25, projector=(8, 8, 4), prototypes=5) | options
-    return METHODS["msn"](backbone, RUN, **options)
+    return METHODS["msn"](backbone, SCHEDULE, **options)
 
 
 @functools.cache
@@ -34,7 +35,8 @@ def setup():
     @jax.jit
     def run(params, state, batch, keep, steps, rng):
         def loss(prototypes):
-            return method.loss({**params, "prototypes": prototypes}, state, batch, rng)
+            output = method.loss({**params, "prototypes": prototypes}, state, batch, rng)
+            return output.loss, output
 
         def project(variables, x, **options):
             h = method.backbone.apply({"params": variables["params"]["backbone"]}, x, **options)
@@ -70,7 +72,7 @@ def softmax(x):
 
 def test_loss_is_the_authors_with_the_anchors_patches_left_out():
     params, _, made = setup()
-    (loss, (_, metrics)), of_prototypes = made["loss"]
+    (_, output), of_prototypes = made["loss"]
     prototypes = unit(params["prototypes"])
     p = softmax(unit(made["student"]) @ prototypes.T / 0.1)
     q = softmax(unit(made["target"]) @ prototypes.T / 0.1) ** 4
@@ -84,8 +86,8 @@ def test_loss_is_the_authors_with_the_anchors_patches_left_out():
     prior /= prior.sum()
     mean = p.mean(0)
     expected = -np.mean(np.sum(np.tile(q, (3, 1)) * np.log(p), axis=1)) + 0.7 * np.sum(mean * np.log(mean / prior))
-    np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    assert metrics["embeddings"].shape == (2, 6, 4)
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-4)
+    assert output.embeddings.shape == (2, 6, 4)
     assert np.all(of_prototypes != 0)
 
 
@@ -135,9 +137,10 @@ def test_all_begins_as_the_authors():
 def test_a_mask_of_another_share_is_refused_when_it_is_built():
     config = load("msn")
     config.mask.ratio = (0.15, 0.3)
-    method = build.method(config, RUN)
+    config = parse(config)
+    method = build.method(config, SCHEDULE)
     with pytest.raises(ConfigError, match=r"takes config.mask.ratio=\(0.15, 0.15\) and images=1.0, got \(0.15, 0.3\)"):
-        build.masks(config, method)
+        build.masks(config, method, build.augmentations(config, method.views))
 
 
 @pytest.mark.parametrize(

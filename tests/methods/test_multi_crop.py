@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from tests.methods import drawn
 
-RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60, num_classes=3)
+SCHEDULE = Schedule(batch_size=6, steps=100, steps_per_epoch=10, num_images=60, num_classes=3)
 RNG = np.random.default_rng(0)
 LARGE = tuple(RNG.normal(size=(2, 6, 12, 12, 1)).astype(np.float32))
 SMALL = tuple(RNG.normal(size=(2, 6, 8, 8, 1)).astype(np.float32))
@@ -24,7 +24,7 @@ OPTIONS = {
 
 
 def make(name, **options):
-    return METHODS[name](models.create("resnet8", stages=(1,)), RUN, **OPTIONS[name], **options)
+    return METHODS[name](models.create("resnet8", stages=(1,)), SCHEDULE, **OPTIONS[name], **options)
 
 
 def run(step, method, *views):
@@ -36,8 +36,8 @@ def run(step, method, *views):
 
 def loss_of(method, params, state, batch):
     """(loss, new state)"""
-    loss, (new, _) = method.loss(params, state, batch, jax.random.key(3))
-    return loss, new
+    output = method.loss(params, state, batch, jax.random.key(3))
+    return output.loss, output.state
 
 
 def by_hand(networks, variables, x):
@@ -80,7 +80,7 @@ def test_supcon_has_small_crops_as_anchors_and_positives():
     np.testing.assert_allclose(*of_inside, rtol=1e-4)
     np.testing.assert_allclose(*of_chance, rtol=1e-6)
     assert inside.chance_level is None
-    with pytest.raises(ValueError, match="positives='between' is unknown; it is one of outside, inside"):
+    with pytest.raises(ValueError, match="positives must be one of outside, inside, got 'between'"):
         make("supcon", positives="between")
 
 
@@ -160,5 +160,5 @@ def test_fewer_than_no_small_crops_are_refused(name):
 
 
 def test_no_student_is_refused():
-    with pytest.raises(ValueError, match="students must be above 0, got 0"):
+    with pytest.raises(ValueError, match="students must be at least 1, got 0"):
         make("ressl", students=0)

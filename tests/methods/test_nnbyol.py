@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
+RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 
 
 def make(**options):
@@ -43,19 +43,20 @@ def test_each_view_predicts_the_past_projection_nearest_to_the_others():
     t1, t2 = (unit(through(method.teacher_networks, teacher["params"], teacher["batch_stats"], x)) for x in views)
     near1, near2 = ([queue[np.argmax([row @ t for row in queue])] for t in target] for target in (t1, t2))
     expected = np.mean(2 - 2 * np.sum(p1 * near2, axis=1)) + np.mean(2 - 2 * np.sum(p2 * near1, axis=1))
-    loss, (new_state, metrics) = method.loss(params, state, {"views": views}, jax.random.key(3))
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    assert metrics["embeddings"].shape == (2, 8, 6)
+    output = method.loss(params, state, {"views": views}, jax.random.key(3))
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-5)
+    assert output.embeddings.shape == (2, 8, 6)
     # The teacher's projections of the first view have overwritten the oldest, after they were compared.
-    np.testing.assert_allclose(new_state["queue"]["rows"], np.concatenate([t1, queue[8:]]), rtol=1e-4, atol=1e-6)
-    assert new_state["queue"]["pointer"] == 8
+    new_queue = output.state["queue"]
+    np.testing.assert_allclose(new_queue["rows"], np.concatenate([t1, queue[8:]]), rtol=1e-4, atol=1e-6)
+    assert new_queue["pointer"] == 8
 
 
 @pytest.mark.parametrize("step, decay", [(0, 0.9), (50, 0.95), (100, 1.0)])
 def test_teacher_decay_goes_to_one(step, decay):
     method = make(decay=0.9)
     params, state, _ = start(method)
-    moved = method.update(params, state, step)
+    moved = method.update(params, state, jnp.array(step))
     old = state["teacher"]["params"]
     jax.tree.map(
         lambda m, t, p: np.testing.assert_allclose(m, decay * t + (1 - decay) * p, rtol=1e-4, atol=1e-6),
@@ -81,7 +82,7 @@ def test_heads_are_byols():
     "options, message",
     [
         ({"queue_size": 20}, "queue_size=20 is no multiple of batch_size=8; use 16"),
-        ({"queue_size": 0}, "queue_size must be above 0"),
+        ({"queue_size": 0}, "queue_size must be at least 1, got 0"),
         ({"decay": 1.1}, r"decay must be in 0..1, got 1.1"),
         ({"predictor": (12, 5)}, "ends in 5 dimensions, not in the projector's 6"),
     ],

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
 VIEWS = tuple(jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 1)))
 
 
 def make(**options):
-    run = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=20)
+    schedule = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=20)
     options = dict(projector=(16, 12, 6), predictor=(10, 6), queue_size=24, temperature=0.3) | options
-    return METHODS["nnclr"](models.create("resnet8", stages=(1,)), run, **options)
+    return METHODS["nnclr"](models.create("resnet8", stages=(1,)), schedule, **options)
 
 
 def unit(x):
@@ -33,7 +33,7 @@ def apply(method, params, state, x):
 def test_loss_is_of_predictions_with_the_neighbors_of_the_other_views_projections():
     method = make()
     params, state = method.init(jax.random.key(1), VIEWS[0])
-    loss, (_, metrics) = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
+    output = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
     (z1, p1), (z2, p2) = (apply(method, params, state, x) for x in VIEWS)
     queue = np.asarray(state["queue"]["rows"], np.float64)
     expected = []
@@ -42,21 +42,22 @@ def test_loss_is_of_predictions_with_the_neighbors_of_the_other_views_projection
             neighbor = max(queue, key=lambda row: row @ z[i])
             logits = p @ neighbor / 0.3
             expected.append(np.log(np.sum(np.exp(logits))) - logits[i])
-    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
-    np.testing.assert_allclose(unit(metrics["embeddings"][1]), z2, atol=1e-5)
+    np.testing.assert_allclose(output.loss, np.mean(expected), rtol=1e-4)
+    np.testing.assert_allclose(unit(output.embeddings[1]), z2, atol=1e-5)
 
 
 def test_projections_of_the_first_view_join_the_queue_after_the_loss():
     method = make()
     params, state = method.init(jax.random.key(1), VIEWS[0])
-    first, (state1, _) = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
+    first = method.loss(params, state, {"views": VIEWS}, jax.random.key(2))
+    queue = first.state["queue"]
     z1, _ = apply(method, params, state, VIEWS[0])
-    np.testing.assert_allclose(state1["queue"]["rows"][:8], z1, atol=1e-5)
-    np.testing.assert_array_equal(state1["queue"]["rows"][8:], state["queue"]["rows"][8:])
-    assert state1["queue"]["pointer"] == 8
+    np.testing.assert_allclose(queue["rows"][:8], z1, atol=1e-5)
+    np.testing.assert_array_equal(queue["rows"][8:], state["queue"]["rows"][8:])
+    assert queue["pointer"] == 8
     # Now each projection of the first view is its own neighbor, which the first loss did not know.
-    second, _ = method.loss(params, state1, {"views": VIEWS}, jax.random.key(2))
-    assert abs(second - first) > 1e-3
+    second = method.loss(params, first.state, {"views": VIEWS}, jax.random.key(2))
+    assert abs(second.loss - first.loss) > 1e-3
 
 
 def test_heads_are_the_papers():
@@ -88,7 +89,7 @@ def test_heads_are_the_papers():
 def test_the_gradient_is_that_of_constant_neighbors():
     method = make()
     params, state = method.init(jax.random.key(1), VIEWS[0])
-    grads = jax.grad(lambda p: method.loss(p, state, {"views": VIEWS}, jax.random.key(2))[0])(params)
+    grads = jax.grad(lambda p: method.loss(p, state, {"views": VIEWS}, jax.random.key(2)).loss)(params)
     neighbors = []
     for x in VIEWS:
         z, _ = apply(method, params, state, x)
@@ -118,7 +119,7 @@ def test_chance_level_is_the_loss_of_equal_embeddings():
     "options, message",
     [
         ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"queue_size": 0}, "queue_size must be above 0"),
+        ({"queue_size": 0}, "queue_size must be at least 1, got 0"),
         ({"queue_size": 30}, "queue_size=30 is no multiple of batch_size=8; use 32"),
         ({"predictor": (10, 5)}, "predictor"),
     ],

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
 BATCH, IMAGES = 8, 24
 
 
 def make(**options):
-    run = Run(batch_size=BATCH, steps=100, steps_per_epoch=3, num_images=IMAGES)
+    schedule = Schedule(batch_size=BATCH, steps=100, steps_per_epoch=3, num_images=IMAGES)
     defaults = dict(projector=(16, 8), clusters=4, min_size=1, move_every=5, momentum=0.25)
-    return METHODS["odc"](models.create("resnet8", stages=(1,)), run, **{**defaults, **options})
+    return METHODS["odc"](models.create("resnet8", stages=(1,)), schedule, **{**defaults, **options})
 
 
 def draw(step):
@@ -34,8 +34,7 @@ update = jax.jit(make().update)
 
 @functools.cache
 def course():
-    """[(state before, loss, metrics, state after loss, state after update, projections)] of five steps without an
-    optimizer."""
+    """[(state before, output of the loss, state after update, projections)] of five steps without an optimizer."""
     method = make()
 
     @jax.jit
@@ -44,14 +43,14 @@ def course():
         for name in ("backbone", "projector"):
             given = {"params": params[name], "batch_stats": state["batch_stats"][name]}
             x, _ = method.networks[name].apply(given, x, train=True, mutable=["batch_stats"])
-        return *method.loss(params, state, batch, jax.random.key(1)), x
+        return method.loss(params, state, batch, jax.random.key(1)), x
 
     params, state = start()
     history = []
     for step in range(5):
-        value, (middle, metrics), z = jax.device_get(loss(params, state, draw(step)))
-        after = jax.device_get(update(params, middle, step + 1))
-        history.append((state, value, metrics, middle, after, z))
+        output, z = jax.device_get(loss(params, state, draw(step)))
+        after = jax.device_get(update(params, output.state, step + 1))
+        history.append((state, output, after, z))
         state = after
     return history
 
@@ -62,11 +61,11 @@ def unit(x):
 
 def test_the_first_epoch_fills_the_memory_without_a_loss_and_labels_come_at_its_end():
     history = course()[:3]
-    assert [float(value) for _, value, *_ in history] == [0.0, 0.0, 0.0]
-    for step, (_, _, metrics, middle, *_) in enumerate(history):
-        np.testing.assert_allclose(middle["features"][BATCH * step :][:BATCH], metrics["embeddings"][0], atol=1e-5)
-        assert np.all(middle["labels"] == -1)
-    after = history[2][4]
+    assert [float(output.loss) for _, output, *_ in history] == [0.0, 0.0, 0.0]
+    for step, (_, output, *_) in enumerate(history):
+        np.testing.assert_allclose(output.state["features"][BATCH * step :][:BATCH], output.embeddings[0], atol=1e-5)
+        assert np.all(output.state["labels"] == -1)
+    after = history[2][2]
     labels, rows = after["labels"], after["features"]
     assert set(labels) == set(range(4))
     for c in range(4):  # means of unit vectors, not unit vectors themselves
@@ -76,13 +75,14 @@ def test_the_first_epoch_fills_the_memory_without_a_loss_and_labels_come_at_its_
 def test_features_are_averaged_and_relabeled_and_centroids_move_to_their_means():
     history = course()
     for step in (3, 4):
-        before, _, metrics, middle, after, _ = history[step]
+        before, output, after, _ = history[step]
+        middle = output.state
         here = np.arange(BATCH) + BATCH * (step % 3)
-        old, z = before["features"][here], metrics["embeddings"][0]
+        old, z = before["features"][here], output.embeddings[0]
         new = unit(0.25 * z + 0.75 * old)
         np.testing.assert_allclose(middle["features"][here], new, atol=1e-5)
         np.testing.assert_array_equal(middle["labels"][here], np.argmax(new @ before["centroids"].T, axis=1))
-    np.testing.assert_array_equal(history[3][3]["centroids"], history[3][0]["centroids"])
+    np.testing.assert_array_equal(history[3][1].state["centroids"], history[3][0]["centroids"])
     moved = np.asarray(jax.jit(make()._move)(middle)["centroids"])
     labels, rows = middle["labels"], middle["features"]
     for c in range(4):
@@ -94,13 +94,13 @@ def test_features_are_averaged_and_relabeled_and_centroids_move_to_their_means()
 
 def test_loss_is_the_cross_entropy_weighted_by_the_root_of_the_clusters_size():
     params, _ = start()
-    state, value, *_, z = course()[3]
+    state, output, _, z = course()[3]
     kernel, bias = (np.asarray(params["classifier"]["Dense_0"][k], np.float64) for k in ("kernel", "bias"))
     logits = np.maximum(z, 0) @ kernel + bias
     labels = np.asarray(state["labels"])
     w = (1 / np.sqrt(np.maximum(np.bincount(labels, minlength=4), 1)))[labels[:BATCH]]
     ce = np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(BATCH), labels[:BATCH]]
-    np.testing.assert_allclose(value, np.sum(w * ce) / np.sum(w), rtol=1e-4)
+    np.testing.assert_allclose(output.loss, np.sum(w * ce) / np.sum(w), rtol=1e-4)
 
 
 def clustered(angles, labels):
@@ -111,7 +111,7 @@ def clustered(angles, labels):
     return rows, {**start()[1], **state, "clustered": np.array(True)}
 
 
-def test_small_clusters_are_merged_and_get_half_of_the_largest():
+def test_small_clusters_are_merged_and_get_a_part_of_the_largest():
     # Four directions and a pair of bundles in the largest cluster; cluster 2 has one member, near cluster 1.
     bundle = np.linspace(-0.3, 0.3, 6)
     angles = np.concatenate([bundle, 1.0 + bundle, [2.0] * 5, [2.3], [4.0] * 6])
@@ -132,8 +132,8 @@ def test_small_clusters_are_merged_and_get_half_of_the_largest():
     np.testing.assert_array_equal(untouched["labels"], labels)
     # Where k-means finds no two parts, every other member goes.
     equal = np.where(labels == 0, 0.0, angles)
-    split = np.asarray(share_out(params, clustered(equal, labels)[1], 7)["labels"])
-    assert sorted(np.bincount(split[:12], minlength=3)[[0, 2]]) == [6, 6]
+    divided = np.asarray(share_out(params, clustered(equal, labels)[1], 7)["labels"])
+    assert sorted(np.bincount(divided[:12], minlength=3)[[0, 2]]) == [6, 6]
 
 
 def test_heads_and_chance_level():

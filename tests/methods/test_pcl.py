@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run, _kmeans
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.pcl import concentration, draw_negatives
+from ssl_jax.methods.toolkit import kmeans
 
 BATCH, IMAGES = 8, 24
 
 
 def make(**options):
-    run = Run(batch_size=BATCH, steps=100, steps_per_epoch=3, num_images=IMAGES)
+    schedule = Schedule(batch_size=BATCH, steps=100, steps_per_epoch=3, num_images=IMAGES)
     defaults = dict(projector=(16, 8), clusters=(4, 3), negatives=8, temperature=0.3, queue_size=16, decay=0.75)
     options = {**defaults, "warmup_epochs": 1.0, "restarts": 2, **options}
-    return METHODS["pcl"](models.create("resnet8", stages=(1,)), run, **options)
+    return METHODS["pcl"](models.create("resnet8", stages=(1,)), schedule, **options)
 
 
 def draw(step):
@@ -36,13 +37,13 @@ loss, update = jax.jit(make().loss), jax.jit(make().update)
 
 @functools.cache
 def course():
-    """[(state before, loss, metrics, state after loss, state after update)] of four steps without an optimizer."""
+    """[(state before, output of the loss, state after update)] of four steps without an optimizer."""
     params, state = start()
     history = []
     for step in range(4):
-        value, (middle, metrics) = jax.device_get(loss(params, state, draw(step), jax.random.key(1)))
-        after = jax.device_get(update(params, middle, step + 1))
-        history.append((state, value, metrics, middle, after))
+        output = jax.device_get(loss(params, state, draw(step), jax.random.key(1)))
+        after = jax.device_get(update(params, output.state, step + 1))
+        history.append((state, output, after))
         state = after
     return history
 
@@ -52,9 +53,9 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def info_nce(metrics, state):
+def info_nce(embeddings, state):
     """Of the queries and the keys, which come first, with the queue."""
-    q, k = (unit(z) for z in metrics["embeddings"])
+    q, k = (unit(z) for z in embeddings)
     negatives = q @ np.asarray(state["queue"]["rows"], np.float64).T
     logits = np.concatenate([np.sum(q * k, axis=1, keepdims=True), negatives], axis=1) / 0.3
     return np.mean(np.log(np.sum(np.exp(logits), axis=1)) - logits[:, 0])
@@ -67,8 +68,8 @@ def scaled(raw, temperature):
 
 
 def test_memory_and_queue_keep_the_keys():
-    for step, (before, _, metrics, middle, _) in enumerate(course()[:3]):
-        keys, here = unit(metrics["embeddings"][1]), np.arange(BATCH) + BATCH * step
+    for step, (before, output, _) in enumerate(course()[:3]):
+        keys, here, middle = unit(output.embeddings[1]), np.arange(BATCH) + BATCH * step, output.state
         np.testing.assert_allclose(middle["memory"]["rows"][here], keys, atol=1e-5)
         others = np.setdiff1d(np.arange(IMAGES), here)
         np.testing.assert_array_equal(middle["memory"]["rows"][others], before["memory"]["rows"][others])
@@ -78,8 +79,8 @@ def test_memory_and_queue_keep_the_keys():
 
 
 def test_before_the_first_clustering_the_loss_is_info_nce_alone():
-    for before, value, metrics, *_ in course()[:3]:
-        np.testing.assert_allclose(value, info_nce(metrics, before), rtol=1e-4)
+    for before, output, _ in course()[:3]:
+        np.testing.assert_allclose(output.loss, info_nce(output.embeddings, before), rtol=1e-4)
 
 
 def test_the_first_clustering_is_at_the_end_of_an_epoch_after_the_warm_up():
@@ -107,8 +108,8 @@ def test_the_first_clustering_is_at_the_end_of_an_epoch_after_the_warm_up():
 
 
 def test_prototypes_are_centroids_of_the_memory_as_unit_vectors():
-    _, _, _, middle, after = course()[2]
-    rows = np.asarray(middle["memory"]["rows"], np.float64)
+    _, output, after = course()[2]
+    rows = np.asarray(output.state["memory"]["rows"], np.float64)
     for number, count in enumerate((4, 3)):
         labels = np.asarray(after["assignments"][number])
         means = np.stack([rows[labels == c].mean(axis=0) for c in range(count)])  # twenty moves settle so few points
@@ -122,7 +123,7 @@ def test_prototypes_are_centroids_of_the_memory_as_unit_vectors():
 
 
 def test_the_best_of_the_restarts_is_kept():
-    memory = course()[2][3]["memory"]
+    memory = course()[2][1].state["memory"]
     rows = np.asarray(memory["rows"])
 
     def misfit(labels):
@@ -132,7 +133,7 @@ def test_the_best_of_the_restarts_is_kept():
     @jax.jit
     def run(key, memory):
         def cluster(key):
-            return _kmeans.kmeans(key, memory["rows"], 4, iterations=20, spherical=False)[1]
+            return kmeans.kmeans(key, memory["rows"], 4, iterations=20, spherical=False)[1]
 
         tries = jax.lax.map(cluster, jax.random.split(key, 6))
         return make(restarts=6)._one_clustering(key, memory, 4)[2], tries
@@ -144,8 +145,8 @@ def test_the_best_of_the_restarts_is_kept():
 
 
 def test_loss_adds_the_mean_of_the_clusterings_to_info_nce():
-    state, value, metrics, *_ = course()[3]
-    q = unit(metrics["embeddings"][0])
+    state, output, _ = course()[3]
+    q = unit(output.embeddings[0])
     terms = []
     for number, count in enumerate((4, 3)):
         own = np.asarray(state["assignments"][number, :BATCH])
@@ -153,21 +154,21 @@ def test_loss_adds_the_mean_of_the_clusterings_to_info_nce():
         rows, phi = np.asarray(state["prototypes"][number]), np.asarray(state["concentrations"][number])
         logits = q @ rows[candidates].T / phi[candidates]
         terms.append(np.mean(np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(BATCH), np.arange(BATCH)]))
-    np.testing.assert_allclose(value, info_nce(metrics, state) + np.mean(terms), rtol=1e-4)
+    np.testing.assert_allclose(output.loss, info_nce(output.embeddings, state) + np.mean(terms), rtol=1e-4)
 
 
 def test_an_image_not_seen_before_the_clustering_takes_the_prototype_nearest_to_its_key():
     params, _ = start()
-    state = jax.device_get(update(params, course()[0][3], 3))  # clustered when one batch of three was seen
-    value, (_, metrics) = jax.device_get(loss(params, state, draw(1), jax.random.key(1)))
+    state = jax.device_get(update(params, course()[0][1].state, 3))  # clustered when one batch of three was seen
+    output = jax.device_get(loss(params, state, draw(1), jax.random.key(1)))
     assigned = np.array(state["assignments"])
     assert np.all(assigned[:, :BATCH] >= 0) and np.all(assigned[:, BATCH:] == -1)
     for number in range(2):
-        likeness = np.asarray(metrics["embeddings"][1]) @ np.asarray(state["prototypes"][number]).T
+        likeness = np.asarray(output.embeddings[1]) @ np.asarray(state["prototypes"][number]).T
         assigned[number, BATCH : 2 * BATCH] = np.argmax(likeness, axis=1)
-    expected, _ = loss(params, {**state, "assignments": assigned}, draw(1), jax.random.key(1))
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    assert metrics["prototypes"] > 0.1
+    expected = loss(params, {**state, "assignments": assigned}, draw(1), jax.random.key(1))
+    np.testing.assert_allclose(output.loss, expected.loss, rtol=1e-5)
+    assert output.metrics["prototypes"] > 0.1
 
 
 def test_concentration_by_hand():
@@ -209,7 +210,7 @@ def test_the_teacher_follows_at_a_constant_decay():
         ({"clusters": (4, 25)}, "from 2 to the number of images, 24"),
         ({"queue_size": 20}, "no multiple of batch_size=8; use 16"),
         ({"warmup_epochs": -1.0}, "warmup_epochs must be at least 0"),
-        ({"restarts": 0}, "restarts must be above 0"),
+        ({"restarts": 0}, "restarts must be at least 1, got 0"),
     ],
 )
 def test_refusals(options, message):

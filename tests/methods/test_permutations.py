@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ssl_jax.methods._permutations import far_permutations
+from ssl_jax.methods.toolkit.permutations import far_permutations
 
 
 @pytest.mark.parametrize("criterion, reduce", [("mean", np.mean), ("min", np.min)])

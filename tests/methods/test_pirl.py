@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run, _tiles
+from ssl_jax.methods import METHODS, Schedule
+from ssl_jax.methods.toolkit import tiling
 
 NUM_IMAGES = 40
 INDEX = np.array([3, 39, 0, 17])
@@ -14,9 +15,9 @@ BATCH = {"views": (IMAGES, PATCHES), "index": INDEX}
 
 
 def make(**options):
-    run = Run(batch_size=4, steps=20, steps_per_epoch=6, num_images=NUM_IMAGES)
+    schedule = Schedule(batch_size=4, steps=20, steps_per_epoch=6, num_images=NUM_IMAGES)
     options = {"projector": (8,), "negatives": 0, "temperature": 0.1, "grid": 2, "tile": 5} | options
-    return METHODS["pirl"](models.create("resnet8", stages=(1,)), run, **options)
+    return METHODS["pirl"](models.create("resnet8", stages=(1,)), schedule, **options)
 
 
 @functools.cache
@@ -62,7 +63,7 @@ def test_image_and_shuffled_tiles_are_both_found_in_the_bank():
         stats = state["batch_stats"]["backbone"]
         image, updated = trained(method.backbone, params["backbone"], stats, batch["views"][0])
         rng_cut, rng_shuffle = jax.random.split(jax.random.split(rng, 4)[0])
-        tiles = _tiles.cut(rng_cut, batch["index"], batch["views"][1], grid=2, side=5)
+        tiles = tiling.cut(rng_cut, batch["index"], batch["views"][1], grid=2, side=5)
 
         def permute(index_and_tiles):
             index, tiles = index_and_tiles
@@ -74,16 +75,17 @@ def test_image_and_shuffled_tiles_are_both_found_in_the_bank():
         )
         return method.loss(params, state, batch, rng), image, parts
 
-    (loss, (new_state, metrics)), image, parts = jax.device_get(run(params, state, BATCH, jax.random.key(2)))
+    output, image, parts = jax.device_get(run(params, state, BATCH, jax.random.key(2)))
     z_image = unit(linear(image, params["projector"]["Dense_0"]))
     head = params["transformed_projector"]
     z_tiles = unit(linear(linear(parts, head["head"]["Dense_0"]).reshape(4, -1), head["join"]))
 
-    np.testing.assert_allclose(metrics["embeddings"], [z_image, z_tiles], atol=1e-5)
+    np.testing.assert_allclose(output.embeddings, [z_image, z_tiles], atol=1e-5)
     both = [cross_entropy(z, state["bank"], INDEX) for z in (z_image, z_tiles)]
-    np.testing.assert_allclose(loss, 0.2 * both[0] + 0.8 * both[1], rtol=1e-5)
+    np.testing.assert_allclose(output.loss, 0.2 * both[0] + 0.8 * both[1], rtol=1e-5)
     # The image alone moves the bank.
-    np.testing.assert_allclose(new_state["bank"][INDEX], unit(0.5 * state["bank"][INDEX] + 0.5 * z_image), atol=1e-5)
+    moved = unit(0.5 * state["bank"][INDEX] + 0.5 * z_image)
+    np.testing.assert_allclose(output.state["bank"][INDEX], moved, atol=1e-5)
 
 
 def test_rotation_turns_each_image_by_quarters_of_its_own():
@@ -116,7 +118,7 @@ def test_rotated_copy_has_a_head_of_its_own_like_the_images():
     def run(params, state, batch, rng):
         turned = method.transform(jax.random.split(rng, 4)[0], batch["index"], batch["views"][1])
         h, _ = trained(method.backbone, params["backbone"], state["batch_stats"]["backbone"], turned)
-        return method.loss(params, state, batch, rng)[1][1]["embeddings"], h
+        return method.loss(params, state, batch, rng).embeddings, h
 
     embeddings, h = jax.device_get(run(params, state, BATCH, jax.random.key(2)))
     expected = unit(linear(h, params["transformed_projector"]["Dense_0"]))
@@ -150,28 +152,29 @@ def test_both_losses_have_one_constant_of_the_first_batch():
     params, state = start()
     assert np.isneginf(state["log_z"])
     step = jax.jit(make(negatives=30, image_weight=0.2).loss)
-    loss, (first, metrics) = step(params, state, BATCH, jax.random.key(2))
-    assert np.isfinite(first["log_z"])
-    image, transformed = (float(metrics[name]) for name in ("loss_image", "loss_transformed"))
-    np.testing.assert_allclose(loss, 0.2 * image + 0.8 * transformed, rtol=1e-6)
+    first = step(params, state, BATCH, jax.random.key(2))
+    log_z = first.state["log_z"]
+    assert np.isfinite(log_z)
+    image, transformed = (float(first.metrics[name]) for name in ("loss_image", "loss_transformed"))
+    np.testing.assert_allclose(first.loss, 0.2 * image + 0.8 * transformed, rtol=1e-6)
     # Once it is known, it stays, for the tiles too: the same step from there has the same losses.
-    _, (second, again) = step(params, {**state, "log_z": first["log_z"]}, BATCH, jax.random.key(2))
+    second = step(params, {**state, "log_z": log_z}, BATCH, jax.random.key(2))
     for name in ("loss_image", "loss_transformed"):
-        np.testing.assert_allclose(again[name], metrics[name], rtol=1e-6)
-    assert second["log_z"] == first["log_z"]
+        np.testing.assert_allclose(second.metrics[name], first.metrics[name], rtol=1e-6)
+    assert second.state["log_z"] == log_z
     # It is that of the transformed images' scores, as VISSL has it, whatever the images are.
     other = {**BATCH, "views": (3 * IMAGES[::-1], PATCHES)}
-    _, (third, changed) = step(params, state, other, jax.random.key(2))
-    assert third["log_z"] == first["log_z"] and changed["loss_image"] != metrics["loss_image"]
+    third = step(params, state, other, jax.random.key(2))
+    assert third.state["log_z"] == log_z and third.metrics["loss_image"] != first.metrics["loss_image"]
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"pretext": "colour"}, "pretext='colour' is unknown; it is one of jigsaw, rotation"),
+        ({"pretext": "colour"}, "pretext must be one of jigsaw, rotation, got 'colour'"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"image_weight": 1.5}, "image_weight must be in 0..1, got 1.5"),
-        ({"tile": 0}, "tile must be above 0, got 0"),
+        ({"tile": 0}, "tile must be at least 1, got 0"),
     ],
 )
 def test_refusals(options, message):

@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from ssl_jax.methods import _queue
+from ssl_jax.methods.toolkit import memories
 from tests.losses.checks import mesh_of
 
 AXIS = "i"
 
 
 def mapped(function, devices):
-    """`function(state, *rows, axis_name) -> state` over devices: the state the same on each, the rows split."""
-    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    """`function(state, *rows, axis_name) -> state` over devices: the state is the same on each, the rows are shards."""
+    whole, sharded = PartitionSpec(), PartitionSpec(AXIS)
     on_device = functools.partial(function, axis_name=AXIS)
 
     def call(state, *rows):
-        in_specs = (whole, *[split] * len(rows))
+        in_specs = (whole, *[sharded] * len(rows))
         return jax.shard_map(on_device, mesh=mesh_of(devices), in_specs=in_specs, out_specs=whole)(state, *rows)
 
     return call
 
 
 def pmapped(function, devices=8):
-    """As `mapped`, of one argument of rows, by jax.pmap, which does not check what is the same on all devices."""
+    """As `mapped`, for one argument of rows, by jax.pmap. It does not check what is the same on all devices."""
     compiled = jax.pmap(functools.partial(function, axis_name=AXIS), axis_name=AXIS, in_axes=(None, 0))
 
     def call(state, rows):
@@ -48,11 +48,11 @@ def queue_of(size, dim=3, seed=9):
     return {"rows": unit(rows(size, dim, seed)), "pointer": np.zeros((), np.int32)}
 
 
-push = jax.jit(functools.partial(_queue.push, axis_name=None))
+push = jax.jit(functools.partial(memories.push, axis_name=None))
 
 
 def test_a_new_queue_has_unit_rows_that_follow_its_key():
-    create = jax.jit(lambda key: (_queue.create(key, 32, 4), _queue.create_bank(key, 32, 4)))
+    create = jax.jit(lambda key: (memories.create(key, 32, 4), memories.create_bank(key, 32, 4)))
     (queue, bank), (other, _) = (jax.device_get(create(jax.random.key(seed))) for seed in (0, 1))
     assert queue["rows"].shape == bank.shape == (32, 4) and queue["pointer"] == 0
     for new in (queue["rows"], bank):
@@ -82,7 +82,7 @@ def test_push_of_a_batch_as_large_as_the_queue_replaces_it():
 
 
 def test_push_over_devices_is_that_of_the_whole_batch():
-    ways = [push, *(jax.jit(mapped(_queue.push, devices)) for devices in (1, 8)), pmapped(_queue.push)]
+    ways = [push, *(jax.jit(mapped(memories.push, devices)) for devices in (1, 8)), pmapped(memories.push)]
     queues = [queue_of(16)] * len(ways)
     for step in range(3):
         queues = [jax.device_get(way(queue, rows(8, seed=step))) for way, queue in zip(ways, queues, strict=True)]
@@ -107,11 +107,11 @@ def test_push_refuses_a_size_that_batches_do_not_fill(size, count, remedy):
 def test_push_counts_the_rows_of_all_devices():
     queue = queue_of(12)  # a multiple of one device's 2 rows, not of 16
     with pytest.raises(ValueError, match="use 16"):
-        jax.eval_shape(mapped(_queue.push, 8), queue, rows(16))
+        jax.eval_shape(mapped(memories.push, 8), queue, rows(16))
 
 
 def test_nearest_is_the_row_of_largest_cosine():
-    nearest, z, queue = jax.jit(_queue.nearest), rows(5), unit(rows(7, seed=1))
+    nearest, z, queue = jax.jit(memories.nearest), rows(5), unit(rows(7, seed=1))
     expected = [queue[np.argmax([x @ q for q in queue])] for x in z]
     for scale in (1e-6, 1.0, 1e6):
         np.testing.assert_array_equal(nearest(np.float32(scale) * z, queue), expected)
@@ -122,8 +122,8 @@ def test_nothing_has_a_gradient():
     def gradients(z, rows, index):
         def total(z, rows):
             queue = {"rows": rows, "pointer": jnp.zeros((), jnp.int32)}
-            pushed, moved = _queue.push(queue, z, None)["rows"], _queue.update_bank(rows, index, z, None)
-            return jnp.sum(_queue.nearest(z, rows) ** 3), jnp.sum(pushed**3), jnp.sum(moved**3)
+            pushed, moved = memories.push(queue, z, None)["rows"], memories.update_bank(rows, index, z, None)
+            return jnp.sum(memories.nearest(z, rows) ** 3), jnp.sum(pushed**3), jnp.sum(moved**3)
 
         return jax.jacrev(total, argnums=(0, 1))(z, rows)
 
@@ -135,7 +135,7 @@ def test_nothing_has_a_gradient():
 def test_update_bank_moves_the_rows_of_its_images():
     bank, index, new = unit(rows(7, seed=1)), np.array([5, 0, 3]), 4.0 * rows(3)
     momenta = 0.0, 0.5, 0.9
-    run = jax.jit(lambda *arrays: [_queue.update_bank(*arrays, None, momentum=momentum) for momentum in momenta])
+    run = jax.jit(lambda *arrays: [memories.update_bank(*arrays, None, momentum=momentum) for momentum in momenta])
     for momentum, updated in zip(momenta, run(bank, index, new), strict=True):
         expected = np.array(bank)
         for i, row in zip(index, new, strict=True):
@@ -151,10 +151,10 @@ def test_update_bank_takes_the_first_row_of_an_image():
 
     @jax.jit
     def run(*arrays):
-        return [_queue.update_bank(*arrays, None), *(mapped(_queue.update_bank, n)(*arrays) for n in (1, 8))]
+        return [memories.update_bank(*arrays, None), *(mapped(memories.update_bank, n)(*arrays) for n in (1, 8))]
 
     def pair(bank, index_and_rows, axis_name):
-        return _queue.update_bank(bank, *index_and_rows, axis_name)
+        return memories.update_bank(bank, *index_and_rows, axis_name)
 
     for updated in (*run(bank, index, new), pmapped(pair)(bank, (index, new))):
         np.testing.assert_allclose(updated, expected, rtol=1e-5, atol=1e-7)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
 VIEWS = tuple(np.random.default_rng(0).normal(size=(2, 8, 8, 8, 1)).astype(np.float32))
 
 
 def make(model=(), **options):
-    run = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=20)
+    schedule = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=20)
     options = dict(projector=(12, 6), queue_size=24, temperature=0.3, target_temperature=0.1) | options
-    return METHODS["ressl"](models.create("resnet8", stages=(1,), **dict(model)), run, **options)
+    return METHODS["ressl"](models.create("resnet8", stages=(1,), **dict(model)), schedule, **options)
 
 
 @functools.cache
@@ -43,14 +43,15 @@ def softmax(x):
 
 @functools.cache
 def step():
-    """The loss with its gradient for the teacher, ((loss, aux), gradient), and the outputs for both views."""
+    """((loss, output), the loss's gradient for the teacher), and what the networks give for both views."""
     method = make()
 
     @jax.jit
     def run(params, state, views):
         def loss(teacher):
             moved = {**state, "teacher": {**state["teacher"], "params": teacher}}
-            return method.loss(params, moved, {"views": views}, jax.random.key(2))
+            output = method.loss(params, moved, {"views": views}, jax.random.key(2))
+            return output.loss, output
 
         strong, weak = views
         teacher = state["teacher"]
@@ -63,14 +64,14 @@ def step():
 
 def test_loss_is_the_cross_entropy_of_likenesses_to_the_queue():
     _, state = first()
-    ((loss, (new_state, metrics)), _), q, k = step()
+    ((loss, output), _), q, k = step()
     q, k, queue = unit(q), unit(k), np.asarray(state["queue"]["rows"], np.float64)
     expected = -np.mean(np.sum(softmax(k @ queue.T / 0.1) * np.log(softmax(q @ queue.T / 0.3)), axis=1))
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    assert metrics["embeddings"].shape == (2, 8, 6)
+    assert output.embeddings.shape == (2, 8, 6)
     # The keys, and not the queries, join the queue once they have been compared.
-    np.testing.assert_allclose(new_state["queue"]["rows"][:8], k, atol=1e-5)
-    np.testing.assert_array_equal(new_state["queue"]["rows"][8:], state["queue"]["rows"][8:])
+    np.testing.assert_allclose(output.state["queue"]["rows"][:8], k, atol=1e-5)
+    np.testing.assert_array_equal(output.state["queue"]["rows"][8:], state["queue"]["rows"][8:])
 
 
 def test_shuffling_changes_which_keys_share_their_batch_statistics():
@@ -81,7 +82,7 @@ def test_shuffling_changes_which_keys_share_their_batch_statistics():
     @jax.jit
     def run(params, state, views):
         methods = make(model=grouped), make(model=grouped, shuffle=False)
-        return [m.loss(params, state, {"views": views}, jax.random.key(2))[1][1]["embeddings"][1] for m in methods]
+        return [m.loss(params, state, {"views": views}, jax.random.key(2)).embeddings[1] for m in methods]
 
     shuffled, in_order = jax.device_get(run(*first(), VIEWS))
     assert np.max(np.abs(shuffled - in_order)) > 1e-3

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
-from ssl_jax.methods._tiles import rotations
+from ssl_jax.methods import METHODS, Schedule
+from ssl_jax.methods.toolkit.tiling import rotations
 
-RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
 
 
 def make(**options):
@@ -25,7 +25,7 @@ def test_loss_is_the_cross_entropy_of_all_four_copies():
     method = make()
     x = jax.random.normal(jax.random.key(0), (6, 12, 12, 1))
     params, state = method.init(jax.random.key(1), x[:1])
-    loss, (_, metrics) = method.loss(params, state, {"views": (x,)}, jax.random.key(2))
+    output = method.loss(params, state, {"views": (x,)}, jax.random.key(2))
     copies = np.concatenate(
         [np.rot90(np.asarray(x), k, axes=(1, 2)) for k in range(4)]
     )  # turn by turn, not interleaved
@@ -34,12 +34,12 @@ def test_loss_is_the_cross_entropy_of_all_four_copies():
         variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
         h, _ = module.apply(variables, h, train=True, mutable=["batch_stats"])
     labels = np.repeat(np.arange(4), 6)
-    np.testing.assert_allclose(loss, losses.classification(h, jnp.asarray(labels)), rtol=1e-4)
-    np.testing.assert_allclose(metrics["accuracy"], np.mean(np.argmax(h, axis=1) == labels), rtol=1e-6)
+    np.testing.assert_allclose(output.loss, losses.classification(h, jnp.asarray(labels)), rtol=1e-4)
+    np.testing.assert_allclose(output.metrics["accuracy"], np.mean(np.argmax(h, axis=1) == labels), rtol=1e-6)
 
 
 def test_one_turn_of_each_image_at_random():
-    """By a network of which the logits are the four corners, which show the turn."""
+    """By a network whose logits are the four corners, which show the turn."""
     method = make(all_turns=False)
     x = jnp.zeros((64, 3, 3, 1)).at[:, 0, 0].set(1.0)  # a turn by k quarters takes the corner to CORNERS[k]
 
@@ -49,12 +49,12 @@ def test_one_turn_of_each_image_at_random():
             return {"backbone": images.reshape(len(images), -1), "classifier": 50.0 * corners}, batch_stats
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssl_jax.methods._common.forward", Forward())
+        patch.setattr("ssl_jax.methods.toolkit.forward", Forward())
         batch = {"views": (x,), "index": jnp.arange(64)}
-        loss, (_, metrics) = method.loss({}, {"batch_stats": {}}, batch, jax.random.key(2))
-    assert (float(metrics["accuracy"]), metrics["embeddings"].shape) == (1.0, (1, 64, 9))
-    np.testing.assert_allclose(loss, 0.0, atol=1e-6)
-    seen = metrics["embeddings"].reshape(64, 3, 3)
+        output = method.loss({}, {"batch_stats": {}}, batch, jax.random.key(2))
+    assert (float(output.metrics["accuracy"]), output.embeddings.shape) == (1.0, (1, 64, 9))
+    np.testing.assert_allclose(output.loss, 0.0, atol=1e-6)
+    seen = output.embeddings.reshape(64, 3, 3)
     turns = np.argmax(np.stack([seen[:, i, j] for i, j in ((0, 0), (2, 0), (2, 2), (0, 2))]), axis=0)
     assert np.all(np.bincount(turns, minlength=4) > 4)  # of 16 each
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
 BATCH, IMAGES = 8, 16
 
 
 def make(**options):
-    run = Run(batch_size=BATCH, steps=100, steps_per_epoch=2, num_images=IMAGES)
+    schedule = Schedule(batch_size=BATCH, steps=100, steps_per_epoch=2, num_images=IMAGES)
     options = {"projector": (16, 8), "prototypes": (4, 2, 3), "local_views": 1, "strength": 5.0, **options}
-    return METHODS["sela_v2"](models.create("resnet8", stages=(1,)), run, **options)
+    return METHODS["sela_v2"](models.create("resnet8", stages=(1,)), schedule, **options)
 
 
 def draw(step):
@@ -36,33 +36,32 @@ def test_labels_of_the_memory_are_what_all_crops_are_classified_as():
     params, state = method.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     assert [rows.shape for rows in params["prototypes"]] == [(4, 8), (2, 8), (3, 8)]
 
-    value, (state, metrics) = loss(params, state, draw(0), jax.random.key(1))
-    assert value == 0.0 and np.all(state["labels"] == -1)
-    state = update(params, state, 1)
-    z = metrics["embeddings"]
+    output = loss(params, state, draw(0), jax.random.key(1))
+    assert output.loss == 0.0 and np.all(output.state["labels"] == -1)
+    state, z = update(params, output.state, 1), output.embeddings
     for head, prototypes in enumerate(params["prototypes"]):  # they take the large crops in turn
         expected = np.argmax(codes(z[head % 2], prototypes), axis=1)
         np.testing.assert_array_equal(state["labels"][head], [*expected, *[-1] * BATCH])
 
     # Images not seen yet: labeled as they come; the same as if those were their stored labels.
-    value, (after, metrics) = loss(params, state, draw(1), jax.random.key(1))
-    z = metrics["embeddings"]
-    stored = state["labels"]
+    output = loss(params, state, draw(1), jax.random.key(1))
+    z, stored = output.embeddings, state["labels"]
     for head, prototypes in enumerate(params["prototypes"]):
         log_q = 5.0 * jax.nn.log_softmax(z[head % 2] @ prototypes.T / 0.1) + state["log_r"][head]
         stored = stored.at[head, BATCH:].set(jnp.argmax(log_q, axis=1))
-    again, _ = loss(params, {**state, "labels": stored}, draw(1), jax.random.key(1))
-    np.testing.assert_allclose(again, value, rtol=1e-6)
+    again = loss(params, {**state, "labels": stored}, draw(1), jax.random.key(1))
+    np.testing.assert_allclose(again.loss, output.loss, rtol=1e-6)
+    after = output.state
 
     # Without small crops, the classification by hand.
     plain = make(local_views=0)
     batch = {**draw(1), "views": draw(1)["views"][:2]}
-    value, (_, metrics) = plain.loss(params, {**state, "labels": stored}, batch, jax.random.key(1))
+    output = plain.loss(params, {**state, "labels": stored}, batch, jax.random.key(1))
     terms = []
     for head, prototypes in enumerate(params["prototypes"]):
-        log_p = jax.nn.log_softmax(metrics["embeddings"] @ prototypes.T / 0.1)
+        log_p = jax.nn.log_softmax(output.embeddings @ prototypes.T / 0.1)
         terms.append(-jnp.mean(log_p[:, jnp.arange(BATCH), stored[head, BATCH:]]))
-    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+    np.testing.assert_allclose(output.loss, np.mean(terms), rtol=1e-5)
 
     # All images seen, they are shared out together.
     state = update(params, after, 2)
@@ -94,6 +93,7 @@ def test_chance_level_is_the_mean_over_heads():
     [
         ({"relabelings": 1}, "relabelings must be at least 2.*got 1"),
         ({"strength": 0.0}, "strength must be above 0"),
+        ({"prototypes": (1,)}, "prototypes must be at least 2"),
         ({"prototypes": (17,)}, "from 2 to the number of images, 16"),
     ],
 )

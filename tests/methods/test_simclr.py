@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from ssl_jax import losses, models, optim, parallel, step
+from ssl_jax import dist, losses, models, optim
 from ssl_jax.data import pipeline, sources
 from ssl_jax.data.augment import Augmentation, make_augment, normalize
 from ssl_jax.evaluation.knn import weighted_knn
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
+from ssl_jax.training import step
+from ssl_jax.training.state import create_state
 
 MEAN, STD = (0.286,), (0.353,)
 
 
 def make(batch_size=64, **options):
-    run = Run(batch_size=batch_size, steps=120, steps_per_epoch=10, num_images=1000)
-    return METHODS["simclr"](models.create("resnet8"), run, projector=(32, 16), **options)
+    schedule = Schedule(batch_size=batch_size, steps=120, steps_per_epoch=10, num_images=1000)
+    return METHODS["simclr"](models.create("resnet8"), schedule, projector=(32, 16), **options)
 
 
 def _projection(method, params, state, x):
@@ -32,11 +34,11 @@ def test_loss_is_nt_xent_of_the_projections_of_both_views_in_one_batch():
     method = make(temperature=0.3)
     x1, x2 = jax.random.normal(jax.random.key(0), (2, 6, 16, 16, 1))
     params, state = method.init(jax.random.key(1), x1[:1])
-    loss, (new_state, metrics) = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
+    output = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
     z = _projection(method, params, state, jnp.concatenate([x1, x2]))
-    np.testing.assert_allclose(loss, losses.nt_xent(z[:6], z[6:], temperature=0.3), rtol=1e-5)
-    np.testing.assert_allclose(metrics["embeddings"], jnp.stack([z[:6], z[6:]]), rtol=1e-4, atol=1e-5)
-    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state, new_state)
+    np.testing.assert_allclose(output.loss, losses.nt_xent(z[:6], z[6:], temperature=0.3), rtol=1e-5)
+    np.testing.assert_allclose(output.embeddings, jnp.stack([z[:6], z[6:]]), rtol=1e-4, atol=1e-5)
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state, output.state)
     assert all(jax.tree.leaves(changed))  # every running statistic moved
 
 
@@ -77,13 +79,13 @@ def test_learns_on_real_images():
     method = make(batch_size=128, temperature=0.1)
     view = Augmentation(size=(28, 28), crop_area=(0.2, 1.0), brightness=0.6, contrast=0.6)
     tx = optim.adamw(optim.warmup_cosine(4e-3, warmup_steps=20, steps=300), weight_decay=1e-4)
-    mesh = Mesh(np.asarray(jax.devices()[:1]), (parallel.AXIS,))
+    mesh = Mesh(np.asarray(jax.devices()[:1]), (dist.AXIS,))
     augment = make_augment([view, view], mean=MEAN, std=STD)
-    train_step = step.TrainStep(method=method, tx=tx, augment=augment, axis_name=parallel.AXIS, log_every=100)
+    train_step = step.TrainStep(method=method, tx=tx, augment=augment, axis_name=dist.AXIS, log_every=100)
     # Here the speed of the compiled code matters.
     optimized = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
-    mapped = jax.jit(parallel.map_step(train_step, mesh), compiler_options=optimized)
-    state = parallel.replicate(step.create_state(method, tx, jnp.zeros((1, 28, 28, 1)), seed=0), mesh)
+    mapped = jax.jit(dist.map_step(train_step, mesh), compiler_options=optimized)
+    state = dist.replicate(create_state(method, tx, jnp.zeros((1, 28, 28, 1)), seed=0), mesh)
     some = sources.Subset(source, np.arange(6000))
     held = list(pipeline.eval_batches(some, image_size=(28, 28), batch_size=500))
     labels = np.concatenate([batch["label"] for batch in held])
@@ -107,6 +109,6 @@ def test_learns_on_real_images():
     before = max(accuracy(untrained), accuracy(calibrated(untrained)))
     batches = pipeline.train_batches(source, seed=0, batch_size=128, image_size=(28, 28), crops=[view.crop] * 2)
     for _ in range(300):
-        state, _ = mapped(state, parallel.split_batch(next(batches), mesh))
+        state, _ = mapped(state, dist.shard_batch(next(batches), mesh))
     after = accuracy(method.backbone_variables(state.params, state.model_state))
     assert after > before + 2, (before, after)

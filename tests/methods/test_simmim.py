@@ -4,14 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from ssl_jax import build, models
-from ssl_jax.config import ConfigError
-from ssl_jax.methods import METHODS, Run
+from ssl_jax import models
+from ssl_jax.config import ConfigError, parse
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.simmim import SimMIM
+from ssl_jax.training import build
 from tests.methods import drawn
 from tests.methods.test_every_method import load
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 RNG = np.random.default_rng(0)
 MASK = RNG.random((4, 16)) < 0.6
 X = RNG.normal(size=(4, 16, 16, 1)).astype(np.float32)
@@ -30,8 +31,8 @@ def step():
 
     @jax.jit
     def run(params, x, mask):
-        loss, (_, metrics) = method.loss(params, state, {"views": (x,), "masks": (mask,)}, jax.random.key(2))
-        return method.predict(params, x, mask, None, None)[0], loss, metrics
+        output = method.loss(params, state, {"views": (x,), "masks": (mask,)}, jax.random.key(2))
+        return method.predict(params, x, mask, None, None)[0], output.loss, output.metrics
 
     return lambda x: jax.device_get(run(params, x, MASK))
 
@@ -59,9 +60,9 @@ def test_the_backbone_begins_as_beits():
 
 
 def test_of_49_squares_30_are_hidden_as_the_authors_round_up():
-    config = load("simmim", "imagenet_vitb16")
+    config = parse(load("simmim", "imagenet_vitb16"))
     method = build.method(config, RUN)
-    (mask,) = build.masks(config, method)
+    (mask,) = build.masks(config, method, build.augmentations(config, method.views))
     assert mask.most((224, 224)) == 4 * 30  # patches
 
 
@@ -69,10 +70,10 @@ def test_of_49_squares_30_are_hidden_as_the_authors_round_up():
 def test_features_are_the_mean_of_the_patches_as_no_loss_trains_the_class_token(name):
     for scale in ("tiny", "imagenet_vitb16"):
         config = load(name, scale)
-        assert build.model_options(config)["pool"] == "norm_mean"  # which is written beside the weights
+        assert build.model_options(parse(config))["pool"] == "norm_mean"  # which is written beside the weights
         config.model.pool = "cls"
         with pytest.raises(ConfigError, match=r"use model\.pool=\"norm_mean\", got 'cls'"):
-            build.method(config, Run(batch_size=256, steps=100, steps_per_epoch=10, num_images=2560))
+            build.method(parse(config), Schedule(batch_size=256, steps=100, steps_per_epoch=10, num_images=2560))
 
 
 def test_a_resnet_is_refused():

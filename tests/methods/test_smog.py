@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=5, num_images=40)
+SCHEDULE = Schedule(batch_size=8, steps=100, steps_per_epoch=5, num_images=40)
 VIEWS = tuple(np.random.default_rng(0).normal(size=(2, 8, 8, 8, 1)).astype(np.float32))
 
 
 def make(**options):
     defaults = dict(projector=(16, 6), predictor=(12, 6), groups=4, beta=0.5, decay=0.75, queue_size=16, reset_every=3)
-    return METHODS["smog"](models.create("resnet8", stages=(1,)), RUN, **{**defaults, "temperature": 0.3, **options})
+    return METHODS["smog"](
+        models.create("resnet8", stages=(1,)), SCHEDULE, **{**defaults, "temperature": 0.3, **options}
+    )
 
 
 @functools.cache
@@ -39,7 +41,7 @@ def through(networks, variables, x):
 
 @jax.jit
 def compiled(params, state, views):
-    """The loss, and for each order of the views [z, p] of the first and [t] of the other."""
+    """The output, and for each order of the views [z, p] of the first and [t] of the other."""
     method, online = make(), {"params": params, "batch_stats": state["batch_stats"]}
     orders = [
         through(method.networks, online, x) + through(method.encoder, state["teacher"], other)
@@ -64,7 +66,8 @@ def unit(x):
 @pytest.mark.parametrize("step", [0, 1])
 def test_predicts_the_teachers_group_among_the_moved_ones_with_the_views_in_turn(step):
     _, state = start()
-    (value, (after, metrics)), orders = loss_at(step)
+    output, orders = loss_at(step)
+    after = output.state
     z, p, t = (x.astype(np.float64) for x in orders[step])
     old, z = state["groups"].astype(np.float64), unit(z)
     nearest, label = np.argmax(z @ old.T, axis=1), np.argmax(unit(t) @ old.T, axis=1)
@@ -73,11 +76,11 @@ def test_predicts_the_teachers_group_among_the_moved_ones_with_the_views_in_turn
         new[g] = 0.5 * old[g] + 0.5 * z[nearest == g].mean(axis=0)
     logits = unit(p) @ unit(new).T / 0.3
     expected = np.mean(np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(8), label])
-    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-4)
     np.testing.assert_allclose(after["groups"], new, atol=1e-4)
     np.testing.assert_allclose(after["queue"]["rows"][:8], z, atol=1e-4)
     np.testing.assert_array_equal(after["queue"]["rows"][8:], state["queue"]["rows"][8:])
-    np.testing.assert_allclose(metrics["embeddings"], [z, unit(t)], atol=1e-4)
+    np.testing.assert_allclose(output.embeddings, [z, unit(t)], atol=1e-4)
 
 
 def test_the_gradient_also_flows_through_the_groups():
@@ -91,7 +94,7 @@ def test_the_gradient_also_flows_through_the_groups():
         def gradient(beta):
             def loss(projector):
                 changed = {**params, "projector": projector}
-                return make(beta=beta).loss(changed, state, {"views": views}, jax.random.key(3))[0]
+                return make(beta=beta).loss(changed, state, {"views": views}, jax.random.key(3)).loss
 
             return jax.grad(loss)(params["projector"])
 
@@ -107,7 +110,7 @@ def test_the_gradient_also_flows_through_the_groups():
 
 def test_groups_are_reset_to_centroids_of_the_queue():
     params, _ = start()
-    (_, (state, _)), _ = loss_at(0)
+    state = loss_at(0)[0].state
     kept = jax.device_get(update(params, state, 2))
     np.testing.assert_array_equal(kept["groups"], state["groups"])
     groups = np.asarray(update(params, state, 3)["groups"])

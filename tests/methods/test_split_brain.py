@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.split_brain import lightness_bin
 from ssl_jax.models.lab import lab_of_rgb
 from tests.methods.drawn import draw
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 
@@ -26,9 +26,9 @@ def test_loss_is_the_cross_entropy_of_lightness_plus_that_of_color():
     @jax.jit
     def run(x, rgb):
         params, state = METHOD.init(jax.random.key(1), x[:1])
-        loss, (_, metrics) = METHOD.loss(params, state, {"views": (x,)}, jax.random.key(2))
+        output = METHOD.loss(params, state, {"views": (x,)}, jax.random.key(2))
         logits, h, _ = METHOD.predict(params, state, x, jax.random.key(2), None)
-        return loss, metrics, logits, h, lab_of_rgb(rgb)
+        return output.loss, output.metrics, logits, h, lab_of_rgb(rgb)
 
     loss, metrics, logits, h, lab = jax.device_get(run(normalized(RGB), RGB))
     assert logits["color"].shape == (4, 4, 4, 313) and logits["lightness"].shape == (4, 4, 4, 50)
@@ -50,7 +50,7 @@ def test_each_half_learns_from_its_own_task():
 
         def losses(backbone):
             of_all = {**params, "backbone": backbone}
-            metrics = METHOD.loss(of_all, state, {"views": (x,)}, jax.random.key(2))[1][1]
+            metrics = METHOD.loss(of_all, state, {"views": (x,)}, jax.random.key(2)).metrics
             return metrics["loss_color"], metrics["loss_lightness"]
 
         return jax.jacrev(losses)(params["backbone"])

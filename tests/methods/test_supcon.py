@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
 VIEWS = tuple(jax.random.normal(jax.random.key(0), (2, 6, 16, 16, 1)))
 LABELS = np.array([3, 0, 3, -1, 0, -1])  # two classes, two images without
 
 
 def make(num_classes=10, **options):
-    run = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=1000, num_classes=num_classes)
+    run = Schedule(batch_size=6, steps=100, steps_per_epoch=10, num_images=1000, num_classes=num_classes)
     return METHODS["supcon"](models.create("resnet8", stages=(1,)), run, **dict(projector=(12, 8)) | options)
 
 
@@ -19,12 +19,12 @@ def test_loss_is_over_the_views_of_all_images_of_the_class():
     method = make(temperature=0.3, base_temperature=0.2)
     params, state = method.init(jax.random.key(1), VIEWS[0])
     batch = {"views": VIEWS, "label": jnp.asarray(LABELS)}
-    loss, (_, metrics) = method.loss(params, state, batch, jax.random.key(2))
+    output = method.loss(params, state, batch, jax.random.key(2))
     z = jnp.concatenate(VIEWS)  # row i and row i + 6 show image i
     for name, module in method.networks.items():
         variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
         z, _ = module.apply(variables, z, train=True, mutable=["batch_stats"])
-    np.testing.assert_allclose(metrics["embeddings"], z.reshape(2, 6, 8), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(output.embeddings, z.reshape(2, 6, 8), rtol=1e-5, atol=1e-6)
     z = np.asarray(z, np.float64)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     logits = z @ z.T / 0.3
@@ -33,7 +33,7 @@ def test_loss_is_over_the_views_of_all_images_of_the_class():
         positives = [p for p in range(12) if p != i and (p % 6 == i % 6 or LABELS[p % 6] == LABELS[i % 6] >= 0)]
         log_sum = np.log(np.sum(np.exp(np.delete(logits[i], i))))
         expected.append(np.mean([log_sum - logits[i, p] for p in positives]))
-    np.testing.assert_allclose(loss, 0.3 / 0.2 * np.mean(expected), rtol=1e-5)
+    np.testing.assert_allclose(output.loss, 0.3 / 0.2 * np.mean(expected), rtol=1e-5)
 
 
 def test_projector_is_the_authors_without_batch_norm():

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from tests.methods.drawn import draw
 
-RUN = Run(batch_size=6, steps=100, steps_per_epoch=10, num_images=60, num_classes=3)
+RUN = Schedule(batch_size=6, steps=100, steps_per_epoch=10, num_images=60, num_classes=3)
 
 
 def make(run=RUN, **options):
@@ -35,7 +35,7 @@ def test_unlabeled_images_have_no_part_in_the_loss():
     @jax.jit
     def run(params, state, x, labels):
         batch = {"views": (x,), "label": labels, "index": jnp.arange(6)}
-        loss, _ = method.loss(params, state, batch, jax.random.key(2))
+        loss = method.loss(params, state, batch, jax.random.key(2)).loss
         for name, module in method.networks.items():
             variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
             x, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
@@ -58,8 +58,8 @@ def test_an_image_and_its_label_are_mixed_with_its_neighbor_by_its_share(options
         params = {"backbone": {}, "classifier": {"Dense_0": {"kernel": kernel, "bias": jnp.zeros(3)}}}
         state = {"batch_stats": {"backbone": {}, "classifier": {}}}
         batch = {"views": (x,), "label": labels, "index": index}
-        loss, (_, metrics) = method.loss(params, state, batch, jax.random.key(2))
-        return loss, metrics["embeddings"][0]
+        output = method.loss(params, state, batch, jax.random.key(2))
+        return output.loss, output.embeddings[0]
 
     # Image i is i everywhere, so what is mixed shows. Of some the label is not known.
     index, labels = np.arange(64), np.arange(64) % 5 % 4 - 1
@@ -96,7 +96,7 @@ def test_an_odd_number_on_a_device_cannot_be_paired():
     def run(x, labels):
         params, state = method.init(jax.random.key(1), x[:1])
         batch = {"views": (x,), "label": labels, "index": jnp.arange(3)}
-        return method.loss(params, state, batch, jax.random.key(2))[0]
+        return method.loss(params, state, batch, jax.random.key(2)).loss
 
     with pytest.raises(ValueError, match="pairs the images of a device, which has 3"):
         jax.eval_shape(run, images(3), np.zeros(3, int))

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from ssl_jax import losses, models, optim, parallel, step
-from ssl_jax.methods import METHODS, Run
+from ssl_jax import dist, losses, models, optim
+from ssl_jax.methods import METHODS, Schedule
+from ssl_jax.training import step
+from ssl_jax.training.state import create_state
 from tests.losses.checks import mesh_of
 
 BATCH = 8
@@ -19,9 +21,9 @@ VIEWS = tuple(rng.normal(size=(BATCH, size, size, 1)).astype(np.float32) for siz
 
 
 def make(**options):
-    run = Run(batch_size=BATCH, steps=100, steps_per_epoch=10, num_images=1000)
+    schedule = Schedule(batch_size=BATCH, steps=100, steps_per_epoch=10, num_images=1000)
     options = {"projector": (16, 8), "prototypes": 5, "local_views": 1, "freeze_steps": 0, **options}
-    return METHODS["swav"](models.create("resnet8", stages=(1,)), run, **options)
+    return METHODS["swav"](models.create("resnet8", stages=(1,)), schedule, **options)
 
 
 QUEUE = dict(local_views=0, queue_size=2 * BATCH, queue_start=1, iterations=1)
@@ -65,9 +67,9 @@ def test_loss_is_swav_of_the_cosines_with_the_prototypes():
         expected = losses.swav(scores[:2], scores[2:], **options)
         return method.loss(params, state, {"views": views}, jax.random.key(2)), z, expected
 
-    (loss, (_, metrics)), z, expected = jax.device_get(run(*start(), VIEWS))
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(metrics["embeddings"], z[:2], rtol=1e-4, atol=1e-5)
+    output, z, expected = jax.device_get(run(*start(), VIEWS))
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(output.embeddings, z[:2], rtol=1e-4, atol=1e-5)
 
 
 def test_networks_are_the_authors():
@@ -86,21 +88,21 @@ def test_chance_level_is_the_loss_of_equal_scores():
 def test_prototypes_stay_for_the_first_steps_and_stay_unit_vectors():
     method = make(freeze_steps=2, local_views=0, iterations=1)
     tx, _ = optim.create("sgd", lr=1.0, warmup_steps=0, steps=100, frozen_steps=method.frozen_steps)
-    mesh = Mesh(np.asarray(jax.devices()[:1]), (parallel.AXIS,))
-    one_step = parallel.map_step(
+    mesh = Mesh(np.asarray(jax.devices()[:1]), (dist.AXIS,))
+    one_step = dist.map_step(
         step.TrainStep(
             method=method,
             tx=tx,
             augment=lambda rng, batch: batch,
-            axis_name=parallel.AXIS,
+            axis_name=dist.AXIS,
             log_every=100,
         ),
         mesh,
     )
-    state = parallel.create_state(lambda: step.create_state(method, tx, jnp.zeros((1, 8, 8, 1)), seed=0), mesh)
+    state = dist.create_state(lambda: create_state(method, tx, jnp.zeros((1, 8, 8, 1)), seed=0), mesh)
     history = [np.asarray(state.params["prototypes"])]
     for _ in range(4):
-        state, _ = one_step(state, parallel.split_batch({"views": VIEWS[:2]}, mesh))
+        state, _ = one_step(state, dist.shard_batch({"views": VIEWS[:2]}, mesh))
         history.append(np.asarray(state.params["prototypes"]))
     moved = [np.abs(new - old).max() > 1e-3 for old, new in itertools.pairwise(history)]
     assert moved == [False, False, True, True]
@@ -116,14 +118,14 @@ def test_queue_begins_when_told_counts_when_full_and_holds_past_batches():
         """The step by itself and on two devices, and the state after it."""
 
         def on_device(state, batch):
-            loss, (state, _) = method.loss(params, state, batch, jax.random.key(2), axis_name="i")
-            return jax.lax.pmean(loss, "i"), state["queues"]
+            output = method.loss(params, state, batch, jax.random.key(2), axis_name="i")
+            return jax.lax.pmean(output.loss, "i"), output.state["queues"]
 
-        split = PartitionSpec("i")
-        mapped = jax.shard_map(on_device, mesh=mesh_of(2), in_specs=(PartitionSpec(), split), out_specs=PartitionSpec())
-        loss, (new, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
-        after = method.update(params, {**new, "batch_stats": state["batch_stats"]}, number)
-        return loss, new, metrics["embeddings"], after, mapped(state, {"views": views})
+        specs = (PartitionSpec(), PartitionSpec("i"))
+        mapped = jax.shard_map(on_device, mesh=mesh_of(2), in_specs=specs, out_specs=PartitionSpec())
+        output = method.loss(params, state, {"views": views}, jax.random.key(2))
+        after = method.update(params, {**output.state, "batch_stats": state["batch_stats"]}, number)
+        return output.loss, output.state, output.embeddings, after, mapped(state, {"views": views})
 
     @jax.jit
     def reference(z, prototypes, rows):

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
+SCHEDULE = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 
 
 def make(**options):
     options = {"projector": (24, 6), **options}
-    return METHODS["tico"](models.create("resnet8", stages=(1,)), RUN, **options)
+    return METHODS["tico"](models.create("resnet8", stages=(1,)), SCHEDULE, **options)
 
 
 def start(method):
@@ -42,10 +42,10 @@ def test_one_direction_is_the_papers_loss_and_keeps_the_second_moment():
     z = np.asarray(projection(method, params, state["batch_stats"], x1), np.float64)
     t = np.asarray(projection(method, state["teacher"]["params"], state["teacher"]["batch_stats"], x2), np.float64)
     expected, c = one_direction(z, t, np.asarray(state["covariance"]), beta=0.7, rho=3.0)
-    loss, (new_state, metrics) = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(new_state["covariance"], c, rtol=1e-4, atol=1e-6)
-    assert metrics["embeddings"].shape == (2, 8, 6)
+    output = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(output.state["covariance"], c, rtol=1e-4, atol=1e-6)
+    assert output.embeddings.shape == (2, 8, 6)
 
 
 def test_symmetric_goes_on_from_the_second_moment_of_the_first_direction():
@@ -56,9 +56,9 @@ def test_symmetric_goes_on_from_the_second_moment_of_the_first_direction():
     t1, t2 = (np.asarray(projection(method, teacher["params"], teacher["batch_stats"], x)) for x in (x1, x2))
     first, c = one_direction(z1, t2, np.asarray(state["covariance"]))
     second, c = one_direction(z2, t1, c)
-    loss, (new_state, _) = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
-    np.testing.assert_allclose(loss, (first + second) / 2, rtol=1e-5)
-    np.testing.assert_allclose(new_state["covariance"], c, rtol=1e-4, atol=1e-6)
+    output = method.loss(params, state, {"views": (x1, x2)}, jax.random.key(2))
+    np.testing.assert_allclose(output.loss, (first + second) / 2, rtol=1e-5)
+    np.testing.assert_allclose(output.state["covariance"], c, rtol=1e-4, atol=1e-6)
 
 
 def test_starts_as_its_teacher_with_no_past():
@@ -72,7 +72,7 @@ def test_starts_as_its_teacher_with_no_past():
 def test_teacher_decay_goes_to_one(step, decay):
     method = make()
     params, state, _ = start(method)
-    moved = method.update(params, state, step)["teacher"]["params"]
+    moved = jax.jit(method.update)(params, state, step)["teacher"]["params"]
     jax.tree.map(
         lambda m, t, p: np.testing.assert_allclose(m, decay * t + (1 - decay) * p, rtol=1e-4, atol=1e-6),
         moved,

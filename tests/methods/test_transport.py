@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses
-from ssl_jax.methods._transport import balanced_labels, label
+from ssl_jax.methods.toolkit.transport import balanced_labels, label
 
 OPTIONS = {"temperature": 0.1, "strength": 10.0}
 

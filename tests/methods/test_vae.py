@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
-RUN = Run(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
+RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
 
 
 def test_loss_is_the_bound_with_the_divergence_warmed_up():
@@ -18,11 +18,11 @@ def test_loss_is_the_bound_with_the_divergence_warmed_up():
     prediction, mean, log_variance, *_ = method.predict(params, state, batch, rng, None)
     assert prediction.shape == x.shape
     for step, weight in ((0, 0.0), (5, 0.5), (20, 1.0)):
-        state = method.update(params, state, step)
-        loss, (_, metrics) = method.loss(params, state, batch, rng)
+        state = method.update(params, state, jnp.asarray(step))
+        output = method.loss(params, state, batch, rng)
         expected = losses.vae(prediction, x, mean, log_variance, variance=0.1, beta=weight)
-        np.testing.assert_allclose(loss, sum(expected), rtol=1e-4)
-        np.testing.assert_allclose(metrics["divergence"], expected[1], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(output.loss, sum(expected), rtol=1e-4)
+        np.testing.assert_allclose(output.metrics["divergence"], expected[1], rtol=1e-4, atol=1e-6)
 
 
 def test_codes_are_drawn_by_the_images_index():

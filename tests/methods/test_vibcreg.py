@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from tests.methods.drawn import draw
 
-RUN = Run(batch_size=32, steps=100, steps_per_epoch=10, num_images=1000)
+RUN = Schedule(batch_size=32, steps=100, steps_per_epoch=10, num_images=1000)
 
 
 def make(**options):
@@ -33,24 +33,23 @@ def test_loss_is_its_three_terms_of_views_that_are_whitened_within_groups():
                 x, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
             return x
 
-        loss, (new_state, metrics) = method.loss(params, state, {"views": tuple(views)}, jax.random.key(2))
-        return loss, metrics["embeddings"], new_state, jax.vmap(projection)(views)
+        return method.loss(params, state, {"views": tuple(views)}, jax.random.key(2)), jax.vmap(projection)(views)
 
     views = np.random.default_rng(0).normal(size=(2, 32, 12, 12, 1)).astype(np.float32)
     params, state = draw(method, views[0, :1])
     params["iter_norm"] = {"scale": scale, "bias": np.zeros(6, np.float32)}
-    loss, embeddings, new_state, z = jax.device_get(run(params, state, views))
+    output, z = jax.device_get(run(params, state, views))
     z1, z2 = z = np.float64(z)
     invariance = np.mean((z1 - z2) ** 2)
     hinges = [np.mean(np.maximum(0, 1 - np.sqrt(np.var(x, axis=0, ddof=1) + 1e-4))) for x in z]
     expected = 2 * invariance + 3 * sum(hinges) + 5 * (off_diagonal(z1) + off_diagonal(z2))
-    np.testing.assert_allclose(loss, expected, rtol=1e-3)
-    np.testing.assert_allclose(embeddings, z, rtol=1e-3, atol=1e-4)
-    for x in embeddings / scale:
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-3)
+    np.testing.assert_allclose(output.embeddings, z, rtol=1e-3, atol=1e-4)
+    for x in output.embeddings / scale:
         covariance = np.cov(x, rowvar=False, bias=True)
         for first in (0, 2, 4):
             np.testing.assert_allclose(covariance[first : first + 2, first : first + 2], np.eye(2), atol=0.1)
-    assert not np.allclose(new_state["batch_stats"]["iter_norm"]["whitening"], np.eye(2))
+    assert not np.allclose(output.state["batch_stats"]["iter_norm"]["whitening"], np.eye(2))
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ssl_jax import losses, models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 
-RUN = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
+RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 
 
 def make(**options):
@@ -39,9 +39,9 @@ def test_loss_is_its_three_terms_of_views_that_passed_by_themselves():
     hinges = [np.mean(np.maximum(0, 1 - np.sqrt(np.var(x, axis=0, ddof=1) + 1e-4))) for x in z]
     assert min(hinges) > 0.01  # else the term would not be tested
     expected = 2 * invariance + 3 * np.mean(hinges) + 5 * (off_diagonal(z1) + off_diagonal(z2)) / 6
-    loss, (_, metrics) = method.loss(params, state, {"views": views}, jax.random.key(2))
-    np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    np.testing.assert_allclose(metrics["embeddings"], np.stack(z), rtol=1e-4, atol=1e-6)
+    output = method.loss(params, state, {"views": views}, jax.random.key(2))
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(output.embeddings, np.stack(z), rtol=1e-4, atol=1e-6)
 
 
 def test_expander_is_the_authors():

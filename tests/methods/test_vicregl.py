@@ -5,13 +5,13 @@ import pytest
 
 from ssl_jax import losses, models
 from ssl_jax.data.augment import Augmentation, make_augment
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.vicregl import map_positions
 from tests.methods.drawn import draw
 
 
 def make(backbone=None, **options):
-    run = Run(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
+    run = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
     backbone = backbone or models.create("resnet8", stages=(1,))
     options = {"projector": (16, 16, 8), "local_projector": (12, 12, 6), "matches": (3, 2)} | options
     return METHODS["vicregl"](backbone, run, **options)
@@ -61,13 +61,13 @@ def test_loss_is_that_of_pooled_features_and_of_maps_over_pairs_with_a_global_vi
     @jax.jit
     def run(batch):
         params, state = method.init(jax.random.key(3), batch["views"][0])
-        loss, (new_state, metrics) = method.loss(params, state, batch, jax.random.key(4))
+        output = method.loss(params, state, batch, jax.random.key(4))
 
         def apply(name, x, **options):
             variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
             return method.networks[name].apply(variables, x, train=True, mutable=["batch_stats"], **options)[0]
 
-        h = [apply("backbone", x, pool=False) for x in batch["views"]]
+        h = [apply("backbone", x, method="feature_map") for x in batch["views"]]
         assert [x.shape[1:3] for x in h] == [(2, 2), (2, 2), (1, 1)]
         z = jnp.stack([apply("projector", x.mean((1, 2))) for x in h])
         maps = [apply("local_projector", x.reshape(8, -1, x.shape[-1])) for x in h]
@@ -76,14 +76,15 @@ def test_loss_is_that_of_pooled_features_and_of_maps_over_pairs_with_a_global_vi
             losses.vicregl_local(maps[i], maps[j], positions[i], positions[j], matches=(3, 2))
             for i, j in [(0, 1), (0, 2), (1, 0), (1, 2)]
         ]
-        return loss, metrics, state, new_state, z, losses.vicregl_global(z), local
+        return output, state, z, losses.vicregl_global(z), local
 
-    loss, metrics, state, new_state, z, of_pooled, local = jax.device_get(run(a_batch()))
-    np.testing.assert_allclose(metrics["embeddings"], z, atol=1e-4)
-    np.testing.assert_allclose(metrics["global_loss"], of_pooled, rtol=1e-4)
-    np.testing.assert_allclose(metrics["local_loss"], np.mean(local), rtol=1e-4)
-    np.testing.assert_allclose(loss, 0.6 * metrics["global_loss"] + 0.4 * metrics["local_loss"], rtol=1e-6)
-    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), state, new_state)
+    output, state, z, of_pooled, local = jax.device_get(run(a_batch()))
+    np.testing.assert_allclose(output.embeddings, z, atol=1e-4)
+    np.testing.assert_allclose(output.metrics["global_loss"], of_pooled, rtol=1e-4)
+    np.testing.assert_allclose(output.metrics["local_loss"], np.mean(local), rtol=1e-4)
+    expected = 0.6 * output.metrics["global_loss"] + 0.4 * output.metrics["local_loss"]
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-6)
+    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), state, output.state)
     assert all(jax.tree.leaves(changed))
 
 
@@ -92,7 +93,7 @@ def test_mirroring_matters():
 
     @jax.jit
     def metrics_of(params, state, views, boxes):
-        return method.loss(params, state, {"views": views, "boxes": boxes}, jax.random.key(4))[1][1]
+        return method.loss(params, state, {"views": views, "boxes": boxes}, jax.random.key(4)).metrics
 
     batch = {name: value[:2] for name, value in a_batch().items()}
     boxes = batch["boxes"]
@@ -131,9 +132,9 @@ def test_chance_level_is_the_loss_of_equal_embeddings():
     [
         ({"alpha": 1.2}, "alpha must be in 0..1, got 1.2"),
         ({"num_local": -1}, "num_local must be at least 0, got -1"),
-        ({"matches": (20, 0)}, "matches must be two numbers of at least 1"),
+        ({"matches": (20, 0)}, r"matches must be at least 1, got \(20, 0\)"),
         ({"variance": 0.0}, "variance must be above 0"),
-        ({"backbone": models.create("vit_tiny_patch16_224")}, "needs a feature map, which ViT has not; use a resnet"),
+        ({"backbone": models.create("vit_tiny_patch16_224")}, "needs a feature map, which ViT has not; use a ResNet"),
     ],
 )
 def test_refusals(options, message):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.methods import METHODS, Run
+from ssl_jax.methods import METHODS, Schedule
 from tests.methods.drawn import draw
 
 
 def make(batch_size=12, **options):
-    run = Run(batch_size=batch_size, steps=100, steps_per_epoch=10, num_images=1000)
+    run = Schedule(batch_size=batch_size, steps=100, steps_per_epoch=10, num_images=1000)
     options = {"projector": (16, 3), "whiten_size": 6} | options
     return METHODS["w_mse"](models.create("resnet8", stages=(1,)), run, **options)
 
@@ -51,21 +51,21 @@ def test_each_view_passes_the_backbone_alone_and_the_projector_with_the_others()
     @jax.jit
     def run(params, state, views):
         rng = jax.random.key(2)
-        loss, (new_state, metrics) = method.loss(params, state, {"views": tuple(views)}, rng)
+        output = method.loss(params, state, {"views": tuple(views)}, rng)
 
         def apply(name, x):
             variables = {"params": params[name], "batch_stats": state["batch_stats"][name]}
             return method.networks[name].apply(variables, x, train=True, mutable=["batch_stats"])[0]
 
         z = apply("projector", jax.vmap(lambda x: apply("backbone", x))(views).reshape(24, -1)).reshape(2, 12, 3)
-        return loss, metrics["embeddings"], new_state, z, method.whitened_distance(rng, z)
+        return output, z, method.whitened_distance(rng, z)
 
     views = np.random.default_rng(0).normal(size=(2, 12, 12, 12, 1)).astype(np.float32)
     params, state = draw(method, views[0, :1])
-    loss, embeddings, new_state, z, expected = jax.device_get(run(params, state, views))
-    np.testing.assert_allclose(embeddings, z, atol=1e-5)
-    np.testing.assert_allclose(loss, expected, rtol=1e-3)
-    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), state, new_state)
+    output, z, expected = jax.device_get(run(params, state, views))
+    np.testing.assert_allclose(output.embeddings, z, atol=1e-5)
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-3)
+    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), state, output.state)
     assert all(jax.tree.leaves(changed))
 
 
@@ -93,7 +93,7 @@ def test_chance_level_is_the_loss_of_independent_views():
         ({"batch_size": 20}, "batch_size=20 is no multiple of whiten_size=6; use batch_size 18"),
         ({"batch_size": 4}, "use batch_size 6"),
         ({"num_views": 1}, "num_views must be at least 2, got 1"),
-        ({"whiten_iterations": 0}, "whiten_iterations must be above 0"),
+        ({"whiten_iterations": 0}, "whiten_iterations must be at least 1, got 0"),
         ({"eps": -0.1}, "eps must be in 0..1"),
     ],
 )

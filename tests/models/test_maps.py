@@ -109,7 +109,7 @@ class NoMap(nn.Module):
 @pytest.mark.parametrize(
     "function, module, message",
     [
-        (maps.patch_map, NoMap(), "NoMap has no feature map: its __call__ takes no `pool`"),
+        (maps.patch_map, NoMap(), "NoMap has no feature map; give it a method feature_map"),
         (maps.patch_map, vit(pool="mean"), "has no LayerNorm for single tokens"),
         (maps.class_attention, models.create("resnet8"), "ResNet has no blocks of tokens; use a ViT"),
         (maps.class_attention, vit(class_token=False, pool="norm_mean"), "no class token"),

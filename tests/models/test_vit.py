@@ -144,7 +144,7 @@ def test_drop_path_grows_or_is_uniform():
 def test_groups_that_do_nothing_or_do_not_fit_are_refused():
     for options, message in (
         (dict(drop_path_group=-1), "drop_path_group must be at least 0"),
-        (dict(drop_path=0.1, drop_path_group=1), "of drop_path_group=1 image none is left out"),
+        (dict(drop_path=0.1, drop_path_group=1), "drop_path_group=1 leaves out no image"),
         (dict(drop_path=0.5, drop_path_group=8, scan=True), "use drop_path_uniform=True"),
         (dict(drop_path=0.5, drop_path_group=8, microbatch=12), "does not divide microbatch=12"),
     ):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from ssl_jax import report
+from ssl_jax.cli.report import main
 from ssl_jax.report import groups, read, scores
-from ssl_jax.report.command import main
 from tests.report.conftest import finish_run, measure_run
 from tests.report.pages import ATTACK, Page, edit
 

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
+from ssl_jax.cli.report import main
 from ssl_jax.report import palette
-from ssl_jax.report.command import main
 from tests.report.conftest import finish_run, measure_run
 
 CHARTS = {"loss", "knn", "scores", "labels-linear", "labels-finetune", "confusion", "map"}

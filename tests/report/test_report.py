@@ -49,7 +49,7 @@ def test_empty_workdir_says_what_makes_each_part(tmp_path):
     assert set(missing) == {"header", *SECTIONS}
     for section, text in missing.items():
         program = "evaluate" if section in ("worth", "neighbors", "map") else "train"
-        assert f"python -m ssl_jax.{program} " in text
+        assert f"ssl_jax {program} " in text
         assert f"--workdir '{workdir}'" in text  # quoted for a shell: it has a space
 
 

@@ -1,1 +1,1 @@
-"""Those of the studies: `--config label_efficiency`."""
+"""The configs of the studies, found by name: `--config label_efficiency`."""

@@ -1,4 +1,4 @@
-"""Operations of the views left out and alone. Scales: tiny (about ten minutes on two CPU cores), smoke (for tests)."""
+"""Operations of the views, left out or alone. Scales: tiny (about ten minutes on two CPU cores), smoke (for tests)."""
 
 from ml_collections import ConfigDict
 
@@ -9,7 +9,7 @@ from ssl_jax.studies.base import base_config, smoke_pretraining, tiny_pretrainin
 def tiny() -> ConfigDict:
     config = base_config("augmentations")
     config.update(tiny_pretraining(steps=150))
-    config.operations = ()  # of crop, flip, brightness, ...; all that the views have if none are given
+    config.operations = ()  # some of crop, flip, brightness, ...; empty: all that the views have
     config.linear.labels_per_class = (10,)
     return config
 

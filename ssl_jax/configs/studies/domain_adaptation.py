@@ -1,7 +1,7 @@
-"""Labels elsewhere, images without labels here. Scales: tiny (about ten minutes on two CPU cores), smoke (for tests).
+"""Labels of a source, images of a target. Scales: tiny (about ten minutes on two CPU cores), smoke (for tests).
 
-The source is Fashion-MNIST in three equal channels, the target the folder of color images of Debian's
-tuxpaint-stamps-default, with its classes of 30 images and more.
+The source is Fashion-MNIST in three equal channels. The target is the folder of color images of Debian's
+tuxpaint-stamps-default; its labels are those of classes with 30 images or more.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +33,7 @@ def tiny() -> ConfigDict:
     config.target_overrides = TARGET
     config.supervised = "supervised:tiny"
     config.supervised_overrides = TARGET
-    config.least_images = 25  # of a class in the target's training part; fewer count as unlabelled
+    config.least_images = 25  # classes with fewer images in the target's training split count as unlabelled
     config.draws = 4
     config.linear.labels_per_class = (2, 5, 10, 20)
     config.finetune.update(labels_per_class=(5, 20), steps=60, batch_size=32)

@@ -1,0 +1,40 @@
+"""ssl_jax embed --workdir DIR --data DATA --out FILE.npz
+ssl_jax embed --backbone FILE [--model NAME] --data DATA --out FILE.parquet
+
+For each image that can be decoded, writes its name, its label if there are labels, and its features.
+"""
+
+import sys
+from pathlib import Path
+
+from ssl_jax import config as configs
+from ssl_jax.cli import backbones
+from ssl_jax.cli.flags import read_flags, user_errors
+from ssl_jax.data import pipeline, sources
+from ssl_jax.evaluation import embedding
+
+
+def main(argv: list[str] | None = None) -> None:
+    with user_errors(pipeline.ImagesError):
+        flags = read_flags(
+            sys.argv[1:] if argv is None else argv,
+            program="ssl_jax embed: the features of images, in a file",
+            strings={
+                **backbones.FLAGS,
+                "data": f"{backbones.DATA} (required)",
+                "split": "of the data; train if not given",
+                "image_size": backbones.IMAGE_SIZE,
+                "out": "the file, .npz or .parquet (required)",
+            },
+        )
+        backbones.require(flags, "data", "out")
+        out = Path(flags.out)
+        configs.call(embedding.check_format, {}, "--out", out)
+        backbone = backbones.load(flags)
+        options = {"split": flags.split or "train", "channels": len(backbone.mean) or 3}
+        source = configs.call(sources.open_data, options, "--data", flags.data)
+        size = {"image_size": backbones.image_size(flags.image_size, backbone)}
+        found = configs.call(embedding.embeddings, size, "ssl_jax embed", backbone, source)
+        found.save(out)
+        print(f"{out}: {len(found.names):,} images, {found.features.shape[1]} features each")
+        backbones.print_left_out(source, found.names)

@@ -1,0 +1,121 @@
+"""The command line: `--config NAME[:SCALE]`, `--config.KEY=VALUE`, and a program's own flags."""
+
+import contextlib
+import errno
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from absl import flags
+
+from ssl_jax.cli.show_config import show
+from ssl_jax.config import ConfigError, get_config, require
+from ssl_jax.config.files import cause_of
+from ssl_jax.config.overrides import Sections, override
+
+NO_FOLDER = "a folder is to be there, so use another --workdir"
+NO_ROOM, NO_RIGHT = "make room there", "make it readable and writable, or use another --workdir"
+DISK_REMEDIES = {
+    errno.ENOSPC: NO_ROOM,
+    errno.EDQUOT: NO_ROOM,
+    errno.EFBIG: NO_ROOM,
+    errno.EROFS: NO_RIGHT,
+    errno.EACCES: NO_RIGHT,
+    errno.EPERM: NO_RIGHT,
+    errno.ENOTDIR: NO_FOLDER,
+    errno.EEXIST: NO_FOLDER,
+    errno.EIO: "the disk fails; copy what is there, and use another",
+}
+
+
+def read_flags(
+    argv: Sequence[str],
+    *,
+    program: str,
+    sections: Sections | None = None,
+    switches: Mapping[str, str] = {},
+    strings: Mapping[str, str] = {},
+) -> Any:
+    """Parses the command line into an object with an attribute for each flag.
+
+    Args:
+      argv: the arguments after the program's name.
+      program: its name and purpose, for --help.
+      sections: only for a program with --config NAME[:SCALE] and --config.KEY=VALUE: config -> the keys that its
+        sections may have. Such a program also has --show-config, which prints every key and ends the program.
+      switches: name -> help, for flags without a value.
+      strings: name -> help, for the other flags. All are strings, "" if not given.
+    Raises: ConfigError for arguments that cannot be parsed.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "show this", flag_values=values, short_name="h")
+    if sections is not None:
+        switches = {**switches, "show_config": "print every key with its value, range, meaning and origin, and end"}
+    for name, text in switches.items():
+        flags.DEFINE_bool(name, False, text, flag_values=values)
+    for name, text in strings.items():
+        flags.DEFINE_string(name, "", text, flag_values=values)
+    named, assignments, rest = _take_config(argv) if sections is not None else ("", [], [*argv])
+    if sections is not None:
+        text = "NAME[:SCALE], or your own FILE.py[:SCALE]; values: --config.KEY=VALUE"
+        flags.DEFINE_string("config", None, text, flag_values=values)
+    try:
+        rest = values([program, *(arg.replace("--show-config", "--show_config") for arg in rest)])
+    except (flags.Error, ValueError) as error:
+        raise ConfigError(cause_of(error)) from error
+    if values["help"].value:
+        print(f"{program}\n{values.module_help(__name__)}")
+        if sections is not None:
+            print("every key of a config: --config NAME[:SCALE] --show-config")
+        sys.exit(0)
+    if rest[1:]:
+        raise ConfigError(f"unexpected argument {rest[1]!r}; every argument is a flag, --NAME=VALUE")
+    found = SimpleNamespace(**{name: values[name].value for name in values})
+    if sections is None:
+        return found
+    require(named, "--config is missing; for example --config simclr:tiny")
+    found.config = get_config(named)
+    override(found.config, assignments, sections)
+    if found.show_config:
+        print(show(found.config, named, {assignment.partition("=")[0] for assignment in assignments}, sections))
+        sys.exit(0)
+    return found
+
+
+def _take_config(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
+    """(what --config names, "KEY=VALUE" of each --config.KEY, the other arguments)"""
+    named, assignments, rest, following = "", [], [], [*argv]
+    while following:
+        flag = following.pop(0)
+        name, equals, value = flag.lstrip("-").partition("=")
+        if not flag.startswith("-") or name.partition(".")[0] != "config":
+            rest.append(flag)
+            continue
+        if not equals and following and not following[0].startswith("-"):
+            value = following.pop(0)
+        if name == "config":
+            named = value
+        else:
+            assigned = value if equals else value or "True"  # a flag without a value is a switch
+            assignments.append(f"{name.removeprefix('config.')}={assigned}")
+    return named, assignments, rest
+
+
+@contextlib.contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Ends the program with a message instead of a traceback, for errors that are not the program's fault.
+
+    These are ConfigError and the given kinds, whose message is for the user, and errors of the disk.
+    """
+    try:
+        yield
+    except (ConfigError, *kinds) as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in DISK_REMEDIES:
+            raise
+        sys.exit(
+            f"error: {error.filename or 'a file'}: {error.strerror}; {DISK_REMEDIES[error.errno]}. What was written "
+            "before is as it was, and the same command goes on from there"
+        )

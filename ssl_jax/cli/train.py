@@ -1,0 +1,48 @@
+"""ssl_jax train --config NAME[:SCALE] --workdir DIR [--config.KEY=VALUE ...]
+
+Writes to DIR: config.json, run.json, metrics.jsonl, tensorboard/, checkpoints/, samples/, and at the end
+backbone.safetensors with backbone.json. If started again with the same DIR, it continues from the newest checkpoint.
+"""
+
+import signal
+import sys
+
+from ssl_jax import dist
+from ssl_jax.cli import flags
+from ssl_jax.config import ConfigError
+from ssl_jax.data.pipeline import ImagesError
+from ssl_jax.pretraining import pretrain
+from ssl_jax.training.checkpoint import CheckpointError
+from ssl_jax.training.config_keys import of_sections
+from ssl_jax.training.progress import Diverged
+from ssl_jax.training.termination import Stopped
+from ssl_jax.workdir.metrics import MetricsError
+
+
+def main(argv: list[str] | None = None) -> None:
+    with (
+        dist.leaving_on_error(),
+        flags.user_errors(Diverged, CheckpointError, MetricsError, dist.ProcessError, ImagesError),
+    ):
+        given = flags.read_flags(
+            sys.argv[1:] if argv is None else argv,
+            program="ssl_jax train: self-supervised pre-training",
+            sections=of_sections,
+            strings={
+                "workdir": "where the run's files go; a second start with the same one goes on (required)",
+                "coordinator": "HOST:PORT of process 0, where neither SLURM nor a TPU pod says so; or "
+                "JAX_COORDINATOR_ADDRESS",
+                "num_processes": "how many processes the run has; or JAX_NUM_PROCESSES",
+                "process_id": "which of them this is, from 0; or JAX_PROCESS_ID",
+            },
+        )
+        if not given.workdir:
+            raise ConfigError("--workdir is missing; for example --workdir runs/first")
+        dist.start_processes(given.coordinator, given.num_processes, given.process_id)
+        try:
+            pretrain(given.config, workdir=given.workdir)
+        except Stopped as stopped:
+            if dist.is_first():
+                print(stopped)
+            if signal.SIGINT.name in str(stopped):
+                sys.exit(130)

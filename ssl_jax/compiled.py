@@ -1,0 +1,40 @@
+"""JAX's persistent compilation cache, on by default: a program that was compiled once starts at once.
+
+It is in ~/.cache/ssl_jax/compiled (or below $XDG_CACHE_HOME), in a directory for each kind of processor and version of
+JAX, which may be deleted at any time. JAX_COMPILATION_CACHE_DIR names another place, and
+JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+"""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+LEAST_SECONDS = 0.2  # that compiling took: what is faster is not worth a file
+
+
+def keep() -> None:
+    """Turns the cache on, unless the environment or the program has set its place, or turned it off."""
+    settings: Any = jax.config  # which makes its attributes at run time
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+
+
+def directory() -> Path:
+    """Where the programs of this machine are kept."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # Programs for one CPU may not run on another, whose home may be the same.
+    machine = f"{platform.machine()} {_cpu_flags()} {jax.__version__}"
+    return caches / "ssl_jax" / "compiled" / hashlib.sha256(machine.encode()).hexdigest()[:12]
+
+
+def _cpu_flags() -> str:
+    """What Linux says that the CPU can do; "" elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,0 +1,55 @@
+"""Changes values of a config from outside: "optimizer.lr=0.3"."""
+
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_dict import placeholder
+
+from ssl_jax.config.errors import ConfigError, check_names, require
+from ssl_jax.config.files import cause_of
+from ssl_jax.keys import REQUIRED, Key
+
+Sections = Callable[[ConfigDict], Mapping[str, Mapping[str, Key]]]  # config -> {section: {name: key}}
+
+
+def override(config: ConfigDict, assignments: Sequence[str], sections: Sections) -> None:
+    """Sets "KEY=VALUE" in the config for each of the assignments.
+
+    Args:
+      sections: gives the keys that the config's sections may have. They may be set where the config leaves them out.
+    Raises: ConfigError for an unknown key, with the nearest known one, and for a value of another type.
+    """
+    for assignment in assignments:
+        _add(config, assignment.partition("=")[0], sections)
+    arguments = [f"--config.{assignment}" for assignment in assignments]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *arguments])
+    try:
+        values(["", *arguments])
+    except (flags.Error, TypeError, ValueError) as error:
+        raise ConfigError(cause_of(error)) from error
+
+
+def _add(config: ConfigDict, path: str, sections: Sections) -> None:
+    """Adds the key to the config if the config may have it. Raises: ConfigError for other keys."""
+    section, names = config, path.split(".")
+    for depth, key in enumerate(names):
+        where = ".".join(names[:depth])
+        require(isinstance(section, ConfigDict), f"config.{where} is no section; it has the value {section!r}")
+        known = sections(config).get(where, {}) if key not in section else {}
+        check_names([key], list(dict.fromkeys([*section, *known])), f"config.{where}".rstrip("."))
+        if key in known:
+            with section.unlocked():
+                section[key] = _default(known[key])
+        section = section[key]
+
+
+def _default(key: Key) -> Any:
+    """The value of a key before it is set: its default, or a placeholder of its type if it has none or that is None."""
+    if key.default is not None and key.default is not REQUIRED:
+        return key.default
+    kinds = [kind for kind in typing.get_args(key.type) if kind is not type(None)]
+    return placeholder(kinds[0] if kinds else key.type)

@@ -1,0 +1,187 @@
+"""The keys that every config has, each defined once: type, default, range, meaning.
+
+A run uses a `Config`. Configs are written and changed as a ConfigDict; `parse` turns that into a `Config` once, and
+nothing below sees a ConfigDict. The sections model, method, augment, mask and optimizer have the keys of what they
+name: see training/config_keys.py.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from ml_collections import ConfigDict
+
+from ssl_jax import keys
+from ssl_jax.config.errors import ConfigError, check_names, require
+from ssl_jax.config.files import plain
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, OneOf
+
+Section = Mapping[str, Any]  # "name", and the keys of what it names
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The images: config.data."""
+
+    name: Annotated[str, "A TFDS name, or folder."] = "fashion_mnist"
+    path: Annotated[str, "The folder of images, for data.name=folder; else where TFDS keeps its data."] = ""
+    split: Annotated[
+        str,
+        "The split that is trained on. TFDS's slices are understood, train[:25%]; a folder may have train/, test/.",
+    ] = "train"
+    test_split: Annotated[
+        str, "The split that is evaluated on. Of a folder without splits a fifth of each class is evaluated on."
+    ] = "test"
+    image_size: Annotated[tuple[int, int], "(height, width) of images in memory, and of those that are evaluated."] = (
+        28,
+        28,
+    )
+    channels: Annotated[int, COUNT, "1 (gray) or 3 (red, green, blue); images are converted as they are read."] = 1
+    mean: Annotated[tuple[float, ...], "Mean of each channel, of values in 0..1: images are normalized by it."] = (
+        0.2860,
+    )
+    std: Annotated[tuple[float, ...], POSITIVE, "Standard deviation of each channel, of values in 0..1."] = (0.3530,)
+    memory_bytes: Annotated[
+        int,
+        NOT_NEGATIVE,
+        "A set that takes no more bytes when it is decoded at image_size is kept in memory, and the device crops it. A "
+        "larger one is decoded and cropped on the host for each batch. With 0 no set is kept, so that crops are taken "
+        "of whole images.",
+    ] = 2**31
+    threads: Annotated[int, COUNT, "Threads that decode images, where they are not kept in memory."] = 8
+    prefetch: Annotated[int, COUNT, "Batches made ahead."] = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineKNNConfig:
+    """The kNN classifier during training, on images of the training split: config.online_knn."""
+
+    bank: Annotated[int, COUNT, "Images that neighbors are looked for among."] = 8000
+    queries: Annotated[int, COUNT, "Images that are classified."] = 2000
+    k: Annotated[int, COUNT, "Neighbors that vote."] = 20
+    temperature: Annotated[float, POSITIVE, "Temperature of the neighbors' weights."] = 0.07
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run's config, checked. A section is a read-only mapping: the name of a thing, and its options."""
+
+    data: DataConfig
+    online_knn: OnlineKNNConfig
+    model: Section
+    method: Section
+    augment: Mapping[str, Section]
+    mask: Section
+    optimizer: Section
+    seed: Annotated[
+        int, NOT_NEGATIVE, "Of initialization, order, crops and augmentation. A run is a function of it."
+    ] = 0
+    batch_size: Annotated[
+        int, COUNT, "Images a step over all devices and processes. Each image's views are not counted."
+    ] = 256
+    epochs: Annotated[int, NOT_NEGATIVE, "Passes over the images; steps counts instead where it is above 0."] = 0
+    steps: Annotated[int, NOT_NEGATIVE, "Optimizer steps of the run; 0: by epochs."] = 0
+    compute_dtype: Annotated[
+        str,
+        OneOf(("float32", "bfloat16")),
+        "Of the networks. Parameters, statistics, losses and the sum that a ViT's branches are added to are float32.",
+    ] = "float32"
+    shard_state: Annotated[
+        bool,
+        "Shards weights, optimizer, teacher and queues over the devices and gathers what is used: the same results, "
+        "less memory, more sent. A run may go on with another value.",
+    ] = False
+    log_every: Annotated[int, COUNT, "Steps between lines of metrics.jsonl."] = 50
+    checkpoint_every: Annotated[int, COUNT, "Steps between checkpoints."] = 500
+    checkpoint_minutes: Annotated[
+        float,
+        NOT_NEGATIVE,
+        "A checkpoint is written, beside those of checkpoint_every, when none was for so many minutes: the most that a "
+        "kill costs. 0: by steps only. A run may go on with another value.",
+    ] = 10.0
+    evaluate_every: Annotated[
+        int, NOT_NEGATIVE, "Steps between online kNN evaluations, a multiple of log_every; 0: never."
+    ] = 500
+    stop_after_skipped: Annotated[
+        int, COUNT, "A step whose loss or gradient is not finite is skipped; so many in a row end the run."
+    ] = 10
+
+
+SUBSECTIONS = {"data": DataConfig, "online_knn": OnlineKNNConfig}
+NAMED_SECTIONS = ("model", "method", "augment", "mask", "optimizer")
+OPTIMIZER_DEFAULTS = dict(name="adamw", lr=0.0, weight_decay=0.0, warmup_steps=0, final_lr=0.0)
+
+
+def base_config() -> ConfigDict:
+    """The keys that every config has, at their defaults. `get_config` fills in model, method, augment, optimizer."""
+    values: dict[str, Any] = {name: key.default for name, key in keys.keys_of(Config).items()}
+    values |= {name: dict(_defaults(kind)) for name, kind in SUBSECTIONS.items()}
+    values |= dict(
+        model=dict(name="resnet8"),
+        method=dict(name=""),
+        augment=dict(),
+        mask=dict(),
+        optimizer=dict(OPTIMIZER_DEFAULTS),
+    )
+    return ConfigDict(values)
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    return {name: key.default for name, key in keys.keys_of(kind).items()}
+
+
+def parse(config: ConfigDict) -> Config:
+    """The config as a run uses it. Raises: ConfigError for the first value that no run can have."""
+    template = base_config()
+    for name in template:
+        require(name in config, f"config.{name} is missing; start from ssl_jax.config.base_config()")
+    check_names(config, list(template), "config")
+    values: dict[str, Any] = {}
+    for name, kind in SUBSECTIONS.items():
+        check_names(config[name], list(template[name]), f"config.{name}")
+        values[name] = kind(**_checked(kind, plain(config[name]), f"config.{name}."))
+    values |= _checked(Config, {name: plain(config[name]) for name in keys.keys_of(Config)}, "config.")
+    values |= {name: plain(config[name]) for name in NAMED_SECTIONS}
+    parsed = Config(**values)
+    _check_relations(parsed)
+    return parsed
+
+
+def _checked(kind: type, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    for name, key in keys.keys_of(kind).items():
+        require(name in values, f"{where}{name} is missing; start from ssl_jax.config.base_config()")
+        try:
+            key.check(values[name])
+        except ValueError as error:
+            raise ConfigError(f"{where}{error}") from error
+    return values
+
+
+def _check_relations(config: Config) -> None:
+    data, optimizer = config.data, config.optimizer
+    require(
+        config.evaluate_every % config.log_every == 0,
+        f"config.evaluate_every={config.evaluate_every} is no multiple of config.log_every={config.log_every}",
+    )
+    require(config.steps or config.epochs, "config.steps and config.epochs are both 0; set one of them")
+    require(
+        min(data.image_size) >= 1,
+        f"config.data.image_size must be (height, width) in pixels, got {tuple(data.image_size)}",
+    )
+    for name in ("mean", "std"):
+        values = getattr(data, name)
+        require(
+            len(values) == data.channels,
+            f"config.data.{name} has {len(values)} values for config.data.channels={data.channels}; give each one",
+        )
+    require(optimizer["lr"] > 0, f"config.optimizer.lr must be above 0, got {optimizer['lr']}")
+    for name in ("weight_decay", "warmup_steps"):
+        require(optimizer[name] >= 0, f"config.optimizer.{name} must be at least 0, got {optimizer[name]}")
+
+
+def check_devices(batch_size: int, devices: int) -> None:
+    """Raises: ConfigError if the batch does not divide over the devices."""
+    if batch_size % devices:
+        near = sorted({max(batch_size // devices, 1) * devices, -(-batch_size // devices) * devices})
+        remedy = " or ".join(str(size) for size in near)
+        raise ConfigError(f"config.batch_size={batch_size} does not divide over {devices} devices; use {remedy}")

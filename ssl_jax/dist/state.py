@@ -1,0 +1,95 @@
+"""The train step over the mesh, and its state: replicated, or sharded over the devices (ZeRO-3)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ssl_jax.dist.mesh import AXIS
+from ssl_jax.ops.shards import REPLICATED, gathered_late
+
+SHARDED_FROM = 512  # leaves of fewer numbers are replicated
+
+
+def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """A `step.TrainStep` over the mesh: (state, batch) -> (state, metrics).
+
+    The batch is sharded over the devices; the metrics are replicated.
+    Each device computes the gradients under shard_map. XLA divides the rest of the step as the state is divided:
+    replicated, or with `shard_state` sharded as `shard_axes` says.
+    The state's buffers are donated: use the returned state only. When traced, the check of varying axes (check_vma)
+    refuses a step whose new state would differ between devices.
+    """
+    replicated, sharded = PartitionSpec(), PartitionSpec(AXIS)
+
+    def mapped(state: Any, batch: Any) -> tuple[Any, Any]:
+        axes = shard_axes(state, mesh.size if shard_state else 1)
+        specs = jax.tree.map(_spec, axes)
+        late = jax.tree_util.tree_map_with_path(
+            lambda path, spec: spec if gathered_late(path) else replicated, specs.model_state
+        )
+        gradients = jax.shard_map(
+            lambda state, batch: step.gradients(state, batch, axes, in_loops=mesh.devices.flat[0].platform != "cpu"),
+            mesh=mesh,
+            in_specs=(specs, sharded),
+            out_specs=(specs.params, {"model_state": late, "metrics": replicated, "finite": replicated}),
+            check_vma=True,
+        )
+        new, metrics = step.apply(state, *gradients(state, batch))
+        return lax.with_sharding_constraint(new, _state_shardings(new, mesh, shard_state)), metrics
+
+    return jax.jit(mapped, donate_argnums=0)
+
+
+def shard_axes(tree: Any, devices: int) -> Any:
+    """For each leaf, the axis that is sharded over that many devices: the longest whose size they divide.
+
+    REPLICATED if there is none. Also for leaves of fewer than SHARDED_FROM numbers: they cost more to gather than to
+    keep.
+    """
+
+    def axis(leaf: Any) -> int:
+        divided = [n for n, size in enumerate(leaf.shape) if size % devices == 0]
+        if devices == 1 or leaf.size < SHARDED_FROM or not divided:
+            return REPLICATED
+        return max(divided, key=lambda n: leaf.shape[n])
+
+    return jax.tree.map(axis, tree)
+
+
+def _spec(axis: int) -> PartitionSpec:
+    return PartitionSpec() if axis == REPLICATED else PartitionSpec(*[None] * axis, AXIS)
+
+
+def _state_shardings(shapes: Any, mesh: Mesh, shard_state: bool) -> Any:
+    axes = shard_axes(shapes, mesh.size if shard_state else 1)
+    return jax.tree.map(lambda axis: NamedSharding(mesh, _spec(axis)), axes)
+
+
+def create_state(create: Callable[[], Any], mesh: Mesh, *, shard_state: bool = False) -> Any:
+    """Creates the state in its sharding. Its values do not depend on the mesh.
+
+    The state is replicated. With `shard_state` it is sharded, and no device ever holds the whole state.
+    """
+    shardings = _state_shardings(jax.eval_shape(create), mesh, shard_state)
+    return jax.jit(create, out_shardings=shardings)()
+
+
+def gather_state(tree: Any, mesh: Mesh) -> Any:
+    """A tree of arrays on the mesh, gathered whole on every device. Every process must call it."""
+    if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+
+
+def compile_step(step: Any, mesh: Mesh, state: Any, batch: Any, *, shard_state: bool = False) -> jax.stages.Compiled:
+    """`map_step(step, mesh)` compiled for a state and a global batch of these shapes (`jax.ShapeDtypeStruct`)."""
+
+    def place(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    placed = jax.tree.map(place, state, _state_shardings(state, mesh, shard_state))
+    rows = jax.tree.map(lambda x: place(x, NamedSharding(mesh, PartitionSpec(AXIS))), batch)
+    return map_step(step, mesh, shard_state=shard_state).lower(placed, rows).compile()

@@ -1,0 +1,118 @@
+"""Embeddings: features of images together with the images' names, for other programs."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from ssl_jax.data import pipeline
+from ssl_jax.data.sources import Source
+from ssl_jax.evaluation.evaluation import check_normalization, image_size_of
+from ssl_jax.evaluation.features import BATCH, extract
+from ssl_jax.weights import Backbone
+from ssl_jax.workdir import files
+
+FORMATS = (".npz", ".parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """Features of the images that could be decoded.
+
+    names: as `Source.image_name` gives them.
+    labels: indices into class_names, -1 for an image without a label; None if the source has no labels.
+    """
+
+    names: list[str]
+    features: Float[np.ndarray, "images dim"]
+    labels: Int[np.ndarray, " images"] | None
+    class_names: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Writes the file whole or not at all.
+
+        .npz: "names", "embeddings" float32 [images, dim]; if there are labels, also "labels" and "class_names".
+        .parquet: columns name, embedding (a list of float32 of fixed length); if there are labels, also label, the name
+        of the class.
+
+        Raises: as `check_format`.
+        """
+        check_format(path)
+        (self._save_parquet if path.suffix == ".parquet" else self._save_npz)(path)
+
+    def _save_npz(self, path: Path) -> None:
+        arrays = {"names": np.array(self.names, np.str_), "embeddings": self.features}
+        if self.labels is not None:
+            arrays |= {"labels": self.labels, "class_names": np.array(self.class_names, np.str_)}
+        with files.replacing(path) as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  none is called allow_pickle
+
+    def _save_parquet(self, path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        values = pyarrow.array(self.features.ravel())
+        columns = {
+            "name": pyarrow.array(self.names),
+            "embedding": pyarrow.FixedSizeListArray.from_arrays(values, self.features.shape[1]),
+        }
+        if self.labels is not None:
+            columns["label"] = pyarrow.array([self.class_names[k] if k >= 0 else None for k in self.labels])
+        with files.replacing(path) as file:
+            pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def check_format(path: Path) -> None:
+    """Raises: ValueError if the file's name does not end in one of FORMATS, or the format's library is missing."""
+    if path.suffix not in FORMATS:
+        raise ValueError(f"embeddings are written as {' or '.join(FORMATS)}, by the end of the name, got {path.name!r}")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise ValueError(f"{path.name}: pyarrow is missing: pip install 'ssl_jax[parquet]', or use .npz") from error
+
+
+def embed(
+    backbone: Backbone, source: Source, *, image_size: tuple[int, int] | None = None
+) -> tuple[list[str], Float[np.ndarray, "images dim"]]:
+    """(names, features) of the images that can be decoded, in order; others are left out, with a warning.
+
+    Args:
+      image_size: (height, width) in pixels that images are read at, see `pipeline.eval_batches`; the backbone's own if
+        not given.
+    Returns: names as `Source.image_name` has them; features as `Backbone.features` gives them, float32.
+    Raises: ImagesError if no image can be decoded; ValueError for images that do not fit, an unknown image size or
+      normalization.
+    """
+    found = embeddings(backbone, source, image_size=image_size)
+    return found.names, found.features
+
+
+def embeddings(backbone: Backbone, source: Source, *, image_size: tuple[int, int] | None = None) -> Embeddings:
+    """As `embed`, but with labels."""
+    check_normalization(backbone)
+    noted = Noted(source, image_size_of(backbone, image_size))
+    features, labels = extract(lambda images: backbone.features(images, batch_size=BATCH), noted.batches(), BATCH)
+    named = bool(source.class_names)
+    return Embeddings(noted.names, features, labels if named else None, source.class_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noted:
+    """Reads a source once, and notes the names of the images that could be read."""
+
+    source: Source
+    image_size: tuple[int, int]
+    names: list[str] = dataclasses.field(default_factory=list)
+
+    def batches(self) -> Iterator[Mapping[str, np.ndarray]]:
+        read = pipeline.eval_batches(self.source, image_size=self.image_size, batch_size=BATCH)
+        with tqdm(desc=f"embedding {self.source.name}", total=len(self.source), unit=" images", delay=1) as progress:
+            for batch in read:
+                yield batch
+                self.names.extend(self.source.image_name(int(index)) for index in batch["index"])
+                progress.update(len(batch["index"]))

@@ -1,0 +1,123 @@
+"""Input and output of a protocol: a subject, and its scores."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ssl_jax.data.sources import Source
+from ssl_jax.evaluation.accuracy import class_mean, top1
+from ssl_jax.evaluation.features import Batches, read_batches
+from ssl_jax.weights import Backbone
+
+# Full name, such as "linear/all/top1" -> score. A score has "mean" and "std" over seeds, both in percent, and the
+# settings behind it. If it is an accuracy, it also has "class_mean", where each class counts alike: see
+# `accuracy.class_mean`.
+Scores = dict[str, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Labeled:
+    """Frozen features of labeled images. Labels are in 0 .. num_classes - 1."""
+
+    train: Float[np.ndarray, "train dim"]
+    train_labels: Int[np.ndarray, " train"]
+    test: Float[np.ndarray, "test dim"]
+    test_labels: Int[np.ndarray, " test"]
+    num_classes: int
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self.train, self.train_labels, self.test, self.test_labels
+
+    @property
+    def fewest(self) -> int:
+        """The number of training images of the smallest class."""
+        return int(np.bincount(self.train_labels, minlength=self.num_classes).min())
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The images to measure on.
+
+    image_size: (height, width) in pixels that they are read at. memory_bytes: a source that takes no more than this is
+    kept decoded in memory; otherwise it is read again each time.
+    """
+
+    train: Source
+    test: Source
+    image_size: tuple[int, int]
+    channels: int
+    memory_bytes: int
+
+    @functools.cached_property
+    def batches(self) -> Mapping[str, Batches]:
+        """The batches of "train" and "test"."""
+        read = functools.partial(
+            read_batches, image_size=self.image_size, channels=self.channels, memory_bytes=self.memory_bytes
+        )
+        return {"train": read(self.train), "test": read(self.test)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is measured: features of the images, and the network if they come from one.
+
+    name: for messages. frozen: the features; None if only protocols that train the network are measured. backbone: None
+    if the features come from no network, such as pixels.
+    """
+
+    name: str
+    frozen: Labeled | None
+    images: Images
+    backbone: Backbone | None = None
+
+    @property
+    def features(self) -> Labeled:
+        assert self.frozen is not None, self.name
+        return self.frozen
+
+    @property
+    def network(self) -> Backbone:
+        """The backbone, for a subject that has one. Protocols that need it are measured on no other subject."""
+        assert self.backbone is not None, self.name
+        return self.backbone
+
+
+def labeled(h: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(features, labels) without the images whose label is -1."""
+    return h[labels >= 0], labels[labels >= 0]
+
+
+def as_labeled(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], num_classes: int) -> Labeled:
+    """From the (features, labels) of train and test. Images without a label (-1) are left out."""
+    return Labeled(*labeled(*train), *labeled(*test), num_classes)
+
+
+def enough(fewest: int, per_class: int | None, what: str) -> bool:
+    """Whether the smallest class, which has `fewest` images, has `per_class` labels. Prints a message if not."""
+    if per_class is None or per_class <= fewest:
+        return True
+    print(f"{what} with {per_class} labels per class left out: a class has only {fewest} images")
+    return False
+
+
+def enough_neighbors(images: int, k: int) -> bool:
+    """Whether there are at least `k` images. Prints a message if not."""
+    if k <= images:
+        return True
+    print(f"kNN with k={k} left out: there are only {images} labelled images to look among")
+    return False
+
+
+def score(predictions: Int[np.ndarray, "draws images"], labels: Int[np.ndarray, " images"]) -> dict[str, Any]:
+    """Accuracy in percent, its standard deviation over the draws (unbiased; 0 for one), and the mean over classes."""
+    accuracies = top1(predictions, labels)
+    return dict(
+        mean=float(np.mean(accuracies)),
+        std=float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0,
+        class_mean=float(np.mean(class_mean(predictions, labels))),
+    )

@@ -1,0 +1,51 @@
+"""What methods refuse when they are made, besides keys that are out of their range."""
+
+from typing import Protocol, runtime_checkable
+
+from ssl_jax.methods.contract import Base, Schedule
+from ssl_jax.models.abilities import has_feature_map
+
+
+@runtime_checkable
+class Predicting(Protocol):
+    """A method with a projector and a predictor, by the widths of their layers."""
+
+    @property
+    def projector(self) -> tuple[int, ...]: ...
+
+    @property
+    def predictor(self) -> tuple[int, ...]: ...
+
+
+def check_queue(schedule: Schedule, queue_size: int, name: str = "queue_size", *, of_negatives: bool = True) -> None:
+    """Raises: ValueError for a queue that batches do not fill evenly, or that is longer than the data set.
+
+    of_negatives: whether the queue holds negatives. Any other queue may be longer than the data set.
+    """
+    if queue_size % schedule.batch_size:
+        nearest = max(round(queue_size / schedule.batch_size), 1) * schedule.batch_size
+        raise ValueError(f"{name}={queue_size} is no multiple of batch_size={schedule.batch_size}; use {nearest}")
+    if of_negatives and queue_size > schedule.num_images:
+        most = schedule.num_images // schedule.batch_size * schedule.batch_size
+        raise ValueError(
+            f"{name}={queue_size} is longer than the data set of {schedule.num_images} images, so that a key's own "
+            f"image would be among its negatives; use {most} or less"
+        )
+
+
+def check_predictor(method: Predicting) -> None:
+    """Raises: ValueError for a predictor whose output is not as wide as the projector's."""
+    if method.predictor[-1] != method.projector[-1]:
+        raise ValueError(
+            f"predictor={method.predictor} ends in {method.predictor[-1]} dimensions, not in the projector's "
+            f"{method.projector[-1]}; use {(*method.predictor[:-1], method.projector[-1])}"
+        )
+
+
+def check_feature_map(method: Base) -> None:
+    """Raises: ValueError for a backbone without a feature map."""
+    if not has_feature_map(method.backbone):
+        raise ValueError(
+            f"{type(method).__name__} needs a feature map, which {type(method.backbone).__name__} has not; use a "
+            "ResNet, or give your own backbone a method feature_map(images, train, axis_name)"
+        )

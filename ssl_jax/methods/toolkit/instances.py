@@ -1,0 +1,70 @@
+"""Losses that ask which image of the data set this is, by a bank with a row for each image: InstDisc, PIRL, CMC."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
+
+from ssl_jax import losses
+
+# log Z until the first batch gives it. It is the log of 0: nothing has been added up yet.
+NO_LOG_Z = -math.inf
+
+
+def first_log_z() -> Float[Array, ""]:
+    """The log Z of a state before the first step."""
+    return jnp.full((), NO_LOG_Z)
+
+
+def loss(
+    z: Float[Array, "batch dim"],
+    bank: Float[Array, "num_images dim"],
+    index: Int[Array, " batch"],
+    rng: Key[Array, ""],
+    log_z: Float[Array, ""],
+    *,
+    negatives: int,
+    softmax: bool,
+    temperature: float,
+    axis_name: str | None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss of unit rows `z` of the images `index`, by their cosines with rows of the bank -> (loss, log Z).
+
+    negatives: rows that are drawn for each image, uniformly with replacement. Its own row may be among them. An image's
+      key is `rng` with its index folded in. 0: all rows, by cross entropy.
+    softmax: cross entropy over the image's own row and the negatives, in place of noise-contrastive estimation.
+    log_z: the constant of noise-contrastive estimation. Where it is `NO_LOG_Z`, it is estimated from the batch; else it
+      is returned as it is.
+    """
+    if negatives == 0:
+        scores = jnp.matmul(z, bank.T, precision="highest")
+        return _cross_entropy(scores, index, temperature, axis_name), log_z
+    num_images = len(bank)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, index)
+    drawn = jax.vmap(lambda key: jax.random.randint(key, (negatives,), 0, num_images))(keys)
+    rows = bank[jnp.concatenate([index[:, None], drawn], axis=1)]  # the own row first
+    scores = jnp.einsum("bd,bkd->bk", z, rows, precision="highest")
+    if softmax:
+        return _cross_entropy(scores, jnp.zeros_like(index), temperature, axis_name), log_z
+    scores /= temperature
+    own, others = scores[:, 0], scores[:, 1:]
+    estimate = losses.nce_log_z(own, others, num_images=num_images, axis_name=axis_name)
+    log_z = lax.stop_gradient(jnp.where(jnp.isneginf(log_z), estimate, log_z))
+    return losses.nce(own, others, log_z, num_images=num_images, axis_name=axis_name), log_z
+
+
+def _cross_entropy(
+    scores: Float[Array, "batch rows"], label: Int[Array, " batch"], temperature: float, axis_name: str | None
+) -> Float[Array, ""]:
+    return losses.pseudo_label_cross_entropy(scores[None], label, temperature=temperature, axis_name=axis_name)
+
+
+def chance_level(num_images: int, negatives: int, softmax: bool) -> float:
+    """`loss` where all scores are equal. For noise-contrastive estimation Z, too, is that of equal scores."""
+    if negatives == 0:
+        return math.log(num_images)
+    if softmax:
+        return math.log(1 + negatives)
+    return math.log1p(negatives) + negatives * math.log1p(1 / negatives)

@@ -1,0 +1,110 @@
+"""k-means on the device, for methods that cluster their embeddings."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+from ssl_jax.ops import normalize
+
+
+@functools.partial(jax.jit, static_argnames=("k", "iterations", "spherical", "block_size"))
+def kmeans(
+    rng: Key[Array, ""],
+    points: Float[Array, "points dim"],
+    k: int,
+    *,
+    iterations: int,
+    spherical: bool = True,
+    valid: Bool[Array, " points"] | None = None,
+    init: Float[Array, "k dim"] | None = None,
+    block_size: int = 4096,
+) -> tuple[Float[Array, "k dim"], Int[Array, " points"]]:
+    """Lloyd's algorithm: assign each point to the nearest centroid, move each centroid to the mean of its points.
+
+    The centroid of an empty cluster stays where it is.
+
+    Args:
+      rng: draws the first centroids; not used with `init`.
+      points: [points, dim].
+      k: number of clusters, at most that of points.
+      iterations: how often the centroids move, >= 0. Points are assigned once more after the last move.
+      spherical: points and centroids are normalized, and the nearest centroid is the one with the largest cosine.
+        Otherwise distances are Euclidean.
+      valid: [points], True for points that count. None: all count.
+      init: [k, dim], the first centroids. None: distinct valid points; some are used twice if there are fewer than k.
+      block_size: number of points whose distances are computed at a time. Beside the points, the largest array is
+        [block_size, k].
+
+    Returns: the centroids, float32, of unit length if spherical; and each point's cluster, -1 where it is not valid.
+    Raises: ValueError if the shapes do not agree, or k is not in 1, ..., points.
+    Source: DeepCluster-v2's, Caron et al. 2020, arXiv:2006.09882, in the authors' code.
+    """
+    if points.ndim != 2 or not 1 <= k <= len(points):
+        raise ValueError(f"{k} clusters need points [points, dim], as many of them at least, got {points.shape}")
+    if init is not None and init.shape != (k, points.shape[1]):
+        raise ValueError(f"init must be [k, dim] = {(k, points.shape[1])}, got {init.shape}")
+    if valid is not None and valid.shape != points.shape[:1]:
+        raise ValueError(f"valid must be [points], got {valid.shape} for {points.shape}")
+    prepare = normalize if spherical else lambda x: x.astype(jnp.float32)
+    points = prepare(points)
+    valid = jnp.full(len(points), True) if valid is None else valid
+    block_size = min(block_size, len(points))
+    blocks, weights = (in_blocks(x, block_size) for x in (points, valid.astype(jnp.float32)))
+
+    def move(_: Any, centroids: Float[Array, "k dim"]) -> Float[Array, "k dim"]:
+        def add(
+            totals: Float[Array, "k columns"], block: tuple[Array, Array]
+        ) -> tuple[Float[Array, "k columns"], None]:
+            points, weight = block
+            weighted = jnp.concatenate([points * weight[:, None], weight[:, None]], axis=1)
+            return totals + jax.ops.segment_sum(weighted, _assign(centroids, points, spherical), k), None
+
+        totals, _ = lax.scan(add, jnp.zeros((k, points.shape[1] + 1)), (blocks, weights))
+        sums, sizes = totals[:, :-1], totals[:, -1:]
+        return prepare(jnp.where(sizes > 0, sums / jnp.maximum(sizes, 1.0), centroids))
+
+    init = points[_draw(rng, valid, k)] if init is None else prepare(init)
+    centroids = lax.fori_loop(0, iterations, move, init)
+    assignments = nearest(points, centroids, spherical=spherical, block_size=block_size)
+    return centroids, jnp.where(valid, assignments, -1)
+
+
+def nearest(
+    points: Float[Array, "points dim"],
+    centroids: Float[Array, "k dim"],
+    *,
+    spherical: bool = False,
+    block_size: int = 4096,
+) -> Int[Array, " points"]:
+    """For each point the index of the nearest centroid; if spherical, of the one with the largest scalar product.
+
+    Of several that are equally near it is the first. block_size: see `kmeans`.
+    """
+    blocks = in_blocks(points, min(block_size, len(points)))
+    return lax.map(lambda block: _assign(centroids, block, spherical), blocks).reshape(-1)[: len(points)]
+
+
+def _assign(
+    centroids: Float[Array, "k dim"], block: Float[Array, "points dim"], spherical: bool
+) -> Int[Array, " points"]:
+    likeness = jnp.matmul(block, centroids.T, precision="highest")
+    if not spherical:
+        likeness -= jnp.sum(centroids * centroids, axis=1) / 2.0  # (|block|^2 - |block - centroid|^2) / 2
+    return jnp.argmax(likeness, axis=1)
+
+
+def in_blocks(x: Shaped[Array, "points ..."], block_size: int) -> Shaped[Array, "blocks block_size ..."]:
+    """`x` as [blocks, block_size, ...], padded with zeros."""
+    count = -(-len(x) // block_size)
+    padded = jnp.pad(x, [(0, count * block_size - len(x))] + [(0, 0)] * (x.ndim - 1))
+    return padded.reshape(count, block_size, *x.shape[1:])
+
+
+def _draw(rng: Key[Array, ""], valid: Bool[Array, " points"], k: int) -> Int[Array, " k"]:
+    """k distinct indices of valid points. If there are fewer, all of them again and again."""
+    order = jnp.argsort(jnp.where(valid, jax.random.uniform(rng, valid.shape), 2.0))
+    return order[jnp.arange(k) % jnp.maximum(jnp.sum(valid), 1)]

@@ -1,0 +1,147 @@
+"""The tokens of a ViT, for methods that mask patches."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+from ssl_jax.methods import toolkit
+from ssl_jax.methods.contract import Base, Params
+from ssl_jax.models.abilities import has_tokens
+from ssl_jax.models.patches import patchify, unpatchify
+
+
+def check_vit(method: Base, *, class_token: bool = True) -> None:
+    """Refuses a backbone without patch tokens, or with another class token or pooling than the method needs.
+
+    class_token: True for a method that needs a class token, False for one that must not have any.
+
+    Raises: ValueError that says what to use.
+    """
+    backbone = method.backbone
+    if not has_tokens(backbone):
+        raise ValueError(
+            f"this method masks patches, which a {type(backbone).__name__} has not; "
+            "use a vision transformer, as model.name=vit_small_patch16_224"
+        )
+    if not class_token:
+        if backbone.class_token or backbone.pool == "mean":
+            raise ValueError(
+                "this method takes the patches after the last LayerNorm, and no class token; use "
+                f'model.class_token=False and model.pool="norm_mean", got {backbone.class_token}, {backbone.pool!r}'
+            )
+    elif not backbone.class_token or backbone.pool == "mean":
+        raise ValueError(
+            "this method takes the class token and the patches after the last LayerNorm; leave model.class_token=True "
+            f'and model.pool="cls", got {backbone.class_token}, {backbone.pool!r}'
+        )
+
+
+def check_patches(method: Base) -> None:
+    """Refuses a backbone without patch tokens, or with another pooling than the mean of the patches.
+
+    For methods whose loss does not see the class token. Their authors fine-tune on the mean of the patches.
+
+    Raises: ValueError that says what to use.
+    """
+    check_vit(method, class_token=method.backbone.class_token if has_tokens(method.backbone) else True)
+    if method.backbone.pool != "norm_mean":
+        raise ValueError(
+            "this method trains the patches alone: its features are their mean after the last LayerNorm, not the class "
+            f'token; use model.pool="norm_mean", got {method.backbone.pool!r}'
+        )
+
+
+def unmasked(mask: Bool[Array, "batch patches"], ratio: float) -> Int[Array, "batch kept"]:
+    """The indices of the patches that are not masked, in rising order.
+
+    ratio: the share that is masked in every image. It says how many patches are kept, which a compiled step must know
+      beforehand. It is the method's `mask_ratio`, and config.mask.ratio must agree with it (see build.masks).
+    """
+    patches = mask.shape[1]
+    masked = int(np.round(np.float32(patches) * np.float32(ratio)))  # as data/masks.py counts
+    return jnp.argsort(mask, axis=1, stable=True)[:, : patches - masked]
+
+
+def encode_masked(
+    backbone: nn.Module,
+    params: Params,
+    images: Float[Array, "batch _ _ channels"],
+    mask: Bool[Array, "batch patches"],
+    *,
+    axis_name: str | None,
+    rng: Key[Array, ""] | None,
+) -> Float[Array, "batch patches dim"]:
+    """The patches of one view through params["backbone"], in training mode.
+
+    Where the mask is True, params["mask_token"] stands in for the patch.
+    """
+    token = params["mask_token"]
+    _, (patches,) = encode(
+        backbone, params["backbone"], [images], masks=[mask], mask_token=token, axis_name=axis_name, rng=rng
+    )
+    return patches
+
+
+def moments(
+    patches: Float[Array, "batch patches pixels"],
+) -> tuple[Float[Array, "batch patches 1"], Float[Array, "batch patches 1"]]:
+    """(mean, deviation) of each patch's pixels. `losses.masked_pixels` normalizes by them."""
+    variance = jnp.var(patches, axis=-1, keepdims=True, ddof=1)
+    return jnp.mean(patches, axis=-1, keepdims=True), jnp.sqrt(variance + 1e-6)
+
+
+def pictures(
+    images: Float[Array, "batch height width channels"],
+    mask: Bool[Array, "batch patches"],
+    patch_size: int,
+    prediction: Float[Array, "batch patches pixels"] | None = None,
+) -> dict[str, Float[Array, "batch height width channels"]]:
+    """For the report: the image, what the network saw of it, and the image with the hidden patches as predicted."""
+    patches = patchify(images, patch_size)
+    _, height, width, _ = images.shape
+
+    def fill(hidden: float | Float[Array, "batch patches pixels"]) -> Float[Array, "batch height width channels"]:
+        return unpatchify(jnp.where(mask[..., None], hidden, patches), (height, width), patch_size)
+
+    made = {"image": images, "seen": fill(0.0)}
+    return made if prediction is None else {**made, "reconstruction": fill(prediction)}
+
+
+def encode(
+    backbone: nn.Module,
+    params: Params,
+    views: Sequence[Float[Array, "batch _ _ channels"]],
+    *,
+    masks: Sequence[Bool[Array, "batch patches"]] | None = None,
+    mask_token: Float[Array, " dim"] | None = None,
+    keep: Sequence[Int[Array, "batch kept"]] | None = None,
+    axis_name: str | None,
+    rng: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, "views batch dim"], Float[Array, "views batch _ dim"]]:
+    """Views of one size through a ViT in training mode -> (class tokens, patches). The views pass as one batch.
+
+    params: of the ViT. masks, keep: one for each view. masks, mask_token and keep are as the ViT takes them.
+    """
+
+    def rows(x: Sequence[Shaped[Array, "batch ..."]]) -> Shaped[Array, "rows ..."]:
+        # An image's views lie side by side. Then the rows of all devices are those of one device, in its order, which
+        # drop_path depends on.
+        return jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:])
+
+    tokens, _ = toolkit.train_apply(
+        backbone,
+        params,
+        {},
+        rows(views),
+        axis_name=axis_name,
+        rng=rng,
+        method="tokens",
+        mask=None if masks is None else rows(masks),
+        mask_token=mask_token,
+        keep=None if keep is None else rows(keep),
+    )
+    tokens = tokens.reshape(-1, len(views), *tokens.shape[1:]).swapaxes(0, 1)
+    return tokens[:, :, 0], tokens[:, :, backbone.num_prefix :]

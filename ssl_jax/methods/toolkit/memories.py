@@ -1,0 +1,81 @@
+"""Memories of past embeddings that methods keep in their state: a ring queue, and a bank with a row for each image.
+
+Their rows have unit length, are float32, are the same on every device and carry no gradient.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, Shaped
+
+from ssl_jax import ops
+
+# {"rows": [size, dim], "pointer": int32 scalar, the oldest row, which is overwritten next}
+Queue = Mapping[str, Array]
+
+
+def create(rng: Key[Array, ""], size: int, dim: int) -> Queue:
+    """A queue of `size` random directions."""
+    return {"rows": create_bank(rng, size, dim), "pointer": jnp.zeros((), jnp.int32)}
+
+
+def push(queue: Queue, rows: Float[Array, "batch dim"], axis_name: str | None) -> Queue:
+    """Overwrites the queue's oldest rows with the normalized rows of all devices -> the new queue.
+
+    Compare queries with the queue before this, as it must not hold the keys of their own batch.
+
+    Raises: ValueError if the queue's size is no multiple of the rows of all devices.
+    """
+    size, count = len(queue["rows"]), ops.num_rows(rows, axis_name)
+    if size % count:
+        nearest_size = max(1, round(size / count)) * count
+        raise ValueError(f"a queue of {size} rows is not filled evenly by batches of {count}; use {nearest_size}")
+    new_rows = gather(ops.normalize(rows), axis_name)
+    return {
+        "rows": lax.dynamic_update_slice_in_dim(queue["rows"], new_rows, queue["pointer"], axis=0),
+        "pointer": (queue["pointer"] + count) % size,
+    }
+
+
+def nearest(z: Float[Array, "batch dim"], rows: Float[Array, "size dim"]) -> Float[Array, "batch dim"]:
+    """For each row of `z` the one of a queue's or bank's `rows` with the largest cosine to it."""
+    z, rows = lax.stop_gradient((z.astype(jnp.float32), rows))
+    return rows[jnp.argmax(jnp.matmul(z, rows.T, precision="highest"), axis=-1)]
+
+
+def create_bank(rng: Key[Array, ""], num_images: int, dim: int) -> Float[Array, "num_images dim"]:
+    """A random direction for each image."""
+    return ops.normalize(jax.random.normal(rng, (num_images, dim)))
+
+
+def update_bank(
+    bank: Float[Array, "num_images dim"],
+    index: Int[Array, " batch"],
+    rows: Float[Array, "batch dim"],
+    axis_name: str | None,
+    *,
+    momentum: float = 0.5,
+) -> Float[Array, "num_images dim"]:
+    """Moves the rows of the images `index` of all devices -> the new bank.
+
+    A row becomes momentum * its old value + (1 - momentum) * the normalized new row, normalized again. Where an image
+    is several times in the batch, its first row counts.
+
+    Source: Wu et al. 2018, arXiv:1805.01978, section 3.2; momentum 0.5 in the authors' code.
+    """
+    index, rows = gather(index, axis_name), gather(ops.normalize(rows), axis_name)
+    moved = ops.normalize(momentum * bank[index] + (1.0 - momentum) * rows)
+    # Where several rows have one index, JAX does not say which one it writes. So all of them get the same row.
+    first = jnp.full(len(bank), len(index)).at[index].min(jnp.arange(len(index)))
+    return bank.at[index].set(moved[first[index]])
+
+
+def gather(x: Shaped[Array, "batch ..."], axis_name: str | None) -> Shaped[Array, "global_batch ..."]:
+    """The rows of all devices, without gradient.
+
+    They are gathered as invarying: a state has to be the same on every device, and check_vma must see that it is.
+    """
+    x = lax.stop_gradient(x)
+    return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True, to="invarying")

@@ -1,0 +1,65 @@
+"""Teachers: copies of networks that the state keeps, moved after each step.
+
+state["teacher"] = {"params": ..., "batch_stats": ...}, both by the networks' names.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Key
+
+from ssl_jax import optim
+from ssl_jax.methods.contract import Base, Params, State, Variables
+from ssl_jax.methods.toolkit.networks import Networks, forward_views, select
+from ssl_jax.methods.toolkit.rows import take_rows
+from ssl_jax.models.abilities import without_drop_path
+from ssl_jax.ops.collectives import num_rows
+
+
+def make_teacher(networks: Networks, params: Params, batch_stats: State) -> dict[str, Any]:
+    """A copy of `networks` for the state, to be moved by `move_teacher`."""
+    copy = {"params": select(params, networks), "batch_stats": select(batch_stats, networks)}
+    return jax.tree.map(jnp.copy, copy)
+
+
+def forward_teacher(
+    networks: Networks,
+    teacher: Variables,
+    views: Sequence[Float[Array, "batch _ _ channels"]],
+    *,
+    axis_name: str | None,
+    together: bool,
+    shuffle: Key[Array, ""] | None = None,
+) -> tuple[dict[str, Float[Array, "views batch ..."]], dict[str, Any]]:
+    """As `forward_views`, without gradient -> (outputs, the teacher with new BatchNorm statistics).
+
+    BatchNorm uses its batch's statistics, as in training. Stochastic depth is off.
+
+    shuffle: the rows of the global batch go through the networks in a random order, and the outputs are put back.
+    """
+    networks = {name: without_drop_path(module) for name, module in networks.items()}
+    order = None
+    if shuffle is not None:
+        order = jax.random.permutation(shuffle, num_rows(views[0], axis_name))
+        views = [take_rows(x, order, axis_name) for x in views]
+    outputs, batch_stats = forward_views(
+        networks, teacher["params"], teacher["batch_stats"], views, axis_name=axis_name, together=together
+    )
+    if order is not None:
+        back = jnp.argsort(order)
+        outputs = {name: jax.vmap(lambda x: take_rows(x, back, axis_name))(x) for name, x in outputs.items()}
+    return lax.stop_gradient(outputs), {**teacher, "batch_stats": lax.stop_gradient(batch_stats)}
+
+
+def move_teacher(teacher: Variables, params: Params, decay: float | Float[Array, ""]) -> dict[str, Any]:
+    """After the optimizer: decay * the teacher's weights + (1 - decay) * those that the next step starts from."""
+    return {**teacher, "params": optim.ema(teacher["params"], select(params, teacher["params"]), decay)}
+
+
+def teacher_backbone(self: Base, params: Params, state: State) -> Variables:
+    """Variables of the teacher's backbone. A method that keeps it sets `backbone_variables = teacher_backbone`."""
+    teacher = state["teacher"]
+    return {"params": teacher["params"]["backbone"], "batch_stats": teacher["batch_stats"]["backbone"]}

@@ -1,0 +1,51 @@
+"""Numerics and reductions over devices that losses, models, methods and metrics share. Imports nothing of ssl_jax."""
+
+from ssl_jax.ops.collectives import (
+    all_rows,
+    average_varying,
+    center,
+    first_row,
+    global_logsumexp,
+    global_mean,
+    global_sum,
+    mean_where,
+    num_rows,
+    second_moment,
+    standardize,
+    varies,
+    vary_like,
+)
+from ssl_jax.ops.numerics import (
+    check_finite,
+    check_rows,
+    cross_entropy,
+    cross_view_entropy,
+    log_softmax,
+    map_matrices,
+    normalize,
+    softmax,
+)
+
+__all__ = [
+    "all_rows",
+    "average_varying",
+    "center",
+    "check_finite",
+    "check_rows",
+    "cross_entropy",
+    "cross_view_entropy",
+    "first_row",
+    "global_logsumexp",
+    "global_mean",
+    "global_sum",
+    "log_softmax",
+    "map_matrices",
+    "mean_where",
+    "normalize",
+    "num_rows",
+    "second_moment",
+    "softmax",
+    "standardize",
+    "varies",
+    "vary_like",
+]

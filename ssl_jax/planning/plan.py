@@ -1,0 +1,310 @@
+"""What a run needs and costs: ssl_jax plan --config simclr:imagenet_r50 --topology v5e:16x16
+
+Compiles the very step of ssl_jax train for a slice of TPUs. The slice need not be there, but libtpu, the TPU compiler,
+must be installed. Without --topology, it compiles for the devices at hand. Then it reads the compiled program: memory,
+arithmetic, what the collectives move. It runs nothing and reads no image.
+"""
+
+import collections
+import functools
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ssl_jax import config as configs
+from ssl_jax import dist
+from ssl_jax.config import Config
+from ssl_jax.keys import keys_of
+from ssl_jax.models import MODELS
+from ssl_jax.ops import shards
+from ssl_jax.planning import hlo, main_memory, program
+from ssl_jax.planning.chips import Slice
+from ssl_jax.planning.remedies import WHY, at_same_batch, remedies, spelled
+from ssl_jax.planning.roofline import ASSUMPTIONS, roofline
+from ssl_jax.planning.show import STATE, size
+from ssl_jax.training import build
+from ssl_jax.workdir import facts
+
+# (images, classes) of training splits, which are not read for a plan.
+DATA_SETS = {
+    "imagenet2012": (1_281_167, 1000),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
+    "fashion_mnist": (60_000, 10),
+}
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def plan(given: ConfigDict, place: Slice | None) -> dict[str, Any]:
+    """What `show.print_plan` prints and --json writes. `place`: None for the devices at hand.
+
+    Bytes and FLOPs are of one device and one step. "fits" is None if the devices do not say how much memory they have.
+    """
+    config = configs.parse(given)
+    devices = jax.devices() if place is None else describe(place)
+    configs.check_devices(config.batch_size, len(devices))
+    schedule = build.schedule(config, *count_images(config))
+    training = build.training(config, schedule)
+    state = jax.eval_shape(training.create_state)
+    batch = batch_shapes(config, training, schedule.num_images)
+    result: dict[str, Any] = {
+        "method": config.method["name"],
+        "model": config.model["name"],
+        "topology": place.name if place else f"{len(devices)} x {devices[0].device_kind}",
+        "accelerator_type": place.accelerator_type if place else None,
+        "devices": len(devices),
+        "batch_size": config.batch_size,
+        "compute_dtype": config.compute_dtype,
+        "shard_state": config.shard_state,
+        "remat": model_settings(config.model).get("remat"),
+        "steps": schedule.steps,
+        "commit": facts.commit(),
+        "versions": {package: facts.version(package) for package in ("jax", "libtpu")},
+    }
+    held = functools.partial(state_bytes, devices=len(devices), shard_state=config.shard_state)
+    memory = {
+        "limit": place.chip.memory if place else (devices[0].memory_stats() or {}).get("bytes_limit"),
+        "parameters": held(state.params),
+        "optimizer": held(state.opt_state),
+        "method_state": held(state.model_state),
+        "batch": tree_bytes(batch) // len(devices),
+    }
+    result["memory"] = memory
+    begun = time.perf_counter()
+    try:
+        compiled = dist.compile_step(
+            training.step, dist.make_mesh(devices), state, batch, shard_state=config.shard_state
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if (needed := memory_needed(str(error))) is None:
+            raise
+        memory |= {"needed": needed, "temporaries": needed - sum(memory[name] for name in (*STATE, "batch"))}
+        result |= {"fits": False, "compile_seconds": time.perf_counter() - begun}
+        result["advice"] = advice(result, place)
+        return result
+    result["compile_seconds"] = time.perf_counter() - begun
+    text, costs = compiled.as_text(), compiled.cost_analysis()
+    assert text is not None and costs is not None  # as what was compiled here has both
+    module = hlo.parse(text)
+    memory |= program_memory(compiled.memory_analysis(), main_memory.activation_bytes(module))
+    result["fits"] = None if memory["limit"] is None else memory["needed"] <= memory["limit"]
+    flops = costs["flops"] + program.repeated_flops(module)
+    result |= {
+        "flops": flops,
+        "memory_traffic": main_memory.traffic_bytes(module),
+        "warnings": program.warnings(module),
+    }
+    moved = program.collectives(module)
+    result["collectives"] = group_collectives(moved)
+    if place:
+        result["estimate"] = estimate(place, schedule.steps, result, moved)
+        result["assumptions"] = list(ASSUMPTIONS)
+    result["advice"] = [] if result["fits"] is not False else advice(result, place)
+    return result
+
+
+def search(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
+    """The plan of the config, or of the config with the first of its `remedies` that make it fit.
+
+    Remedies that do not help are dropped. If nothing fits, it is the plan that needs the least memory. It also has
+      "tried": for each plan that was made, its changes, whether it fits and the bytes that it needs;
+      "changes": those of the plan found;
+      "images_fewer": how many images fewer it sees than the config. A smaller batch leaves the number of steps as it
+        is; a config with epochs still sees all images.
+    """
+    best = plan(config, place)
+    if best["fits"] is None:
+        raise configs.ConfigError("--search: the devices do not say how much memory they have; give a --topology")
+    kept: dict[str, Any] = {}
+    tried = [tried_as(kept, best)]
+    settings = {**configs.plain(config), "model": model_settings(configs.plain(config.model))}
+    for change in remedies(settings, kept, best["devices"]):
+        if best["fits"]:
+            break
+        changed = ConfigDict(configs.plain(config))
+        changed.update_from_flattened_dict(kept | change)
+        result = plan(changed, place)
+        tried.append(tried_as(kept | change, result))
+        if result["memory"]["needed"] < best["memory"]["needed"]:
+            best = result
+            kept |= change
+    fewer = config.batch_size - kept.get("batch_size", config.batch_size)
+    return best | {"tried": tried, "changes": kept, "images_fewer": config.steps * fewer}
+
+
+def model_settings(model: configs.Section) -> dict[str, Any]:
+    """All options of a config's model: those that it sets, and the defaults of the others."""
+    return {name: key.default for name, key in keys_of(MODELS[model["name"]]).items()} | dict(model)
+
+
+def tried_as(changes: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    entry = {"changes": dict(changes), "fits": result["fits"], "needed": result["memory"]["needed"]}
+    print(f"tried {spelled(changes) or 'the config as it is'}: {size(entry['needed'])}", flush=True)
+    return entry
+
+
+def describe(place: Slice) -> Any:
+    """The slice's devices, one a chip. Raises: ConfigError without libtpu, or if libtpu does not know the slice."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise configs.ConfigError("--topology needs the TPU compiler, which is not installed: pip install libtpu")
+    # Otherwise libtpu would ask a TPU machine's metadata server who it is, and refuse to be loaded twice on a machine.
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": place.accelerator_type,
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    jax.config.update("jax_platforms", "cpu")  # no other device is looked for
+    try:
+        devices = dist.described_devices(place.name, place.chip.cores)
+    except jax.errors.JaxRuntimeError as error:
+        sentence = str(error).splitlines()[0]
+        if "not divisible" in sentence:
+            sentence = "there is no such slice; a host has 2x2 chips, and the first two axes are 1 or even"
+        raise configs.ConfigError(f"--topology={place.name}: {sentence}") from error
+    if len(devices) != place.chips:  # the plan takes each device to have a chip's memory and rates
+        raise configs.ConfigError(
+            f"--topology={place.name}: libtpu describes {len(devices)} devices, the slice has {place.chips} chips; "
+            "install another version of libtpu"
+        )
+    return devices
+
+
+def count_images(config: Config) -> tuple[int, int]:
+    """(images, classes) of the training split: from DATA_SETS if it is there and whole, else from the data."""
+    data = config.data
+    if data.split == "train" and data.name in DATA_SETS:
+        return DATA_SETS[data.name]
+    source = build.source(config)
+    return len(source), len(source.class_names)
+
+
+def batch_shapes(config: Config, training: build.Training, num_images: int) -> dict[str, Any]:
+    """Shapes of the global batch that data/pipeline.py's `train_batches` makes."""
+    data, rows = config.data, config.batch_size
+    integers = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    batch: dict[str, Any] = {"index": integers, "label": integers}
+    if num_images * math.prod(data.image_size) * data.channels <= data.memory_bytes:
+        return batch | {"image": jax.ShapeDtypeStruct((rows, *data.image_size, data.channels), jnp.uint8)}
+    views = training.augmentations
+    return batch | {
+        "crops": tuple(jax.ShapeDtypeStruct((rows, *view.size, data.channels), jnp.uint8) for view in views),
+        "boxes": tuple(jax.ShapeDtypeStruct((rows, 4), jnp.float32) for _ in views),
+    }
+
+
+def tree_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def state_bytes(tree: Any, devices: int, *, shard_state: bool) -> int:
+    """Bytes that one device holds of a tree of arrays or their shapes."""
+    axes = dist.shard_axes(tree, devices if shard_state else 1)
+    parts = jax.tree.map(lambda x, axis: tree_bytes(x) // (1 if axis == shards.REPLICATED else devices), tree, axes)
+    return sum(jax.tree.leaves(parts))
+
+
+def program_memory(analysis: Any, activations: int) -> dict[str, int]:
+    """Bytes by the compiler's account. Arguments include its padding. The new state takes their place.
+
+    "activations" is left out if none could be told apart from the temporaries: a step with a gradient has some.
+    """
+    temporary = analysis.temp_size_in_bytes
+    activations = min(activations, temporary)
+    parts = {
+        "arguments": analysis.argument_size_in_bytes,
+        "new_outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        **({"activations": activations} if activations else {}),
+        "temporaries": temporary - activations,
+        "program": analysis.generated_code_size_in_bytes,
+    }
+    return {**parts, "needed": sum(parts.values())}
+
+
+def memory_needed(error: str) -> int | None:
+    """Bytes that a step needs, from the TPU compiler's message that memory does not suffice; None for other messages.
+
+    They are for the whole step: what the message calls temporaries includes the arguments (libtpu 0.0.52).
+    """
+    found = re.search(r"([\d.]+)([KMGT])\) exceeds available HBM", error)
+    return int(float(found[1]) * UNITS[found[2]]) if found else None
+
+
+def group_collectives(moved: Iterable[program.Collective]) -> list[dict[str, Any]]:
+    """One entry for each kind and line of our code, with the caller of that line. Those that send most come first."""
+    groups = collections.defaultdict(lambda: {"calls": 0, "bytes": 0, "sent": 0.0})
+    for one in moved:
+        line = " < ".join(one.stack[:2]) or one.op_name or "(the compiler's)"
+        group = groups[(one.kind, line, one.conditional)]
+        group["calls"] += one.times
+        group["bytes"] += one.times * one.bytes
+        group["sent"] += one.times * one.sent_bytes
+    entries = [
+        {"kind": kind, "line": line, "each_step": not conditional, **group}
+        for (kind, line, conditional), group in groups.items()
+    ]
+    return sorted(entries, key=lambda entry: -entry["sent"])
+
+
+def estimate(
+    place: Slice, steps: int, result: Mapping[str, Any], moved: Iterable[program.Collective]
+) -> dict[str, Any]:
+    limits = roofline(place, flops=result["flops"], memory_bytes=result["memory_traffic"], collectives=moved)
+    bounds = {"fastest": limits.fastest, "slowest": limits.slowest}
+    images_per_second = result["batch_size"] / limits.fastest
+    return {
+        "compute_seconds": limits.compute,
+        "memory_seconds": limits.memory,
+        "link_seconds": limits.links,
+        "link_bytes": limits.link_bytes,
+        "bound": limits.bound,
+        "step_seconds": bounds,
+        "utilization": {name: limits.utilization(seconds) for name, seconds in bounds.items()},
+        "hours": {name: steps * seconds / 3600 for name, seconds in bounds.items()},
+        "chip_hours": {name: place.chips * steps * seconds / 3600 for name, seconds in bounds.items()},
+        "images_per_second": images_per_second,  # what the hosts must deliver for the fastest step
+        "images_per_second_each_chip": images_per_second / place.chips,
+    }
+
+
+def advice(result: Mapping[str, Any], place: Slice | None) -> list[str]:
+    """What to change in a run that does not fit."""
+    memory, devices = result["memory"], result["devices"]
+    fixed = sum(memory[name] for name in STATE)
+    room = memory["limit"] - fixed
+    settings = {key: result[key] for key in ("compute_dtype", "shard_state")} | {"model": {"remat": result["remat"]}}
+    changes = at_same_batch(settings, 1, devices)
+    found = [f"{spelled({key: changes[key]})}: {why}" for key, why in WHY.items() if key in changes]
+    if room <= 0:
+        return [
+            *(line for line in found if "shard_state" in line),
+            f"a smaller model, or a chip with more memory: the state alone takes {size(fixed)} on each device, "
+            "whatever the batch",
+        ]
+    # Memory other than the state grows in proportion to the images of a device, or faster.
+    per_device = int(result["batch_size"] / devices * room / (memory["needed"] - fixed))
+    if per_device:
+        found.append(f"--config.batch_size={per_device * devices}, if activations shrink with the batch")
+    chips = -(-result["batch_size"] // max(per_device, 1))
+    if per_device and place and chips <= math.prod(place.chip.largest):
+        found.append(f"a slice of {chips} chips or more of {place.chip.name}, for the same batch")
+    if not per_device:
+        found.append("one image on a device does not fit: use a smaller model or image, or a chip with more memory")
+    return found
+
+
+def check_writable(path: Path) -> None:
+    """Checks, before minutes of compiling, that the file can be written. Raises: ConfigError."""
+    if not path.parent.is_dir():
+        raise configs.ConfigError(f"--json={path}: there is no directory {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise configs.ConfigError(f"--json={path}: it cannot be written")

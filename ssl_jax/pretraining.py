@@ -1,0 +1,241 @@
+"""Pre-training: `pretrain(config, images, workdir=...)`, from a config and what a script gives to a `Run`."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from ssl_jax import compiled, dist, weights
+from ssl_jax import config as configs
+from ssl_jax.config import Config
+from ssl_jax.data import Augmentation, Items, as_source, statistics
+from ssl_jax.data.sources import Source
+from ssl_jax.evaluation.online import make_online_knn
+from ssl_jax.methods import MethodFactory, Schedule
+from ssl_jax.models.adapt import named
+from ssl_jax.training import build
+from ssl_jax.training.build import Given, OwnFunction
+from ssl_jax.training.loop import Loop, read_batches
+from ssl_jax.training.progress import OnMetrics
+from ssl_jax.training.termination import Termination
+from ssl_jax.weights import Backbone, load_backbone
+from ssl_jax.workdir import config_file, facts, lock, views
+from ssl_jax.workdir.metrics import MetricsWriter, read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished pre-training. backbone: as `load_backbone` gives it."""
+
+    workdir: Path
+    backbone: Backbone
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was logged, a dict for each logged step: "step", "loss", ..."""
+        return read_metrics(self.workdir / "metrics.jsonl")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """run.json: what the run was given and where it ran."""
+        return facts.read(self.workdir)
+
+
+def pretrain(
+    config: ConfigDict,
+    images: Source | Items | None = None,
+    *,
+    workdir: str | os.PathLike,
+    backbone: Any = None,
+    method: MethodFactory | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    augment: Augmentation | OwnFunction | Mapping[str, Augmentation | OwnFunction] | None = None,
+    begin: Backbone | None = None,
+    on_metrics: OnMetrics | None = None,
+) -> Run:
+    """Trains until the last step. Called again with the same arguments it goes on from the newest checkpoint.
+
+    What is given here takes the place of a section of the config. run.json says so, and whoever goes on with the run,
+    or evaluates it, without giving the same again is told what to give.
+
+    Args:
+      config: of `ssl_jax.get_config`, changed as you like.
+      images: a source of `ssl_jax.data`, an array, or any object with `__len__` and `__getitem__`; None for those that
+        config.data names. Given images of another number of channels than config.data.channels bring their own
+        channels, mean and std.
+      workdir: where the run's files go.
+      backbone: a `flax.linen.Module` or a `flax.nnx.Module`, images [batch, height, width, channels] -> [batch, dim];
+        see ssl_jax/models/adapt.py. In place of config.model.
+      method: `methods.TwoView(loss)`, a class that inherits from `methods.Base`, or another function (backbone,
+        schedule) -> `methods.Method`. In place of config.method.
+      optimizer: of optax, in place of config.optimizer; it has its own learning rate.
+      augment: how every view is made, or {view: how}: a `data.Augmentation`, or a function (rng, image float32
+        [height, width, channels] in 0..1) -> view of one example, jittable. In place of config.augment.
+      begin: a backbone of the same architecture whose weights the run begins with.
+      on_metrics: called with (step, {"loss": ..., ...}) of each logged step, in the first process alone.
+    Raises:
+      ConfigError: a sentence, for what cannot be run.
+      Stopped: after SIGTERM or Ctrl-C, with the state saved. It is a KeyboardInterrupt, so that a loop over runs ends.
+      Diverged, CheckpointError, MetricsError, ImagesError: sentences, for what went wrong.
+    """
+    given = Given(backbone=backbone, method=method, optimizer=optimizer, augment=augment)
+    source = None if images is None else configs.call(as_source, {}, "images", images)
+    compiled.keep()
+    with contextlib.ExitStack() as the_end:
+        return _pretrain(the_end, config, source, Path(workdir), given, begin, on_metrics)
+
+
+def _pretrain(
+    the_end: contextlib.ExitStack,
+    given_config: ConfigDict,
+    given_source: Source | None,
+    workdir: Path,
+    given: Given,
+    begin: Backbone | None,
+    on_metrics: OnMetrics | None,
+) -> Run:
+    termination = the_end.enter_context(Termination())
+    if given_source is not None:
+        given_config = fitted(given_config, given_source)
+    facts.check_processes(given_config, workdir)
+    config = configs.parse(given_config)
+    configs.check_devices(config.batch_size, jax.device_count())
+    source = build.source(config) if given_source is None else given_source
+    build.check_batch(config, source)
+    of_source = facts.of_source(source, given=given_source is not None)
+    images = {"num_images": len(source), "images_digest": of_source["digest"]}
+    dist.check_same(images | {"classes": list(source.class_names)})
+    schedule = build.schedule(config, len(source), len(source.class_names))
+    training = build.training(config, schedule, given)
+    of_run = {"source": of_source, **describe(config, given)}
+    config_file.claim(workdir, given_config)
+    facts.check_images(workdir, **images)
+    facts.check_given(workdir, of_run)
+    the_end.enter_context(lock.alone(workdir))
+
+    loop = Loop(config, training, source, workdir, termination, begin)
+    state = loop.restore()
+    start = int(state.step)
+    if start == 0:
+        state = loop.prepare(state)
+    batches = read_batches(config, source, training, seed=config.seed, start_step=start)
+    note = functools.partial(
+        facts.describe, workdir, seed=config.seed, skipped=batches.skipped, num_images=len(source), **of_run
+    )
+    if start < schedule.steps:  # a run that is finished stays as it was described
+        note()
+    first = dist.is_first()
+    writer = MetricsWriter(workdir, start) if first else None
+    print_banner(config, of_run, schedule, start)
+    state = loop.run(
+        state,
+        batches,
+        writer,
+        evaluate=make_online_knn(config, source, training.method, loop.mesh),
+        on_metrics=on_metrics,
+        on_first_batch=lambda batch: views.save(workdir, config, source, training.views, batch) if first else None,
+    )
+    if start < schedule.steps:
+        note()
+    method = training.method
+    variables = dist.gather_state(method.backbone_variables(state.params, state.model_state), loop.mesh)
+    views.save_pictures(workdir, config, training, next(batches), state, loop.mesh)
+    if writer:
+        writer.close()
+        save_backbone(workdir, config, variables, of_run, schedule.steps)
+        print(f"finished: step {schedule.steps} of {schedule.steps}; the backbone is {workdir / weights.FILE}")
+    dist.wait_for_all("finished")
+    return Run(workdir, load_backbone(workdir, model=given.backbone))
+
+
+def fitted(config: ConfigDict, source: Source) -> ConfigDict:
+    """The config with the channels, mean and std of given images, where they have another number of channels."""
+    channels = source[0].shape[-1]
+    if config.data.channels == channels:
+        return config
+    config = config.copy_and_resolve_references()
+    measured = statistics(source)
+    config.data.update(measured)
+    if dist.is_first():
+        print(f"{source.name}: {channels} channels, mean {measured['mean']}, std {measured['std']}", flush=True)
+    return config
+
+
+def describe(config: Config, given: Given) -> dict[str, Any]:
+    """What run.json says of the backbone, the method, the optimizer and the augmentation of a run.
+
+    Each has a name, and whether a script gave it. Their digests are in the name: a module's and a dataclass's options,
+    the structure of an optimizer's state.
+    """
+    optimizer = config.optimizer["name"]
+    if given.optimizer is not None:
+        state = jax.eval_shape(given.optimizer.init, {"w": jax.ShapeDtypeStruct((1,), "float32")})
+        optimizer = str(jax.tree.structure(state))
+    return {
+        "backbone": _fact(
+            given.backbone, named(given.backbone) if given.backbone is not None else config.model["name"]
+        ),
+        "method": _fact(given.method, called(given.method) if given.method is not None else config.method["name"]),
+        "optimizer": _fact(given.optimizer, optimizer),
+        "augment": _fact(given.augment, called(given.augment) if given.augment is not None else sorted(config.augment)),
+    }
+
+
+def _fact(given: Any, name: Any) -> dict[str, Any]:
+    return {"name": name, "given": given is not None}
+
+
+def called(thing: Any) -> str:
+    """How run.json calls a function, a partial of it, a dataclass's instance, or a dict of such."""
+    if isinstance(thing, functools.partial):
+        options = ", ".join(
+            [*map(called, thing.args), *(f"{key}={called(value)}" for key, value in thing.keywords.items())]
+        )
+        return f"{called(thing.func)}({options})"
+    if isinstance(thing, Mapping):
+        return json.dumps({key: called(value) for key, value in thing.items()})
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = ", ".join(f"{field.name}={called(getattr(thing, field.name))}" for field in dataclasses.fields(thing))
+        return f"{type(thing).__name__}({fields})"
+    return getattr(thing, "__qualname__", None) or repr(thing)
+
+
+def print_banner(config: Config, of_run: Mapping[str, Any], schedule: Schedule, start: int) -> None:
+    here, everywhere = jax.local_device_count(), jax.device_count()
+    platform = jax.devices()[0].platform
+    print(
+        f"process {jax.process_index() + 1} of {jax.process_count()}: {here} {platform} device(s) here, mesh "
+        f"{dist.AXIS}={everywhere}, batch {schedule.batch_size} = {everywhere} x {schedule.batch_size // everywhere}",
+        flush=True,
+    )
+    if dist.is_first():
+        method, source, backbone = (of_run[name]["name"] for name in ("method", "source", "backbone"))
+        print(f"{method} on {source}: {schedule.num_images:,} images, {backbone}")
+        if start == schedule.steps:
+            print(f"all {schedule.steps} steps are done already", flush=True)
+        else:
+            print(f"steps {start + 1} to {schedule.steps}, {schedule.steps_per_epoch} steps an epoch")
+            print("compiling the train step ...", flush=True)
+
+
+def save_backbone(workdir: Path, config: Config, variables: Any, of_run: Mapping[str, Any], steps: int) -> None:
+    data, backbone = config.data, of_run["backbone"]
+    meta = {
+        "model": {"given": backbone["name"]} if backbone["given"] else build.model_options(config),
+        "image_size": list(data.image_size),
+        "channels": data.channels,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "method": of_run["method"]["name"],
+        "source": of_run["source"],
+        "step": steps,
+    }
+    weights.save_backbone(workdir, jax.device_get(variables), meta)

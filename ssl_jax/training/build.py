@@ -1,0 +1,276 @@
+"""Builds what a run works with, from a config and from what a script gives in place of its sections."""
+
+import dataclasses
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssl_jax import config as configs
+from ssl_jax import dist, models, optim
+from ssl_jax.config import Config
+from ssl_jax.data import augment, sources
+from ssl_jax.data.augment import Augmentation, OwnAugmentation
+from ssl_jax.data.masks import Mask
+from ssl_jax.methods import METHODS, Method, MethodFactory, Schedule
+from ssl_jax.methods.contract import MEMBERS
+from ssl_jax.models import abilities
+from ssl_jax.models.adapt import as_backbone
+from ssl_jax.training.state import TrainState, create_state
+from ssl_jax.training.step import Preparing, TrainStep, standing_still
+
+# Arguments of optim.create that a config does not choose.
+OPTIMIZER_FACTS = ("steps", "depth", "frozen_steps", "still_steps", "constant_lr")
+
+Views = Callable[[Any, Any], Any]  # (rng, batch of images) -> the batch with the method's views
+OwnFunction = Callable[[Any, Any], Any]  # (rng, image [height, width, channels] in 0..1) -> view
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a script gives in place of a config's sections. None: the config's section is used.
+
+    backbone: a Linen or NNX module, see models/adapt.py. method: (backbone, schedule) -> the method.
+    optimizer: takes the gradients as they are, without the config's clipping and schedules. augment: an `Augmentation`
+    or a function (see `OwnAugmentation`) for every view, or {name of a view: one of these}.
+    """
+
+    backbone: Any = None
+    method: MethodFactory | None = None
+    optimizer: optax.GradientTransformation | None = None
+    augment: Augmentation | OwnFunction | Mapping[str, Augmentation | OwnFunction] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a run does with its batches.
+
+    schedule: of the run. augmentations: one for each of the method's views. views: makes the views. learning_rate: step
+    -> rate; None if the optimizer was given. create_state: () -> the state before the first step. step: for
+    `dist.map_step`. prepare: for `dist.map_step`, too, with the method's `preparing_steps` batches before the first
+    step; None if there are none.
+    """
+
+    method: Method
+    schedule: Schedule
+    augmentations: list[Augmentation | OwnAugmentation]
+    views: Views
+    learning_rate: Callable[[int], Any] | None
+    create_state: Callable[[], TrainState]
+    step: TrainStep
+    prepare: TrainStep | None
+
+
+def schedule(config: Config, num_images: int, num_classes: int) -> Schedule:
+    """The schedule of a run on `num_images` images. `num_classes`: 0 without labels."""
+    steps_per_epoch = num_images // config.batch_size
+    return Schedule(
+        batch_size=config.batch_size,
+        steps=config.steps or config.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        num_images=num_images,
+        num_classes=num_classes,
+    )
+
+
+def training(config: Config, schedule: Schedule, given: Given = Given()) -> Training:
+    """The `Training` of a run. Raises: ConfigError if the config, or what is given, does not allow it."""
+    made, data = method(config, schedule, given), config.data
+    crops = augmentations(config, made.views, given)
+    tx, rate = optimizer(config, schedule.steps, made, given)
+    views = augment.make_augment(crops, mean=data.mean, std=data.std, masks=masks(config, made, crops))
+    train_step = TrainStep(method=made, tx=tx, augment=views, axis_name=dist.AXIS, log_every=config.log_every)
+    prepare = None
+    if made.preparing_steps:
+        prepare = dataclasses.replace(
+            train_step, method=Preparing(made), tx=standing_still(tx), log_every=made.preparing_steps
+        )
+    example = view_shape(crops[0], data.channels)
+    return Training(
+        method=made,
+        schedule=schedule,
+        augmentations=crops,
+        views=views,
+        learning_rate=rate,
+        create_state=lambda: create_state(made, tx, jnp.zeros((1, *example)), config.seed),
+        step=train_step,
+        prepare=prepare,
+    )
+
+
+def view_shape(augmentation: Augmentation | OwnAugmentation, channels: int) -> tuple[int, ...]:
+    """(height, width, channels) of the views. Raises: ConfigError if a function does not give an image."""
+    shape = (*augmentation.size, channels)
+    if isinstance(augmentation, Augmentation):
+        return shape
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    view = jax.eval_shape(augmentation.function, jax.random.key(0), image)
+    if not hasattr(view, "shape") or len(view.shape) != 3:
+        raise configs.ConfigError(
+            f"augment(rng, image [height, width, channels]) must give a view [height, width, channels], got {view}"
+        )
+    return view.shape
+
+
+def source(config: Config) -> sources.Source:
+    """The training split. Raises: ConfigError if it has fewer images than a batch."""
+    found = whole_source(config)
+    check_batch(config, found)
+    return found
+
+
+def whole_source(config: Config) -> sources.Source:
+    """The training split, however few images it has."""
+    data = config.data
+    options = dict(split=data.split, path=data.path or None, channels=data.channels)
+    return configs.call(sources.load, options, "config.data", data.name)
+
+
+def check_batch(config: Config, source: sources.Source) -> None:
+    """Raises: ConfigError if the source has fewer images than a batch."""
+    if len(source) < config.batch_size:
+        raise configs.ConfigError(
+            f"{source.name} has {len(source)} images in split {config.data.split!r}, fewer than one batch; "
+            f"use --config.batch_size={max(len(source) // 2, 1)} or smaller"
+        )
+
+
+def source_pair(config: Config) -> tuple[sources.Source, sources.Source]:
+    """(training split, test split), for evaluation."""
+    data = config.data
+    options = dict(train_split=data.split, test_split=data.test_split, path=data.path or None, channels=data.channels)
+    return configs.call(sources.load_pair, options, "config.data", data.name)
+
+
+def backbone(config: Config) -> nn.Module:
+    return models.create(**model_options(config))
+
+
+def model_options(config: Config) -> dict[str, Any]:
+    """The name and options for `models.create`; they are stored with the weights."""
+    return {**config.model, "dtype": config.compute_dtype}
+
+
+def method(config: Config, schedule: Schedule, given: Given = Given()) -> Method:
+    """The method of a run. Raises: ConfigError for what the method refuses."""
+    if given.backbone is None:
+        module = configs.call(backbone, {}, "config.model", config)
+    else:
+        shape = (*config.data.image_size, config.data.channels)
+        module = configs.call(as_backbone, {}, "backbone", given.backbone, shape)
+    if given.method is None:
+        return configs.build(METHODS, config.method, "config.method", module, schedule)
+    made = configs.call(given.method, {}, "method", module, schedule)
+    if not isinstance(made, Method):
+        missing = [name for name in MEMBERS if not hasattr(made, name)]
+        raise configs.ConfigError(
+            f"method must make a ssl_jax.methods.Method of a backbone and a schedule; {type(made).__name__} has no "
+            f"{', '.join(missing)}: inherit from ssl_jax.methods.Base"
+        )
+    return made
+
+
+def augmentations(
+    config: Config,
+    views: Sequence[str],
+    given: Given = Given(),
+) -> list[Augmentation | OwnAugmentation]:
+    """One for each view that the method declares. Raises: ConfigError for missing and impossible ones.
+
+    Logs a warning about those that the method does not take, as "local" with method.local_views=0.
+    """
+    own = given.augment
+    sections: Mapping[str, Any] = (
+        config.augment if own is None else own if isinstance(own, Mapping) else dict.fromkeys(views, own)
+    )
+    if set(views) - set(sections):
+        raise configs.ConfigError(f"config.augment has {sorted(sections)}, but the method takes {sorted(set(views))}")
+    if unused := sorted(set(sections) - set(views)):
+        logging.warning("config.augment's %s: not used by the method, which takes %s", unused, tuple(views))
+    made = {name: _augmentation(config, name, sections[name]) for name in dict.fromkeys(views)}
+    return [made[name] for name in views]
+
+
+def _augmentation(config: Config, name: str, section: Any) -> Augmentation | OwnAugmentation:
+    if callable(section):
+        function: Any = section
+        return OwnAugmentation(function, config.data.image_size)
+    where = f"config.augment.{name}"
+    made = section
+    if not isinstance(section, Augmentation):
+        if "size" not in section:
+            raise configs.ConfigError(f"{where} has no size, (height, width) of the view in pixels")
+        made = configs.call(Augmentation, section, where)
+    configs.call(made.check, {}, where, config.data.channels)
+    return made
+
+
+def masks(config: Config, method: Method, crops: Sequence[Augmentation | OwnAugmentation]) -> list[Mask | None]:
+    """The mask of each view, None if the method wants none there. Raises: ConfigError if config.mask does not fit."""
+    masked = method.masked
+    name = type(method).__name__
+    if bool(masked) != bool(config.mask):
+        wants = f"wants config.mask for its views {tuple(masked)}" if masked else "takes no config.mask"
+        raise configs.ConfigError(f"method {name} {wants}, got {dict(config.mask)}")
+    if not masked:
+        return [None] * len(method.views)
+    backbone: Any = method.backbone
+    mask = configs.call(Mask, dict(config.mask), "config.mask", patch_size=backbone.patch_size)
+    # With a mask_ratio, the number of masked patches is part of the network's shapes: it is the same for all images.
+    ratio = method.mask_ratio
+    if ratio is not None and (mask.ratio, mask.images) != ((ratio, ratio), 1.0):
+        raise configs.ConfigError(
+            f"method {name} with mask_ratio={ratio} masks that share of every image; it takes "
+            f"config.mask.ratio=({ratio}, {ratio}) and images=1.0, got {mask.ratio}, {mask.images}"
+        )
+    most = method.most_masked
+    for view, crop in zip(method.views, crops, strict=True):
+        if view not in masked:
+            continue
+        size = view_shape(crop, config.data.channels)[:2]
+        configs.call(mask.grid, {}, f"config.mask of config.augment.{view}", size)
+        if most and (found := mask.most(size)) > most:
+            raise configs.ConfigError(
+                f"config.mask masks up to {found} patches of {view}, more than config.method.most_masked={most}; "
+                f"use config.method.most_masked={found}, or 0"
+            )
+    return [mask if view in masked else None for view in method.views]
+
+
+def optimizer(
+    config: Config,
+    steps: int,
+    method: Method,
+    given: Given = Given(),
+) -> tuple[optax.GradientTransformation, Callable[[int], Any] | None]:
+    """(optimizer, step -> its learning rate). Raises: ConfigError for an unknown name or key, or a wrong value."""
+    if given.optimizer is not None:
+        frozen = {**method.frozen_steps, **method.still_steps}
+        if frozen:
+            logging.warning(
+                "the given optimizer trains %s from the first step; the method would hold them still", [*frozen]
+            )
+        return given.optimizer, None
+    options = dict(config.optimizer)
+    name = options.pop("name")
+    if name not in optim.OPTIMIZERS:
+        raise configs.ConfigError(
+            f"config.optimizer.name={name!r} is unknown; {configs.nearest(name, list(optim.OPTIMIZERS))}"
+        )
+    facts = dict(
+        steps=steps,
+        depth=abilities.depth(method.backbone),
+        frozen_steps=method.frozen_steps,
+        still_steps=method.still_steps,
+        constant_lr=method.constant_lr,
+    )
+    taken = [*inspect.signature(optim.create).parameters, *inspect.signature(optim.OPTIMIZERS[name]).parameters]
+    configs.check_names(
+        options, [key for key in taken if key not in ("name", "options", *OPTIMIZER_FACTS)], "config.optimizer"
+    )
+    return configs.call(optim.create, options, "config.optimizer", name, **facts)

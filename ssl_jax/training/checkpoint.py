@@ -1,0 +1,272 @@
+"""Checkpoints of the train state: saved without stopping the device, restored from the newest that can be read."""
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from ssl_jax import dist
+
+BEST_METRIC = "knn_top1"
+DIGESTS = "sha256.json"  # in a checkpoint's directory: {file: digest}
+UNDIGESTED = "_CHECKPOINT_METADATA"  # Orbax adds the times of saving to this file; nothing else is read from it
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's name for the directory of a checkpoint that is being written
+
+
+class CheckpointError(RuntimeError):
+    """Checkpoints that cannot be used; its text is for the user."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep`, and the one with the best online kNN.
+
+    A checkpoint appears under its final name only when it is complete, so a kill while saving leaves the one before.
+    Each checkpoint holds digests of its files, because Orbax stores weights without a checksum: of 33 bits flipped in a
+    file of weights, 29 were restored without an error.
+    All processes of a run must call each method, at the same step.
+    """
+
+    def __init__(self, directory: Path, keep: int = 3):
+        self._directory = directory.absolute()
+        best = preservation_policy.BestN(
+            get_metric_fn=lambda metrics: metrics[BEST_METRIC], n=1, keep_checkpoints_without_metrics=False
+        )
+        policy = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best])
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._write_digests,
+                # If it failed in the background, threads would wait for it for 20 minutes, and the program for them.
+                create_directories_asynchronously=False,
+            ),
+        )
+        self._failures: list[BaseException] = []  # of this process's writes
+        handler, registry = _NotingHandler(self._failures), ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for kind in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            registry.add("state", kind, handler)
+        self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=registry)
+
+    def save(self, step: int, state: Any, knn_top1: float | None = None) -> None:
+        """Copies the state off the device and writes it in the background. Does nothing if the step is saved already.
+
+        Waits first for the checkpoint that is still being written. Raises: CheckpointError if that write failed.
+        """
+        if step in self._manager.all_steps():
+            return
+        metrics = None if knn_top1 is None else {BEST_METRIC: knn_top1}
+        mute_late_writes()
+        self._wait()
+        jax.block_until_ready(state)  # a failed step (another process was killed, say) is no error of saving
+        with self._save_errors():
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
+
+    def check(self) -> None:
+        """Raises: CheckpointError if a write in the background failed; else returns at once."""
+        with self._save_errors():
+            if self._failures:
+                raise self._failures[0]
+            # Orbax's own check_for_errors reports nothing once its thread has ended.
+            if not self._manager.is_saving_in_progress():
+                self._manager.wait_until_finished()
+
+    def restore(self, like: Any) -> Any | None:
+        """The newest undamaged state, with the shapes, types and sharding of `like`; None if none was ever saved.
+
+        Digests tell which checkpoints are damaged. Newer damaged ones move to `DIRECTORY.damaged/`, with a warning.
+        All processes go on from the same checkpoint.
+        Raises: CheckpointError if all checkpoints are damaged, or if an undamaged one cannot be restored. Then nothing
+          is moved.
+        """
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if damage := self._damage(step):
+                logging.warning("checkpoint %d cannot be read (%s)", step, damage)
+                damaged[step] = damage
+                continue
+            try:
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                state = self._manager.restore(step, args=args)["state"]
+            except Exception as error:  # of nearly any type: it depends on where in Orbax it surfaces
+                raise CheckpointError(
+                    f"no file of checkpoint {step} in {self._directory} is known to be damaged, but it cannot be "
+                    f"restored ({name_and_line(error)}). Was the code or a package changed since, or is memory "
+                    "short? Nothing was removed; to begin anew use another --workdir"
+                ) from error
+            for damaged_step in damaged:
+                self._set_aside(damaged_step)
+            if damaged:
+                logging.warning("going on from checkpoint %d instead", step)
+            return state
+        if damaged:
+            newest, damage = next(iter(damaged.items()))
+            raise CheckpointError(
+                f"none of the checkpoints {[*damaged]} in {self._directory} can be read; {newest}: {damage}. Nothing "
+                "was removed; to begin anew use another --workdir"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits until all is written. Raises: CheckpointError if a write failed."""
+        self._wait()
+        self._manager.close()
+
+    def _wait(self) -> None:
+        # Not Orbax's own wait: in a process whose write failed, that waits 20 minutes for the other processes.
+        while self._manager.is_saving_in_progress():
+            self.check()
+            time.sleep(0.02)
+        self.check()
+
+    @contextlib.contextmanager
+    def _save_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a disk error, of nearly any type: it depends on where in Orbax it surfaces
+            # Orbax's other writes failed, too; asyncio would print the trace of each below this error.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            remedy = "Make room there, and make it writable"
+            if jax.process_count() > 1:
+                remedy += ", unless another process ended, whose own output says why"
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self._directory} ({name_and_line(error)}); "
+                f"those before it, {self._steps_on_disk()}, are whole. {remedy}; the same "
+                "command then goes on from the newest"
+            ) from error
+
+    def _steps_on_disk(self) -> list[int]:
+        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
+
+    def _write_digests(self) -> None:
+        # Called when all files are written, before the directory is given its final name.
+        if not dist.is_first():
+            return
+        with noting(self._failures):
+            for written in self._directory.glob(UNFINISHED):
+                paths = [path for path in written.rglob("*") if path.is_file() and path.name != UNDIGESTED]
+                found = digests(written, [str(path.relative_to(written)) for path in paths])
+                (written / DIGESTS).write_text(json.dumps(found, indent=1, sort_keys=True))
+
+    def _damage(self, step: int) -> str:
+        """What is wrong with the checkpoint's files, by their digests; "" if nothing is, or if there are no digests.
+
+        Each process reads a part of the files; the answer is the same in all processes.
+        Raises: CheckpointError, in every process, if the disk does not answer one of them.
+        """
+        damage, silence = "", ""
+        try:
+            damage = self._changed_file(step)
+        except (FileNotFoundError, ValueError) as error:
+            damage = name_and_line(error)
+        except OSError as error:
+            silence = name_and_line(error)
+        everywhere = dist.gather_facts({"damage": damage, "silence": silence})
+        for silence in filter(None, (facts["silence"] for facts in everywhere)):
+            raise CheckpointError(
+                f"checkpoint {step} in {self._directory} cannot be read now ({silence}); it may well be whole, and "
+                "nothing was changed. When the disk answers again, the same command goes on from it"
+            )
+        return next(filter(None, (facts["damage"] for facts in everywhere)), "")
+
+    def _changed_file(self, step: int) -> str:
+        directory = self._directory / str(step)
+        if not (directory / DIGESTS).exists():
+            return ""
+        written = sorted(json.loads((directory / DIGESTS).read_text()).items())
+        own = dict(written[jax.process_index() :: jax.process_count()])
+        changed = [name for name, found in digests(directory, [*own]).items() if found != own[name]]
+        return f"{changed[0]} is not as it was written" if changed else ""
+
+    def _set_aside(self, step: int) -> None:
+        if dist.is_first():
+            aside = self._directory.with_name(self._directory.name + ".damaged")
+            aside.mkdir(exist_ok=True)
+            names = itertools.chain([str(step)], (f"{step}.{count}" for count in itertools.count(2)))
+            free = next(aside / name for name in names if not (aside / name).exists())
+            shutil.move(self._directory / str(step), free)
+        dist.wait_for_all(f"checkpoint {step} set aside")
+        self._manager.reload()
+
+
+@contextlib.contextmanager
+def noting(failures: list[BaseException]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        failures.append(error)
+        raise
+
+
+class _NotingHandler(ocp.StandardCheckpointHandler):
+    """Orbax's handler. Its writes add their error to `failures` as soon as they fail.
+
+    Orbax itself reports an error when all processes are done with their writes, or after 20 minutes.
+    """
+
+    def __init__(self, failures: list[BaseException]):
+        super().__init__()
+        self._failures = failures
+
+    async def async_save(self, *args: Any, **kwargs: Any) -> list[Any]:
+        writes = await super().async_save(*args, **kwargs)
+        return [_NotingWrite(write, self._failures) for write in writes or ()]
+
+
+class _NotingWrite:
+    def __init__(self, write: Any, failures: list[BaseException]):
+        self._write, self._failures = write, failures
+
+    def result(self, timeout: float | None = None) -> Any:
+        with noting(self._failures):
+            return self._write.result(timeout)
+
+    def cancel(self) -> bool | None:
+        return self._write.cancel()
+
+
+def without_late_writes(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    """`hook`, a sys.unraisablehook, that ignores writes that end after their save has failed.
+
+    Orbax closes the event loop of a save at its first error, while TensorStore still writes the other arrays. Each of
+    these writes would print that the loop is closed.
+    """
+
+    def unraisable(found: Any) -> None:
+        if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+            hook(found)
+
+    return unraisable
+
+
+@functools.cache  # once in a process
+def mute_late_writes() -> None:
+    sys.unraisablehook = without_late_writes(sys.unraisablehook)
+
+
+def digests(directory: Path, names: Sequence[str]) -> dict[str, str]:
+    """{name: digest} of files in the directory."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(lambda name: digest(directory / name), names), strict=True))
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def name_and_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

@@ -1,0 +1,154 @@
+"""What a run reports while it trains: metrics, speed, warnings."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from ssl_jax.health import alarms
+from ssl_jax.training.step import is_logged
+from ssl_jax.workdir.metrics import MetricsWriter
+
+# Share of a run after which there are warnings of a collapsed network. Before that, all networks are near chance.
+COLLAPSE_FROM = 0.1
+
+OnMetrics = Callable[[int, Mapping[str, float]], object]
+
+
+class Progress:
+    """Fetches the metrics of a logged step when the device is a step further on, then writes and prints them.
+
+    Args:
+      writer: None in a process that leaves writing and printing to another.
+      learning_rate: step -> rate; None if it is not known.
+      chance_level: the loss of a network that has learnt nothing, or None.
+      start, steps: the run goes from step start + 1 to `steps`.
+      stop_after_skipped: this many skipped updates in a row end the run.
+      on_metrics: called with (step, what is logged) if there is a writer.
+    """
+
+    def __init__(
+        self,
+        writer: MetricsWriter | None,
+        learning_rate: Callable[[int], Any] | None,
+        *,
+        chance_level: float | None,
+        batch_size: int,
+        log_every: int,
+        start: int,
+        steps: int,
+        stop_after_skipped: int,
+        on_metrics: OnMetrics | None = None,
+    ):
+        self._writer, self._learning_rate, self._chance_level = writer, learning_rate, chance_level
+        self._on_metrics = on_metrics
+        self._batch_size, self._log_every, self._steps = batch_size, log_every, steps
+        self._stop_after_skipped = stop_after_skipped
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._warned = False
+        self._alarms: set[str] = set()
+        self._losses: list[float] = []  # of logged steps, from COLLAPSE_FROM on
+        # The current interval between logged steps, without pauses. The first begins when the first step is compiled.
+        self._interval_start_step: int | None = None
+        self._interval_start, self._waited, self._first = 0.0, 0.0, start + 1
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begun
+
+    @contextlib.contextmanager
+    def paused(self, state: Any) -> Iterator[None]:
+        """Time within this context counts for no step. First it waits for the `state` of the last step; that counts."""
+        jax.block_until_ready(state)
+        begun = time.perf_counter()
+        yield
+        self._interval_start += time.perf_counter() - begun
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes the `metrics` of the step just dispatched: device arrays that are not waited for."""
+        self.flush()
+        if is_logged(step, self._log_every):
+            self._pending = (step, dict(metrics))
+        if step == self._first:
+            jax.block_until_ready(metrics)  # compiled: the clock starts here
+            self._restart(step)
+
+    def add(self, **scalars: float) -> None:
+        """Adds metrics to the logged step that was dispatched last."""
+        assert self._pending is not None
+        self._pending[1].update(scalars)
+
+    def flush(self) -> None:
+        """Writes the pending metrics. Raises: Diverged after too many skipped updates in a row."""
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if self._chance_level is not None:
+            scalars["chance_level"] = self._chance_level
+        if self._learning_rate is not None:
+            scalars["lr"] = float(self._learning_rate(step - 1))
+        seconds = time.perf_counter() - self._interval_start
+        if self._interval_start_step is not None and step > self._interval_start_step:
+            scalars["images_per_second"] = (step - self._interval_start_step) * self._batch_size / seconds
+            scalars["data_wait"] = min(self._waited / seconds, 1.0)
+            self._restart(step)
+        in_a_row = scalars.pop("skipped_in_a_row")
+        self._warn_of_waiting(scalars.get("data_wait", 0.0))
+        if self._writer:
+            self._writer.write(step, scalars)
+            print(self._line(step, scalars), flush=True)
+            if self._on_metrics:
+                self._on_metrics(step, scalars)
+            if step > COLLAPSE_FROM * self._steps:
+                self._warn_of_collapse(step, scalars)
+        if in_a_row >= self._stop_after_skipped:
+            now = f" (now {scalars['lr']:.3g})" if "lr" in scalars else ""
+            raise Diverged(
+                f"the loss or its gradient was not finite in the last {int(in_a_row)} steps up to step {step}, and "
+                f"none of them was applied. Look at loss and grad_norm in metrics.jsonl before that; lower "
+                f"config.optimizer.lr{now} or lengthen config.optimizer.warmup_steps"
+            )
+
+    def _restart(self, step: int) -> None:
+        self._interval_start_step, self._interval_start, self._waited = step, time.perf_counter(), 0.0
+
+    def _line(self, step: int, scalars: Mapping[str, float]) -> str:
+        chance = f" (chance {self._chance_level:.3f})" if self._chance_level is not None else ""
+        parts = [f"step {step:>{len(str(self._steps))}}/{self._steps}", f"loss {scalars['loss']:.4f}{chance}"]
+        if "knn_top1" in scalars:
+            parts.append(f"kNN {scalars['knn_top1']:.1f}%")
+        if "images_per_second" in scalars:
+            speed = scalars["images_per_second"]
+            left = (self._steps - step) * self._batch_size / speed
+            parts.append(f"{speed:,.0f} images/s")
+            parts.append(f"{int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d} left")
+        if scalars["skipped_steps"]:
+            parts.append(f"{int(scalars['skipped_steps'])} updates skipped (not finite)")
+        return "  ".join(parts)
+
+    def _warn_of_waiting(self, share: float) -> None:
+        if share > 0.1 and not self._warned:
+            self._warned = True
+            logging.warning(
+                "%.0f%% of the time the device waits for data; raise config.data.threads or config.data.prefetch, or "
+                "config.data.memory_bytes if the decoded images fit in memory",
+                100 * share,
+            )
+
+    def _warn_of_collapse(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._losses.append(scalars["loss"])
+        for name, sentence in alarms.collapse(scalars, self._chance_level, self._losses).items():
+            if name not in self._alarms:
+                self._alarms.add(name)
+                logging.warning("step %d, %s: %s", step, name, sentence)
+
+
+class Diverged(RuntimeError):
+    """Several steps in a row were not finite; its text is for the user."""

@@ -1,0 +1,52 @@
+"""config.json: the resolved config of a run. The workdir belongs to that config."""
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from ssl_jax import config as configs
+from ssl_jax import dist
+from ssl_jax.workdir.files import load, write
+
+NAME = "config.json"
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Claims `workdir` for this config.
+
+    Raises: ConfigError if it belongs to another config, with the differences; and if the processes of this run do not
+      share it.
+    """
+    path = workdir / NAME
+    if path.exists():
+        differences = configs.differences(_completed(load(path, configs.loads)), _completed(config))
+        if differences:
+            listed = "\n  ".join(differences)
+            raise configs.ConfigError(
+                f"{workdir} holds a run with another config (there -> here):\n  {listed}\n"
+                "use another --workdir, or the same config to go on with that run"
+            )
+    dist.wait_for_all("workdir read")
+    if dist.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write(path, configs.dumps(config))
+    dist.wait_for_all("workdir claimed")
+    if not path.exists():
+        raise configs.ConfigError(
+            f"process 0 has made {path}, and process {jax.process_index()} does not see it; --workdir must be on a "
+            "file system that all machines share"
+        )
+
+
+def _completed(config: ConfigDict) -> ConfigDict:
+    """The config, with defaults for keys that were added to the base config after this one was written."""
+    return ConfigDict(configs.plain(configs.base_config()) | configs.plain(config))
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config of the run in `workdir`. Raises: ConfigError if there is none."""
+    path = workdir / NAME
+    if not path.exists():
+        raise configs.ConfigError(f"{workdir} holds no run (there is no {path}); make one with ssl_jax train")
+    return _completed(load(path, configs.loads))
