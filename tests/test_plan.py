@@ -84,7 +84,7 @@ def test_a_plan_for_the_devices_at_hand(tmp_path, capsys, monkeypatch):
     assert result["steps"] == 3200 and result["flops"] > 1e6
     gathered = [e for e in result["collectives"] if e["kind"] == "all-gather" and e["each_step"]]
     assert sum(e["bytes"] for e in gathered) == 2 * 64 * 64 * 4  # two views of 64 embeddings of 64 float32
-    assert gathered[0]["line"].startswith("losses/_common.py")
+    assert gathered[0]["line"].startswith("ops/collectives.py")
     assert result["warnings"] == ["loops: 3"] and "not counted as often as they run: loops: 3" in printed
     assert "memory of the devices is not known" in printed and "GFLOP" in printed and "all-gather" in printed
 
@@ -115,7 +115,7 @@ def test_a_plan_for_a_slice_that_is_not_there(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="asks the TPU compiler; pip install libtpu")
 def test_a_chip_is_one_device_also_where_it_has_two_cores():
-    code = "from ssl_jax import plan\nfor place in ('v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'):\n"
+    code = "from ssl_jax.planning import plan\nfor place in ('v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'):\n"
     code += "    print(len(plan.describe(plan.parse_slice(place))))"
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, env=WITHOUT_FLAGS, cwd=ROOT, capture_output=True, text=True, check=True).stdout

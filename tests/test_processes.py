@@ -218,7 +218,7 @@ def test_where_a_process_is_killed_the_other_says_what_to_look_at(tmp_path):
 
 def test_a_process_that_waits_in_vain_names_the_likely_causes():
     address = f"127.0.0.1:{free_port()}"
-    code = f"from ssl_jax import parallel; parallel.start_processes({address!r}, '2', '0', wait_seconds=2)"
+    code = f"from ssl_jax import dist; dist.start_processes({address!r}, '2', '0', wait_seconds=2)"
     begun = time.monotonic()
     waiting = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=120
@@ -272,9 +272,9 @@ def test_processes_restore_the_same_checkpoint_or_none_whatever_one_of_them_cann
 def test_a_process_may_come_to_the_first_step_much_later():
     address = f"127.0.0.1:{free_port()}"
     code = (
-        "import sys, time; from ssl_jax import parallel; index = int(sys.argv[1]);"
-        f"parallel.start_processes({address!r}, '2', sys.argv[1]); time.sleep(40 * index);"
-        "print(parallel.Agreement(parallel.make_mesh(), delay=0)(index == 1, False))"
+        "import sys, time; from ssl_jax import dist; index = int(sys.argv[1]);"
+        f"dist.start_processes({address!r}, '2', sys.argv[1]); time.sleep(40 * index);"
+        "print(dist.Agreement(dist.make_mesh(), delay=0)(index == 1, False))"
     )
     command = [sys.executable, "-c", code]
     options = dict(cwd=ROOT, env=environment(2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

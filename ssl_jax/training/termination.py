@@ -22,7 +22,8 @@ class Termination:
     """
 
     def __init__(self) -> None:
-        self.requested, self.signal = False, "another process"
+        self.requested = False
+        self.signal = signal.SIGTERM.name  # as clusters send it, where another process of the run was asked
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Termination":

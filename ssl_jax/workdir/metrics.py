@@ -25,7 +25,7 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, step: int):
-        # Imported here: tensorboardX loads torch where that is installed, which importing ssl_jax.train must not.
+        # Imported here: tensorboardX loads torch where that is installed, which importing ssl_jax.cli.train must not.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  made at run time
 
