@@ -32,16 +32,16 @@ def save_pictures(workdir: Path, config: Config, training: Any, batch: Any, stat
     few = training.views(rng, jax.tree.map(lambda rows: rows[:SHOWN], batch))
     titles: list[str] = []
 
-    def draw(params: Any, model_state: Any) -> list[Any]:
+    def draw(params: Any, model_state: Any, few: Any) -> list[Any]:
         made = training.method.pictures(params, model_state, few, rng)
         titles[:] = made  # in the method's order, which jit does not keep
         return list(made.values())
 
-    if not jax.eval_shape(draw, state.params, state.model_state):
+    if not jax.eval_shape(draw, state.params, state.model_state, few):
         return
     variables = dist.gather_state((state.params, state.model_state), mesh)
     if dist.is_first():
-        rows = [as_uint8(images, config) for images in jax.jit(draw)(*jax.device_get(variables))]
+        rows = [as_uint8(images, config) for images in jax.jit(draw)(*jax.device_get(variables), few)]
         samples.save(workdir / samples.FOLDER, "pictures", **dict(zip(titles, rows, strict=True)))
 
 
