@@ -98,7 +98,7 @@ def test_a_transformers_blocks_are_gathered_where_they_are_used_and_with_remat_a
         for equation in equations(jax.make_jaxpr(step)(state, batch).jaxpr)
         if equation.primitive.name == "all_gather"
     )
-    dim = config.model.dim
+    dim = config.model["dim"]
     assert gathered[dim, 3 * dim] == (4 if remat else 2)  # qkv of each block
     assert gathered[4, 4, 1, dim] == 1  # the patches' embedding is whole from the beginning
 
@@ -120,7 +120,7 @@ def test_where_loops_may_gather_they_gather_a_block_at_a_time(model, monkeypatch
         inside = [e for loop in loops for e in equations(loop.params["jaxpr"].jaxpr)]
         return {e.outvars[0].aval.shape for e in inside if e.primitive.name == "all_gather"}
 
-    dim = config.model.dim
+    dim = config.model["dim"]
     assert (dim, 3 * dim) in in_loops(True) and in_loops(False) == set()
 
 
