@@ -115,8 +115,8 @@ def test_a_plan_for_a_slice_that_is_not_there(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="asks the TPU compiler; pip install libtpu")
 def test_a_chip_is_one_device_also_where_it_has_two_cores():
-    code = "from ssl_jax.planning import plan\nfor place in ('v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'):\n"
-    code += "    print(len(plan.describe(plan.parse_slice(place))))"
+    code = "from ssl_jax.planning import chips, plan\nfor place in ('v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'):\n"
+    code += "    print(len(plan.describe(chips.parse_slice(place))))"
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, env=WITHOUT_FLAGS, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["4"] * 4
