@@ -108,7 +108,7 @@ def _pretrain(
     facts.check_processes(given_config, workdir)
     config = configs.parse(given_config)
     configs.check_devices(config.batch_size, jax.device_count())
-    source = build.source(config) if given_source is None else given_source
+    source = build.whole_source(config) if given_source is None else given_source
     build.check_batch(config, source)
     of_source = facts.of_source(source, given=given_source is not None)
     images = {"num_images": len(source), "images_digest": of_source["digest"]}

@@ -13,13 +13,12 @@ from ssl_jax import keys, models, optim
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.data.masks import Mask
 from ssl_jax.keys import COUNT, INNER_SHARE, NOT_NEGATIVE, POSITIVE, SHARE, Key, OneOf, Range
-from ssl_jax.training.build import OPTIMIZER_FACTS
 
 # What a section of a config is made by -> its arguments that a config does not set.
 SECTIONS = {
     **{f"model.{name}": (made, {"parent", "name"}) for name, made in models.MODELS.items()},
     **{f"optimizer.{name}": (made, {"lr", "weight_decay"}) for name, made in optim.OPTIMIZERS.items()},
-    "optimizer": (optim.create, {"name", "options", *OPTIMIZER_FACTS}),
+    "optimizer": (optim.create, {"name", "options", "steps", "depth", "frozen_steps", "still_steps", "constant_lr"}),
     "augment": (Augmentation, set()),
     "mask": (Mask, {"patch_size"}),
 }

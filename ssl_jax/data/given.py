@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Integer
 from tqdm import tqdm
 
-from ssl_jax.data.sources import DIGITS, ArraySource, Source, Subset
+from ssl_jax.data.sources import DIGITS, ArraySource, Source, Subset, spread
 
 DIGESTED_ITEMS = 16  # of an object, at equal distances
 LABELS = ("labels", "targets")  # attributes of an object that hold all its labels
@@ -101,7 +101,7 @@ class ObjectSource(Source):
     def digest(self) -> str:
         """Made from its name, its length and some of its items."""
         found = hashlib.sha256(f"{self.name} {len(self)}".encode())
-        for index in np.unique(np.linspace(0, len(self) - 1, DIGESTED_ITEMS).astype(int)):
+        for index in spread(len(self), DIGESTED_ITEMS):
             image, label = self.read(int(index))
             found.update(f"{image.shape} {label}".encode())
             found.update(np.ascontiguousarray(image).data)
@@ -166,7 +166,7 @@ def statistics(source: Any) -> dict[str, Any]:
     At most `LOOKED_AT` images are measured, at equal distances.
     """
     source = as_source(source)
-    chosen = np.unique(np.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).astype(int))
+    chosen = spread(len(source), LOOKED_AT)
     pixels, total, squares = 0, np.zeros(()), np.zeros(())
     for index in tqdm(chosen, f"measuring {source.name}", unit=" images", delay=1):
         image = source[int(index)]

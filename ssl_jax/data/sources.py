@@ -55,7 +55,6 @@ def load(name: str, *, split: str = "train", path: str | None = None, channels: 
       channels: 1 or 3; images are converted as they are read.
     Raises: FileNotFoundError, ValueError; the message says what to do.
     """
-    _check_channels(channels)
     if name == "folder":
         return folder(path or "", split=split, channels=channels)
     return tfds(name, split=split, data_dir=path, channels=channels)
@@ -275,7 +274,7 @@ class ArraySource(Source):
         """Made from the images and labels. Of more than DIGESTED_BYTES, some images at equal distances are taken."""
         shape, count = self._images.shape, len(self._images)
         size = max(math.prod(shape[1:]), 1)
-        chosen = np.unique(np.linspace(0, max(count - 1, 0), min(count, DIGESTED_BYTES // size + 1)).astype(int))
+        chosen = spread(count, DIGESTED_BYTES // size + 1)
         found = hashlib.sha256(f"{self.name} {shape} {self._images.dtype}".encode())
         for start in range(0, len(chosen), DIGESTED_TOGETHER):
             found.update(np.ascontiguousarray(self._images[chosen[start : start + DIGESTED_TOGETHER]]).data)
@@ -401,6 +400,11 @@ class TFDSSource(Source):
 
     def digest(self):
         return _digest([self._full_name])
+
+
+def spread(count: int, most: int) -> Integer[np.ndarray, " chosen"]:
+    """At most `most` of `count` indices, at equal distances, with the first and the last."""
+    return np.unique(np.linspace(0, max(count - 1, 0), min(count, most)).astype(int))
 
 
 def _digest(names: Iterable[str]) -> str:

@@ -47,8 +47,7 @@ class Embeddings:
         arrays = {"names": np.array(self.names, np.str_), "embeddings": self.features}
         if self.labels is not None:
             arrays |= {"labels": self.labels, "class_names": np.array(self.class_names, np.str_)}
-        with files.replacing(path) as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  none is called allow_pickle
+        files.write_arrays(path, arrays)
 
     def _save_parquet(self, path: Path) -> None:
         import pyarrow

@@ -1,7 +1,6 @@
 """study.md and study.svg: the conclusion, the table, the plot, and what is needed to repeat the study."""
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ def write(
     train, test = plan.data.pair
     data = {"train": len(train), "test": len(test), "classes": len(train.class_names), "name": train.name}
     facts.describe(workdir, skipped={}, study=config.study, seeds=list(config.seeds), configs=digests(plan), data=data)
-    described = json.loads((workdir / "run.json").read_text())
+    described = facts.read(workdir)
     path = workdir / "study.md"
     files.write(path, page(config, plan, table, conclusion, described))
     return path

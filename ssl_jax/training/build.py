@@ -1,7 +1,6 @@
 """Builds what a run works with, from a config and from what a script gives in place of its sections."""
 
 import dataclasses
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,15 +16,13 @@ from ssl_jax.config import Config
 from ssl_jax.data import augment, sources
 from ssl_jax.data.augment import Augmentation, OwnAugmentation
 from ssl_jax.data.masks import Mask
+from ssl_jax.keys import keys_of
 from ssl_jax.methods import METHODS, Method, MethodFactory, Schedule
 from ssl_jax.methods.contract import MEMBERS
 from ssl_jax.models import abilities
 from ssl_jax.models.adapt import as_backbone
 from ssl_jax.training.state import TrainState, create_state
 from ssl_jax.training.step import Preparing, TrainStep, standing_still
-
-# Arguments of optim.create that a config does not choose.
-OPTIMIZER_FACTS = ("steps", "depth", "frozen_steps", "still_steps", "constant_lr")
 
 Views = Callable[[Any, Any], Any]  # (rng, batch of images) -> the batch with the method's views
 OwnFunction = Callable[[Any, Any], Any]  # (rng, image [height, width, channels] in 0..1) -> view
@@ -269,8 +266,5 @@ def optimizer(
         still_steps=method.still_steps,
         constant_lr=method.constant_lr,
     )
-    taken = [*inspect.signature(optim.create).parameters, *inspect.signature(optim.OPTIMIZERS[name]).parameters]
-    configs.check_names(
-        options, [key for key in taken if key not in ("name", "options", *OPTIMIZER_FACTS)], "config.optimizer"
-    )
+    configs.check_names(options, [*keys_of(optim.create), *keys_of(optim.OPTIMIZERS[name])], "config.optimizer")
     return configs.call(optim.create, options, "config.optimizer", name, **facts)

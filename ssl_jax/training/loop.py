@@ -59,7 +59,7 @@ class Loop:
         termination: Termination,
         begin: Backbone | None = None,
     ):
-        self.config, self.training, self.source, self.workdir = config, training, source, workdir
+        self.config, self.training, self.source = config, training, source
         self.mesh, self.checkpoints = dist.make_mesh(), Checkpoints(workdir / "checkpoints")
         self.steps = training.schedule.steps
         self._termination, self._begin = termination, begin

@@ -32,8 +32,7 @@ def of_source(source: Source, *, given: bool) -> dict[str, Any]:
 
 def trained_on(workdir: Path) -> dict[str, Any]:
     """`of_source` of the run in `workdir`; {} if its run.json has none, as in earlier versions."""
-    path = workdir / NAME
-    return load(path, lambda text: dict(json.loads(text).get("source", {}))) if path.exists() else {}
+    return read(workdir).get("source", {})
 
 
 def read(workdir: Path) -> dict[str, Any]:
@@ -42,13 +41,17 @@ def read(workdir: Path) -> dict[str, Any]:
     return load(path, lambda text: dict(json.loads(text))) if path.exists() else {}
 
 
+def has_checkpoints(workdir: Path) -> bool:
+    return any((workdir / "checkpoints").glob("[0-9]*"))
+
+
 def check_given(workdir: Path, of_run: Mapping[str, Mapping[str, Any]]) -> None:
     """Checks the backbone, method, optimizer and augmentation that a script gave.
 
     `of_run`: {what: {"name", "given"}} of this start.
     Raises: ConfigError if a script gave the run in `workdir` another one when it began, or gives one only now.
     """
-    if not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not has_checkpoints(workdir):
         return
     begun = read(workdir)
     for what in GIVEN:
@@ -67,10 +70,9 @@ def check_given(workdir: Path, of_run: Mapping[str, Mapping[str, Any]]) -> None:
 
 def check_images(workdir: Path, *, num_images: int, images_digest: str) -> None:
     """Raises: ConfigError if the run in `workdir` has checkpoints and, by its run.json, began on other images."""
-    path = workdir / NAME
-    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not has_checkpoints(workdir):
         return
-    begun = load(path, lambda text: dict(json.loads(text)))
+    begun = read(workdir)
     source = begun.get("source", {})
     digest = source.get("digest", begun.get("images_digest", images_digest))
     if (then := begun.get("num_images", num_images)) != num_images:

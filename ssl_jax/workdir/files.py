@@ -2,9 +2,11 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar
+
+import numpy as np
 
 from ssl_jax import config as configs
 
@@ -47,6 +49,12 @@ def write(path: Path, text: str) -> None:
     """Writes the file whole or not at all; see `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a .npz whole or not at all; see `replacing`."""
+    with replacing(path) as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  no array is called allow_pickle
 
 
 def load(path: Path, parse: Callable[[str], R]) -> R:

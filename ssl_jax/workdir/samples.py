@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_jax.workdir.files import replacing
+from ssl_jax.workdir import files
 
 FOLDER = "samples"
 
@@ -12,5 +12,4 @@ FOLDER = "samples"
 def save(directory: Path, name: str, **arrays: np.ndarray) -> None:
     """Writes `directory`/NAME.npz whole or not at all."""
     directory.mkdir(exist_ok=True)
-    with replacing(directory / f"{name}.npz") as file:
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  no array is called allow_pickle
+    files.write_arrays(directory / f"{name}.npz", arrays)
