@@ -53,9 +53,9 @@ def main():
 
 
 def export(workdir):
-    from ssl_jax.data import sources
+    from ssl_jax.data import opening
 
-    splits = sources.load_pair("fashion_mnist", train_split="train", test_split="test", channels=1)
+    splits = opening.load_pair("fashion_mnist", train_split="train", test_split="test", channels=1)
     arrays = {}
     for name, source in zip(("train", "test"), splits, strict=True):
         arrays[name] = np.stack([source[i] for i in range(len(source))])

@@ -57,12 +57,12 @@ FAULTS = [
           "moved = ops.normalize((1.0 - momentum) * bank[index] + momentum * rows)", "methods/test_instdisc.py methods/test_queue.py"),
     Fault("methods/byol.py", "losses.negative_cosine(p2, t1", "losses.negative_cosine(p2, t2", "methods/test_byol.py"),
     # the step
-    Fault("training/step.py", "return lax.pmean(output.loss, self.axis_name), output", "return output.loss, output", "test_step.py"),
-    Fault("training/step.py", "state.rng, state.step))\n        batch", "state.rng, state.step + 1))\n        batch", "test_step.py"),
-    Fault("training/step.py", "lambda n, o: jnp.where(finite, n, o), new, old", "lambda n, o: n, new, old", "test_step.py"),
+    Fault("training/step.py", "return lax.pmean(output.loss, self.axis_name), output", "return output.loss, output", "training/test_step.py"),
+    Fault("training/step.py", "state.rng, state.step))\n        batch", "state.rng, state.step + 1))\n        batch", "training/test_step.py"),
+    Fault("training/step.py", "lambda n, o: jnp.where(finite, n, o), new, old", "lambda n, o: n, new, old", "training/test_step.py"),
     Fault("training/step.py", "self.method.update(params, found[\"model_state\"], state.step + 1)",
-          "self.method.update(params, found[\"model_state\"], state.step)", "methods/test_every_method.py test_step.py"),
-    Fault("training/step.py", "return (step == 1) | (step % log_every == 0)", "return step % log_every == 0", "test_step.py"),
+          "self.method.update(params, found[\"model_state\"], state.step)", "methods/test_every_method.py training/test_step.py"),
+    Fault("training/step.py", "return (step == 1) | (step % log_every == 0)", "return step % log_every == 0", "training/test_step.py"),
     # optimizers
     Fault("optim.py", "return jax.tree.map(lambda a, n: a + (1.0 - decay) * (n.astype(jnp.float32) - a), average, new)",
           "return jax.tree.map(lambda a, n: a + decay * (n.astype(jnp.float32) - a), average, new)", "test_optim.py methods/test_byol.py"),
@@ -75,19 +75,19 @@ FAULTS = [
     Fault("optim.py", "depth + 1 if found[2] else depth - int(found[1])", "depth if found[2] else depth - int(found[1])", "test_optim.py"),
     # checkpoints
     Fault("training/checkpoint.py", "for step in sorted(self._manager.all_steps(), reverse=True):", "for step in sorted(self._manager.all_steps()):",
-          "test_checkpoint.py"),
-    Fault("training/checkpoint.py", "if found != own[name]]", "if found == own[name]]", "test_checkpoint.py"),
-    Fault("training/checkpoint.py", "            for damaged_step in damaged:\n                self._set_aside(damaged_step)\n", "", "test_checkpoint.py"),
+          "training/test_checkpoint.py"),
+    Fault("training/checkpoint.py", "if found != own[name]]", "if found == own[name]]", "training/test_checkpoint.py"),
+    Fault("training/checkpoint.py", "            for damaged_step in damaged:\n                self._set_aside(damaged_step)\n", "", "training/test_checkpoint.py"),
     # data
     Fault("data/pipeline.py", "epoch, position = divmod(step, num_images // batch_size)", "epoch, position = divmod(step + 1, num_images // batch_size)",
           "data/test_pipeline.py"),
     Fault("data/pipeline.py", "np.random.default_rng((seed, epoch)).permutation", "np.random.default_rng(seed).permutation", "data/test_pipeline.py"),
     Fault("data/pipeline.py", "counter=[0, view, index, step]", "counter=[0, 0, index, step]", "data/test_pipeline.py"),
-    Fault("data/augment.py", "(_unit_range(images) - np.asarray(mean, np.float32))", "(_unit_range(images) + np.asarray(mean, np.float32))", "data/test_augment.py"),
+    Fault("data/normalization.py", "(images - np.asarray(self.mean, np.float32))", "(images + np.asarray(self.mean, np.float32))", "data/test_augment.py"),
     # evaluation
     Fault("evaluation/knn.py", ".astype(np.float64) / temperature)", ".astype(np.float64) * temperature)", "evaluation/test_knn.py"),
-    Fault("evaluation/knn.py", "places = (start + chosen * GROUP", "places = (chosen * GROUP", "evaluation/test_knn.py evaluation/test_neighbors.py"),
-    Fault("health/spectrum.py", "-jnp.sum(p * jnp.log(p", "jnp.sum(p * jnp.log(p", "evaluation/test_spectrum.py"),
+    Fault("evaluation/knn.py", "places = (start + chosen * GROUP", "places = (chosen * GROUP", "evaluation/test_knn.py health/test_neighbors.py"),
+    Fault("health/spectrum.py", "-jnp.sum(p * jnp.log(p", "jnp.sum(p * jnp.log(p", "health/test_spectrum.py"),
 ]  # fmt: skip
 
 

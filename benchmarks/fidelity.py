@@ -26,9 +26,9 @@ PAGE = ROOT / "docs" / "fidelity.md"
 VIEWS = "views"  # views.csv: scales are the names of recipes' views
 STATUSES = ("equal", "declared", "no source")
 
-# What a config says of the machine, the data set and the reports, which is no setting of the method.
+# What a config says of the machine, the data set, given weights and the reports, which is no setting of the method.
 MACHINE = (
-    "data.", "checkpoint_", "evaluate_every", "log_every", "online_knn.", "seed", "shard_state",
+    "begin", "data.", "checkpoint_", "evaluate_every", "log_every", "online_knn.", "seed", "shard_state",
     "stop_after_skipped", "compute_dtype", "model.remat", "model.scan", "model.mean", "model.std", "method.name",
 )  # fmt: skip
 
@@ -79,7 +79,9 @@ def rows(name: str) -> list[Row]:
 def configs(method: str) -> dict[str, ConfigDict]:
     """Those at scales that the authors have, too."""
     return {
-        scale: make() for scale, make in scales(method).items() if not scale.startswith("tiny") and scale != "folder"
+        scale: make()
+        for scale, make in scales(method).items()
+        if not scale.startswith("tiny") and scale not in ("folder", "continue")
     }
 
 

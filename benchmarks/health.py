@@ -53,7 +53,7 @@ def measure(config, rounds):
     facts = Schedule(config.batch_size, NEVER, len(source) // config.batch_size, len(source), len(source.class_names))
     method = build.method(config, facts)
     views = build.augmentations(config, method.views)
-    augment = make_augment(views, mean=config.data.mean, std=config.data.std, masks=build.masks(config, method, views))
+    augment = make_augment(views, build.normalization(config), masks=build.masks(config, method, views))
     tx, _ = build.optimizer(config, facts.steps, method)
     mesh = dist.make_mesh()
     made = pipeline.train_batches(

@@ -42,6 +42,7 @@ RECORD, RESULTS = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
 # Not above their untrained network under each protocol after that many steps: what five times as many give.
 SLOW, LONGER = ("bigan", "dcgan", "ijepa"), 5
 CORE = ("simclr", "moco_v2", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "dino", "nnclr", "supcon")
+COMPARED = [name for name in METHODS if name != "distill"]  # which starts with a trained teacher: see distill.py
 DATA = "fashion_mnist"
 DRAWS = tuple(range(5))  # of the 10 labels per class
 KNN, LINEAR, FINETUNE = "knn/k20_t0.07/top1", "linear/10_per_class/top1", "finetune/10_per_class/top1"
@@ -49,7 +50,7 @@ KNN, LINEAR, FINETUNE = "knn/k20_t0.07/top1", "linear/10_per_class/top1", "finet
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=",".join(METHODS), help="names, with commas; all by default")
+    parser.add_argument("--methods", default=",".join(COMPARED), help="names, with commas; all by default")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", default="0,1,2", help="of the core methods; of the others the first is taken")
     parser.add_argument("--frozen-only", action="store_true", help="leave fine-tuning for another time")
@@ -57,9 +58,9 @@ def main():
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "methods")
     arguments = parser.parse_args()
     names = arguments.methods.split(",")
-    unknown = set(names) - set(METHODS)
+    unknown = set(names) - set(COMPARED)
     if unknown:
-        parser.error(f"no methods {sorted(unknown)}; there are {', '.join(METHODS)}")
+        parser.error(f"no methods {sorted(unknown)}; there are {', '.join(COMPARED)}")
     commit = facts.commit()
     root = arguments.workdir / commit if arguments.again else arguments.workdir
     root.mkdir(parents=True, exist_ok=True)
@@ -191,13 +192,13 @@ def tuned_score(name, backbone, config):
 def images(channels):
     """The (training, test) batches."""
     config = with_data(dict(name=DATA, channels=channels, image_size=(28, 28)))
-    options = dict(image_size=config.data.image_size, channels=channels, memory_bytes=config.data.memory_bytes)
+    options = dict(image_size=config.data.image_size, pixel_bytes=channels, memory_bytes=config.data.memory_bytes)
     return [read_batches(source, **options) for source in source_pair(config)]
 
 
 def scores(features, config):
     splits = images(config.data.channels)
-    (h, y), (test_h, test_y) = (extract(features, batches(), BATCH) for batches in splits)
+    (h, y, _), (test_h, test_y, _) = (extract(features, batches(), BATCH) for batches in splits)
     num_classes = int(y.max()) + 1
     predicted = knn.weighted_knn(h, y, test_h, num_classes=num_classes, k=(20,), temperature=0.07)[20]
     probe = linear.linear_probe(h, y, test_h, test_y, num_classes=num_classes, per_class=10, seeds=DRAWS)
@@ -271,8 +272,8 @@ def table(known, steps):
         *HEADER,
         f"| raw pixels | | {known['pixels'][KNN]:.1f} | {known['pixels'][LINEAR]:.1f} | | | | | |",
     ]
-    bases = {name: untrained_key(configured(name, 0, steps)) for name in METHODS}
-    for name in (name for name in METHODS if f"{name}-0" in known and bases[name] in known):
+    bases = {name: untrained_key(configured(name, 0, steps)) for name in COMPARED}
+    for name in (name for name in COMPARED if f"{name}-0" in known and bases[name] in known):
         found = [known[key] for key in known if re.fullmatch(rf"{name}-\d+", key)]
         lines.append(row(name, found, known.get(f"finetuned-{name}"), known, bases[name]))
     slow = [name for name in SLOW if f"longer-{name}" in known]
@@ -288,10 +289,10 @@ def table(known, steps):
                 for name in slow
             ),
         ]
-    missing = [name for name in METHODS if f"{name}-0" not in known or bases[name] not in known]
+    missing = [name for name in COMPARED if f"{name}-0" not in known or bases[name] not in known]
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
-    elsewhere = [name for name in METHODS if configured(name, 0, steps).data.name != DATA]
+    elsewhere = [name for name in COMPARED if configured(name, 0, steps).data.name != DATA]
     lines += [
         "",
         f"Trained on color images, those of their configs, and measured on Fashion-MNIST: {', '.join(elsewhere)}.",

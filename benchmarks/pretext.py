@@ -58,7 +58,7 @@ def held_out(workdir, batches):
     """(the method, its metrics' means over batches of test images)"""
     config, method, state, _, test = methods.restore(workdir)
     views = build.augmentations(config, method.views)
-    augment = make_augment(views, mean=config.data.mean, std=config.data.std, masks=build.masks(config, method, views))
+    augment = make_augment(views, build.normalization(config), masks=build.masks(config, method, views))
 
     @jax.jit
     def metrics(rng, batch):

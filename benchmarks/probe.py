@@ -38,8 +38,8 @@ def main():
     config = configs.parse(config_file.read_config(arguments.workdir))
     backbone = load_backbone(arguments.workdir)
     data = config.data
-    options = dict(image_size=data.image_size, channels=data.channels, memory_bytes=data.memory_bytes)
-    (x, y), (test_x, test_y) = (
+    options = dict(image_size=data.image_size, pixel_bytes=data.channels, memory_bytes=data.memory_bytes)
+    (x, y, _), (test_x, test_y, _) = (
         extract(backbone.features, read_batches(source, **options)(), BATCH) for source in build.source_pair(config)
     )
     data = x[: arguments.images], y[: arguments.images], test_x, test_y

@@ -71,9 +71,9 @@ get_fashion_mnist() {
     fi
     .venv/bin/python - <<'EOF'
 import sys
-from ssl_jax.data import sources
+from ssl_jax.data import opening
 try:
-    print(f"Fashion-MNIST: {len(sources.load('fashion_mnist', channels=1)):,} images")
+    print(f"Fashion-MNIST: {len(opening.load('fashion_mnist', channels=1)):,} images")
 except (OSError, ValueError, ImportError) as error:
     sys.exit(f"error: {error}")
 EOF

@@ -8,7 +8,7 @@ run = ssl_jax.pretrain(config, images, workdir="runs/own")  # images: an array, 
 print(ssl_jax.evaluate(run.backbone, train, test))
 names, h = ssl_jax.embed(run.backbone, images)
 tuned = ssl_jax.finetune(run.backbone, train, test)         # tuned.classifier, tuned.scores
-ssl_jax.export(run.backbone, "backbone.safetensors", to="timm")
+ssl_jax.export(run.backbone, "backbone.onnx", to="onnx")
 backbone = ssl_jax.load_backbone("runs/own")                # in another process
 """
 

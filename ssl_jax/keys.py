@@ -10,8 +10,8 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 Given = ParamSpec("Given")  # arguments of a function
 Result = TypeVar("Result")
@@ -32,14 +32,14 @@ class Range:
         """Whether a number, or each of several, is in the range. None is always allowed."""
         if value is None:
             return True
-        if isinstance(value, (tuple, list)):
+        if is_sequence(value):
             return all(map(self.allows, value))
         return (self.low < value if self.above else self.low <= value) and (
             value < self.high if self.below else value <= self.high
         )
 
     def __str__(self) -> str:
-        low, high = (f"{end:g}" for end in (self.low, self.high))
+        low, high = (str(end) if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
         if self.high == float("inf"):
             return f"above {low}" if self.above else f"at least {low}"
         if not (self.above or self.below):
@@ -55,7 +55,7 @@ class OneOf:
 
     def allows(self, value: Any) -> bool:
         """Whether a value, or each of several, is one of the choices. None is always allowed."""
-        if isinstance(value, (tuple, list)):
+        if is_sequence(value):
             return all(map(self.allows, value))
         return value is None or value in self.choices
 
@@ -67,6 +67,7 @@ class OneOf:
 POSITIVE = Range(0.0, above=True)
 NOT_NEGATIVE = Range(0.0)
 COUNT = Range(1)  # of what there is at least one
+SEED = Range(0, 2**32 - 1)  # jax.random.key takes the lowest 32 bits
 SHARE = Range(0.0, 1.0)
 INNER_SHARE = Range(0.0, 1.0, above=True, below=True)
 
@@ -101,7 +102,7 @@ def keys_of(made: Callable[..., Any]) -> Mapping[str, Key]:
     function = made.func if isinstance(made, functools.partial) else made
     given = made.keywords if isinstance(made, functools.partial) else {}
     hints = typing.get_type_hints(function, include_extras=True)
-    found = {}
+    found: dict[str, Key] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         hint = hints.get(name)
         if typing.get_origin(hint) is typing.Annotated:
@@ -112,7 +113,7 @@ def keys_of(made: Callable[..., Any]) -> Mapping[str, Key]:
     return types.MappingProxyType(found)
 
 
-def check_fields(made: Any) -> None:
+def check_fields(made: object) -> None:
     """Raises: ValueError for the first field of a dataclass's instance that its key does not allow."""
     for name, key in keys_of(type(made)).items():
         key.check(getattr(made, name))
@@ -145,6 +146,11 @@ def check_order(made: Any, *names: str) -> None:
             raise ValueError(f"{name} must be (least, most) with least <= most, got {(least, most)}")
 
 
+def is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether a value of a config is a tuple or a list."""
+    return isinstance(value, (tuple, list))
+
+
 def is_of(value: Any, hint: Any) -> bool:
     """Whether a value of a config is of an annotated type: bool, int, float, str, None, tuples and unions of these.
 
@@ -156,7 +162,7 @@ def is_of(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(is_of(value, one) for one in inner)
     if origin is tuple:
-        if not isinstance(value, (tuple, list)):
+        if not is_sequence(value):
             return False
         if len(inner) == 2 and inner[1] is Ellipsis:
             return all(is_of(one, inner[0]) for one in value)

@@ -87,8 +87,8 @@ def kinds(params: Any) -> Any:
 
     "scale": of a normalization or LayerScale, named "scale" or "gamma". "offset": a "bias" beside a "scale". "bias":
     any other "bias". "gain" (of prototypes), "prototypes", "cls_token", "pos_embed" and "mask_token" are leaves of that
-    name. A leaf of another name is a bias if it has at most one dimension, otherwise a weight. The authors' codes
-    decide by the rank in this way.
+    name; a ViT's registers are of kind "cls_token". A leaf of another name is a bias if it has at most one dimension,
+    otherwise a weight. The authors' codes decide by the rank in this way.
     """
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     normalizations = {path[:-1] for path in paths if leaf_path(path[-1:]) == "scale"}
@@ -99,6 +99,8 @@ def kinds(params: Any) -> Any:
             return "scale"
         if name == "bias":
             return "offset" if path[:-1] in normalizations else "bias"
+        if name == "reg_token":
+            return "cls_token"
         if name in _NAMED:
             return name if name in KINDS else "weight"
         return "weight" if p.ndim > 1 else "bias"
@@ -300,7 +302,7 @@ def create(
         tuple[float, ...],
         INNER_SHARE,
         "Shares of the run, in rising order, at which multistep multiplies the learning rate by gamma.",
-        "Of 200 epochs, (0.6, 0.8) are epochs 120 and 160. Empty: lr stays to the end.",
+        "For 200 epochs, (0.6, 0.8) are epochs 120 and 160. Empty: lr stays to the end.",
     ] = (),
     gamma: Annotated[float, POSITIVE, "Factor of the learning rate at each of milestones."] = 0.1,
     final_lr: Annotated[float, NOT_NEGATIVE, "Learning rate at the end of the cosine."] = 0.0,
@@ -332,6 +334,12 @@ def create(
     patch_embed_lr_scale: Annotated[
         float, NOT_NEGATIVE, "Learning rate of a ViT's patch embedding over that of its layer (DINOv2: 0.2)."
     ] = 1.0,
+    freeze_blocks: Annotated[
+        int,
+        NOT_NEGATIVE,
+        "Number of a ViT's first blocks that stay as they are, with the patch embedding, tokens and positions before",
+        "them: neither the gradient nor the weight decay moves them. 0: everything is trained.",
+    ] = 0,
     schedule_stretch: Annotated[
         float,
         Range(1.0),
@@ -353,14 +361,19 @@ def create(
     Args:
       name, options: an optimizer of OPTIMIZERS, and its arguments other than lr and weight_decay.
       steps: number of steps of the run.
-      depth: number of blocks of a ViT, see `scale_layers`.
+      depth: number of blocks of a ViT, see `scale_layers`; 0 for a network without blocks.
       frozen_steps: {a regular expression for the beginning of a leaf's path, "backbone/patch_embed": steps}. For this
         many steps the optimizer does not see these leaves. Then it starts afresh with them: with moments of 0 and
         Adam's count at 1, but with the learning rate of the current step.
       still_steps: as frozen_steps, but for this many steps the learning rate is 0, while the optimizer gathers moments.
       constant_lr: regular expressions for the beginnings of paths of leaves whose learning rate stays at `lr`.
-    Raises: ValueError for an argument out of its range, and for arguments that belong to another schedule.
+    Raises: ValueError for an argument out of its range, for arguments that belong to another schedule, and for more
+      frozen blocks than there are.
     """
+    if freeze_blocks > depth:
+        raise ValueError(
+            f"freeze_blocks={freeze_blocks} is more than the backbone's {depth} blocks; only ViTs have blocks"
+        )
     steps = round(steps * schedule_stretch)
     ramp: dict[str, Any] = dict(warmup_steps=warmup_steps, steps=steps, first_lr=first_lr)
     if schedule == "cosine":
@@ -396,6 +409,8 @@ def create(
     clips = [optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []
     clips += [clip_parts(clip_networks)] if clip_networks is not None else []
     clips += [clip_leaves(clip_each)] if clip_each is not None else []
+    if layer_decay < 1.0 and not depth:
+        raise ValueError(f"layer_decay={layer_decay} needs a backbone whose depth is known, a ViT; leave it at 1.0")
     layers = [scale_layers(layer_decay, depth)] if layer_decay < 1.0 else []
     if patch_embed_lr_scale != 1.0:
         layers += [_scale_paths(lambda path: patch_embed_lr_scale if "patch_embed/" in path else 1.0)]
@@ -408,7 +423,22 @@ def create(
             {_label(one): made(*one) for one in treatments},
             lambda params: _map_paths(lambda path: _label(treatment(path)), params),
         )
-    return optax.chain(*clips, tx, *layers) if clips or layers else tx, rate
+    tx = optax.chain(*clips, tx, *layers) if clips or layers else tx
+    return freeze_first(tx, freeze_blocks) if freeze_blocks else tx, rate
+
+
+def freeze_first(tx: optax.GradientTransformation, blocks: int) -> optax.GradientTransformation:
+    """`tx` for all but a ViT's first `blocks` blocks and what is before them, which do not move.
+
+    `tx` does not see the frozen leaves: they have no moments, and their gradients do not count where it clips. A mask
+    token, which weights do not come with, is trained.
+    """
+
+    def label(path):
+        layer = None if path.endswith("mask_token") else _layer(path)
+        return "trained" if layer is None or layer > blocks else "frozen"
+
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, functools.partial(_map_paths, label))
 
 
 def _label(treatment: tuple[bool, bool, int, int]) -> str:
@@ -483,18 +513,28 @@ def scale_layers(layer_decay: float, depth: int) -> optax.GradientTransformation
     """Multiplies the updates of a ViT's block i (from 0) by layer_decay ** (depth - i).
 
     The updates of the patch embedding, tokens and positions, which are before the blocks, are multiplied by
-    layer_decay ** (depth + 1). All other updates stay.
+    layer_decay ** (depth + 1). All other updates stay, such as those of a decoder's blocks.
 
     Source: the code of BEiT (arXiv:2106.08254), MAE and DINOv2.
     """
 
     def scale(path):
-        found = re.search(r"(?:^|/)(?:blocks_(\d+)|(patch_embed|pos_embed|cls_token|mask_token))(?:/|$)", path)
-        if found is None:
-            return 1.0
-        return layer_decay ** (depth + 1 if found[2] else depth - int(found[1]))
+        layer = _layer(path)
+        return 1.0 if layer is None else layer_decay ** (depth + 1 - layer)
 
     return _scale_paths(scale)
+
+
+def _layer(path: str) -> int | None:
+    """The layer of a leaf of a ViT: i + 1 in block i, 0 before the blocks, None after them and in other networks."""
+    found = re.match(
+        r"(?:backbone/(?:.*/)?)?"
+        r"(?:blocks_(\d+)|(?:patch_embed|pos_embed|cls_token|reg_token|norm_pre|mask_token))(?:/|$)",
+        path,
+    )
+    if found is None:
+        return None
+    return int(found[1]) + 1 if found[1] else 0
 
 
 def _scale_paths(scale: Callable[[str], float]) -> optax.GradientTransformation:

@@ -1,5 +1,7 @@
 """Pre-training: `pretrain(config, images, workdir=...)`, from a config and what a script gives to a `Run`."""
 
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
 import contextlib
 import dataclasses
 import functools
@@ -7,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import optax
@@ -16,15 +18,19 @@ from ml_collections import ConfigDict
 from ssl_jax import compiled, dist, weights
 from ssl_jax import config as configs
 from ssl_jax.config import Config
-from ssl_jax.data import Augmentation, Items, as_source, statistics
+from ssl_jax.data import Augmentation, Items, as_source
 from ssl_jax.data.sources import Source
+from ssl_jax.data.uniform import Uniform
 from ssl_jax.evaluation.online import make_online_knn
 from ssl_jax.methods import MethodFactory, Schedule
 from ssl_jax.models.adapt import named
-from ssl_jax.training import build
+from ssl_jax.training import build, resolution
+from ssl_jax.training.beginning import Beginning, show
 from ssl_jax.training.build import Given, OwnFunction
 from ssl_jax.training.loop import Loop, read_batches
+from ssl_jax.training.measuring import measured_with_images
 from ssl_jax.training.progress import OnMetrics
+from ssl_jax.training.state import digest
 from ssl_jax.training.termination import Termination
 from ssl_jax.weights import Backbone, load_backbone
 from ssl_jax.workdir import config_file, facts, lock, views
@@ -53,7 +59,7 @@ def pretrain(
     config: ConfigDict,
     images: Source | Items | None = None,
     *,
-    workdir: str | os.PathLike,
+    workdir: str | os.PathLike[str],
     backbone: Any = None,
     method: MethodFactory | None = None,
     optimizer: optax.GradientTransformation | None = None,
@@ -69,8 +75,8 @@ def pretrain(
     Args:
       config: of `ssl_jax.get_config`, changed as you like.
       images: a source of `ssl_jax.data`, an array, or any object with `__len__` and `__getitem__`; None for those that
-        config.data names. Given images of another number of channels than config.data.channels bring their own
-        channels, mean and std.
+        config.data names. Given images of another type or number of channels than config.data's bring their own, with
+        their mean and std.
       workdir: where the run's files go.
       backbone: a `flax.linen.Module` or a `flax.nnx.Module`, images [batch, height, width, channels] -> [batch, dim];
         see ssl_jax/models/adapt.py. In place of config.model.
@@ -79,7 +85,8 @@ def pretrain(
       optimizer: of optax, in place of config.optimizer; it has its own learning rate.
       augment: how every view is made, or {view: how}: a `data.Augmentation`, or a function (rng, image float32
         [height, width, channels] in 0..1) -> view of one example, jittable. In place of config.augment.
-      begin: a backbone of the same architecture whose weights the run begins with.
+      begin: a backbone of the same architecture whose weights the run begins with, in place of config.begin. Once the
+        run has a checkpoint it need not be given again.
       on_metrics: called with (step, {"loss": ..., ...}) of each logged step, in the first process alone.
     Raises:
       ConfigError: a sentence, for what cannot be run.
@@ -103,27 +110,48 @@ def _pretrain(
     on_metrics: OnMetrics | None,
 ) -> Run:
     termination = the_end.enter_context(Termination())
-    if given_source is not None:
-        given_config = fitted(given_config, given_source)
     facts.check_processes(given_config, workdir)
+    beginning = Beginning(given_config, workdir, given, begin)
+    saved = config_file.saved(workdir)
+    given_config, source = measured_with_images(given_config, given_source, saved, beginning.backbone)
     config = configs.parse(given_config)
     configs.check_devices(config.batch_size, jax.device_count())
-    source = build.whole_source(config) if given_source is None else given_source
+    source = build.whole_source(config) if source is None else source
     build.check_batch(config, source)
     of_source = facts.of_source(source, given=given_source is not None)
-    images = {"num_images": len(source), "images_digest": of_source["digest"]}
-    dist.check_same(images | {"classes": list(source.class_names)})
+    images: dict[str, Any] = {"num_images": len(source), "images_digest": of_source["digest"]}
+    weights_digest = beginning.facts and beginning.facts["digest"]
+    dist.check_same(images | {"classes": list(source.class_names), "digest of config.begin": weights_digest})
     schedule = build.schedule(config, len(source), len(source.class_names))
     training = build.training(config, schedule, given)
-    of_run = {"source": of_source, **describe(config, given)}
+    begin = beginning.backbone(config)
+    constants = {name: digest(value) for name, value in training.method.constants.items()}
+    dist.check_same(constants)
+    of_run = {"source": of_source, **describe(config, given), "constants": constants}
+    of_run |= {"begin": beginning.facts} if beginning.facts else {}
     config_file.claim(workdir, given_config)
     facts.check_images(workdir, **images)
     facts.check_given(workdir, of_run)
+    facts.check_constants(workdir, constants)
     the_end.enter_context(lock.alone(workdir))
 
+    if dist.is_first():
+        resolution.warn(config, source, training.augmentations)
+    normalization = build.normalization(config)
+    source = Uniform(source, normalization)
     loop = Loop(config, training, source, workdir, termination, begin)
     state = loop.restore()
     start = int(state.step)
+    first = dist.is_first()
+    writer = MetricsWriter(workdir, start) if first else None
+    evaluate = make_online_knn(config, normalization, source, training.method, loop.mesh)
+    if begin is not None:
+        if first and beginning.facts:
+            print(show(beginning.facts, begin, config), flush=True)
+        accuracy = evaluate and evaluate(state)
+        if writer and accuracy is not None:
+            writer.write(0, {"knn_top1": accuracy})
+            print(f"kNN {accuracy:.1f}% before the first step", flush=True)
     if start == 0:
         state = loop.prepare(state)
     batches = read_batches(config, source, training, seed=config.seed, start_step=start)
@@ -132,41 +160,27 @@ def _pretrain(
     )
     if start < schedule.steps:  # a run that is finished stays as it was described
         note()
-    first = dist.is_first()
-    writer = MetricsWriter(workdir, start) if first else None
     print_banner(config, of_run, schedule, start)
+    save_views = functools.partial(views.save, workdir, config, normalization, source, training.views)
     state = loop.run(
         state,
         batches,
         writer,
-        evaluate=make_online_knn(config, source, training.method, loop.mesh),
+        evaluate=evaluate,
         on_metrics=on_metrics,
-        on_first_batch=lambda batch: views.save(workdir, config, source, training.views, batch) if first else None,
+        on_first_batch=save_views if first else lambda batch: None,
     )
     if start < schedule.steps:
         note()
     method = training.method
     variables = dist.gather_state(method.backbone_variables(state.params, state.model_state), loop.mesh)
-    views.save_pictures(workdir, config, training, next(batches), state, loop.mesh)
+    views.save_pictures(workdir, config, normalization, training, next(batches), state, loop.mesh)
     if writer:
         writer.close()
         save_backbone(workdir, config, variables, of_run, schedule.steps)
         print(f"finished: step {schedule.steps} of {schedule.steps}; the backbone is {workdir / weights.FILE}")
     dist.wait_for_all("finished")
     return Run(workdir, load_backbone(workdir, model=given.backbone))
-
-
-def fitted(config: ConfigDict, source: Source) -> ConfigDict:
-    """The config with the channels, mean and std of given images, where they have another number of channels."""
-    channels = source[0].shape[-1]
-    if config.data.channels == channels:
-        return config
-    config = config.copy_and_resolve_references()
-    measured = statistics(source)
-    config.data.update(measured)
-    if dist.is_first():
-        print(f"{source.name}: {channels} channels, mean {measured['mean']}, std {measured['std']}", flush=True)
-    return config
 
 
 def describe(config: Config, given: Given) -> dict[str, Any]:
@@ -201,7 +215,7 @@ def called(thing: Any) -> str:
         )
         return f"{called(thing.func)}({options})"
     if isinstance(thing, Mapping):
-        return json.dumps({key: called(value) for key, value in thing.items()})
+        return json.dumps({key: called(value) for key, value in cast(Mapping[str, Any], thing).items()})
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         fields = ", ".join(f"{field.name}={called(getattr(thing, field.name))}" for field in dataclasses.fields(thing))
         return f"{type(thing).__name__}({fields})"
@@ -218,7 +232,8 @@ def print_banner(config: Config, of_run: Mapping[str, Any], schedule: Schedule, 
     )
     if dist.is_first():
         method, source, backbone = (of_run[name]["name"] for name in ("method", "source", "backbone"))
-        print(f"{method} on {source}: {schedule.num_images:,} images, {backbone}")
+        what = "windows" if config.data.window else "images"
+        print(f"{method} on {source}: {schedule.num_images:,} {what}, {backbone}")
         if start == schedule.steps:
             print(f"all {schedule.steps} steps are done already", flush=True)
         else:
@@ -232,10 +247,13 @@ def save_backbone(workdir: Path, config: Config, variables: Any, of_run: Mapping
         "model": {"given": backbone["name"]} if backbone["given"] else build.model_options(config),
         "image_size": list(data.image_size),
         "channels": data.channels,
-        "mean": list(data.mean),
-        "std": list(data.std),
+        "bands": list(data.bands),
+        "pages": data.pages,
+        "window": data.window,
+        **dataclasses.asdict(build.normalization(config)),
         "method": of_run["method"]["name"],
         "source": of_run["source"],
         "step": steps,
     }
+    meta |= {"begin": of_run["begin"]} if "begin" in of_run else {}
     weights.save_backbone(workdir, jax.device_get(variables), meta)

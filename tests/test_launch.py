@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -49,6 +50,19 @@ def test_scripts_are_sound(script):
     if not shutil.which("shellcheck"):
         pytest.skip("shellcheck is not installed")
     subprocess.run(["shellcheck", "-x", script], cwd=ROOT, check=True)
+
+
+def test_scripts_find_fashion_mnist(tmp_path):
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    python = tmp_path / ".venv/bin/python"
+    python.write_text(f'#!/usr/bin/env bash\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    found = run(
+        "-c",
+        f"cd {shlex.quote(str(tmp_path))}; source {shlex.quote(str(LAUNCH))}/common.sh; get_fashion_mnist",
+        PYTHONPATH=str(ROOT),
+    )
+    assert (found[0], found[1]) == (0, "Fashion-MNIST: 60,000 images\n"), found[2]
 
 
 @pytest.fixture

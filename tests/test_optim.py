@@ -126,6 +126,41 @@ def test_layer_decay_scales_a_vits_blocks():
     np.testing.assert_allclose(1.0 - moved["mask_token"], 0.1 / 8, rtol=1e-5)
 
 
+def test_layer_decay_leaves_the_blocks_of_other_networks():
+    params = {"backbone": {"blocks_0": {"w": jnp.ones(1)}}, "decoder": {"blocks_0": {"w": jnp.ones(1)}}}
+    moved = run(create(layer_decay=0.5, depth=2, final_lr=0.1), 1, params, params)
+    np.testing.assert_allclose(1.0 - moved["backbone"]["blocks_0"]["w"], 0.1 / 4, rtol=1e-5)
+    np.testing.assert_allclose(1.0 - moved["decoder"]["blocks_0"]["w"], 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_frozen_blocks_stay_bit_for_bit_and_do_not_count_in_clipping(name):
+    before, after = ("patch_embed", "cls_token", "pos_embed", "norm_pre", "blocks_0"), ("blocks_1", "norm")
+    leaf = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    params = {
+        "backbone": {part: {"kernel": jnp.array(leaf)} for part in (*before, *after)},
+        "decoder": {"blocks_0": {"kernel": jnp.array(leaf)}},
+        "mask_token": jnp.ones(3),
+    }
+    options = dict(lr=0.1, final_lr=0.1, warmup_steps=0, steps=10, weight_decay=0.5, clip_norm=0.1, depth=2)
+    frozen, _ = optim.create(name, **options, layer_decay=0.5, freeze_blocks=1)
+    # Were they seen, these gradients would leave next to nothing of the others when the whole is clipped.
+    huge = {**params, "backbone": {**params["backbone"], "blocks_0": {"kernel": jnp.full((2, 3), 1e6)}}}
+    moved = run(frozen, 3, huge, params)
+    for part in before:
+        np.testing.assert_array_equal(moved["backbone"][part]["kernel"], leaf)
+    for other in (*(moved["backbone"][part]["kernel"] for part in after), moved["decoder"]["blocks_0"]["kernel"]):
+        assert np.abs(other - leaf).min() > 1e-6
+    assert np.abs(moved["mask_token"] - 1.0).min() > 1e-6
+    same = run(frozen, 3, params, params)
+    jax.tree.map(np.testing.assert_array_equal, moved, same)
+
+
+def test_more_frozen_blocks_than_there_are_are_refused():
+    with pytest.raises(ValueError, match=r"freeze_blocks=3 is more than the backbone's 2 blocks; only ViTs"):
+        create(freeze_blocks=3, depth=2)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -133,6 +168,7 @@ def test_layer_decay_scales_a_vits_blocks():
         {"clip_networks": 0.0},
         {"clip_each": -1.0},
         {"layer_decay": 0.0},
+        {"layer_decay": 0.5},  # without a depth
         {"final_lr": -0.1},
         {"schedule": "step"},
         {"milestones": (0.5,)},  # of a cosine

@@ -97,7 +97,7 @@ def test_the_network_is_to_be_given_again_to_load_it(finished):
         ValueError, match=r"a network that a script gave, Net\(\); give it: load_backbone\(path, model=Net\(\)\)"
     ):
         ssl_jax.load_backbone(run.workdir)
-    with pytest.raises(ValueError, match=r"is it of another architecture|the architecture's is"):
+    with pytest.raises(ValueError, match=r"does it have another architecture|the architecture's is"):
         ssl_jax.load_backbone(run.workdir, model=Net(width=5))
     again = ssl_jax.load_backbone(run.workdir, model=Net())
     np.testing.assert_array_equal(again.features(IMAGES[:3]), run.backbone.features(IMAGES[:3]))
@@ -130,7 +130,7 @@ def test_who_goes_on_with_something_else_is_told_what_to_give(finished, given, m
 
 def test_who_goes_on_with_other_images_is_told_so(finished):
     run, _ = finished
-    with pytest.raises(ConfigError, match=r"images that a program gave, ArraySource 'arrays', and these are others"):
+    with pytest.raises(ConfigError, match=r"images that a program gave, ArraySource 'arrays', but these differ"):
         ssl_jax.pretrain(small(), IMAGES[::-1].copy(), workdir=run.workdir, backbone=Net())
 
 
@@ -190,16 +190,19 @@ class WithoutLoss:
         ),
         (
             dict(backbone=nn.Conv(3, (1, 1))),
-            r"makes \[2, 8, 8, 3\] of images \[2, 8, 8, 4\]; .*take the mean over positions",
+            r"gives \[2, 8, 8, 3\] for images \[2, 8, 8, 4\]; .*take the mean over positions",
         ),
         (dict(method=WithoutLoss), r"WithoutLoss has no .*loss.*: inherit from ssl_jax\.methods\.Base"),
         (
             dict(augment=lambda rng, image: image.mean()),
             r"must give a view \[height, width, channels\], got ShapeDtype",
         ),
-        (dict(augment={"vew": half_mirrored}), r"has \['vew'\], but the method takes \['view'\]"),
-        (dict(images="photos"), "images must be of ssl_jax.data"),
-        (dict(images=IMAGES.astype(np.float32)), r"images must be uint8 .*got float32"),
+        (
+            dict(augment={"vew": half_mirrored}),
+            r"has the sections \['vew'\], but the method needs one for each of its views \['view'\]",
+        ),
+        (dict(images="photos"), "images must be a source of ssl_jax.data"),
+        (dict(images=IMAGES.astype(np.float64)), r"images must be of uint8, .*got float64"),
         (dict(images=IMAGES[:3]), "has 3 images"),
     ],
 )

@@ -1,9 +1,11 @@
-"""The shape of the package, read off its syntax trees: which way imports point, and what is named in one place only."""
+"""The shape of the package: which way imports point, what is named in one place only, which types are public."""
 
 import ast
 import copy
+import dataclasses
 import functools
 import graphlib
+import inspect
 import itertools
 import os
 import re
@@ -13,8 +15,13 @@ import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
+
+import ssl_jax
+from ssl_jax import data, losses, methods
+from ssl_jax.methods import toolkit
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "ssl_jax").rglob("*.py"))
@@ -36,7 +43,7 @@ MAY_IMPORT = {
     "methods": {"keys", "losses", "models", "ops", "optim"},
     "workdir": {"config", "data", "dist"},
     "weights": {"data", "models", "workdir"},
-    "report": {"health", "methods", "workdir"},
+    "report": {"data", "health", "methods", "workdir"},
     "training": {
         *("config", "data", "dist", "health", "keys", "methods", "models", "ops", "optim"),
         *("weights", "workdir"),
@@ -46,12 +53,12 @@ MAY_IMPORT = {
         *("config", "data", "dist", "health", "methods", "models", "ops", "optim", "report"),
         *("training", "weights", "workdir"),
     },
-    "exporting": {"data", "models", "weights", "workdir"},
+    "exporting": {"evaluation", "models", "report", "weights", "workdir"},
     "pretraining": {
         *("compiled", "config", "data", "dist", "evaluation", "methods", "models"),
         *("training", "weights", "workdir"),
     },
-    "studies": {"compiled", "config", "data", "evaluation", "pretraining", "training", "weights", "workdir"},
+    "studies": {"compiled", "config", "data", "evaluation", "keys", "pretraining", "training", "weights", "workdir"},
     "configs": {"recipes", "studies"},
     "cli": {
         *("compiled", "config", "data", "dist", "evaluation", "exporting", "keys", "planning"),
@@ -63,7 +70,20 @@ MAY_IMPORT = {
 # What sees a ConfigDict: what writes, reads, changes or parses configs.
 CONFIG_DICTS = {"config", "configs", "recipes", "studies", "workdir", "pretraining", "planning", "cli", "training"}
 # Of data: from the files to the device. Each imports what is left of it only; the other files of data none of these.
-DATA_FLOW = ["sources", "given", "pipeline", "augment"]
+DATA_FLOW = [
+    *("sources", "uniform", "bands", "record_source", "folder_source", "list_source", "array_files", "tar_source"),
+    *(
+        "parquet_source",
+        "array_record_source",
+        "tfds_source",
+        "window_source",
+        "opening",
+        "given",
+        "statistics",
+        "pipeline",
+        "augment",
+    ),
+]
 
 
 def part(path: Path) -> str:
@@ -125,10 +145,12 @@ def test_reading_and_ordering_images_need_no_jax():
     while waiting:
         name = waiting.pop()
         seen.add(name)
-        for imported in imports(parse(ROOT / "ssl_jax" / "data" / f"{name}.py")):
-            assert not re.match(r"(jax|flax|optax)\b", imported), f"data/{name}.py imports {imported}"
-            if imported.startswith("ssl_jax.data.") and imported.split(".")[2] not in seen:
-                waiting.append(imported.split(".")[2])
+        path = ROOT / "ssl_jax" / "data" / name
+        for file in [path.with_suffix(".py")] if path.with_suffix(".py").exists() else path.glob("*.py"):
+            for imported in imports(parse(file)):
+                assert not re.match(r"(jax|flax|optax)\b", imported), f"{file} imports {imported}"
+                if imported.startswith("ssl_jax.data.") and imported.split(".")[2] not in seen:
+                    waiting.append(imported.split(".")[2])
     assert "sources" in seen
 
 
@@ -178,6 +200,61 @@ def test_the_programs_load_neither_tensorflow_nor_torch(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_a_run_waits_for_orbax_only_when_it_saves():
+    code = "import sys, ssl_jax.cli.train; print('orbax' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+PUBLIC = [
+    *(getattr(space, name) for space in (ssl_jax, losses, methods, data, toolkit) for name in space.__all__),
+    *methods.METHODS.values(),
+]
+
+
+def signatures(public: Any) -> Iterator[tuple[str, inspect.Signature]]:
+    """Of a function, or of a class's public methods, properties and constructor."""
+    if inspect.isfunction(public):
+        yield public.__name__, inspect.signature(public)
+    elif inspect.isclass(public):
+        protocol = getattr(public, "_is_protocol", False)
+        if dataclasses.is_dataclass(public) or ("__init__" in vars(public) and not protocol):
+            made = inspect.signature(public)
+            yield public.__name__, made.replace(return_annotation=public)
+        for name, member in vars(public).items():
+            function = getattr(member, "fget", None) or getattr(member, "func", None) or member
+            if not name.startswith("_") and inspect.isfunction(function):
+                yield f"{public.__name__}.{name}", inspect.signature(function)
+
+
+def test_public_signatures_have_types_and_know_methods_configs_and_batches():
+    seen = set()
+    for name, signature in itertools.chain.from_iterable(map(signatures, PUBLIC)):
+        seen.add(name)
+        assert signature.return_annotation is not inspect.Signature.empty, name
+        for parameter in signature.parameters.values():
+            if parameter.name == "self":
+                continue
+            assert parameter.annotation is not inspect.Parameter.empty, f"{name}: {parameter.name} has no type"
+            if parameter.name in ("method", "config", "batch"):
+                assert "Any" not in str(parameter.annotation), f"{name}: {parameter}"
+    assert {"pretrain", "nt_xent", "SimCLR", "SimCLR.loss", "Method.views", "Base.features", "folder"} <= seen
+
+
+def test_strict_files_are_relaxed_for_untyped_libraries_only():
+    strict = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]["strict"]
+    for place in strict:
+        assert (ROOT / place).exists(), place
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert "type: ignore" not in text, path
+        for rules in re.findall(r"# pyright: (?!ignore\[)(.*)", text):
+            switched_off = set(rules.split(", "))
+            assert switched_off <= {"reportUnknownMemberType=false", "reportMissingTypeStubs=false"}, path
+            assert any(path.is_relative_to(ROOT / place) for place in strict), f"{path} is not strict"
 
 
 def test_every_package_imported_is_required():

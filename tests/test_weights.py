@@ -120,6 +120,15 @@ def test_an_own_module_is_loaded_by_itself(tmp_path):
         load_backbone(tmp_path)
 
 
+@pytest.mark.parametrize("class_position", [True, False])
+def test_a_vit_with_registers_comes_back_as_it_was_saved(tmp_path, class_position):
+    options = {"name": "vit_tiny_patch16_224", "dim": 12, "depth": 1, "patch_size": 4, "image_size": [12, 12]}
+    options |= {"registers": 2, "class_position": class_position}
+    made = jax.jit(models.create(**options).init)(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
+    save_backbone(tmp_path, made, {**META, "model": options})
+    jax.tree.map(np.testing.assert_array_equal, load_backbone(tmp_path).variables, made)
+
+
 def test_options_of_several_numbers_survive(tmp_path):
     options = {"name": "vit_tiny_patch16_224", "dim": 12, "depth": 1, "patch_size": 4, "image_size": (12, 8)}
     module = models.create(**options)
@@ -160,7 +169,7 @@ def test_other_peoples_files_need_the_name_of_the_architecture(saved, dtype):
 
     expected = load_backbone(saved)
     rewrite(path, change)
-    with pytest.raises(ValueError, match=r"name it: load_backbone\(..., model='resnet50'\)"):
+    with pytest.raises(ValueError, match=r"name it, --model=resnet50 or load_backbone\(..., model='resnet50'\)"):
         load_backbone(path)
     backbone = load_backbone(path, models.create("resnet8", width=0.5))
     assert backbone.mean == (0.485, 0.456, 0.406)
@@ -177,8 +186,10 @@ def test_other_peoples_files_need_the_name_of_the_architecture(saved, dtype):
             lambda t: t.update({"conv1.weight": t["conv1.weight"][:4]}),
             r"conv1.weight is \[4, 3, 3, 3\], but .*\[8, 3, 3",
         ),
-        (lambda t: t.update(mask=np.zeros(3, np.float32)), "a tensor mask, which the architecture has not"),
+        (lambda t: t.update(mask=np.zeros(3, np.float32)), "a tensor mask, which the architecture does not have"),
         (lambda t: t.update({"bn1.bias": np.zeros(8, np.int64)}), "tensor bn1.bias holds I64, not floats"),
+        (lambda t: t["bn1.bias"].__setitem__(0, np.nan), "tensor bn1.bias holds NaN or infinite values"),
+        (lambda t: t["bn1.running_var"].__setitem__(3, np.inf), "tensor bn1.running_var holds NaN or infinite values"),
     ],
 )
 def test_tensors_of_another_architecture_are_named(saved, change, message):
@@ -214,7 +225,7 @@ def lie_with_offsets(header):
 def test_damaged_files_are_refused_before_anything_is_allocated(saved, damage):
     path = saved / "backbone.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"backbone\.safetensors is no whole safetensors file"):
+    with pytest.raises(ValueError, match=r"backbone\.safetensors is not a whole safetensors file"):
         load_backbone(saved)
 
 
@@ -274,7 +285,7 @@ def with_header(content, change):
 @pytest.mark.parametrize("name", ["model.pt", "model.pth", "checkpoint.pth.tar", "last.ckpt", "pytorch_model.bin"])
 def test_pickled_files_are_refused_unopened_with_a_recipe(tmp_path, name):
     (tmp_path / name).write_bytes(b"not to be opened")
-    with pytest.raises(ValueError, match=r"is pickled.*weights_only=True.*save_file.*\.safetensors"):
+    with pytest.raises(ValueError, match=r"is pickled.*save_file.*weights_only=True.*\.safetensors"):
         load_backbone(tmp_path / name)
 
 
@@ -288,8 +299,8 @@ def test_a_missing_file_says_who_writes_it(tmp_path):
     [
         (np.zeros((2, 12, 12, 1), np.uint8), "images of 3 channels, got (2, 12, 12, 1)"),
         (np.full((2, 12, 12, 3), 255.0), "float64 in 255..255; images that are normalized already"),
-        (np.full((2, 12, 12, 3), np.nan), "uint8 or float in 0..1"),
-        (np.zeros((2, 12, 12, 3), np.int64) + 200, "uint8 or float in 0..1"),
+        (np.full((2, 12, 12, 3), np.nan), "uint8, or floats in 0..1"),
+        (np.zeros((2, 12, 12, 3), np.int64) + 200, "uint8, or floats in 0..1"),
     ],
 )
 def test_images_in_another_scale_or_of_other_channels_are_refused(saved, images, message):

@@ -67,6 +67,9 @@ class Times:
             self.spent[phase] += duration
             self.spent["programs"] += phase == "compile"
 
+    def pytest_collection_finish(self):
+        self.processor = processor_seconds()  # importing the tests is not the first one's time
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
         report = yield

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ssl_jax import config as configs
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import read_flags, user_errors
-from ssl_jax.data import pipeline, sources
+from ssl_jax.cli.flags import check_file, read_flags, user_errors
+from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation import embedding
 
 
@@ -22,19 +22,22 @@ def main(argv: list[str] | None = None) -> None:
             strings={
                 **backbones.FLAGS,
                 "data": f"{backbones.DATA} (required)",
-                "split": "of the data; train if not given",
+                "split": "split of the data; default: train",
                 "image_size": backbones.IMAGE_SIZE,
-                "out": "the file, .npz or .parquet (required)",
+                "windows": backbones.WINDOWS,
+                "out": "file to write, .npz or .parquet (required)",
             },
         )
         backbones.require(flags, "data", "out")
         out = Path(flags.out)
         configs.call(embedding.check_format, {}, "--out", out)
+        check_file("out", out)
         backbone = backbones.load(flags)
-        options = {"split": flags.split or "train", "channels": len(backbone.mean) or 3}
-        source = configs.call(sources.open_data, options, "--data", flags.data)
-        size = {"image_size": backbones.image_size(flags.image_size, backbone)}
-        found = configs.call(embedding.embeddings, size, "ssl_jax embed", backbone, source)
+        options = {"split": flags.split or "train", **backbones.how_to_read(backbone)}
+        source = configs.call(opening.open_data, options, "--data", flags.data)
+        backbone = backbones.for_images(backbone, source)
+        options = {"image_size": backbones.image_size(flags.image_size, backbone), "windows": flags.windows or "mean"}
+        found = configs.call(embedding.embeddings, options, "ssl_jax embed", backbone, source)
         found.save(out)
         print(f"{out}: {len(found.names):,} images, {found.features.shape[1]} features each")
-        backbones.print_left_out(source, found.names)
+        backbones.print_left_out(source, found.names, flags.windows)

@@ -9,11 +9,12 @@ kept in DIR/features for the next evaluation.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ssl_jax import config as configs
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import read_flags, user_errors
-from ssl_jax.data import pipeline, sources
+from ssl_jax.cli.flags import check_file, read_flags, user_errors
+from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation import protocols
 from ssl_jax.evaluation.evaluate import evaluate
 from ssl_jax.evaluation.evaluation import BASELINES
@@ -27,31 +28,44 @@ def main(argv: list[str] | None = None) -> None:
             program="ssl_jax evaluate: what the features of a backbone are worth",
             strings={
                 **backbones.FLAGS,
-                "data": f"{backbones.DATA}; of a run its own data if not given",
-                "protocols": f"of {', '.join(protocols.PROTOCOLS)}, with commas; by default "
-                f"{','.join(protocols.BY_DEFAULT)}",
-                "baselines": f"of {', '.join(BASELINES)}, with commas, or none; both if not given",
-                "image_size": f"with --backbone: {backbones.IMAGE_SIZE}",
-                "out": "a file to write the numbers to as JSON; those of a run are in its evaluation.json anyway",
+                "data": f"{backbones.DATA}; default for --workdir: the data of the run",
+                "protocols": (
+                    f"some of {', '.join(protocols.PROTOCOLS)}, separated by commas; default: "
+                    f"{','.join(protocols.BY_DEFAULT)}"
+                ),
+                "baselines": f"some of {', '.join(BASELINES)}, separated by commas, or none; default: both",
+                "image_size": f"only with --backbone: {backbones.IMAGE_SIZE}",
+                "windows": backbones.WINDOWS,
+                "out": "JSON file for the numbers; with --workdir, they are written to its evaluation.json as well",
             },
         )
-        options = {
+        options: dict[str, Any] = {
             "protocols": tuple(flags.protocols.split(",")) if flags.protocols else protocols.BY_DEFAULT,
             "baselines": _baselines(flags.baselines),
+            "windows": flags.windows or "mean",
         }
         configs.call(protocols.check, {}, "--protocols", options["protocols"])
         backbones.check(flags)
+        if flags.out:
+            check_file("out", Path(flags.out))
         if flags.workdir:
             if flags.image_size:
-                raise configs.ConfigError("--image_size is for --backbone; a run is measured at its own size")
-            found = evaluate(flags.workdir, data=flags.data, **options)
+                raise configs.ConfigError(
+                    "--image_size goes with --backbone only; leave it out: a run is evaluated at its own image size"
+                )
+            options["data"] = flags.data
+            found = configs.call(evaluate, options, "ssl_jax evaluate", flags.workdir)
         else:
             backbones.require(flags, "data")
             backbone = backbones.load(flags)
-            pair = configs.call(sources.open_pair, {"channels": len(backbone.mean) or 3}, "--data", flags.data)
+            pair = configs.call(opening.open_pair, backbones.how_to_read(backbone), "--data", flags.data)
+            backbone = backbones.for_images(backbone, pair[0])
             options["image_size"] = backbones.image_size(flags.image_size, backbone)
             if options["image_size"] is None:
-                raise configs.ConfigError(f"{flags.backbone} does not say its size of images; give --image_size=224")
+                raise configs.ConfigError(
+                    f"{flags.backbone} does not say at which image size it was trained; give one, "
+                    "such as --image_size=224"
+                )
             found = configs.call(evaluate, options, "ssl_jax evaluate", backbone, *pair)
         print(f"\n{found}")
         if flags.out:
@@ -62,6 +76,7 @@ def _baselines(text: str) -> tuple[str, ...]:
     names = BASELINES if not text else () if text == "none" else tuple(text.split(","))
     if unknown := sorted(set(names) - set(BASELINES)):
         raise configs.ConfigError(
-            f"--baselines={text}: no baseline {', '.join(unknown)}; there are {', '.join(BASELINES)}, or none"
+            f"--baselines={text}: there is no baseline {', '.join(unknown)}; choose from "
+            f"{', '.join(BASELINES)}, or give none"
         )
     return names

@@ -1,11 +1,12 @@
-"""ssl_jax export --workdir DIR --to timm --out FILE: exports a backbone for other programs, and checks its features."""
+"""ssl_jax export --workdir DIR --to timm --out PATH: exports a backbone for other programs, and checks its features."""
 
 import sys
+from pathlib import Path
 
 from ssl_jax import config as configs
 from ssl_jax import exporting
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import read_flags, user_errors
+from ssl_jax.cli.flags import check_file, read_flags, user_errors
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -15,13 +16,17 @@ def main(argv: list[str] | None = None) -> None:
             program="ssl_jax export: a backbone for other programs",
             strings={
                 **backbones.FLAGS,
-                "to": f"{' or '.join(exporting.WRITERS)} (required)",
+                "to": f"format, {' or '.join(exporting.WRITERS)} (required)",
                 "image_size": backbones.IMAGE_SIZE,
-                "out": "the file (required)",
+                "out": "file to write, or for hf a new directory (required)",
             },
         )
         backbones.require(flags, "to", "out")
+        if flags.to not in exporting.DIRECTORIES:
+            check_file("out", Path(flags.out))
         backbone = backbones.load(flags)
-        options = {"to": flags.to, "image_size": backbones.image_size(flags.image_size, backbone)}
+        size = backbones.image_size(flags.image_size, backbone)
+        options = {"to": flags.to, "image_size": size, "workdir": flags.workdir or None}
         path = configs.call(exporting.export, options, "ssl_jax export", backbone, flags.out)
-        print(f"{path}: gives the same features as the backbone")
+        print(f"{path}: gives the same features as the backbone. To load it:")
+        print(f"    {exporting.how_to_load(backbone, path, to=flags.to, image_size=size)}")

@@ -6,15 +6,17 @@ the data's test split. A folder without one gives a fifth of each class for the 
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from ssl_jax import config as configs
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import read_flags, user_errors
-from ssl_jax.data import pipeline, sources
+from ssl_jax.cli.flags import check_directory, read_flags, user_errors
+from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation.classifier import finetune
 from ssl_jax.evaluation.evaluation import image_size_of
 from ssl_jax.evaluation.finetuning_recipes import small_recipe
+from ssl_jax.keys import SEED
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,24 +27,30 @@ def main(argv: list[str] | None = None) -> None:
             strings={
                 **backbones.FLAGS,
                 "data": f"{backbones.DATA}, with labels (required)",
-                "per_class": "labels of each class that are used, at least 2; all if not given",
-                "steps": "of the optimizer, at each learning rate; 200 if not given",
-                "batch_size": "images a step; 128 if not given",
-                "learning_rates": "with commas; the one is taken that suits held-out labels best",
-                "seed": "of the draw of labels, the first weights and the order; 0 if not given",
+                "per_class": "number of labels of each class to train on, at least 2; default: all",
+                "steps": "optimizer steps at each learning rate; default: 200",
+                "batch_size": "images per step; default: 128",
+                "learning_rates": (
+                    "learning rates to try, separated by commas; the best one on held-out labels is used"
+                ),
+                "seed": "seed of the draw of labels, the first weights and the order of images; default: 0",
                 "image_size": backbones.IMAGE_SIZE,
-                "out": "a directory for the classifier (required)",
+                "out": "directory for the classifier (required)",
             },
         )
         backbones.require(flags, "data", "out")
+        check_directory("out", Path(flags.out))
         numbers = {name: backbones.number(flags, name) for name in ("steps", "batch_size", "per_class", "seed")}
+        if not SEED.allows(numbers["seed"]):
+            raise configs.ConfigError(f"--seed must be {SEED}, got {numbers['seed']}")
         recipe: dict[str, Any] = {name: numbers[name] for name in ("steps", "batch_size") if numbers[name] is not None}
         if flags.learning_rates:
             recipe["learning_rates"] = backbones.floats(flags, "learning_rates")
         backbone = backbones.load(flags)
         given = backbones.image_size(flags.image_size, backbone)
         size = configs.call(image_size_of, {}, "--image_size", backbone, given)
-        pair = configs.call(sources.open_pair, {"channels": len(backbone.mean) or 3}, "--data", flags.data)
+        pair = configs.call(opening.open_pair, backbones.how_to_read(backbone), "--data", flags.data)
+        backbone = backbones.for_images(backbone, pair[0])
         options = {
             "recipe": configs.call(small_recipe, recipe, "ssl_jax finetune", size),
             "per_class": numbers["per_class"],
@@ -53,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         tuned.save(flags.out)
         scores = tuned.scores
         print(
-            f"{flags.out}: {scores['top1']:.1f} % of {scores['test_images']:,} test images are right (each class "
-            f"counting alike: {scores['class_mean']:.1f} %); {scores['labels']:,} labels, learning rate "
-            f"{scores['learning_rate']:g}"
+            f"{flags.out}: {scores['top1']:.1f} % of {scores['test_images']:,} test images are "
+            f"classified correctly (mean over classes: {scores['class_mean']:.1f} %); trained on "
+            f"{scores['labels']:,} labels at learning rate {scores['learning_rate']:g}"
         )

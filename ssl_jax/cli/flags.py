@@ -1,9 +1,13 @@
-"""The command line: `--config NAME[:SCALE]`, `--config.KEY=VALUE`, and a program's own flags."""
+"""The command line: `--config NAME[:SCALE[:KIND]]`, `--config.KEY=VALUE`, and a program's own flags."""
+
+# pyright: reportUnknownMemberType=false
 
 import contextlib
 import errno
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +16,11 @@ from absl import flags
 from ssl_jax.cli.show_config import show
 from ssl_jax.config import ConfigError, get_config, require
 from ssl_jax.config.files import cause_of
+from ssl_jax.config.kinds import KINDS
 from ssl_jax.config.overrides import Sections, override
 
-NO_FOLDER = "a folder is to be there, so use another --workdir"
-NO_ROOM, NO_RIGHT = "make room there", "make it readable and writable, or use another --workdir"
+NO_DIRECTORY = "a directory is needed there, so use another path"
+NO_ROOM, NO_RIGHT = "make room there", "make it readable and writable, or use another path"
 DISK_REMEDIES = {
     errno.ENOSPC: NO_ROOM,
     errno.EDQUOT: NO_ROOM,
@@ -23,8 +28,9 @@ DISK_REMEDIES = {
     errno.EROFS: NO_RIGHT,
     errno.EACCES: NO_RIGHT,
     errno.EPERM: NO_RIGHT,
-    errno.ENOTDIR: NO_FOLDER,
-    errno.EEXIST: NO_FOLDER,
+    errno.ENOTDIR: NO_DIRECTORY,
+    errno.EEXIST: NO_DIRECTORY,
+    errno.EISDIR: "a file is needed there, so use another path",
     errno.EIO: "the disk fails; copy what is there, and use another",
 }
 
@@ -42,23 +48,24 @@ def read_flags(
     Args:
       argv: the arguments after the program's name.
       program: its name and purpose, for --help.
-      sections: only for a program with --config NAME[:SCALE] and --config.KEY=VALUE: config -> the keys that its
+      sections: only for a program with --config NAME[:SCALE[:KIND]] and --config.KEY=VALUE: config -> the keys that its
         sections may have. Such a program also has --show-config, which prints every key and ends the program.
       switches: name -> help, for flags without a value.
       strings: name -> help, for the other flags. All are strings, "" if not given.
     Raises: ConfigError for arguments that cannot be parsed.
     """
     values = flags.FlagValues()
-    flags.DEFINE_bool("help", False, "show this", flag_values=values, short_name="h")
+    flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
     if sections is not None:
-        switches = {**switches, "show_config": "print every key with its value, range, meaning and origin, and end"}
+        switches = {**switches, "show_config": "print every key with its value, range, meaning and origin, and exit"}
     for name, text in switches.items():
         flags.DEFINE_bool(name, False, text, flag_values=values)
     for name, text in strings.items():
         flags.DEFINE_string(name, "", text, flag_values=values)
     named, assignments, rest = _take_config(argv) if sections is not None else ("", [], [*argv])
     if sections is not None:
-        text = "NAME[:SCALE], or your own FILE.py[:SCALE]; values: --config.KEY=VALUE"
+        kinds = ", ".join(KINDS)
+        text = f"NAME[:SCALE[:KIND]], or your own FILE.py[:SCALE]; KIND of images: {kinds}. --config.KEY=VALUE sets one"
         flags.DEFINE_string("config", None, text, flag_values=values)
     try:
         rest = values([program, *(arg.replace("--show-config", "--show_config") for arg in rest)])
@@ -67,7 +74,7 @@ def read_flags(
     if values["help"].value:
         print(f"{program}\n{values.module_help(__name__)}")
         if sections is not None:
-            print("every key of a config: --config NAME[:SCALE] --show-config")
+            print("to see every key of a config: --config NAME[:SCALE[:KIND]] --show-config")
         sys.exit(0)
     if rest[1:]:
         raise ConfigError(f"unexpected argument {rest[1]!r}; every argument is a flag, --NAME=VALUE")
@@ -85,7 +92,9 @@ def read_flags(
 
 def _take_config(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
     """(what --config names, "KEY=VALUE" of each --config.KEY, the other arguments)"""
-    named, assignments, rest, following = "", [], [], [*argv]
+    named, following = "", [*argv]
+    assignments: list[str] = []
+    rest: list[str] = []
     while following:
         flag = following.pop(0)
         name, equals, value = flag.lstrip("-").partition("=")
@@ -103,7 +112,7 @@ def _take_config(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
 
 
 @contextlib.contextmanager
-def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+def user_errors(*kinds: type[Exception]) -> Generator[None]:
     """Ends the program with a message instead of a traceback, for errors that are not the program's fault.
 
     These are ConfigError and the given kinds, whose message is for the user, and errors of the disk.
@@ -116,6 +125,25 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         if error.errno not in DISK_REMEDIES:
             raise
         sys.exit(
-            f"error: {error.filename or 'a file'}: {error.strerror}; {DISK_REMEDIES[error.errno]}. What was written "
-            "before is as it was, and the same command goes on from there"
+            f"error: {error.filename or 'a file'}: {error.strerror}; {DISK_REMEDIES[error.errno]}. Files written "
+            "before are whole, and the same command goes on from them"
         )
+
+
+def check_file(name: str, path: Path) -> None:
+    """Checks, before any work, that the file which the flag names can be written. Raises: ConfigError."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"--{name}={path}: there is no directory {path.parent}; make it first")
+    if path.is_dir():
+        raise ConfigError(f"--{name}={path}: it is a directory; give the name of a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"--{name}={path}: it cannot be written; make it writable, or give another file")
+
+
+def check_directory(name: str, path: Path) -> None:
+    """Checks, before any work, that the directory which the flag names can be made or used. Raises: ConfigError."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--{name}={path}: {there} is a file; use another --{name}")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"--{name}={path}: {there} cannot be written; make it writable, or use another --{name}")

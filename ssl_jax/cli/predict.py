@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ssl_jax import config as configs
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import read_flags, user_errors
-from ssl_jax.data import pipeline, sources
+from ssl_jax.cli.flags import check_file, read_flags, user_errors
+from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation import classifier as classifiers
 
 
@@ -19,17 +19,21 @@ def main(argv: list[str] | None = None) -> None:
             sys.argv[1:] if argv is None else argv,
             program="ssl_jax predict: the classes of images",
             strings={
-                "workdir": "where ssl_jax finetune wrote a classifier (required)",
+                "workdir": "directory that ssl_jax finetune wrote (required)",
                 "data": f"{backbones.DATA} (required)",
-                "split": "of the data; train if not given",
-                "out": "the file, .csv (required)",
+                "split": "split of the data; default: train",
+                "windows": backbones.WINDOWS,
+                "out": "file to write, .csv (required)",
             },
         )
         backbones.require(flags, "workdir", "data", "out")
+        check_file("out", Path(flags.out))
         classifier = configs.call(classifiers.load_classifier, {}, "--workdir", flags.workdir)
-        options = {"split": flags.split or "train", "channels": len(classifier.backbone.mean)}
-        source = configs.call(sources.open_data, options, "--data", flags.data)
-        found = configs.call(classifiers.predict, {}, "ssl_jax predict", classifier, source)
+        options = {"split": flags.split or "train", **backbones.how_to_read(classifier.backbone)}
+        source = configs.call(opening.open_data, options, "--data", flags.data)
+        found = configs.call(
+            classifiers.predict, {"windows": flags.windows or "mean"}, "ssl_jax predict", classifier, source
+        )
         classifiers.save_predictions(Path(flags.out), found, classifier.class_names)
         print(f"{flags.out}: {len(found.names):,} images")
-        backbones.print_left_out(source, found.names)
+        backbones.print_left_out(source, found.names, flags.windows)

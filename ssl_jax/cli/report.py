@@ -5,24 +5,54 @@ ssl_jax report RUN RUN ...  -> comparison.html beside the first run
 """
 
 import argparse
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ssl_jax import report
+from ssl_jax.cli.flags import check_file, user_errors
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="ssl_jax report", description=report.__doc__)
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="workdir of ssl_jax train, finished or not")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where the page goes")
-    parser.add_argument("--files", action="store_true", help="also writes each RUN's charts and images to RUN/pictures")
+    parser.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="+", help="workdir of a run of ssl_jax train, finished or not"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file for the page; default: report.html in RUN, or comparison.html beside the first RUN",
+    )
+    parser.add_argument("--files", action="store_true", help="also write each RUN's charts and images to RUN/pictures")
+    parser.add_argument(
+        "--bands",
+        type=_numbers(int),
+        default=(),
+        metavar="R,G,B",
+        help="bands of the images that are shown: one, or three for red, green and blue, from 0; default: the first",
+    )
+    parser.add_argument(
+        "--stretch",
+        type=_numbers(float),
+        metavar="LOW,HIGH",
+        help="percentiles of each band that are shown as black and white; default: 1,99, and photos as they are",
+    )
     flags = parser.parse_args(argv)
-    try:
+    with user_errors(ValueError, FileNotFoundError):
+        if flags.output:
+            check_file("output", flags.output)
+        shown = {"bands": flags.bands, "stretch": flags.stretch}
         if len(flags.runs) == 1:
-            print(report.write(flags.runs[0], flags.output))
+            print(report.write(flags.runs[0], flags.output, **shown))
         else:
             print(report.write_comparison(flags.runs, flags.output))
         for run in flags.runs if flags.files else ():
-            print(*report.write_files(run), sep="\n")
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+            print(*report.write_files(run, **shown), sep="\n")
+
+
+def _numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    def numbers(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part) for part in text.split(","))
+
+    return numbers

@@ -19,7 +19,8 @@ def show(config: ConfigDict, named: str, overridden: Set[str], sections: Section
       named: the value of --config. overridden: keys that the command line sets, such as "optimizer.lr". sections:
         config -> the keys that it may have.
     """
-    values, lines = flatten(config), []
+    values = flatten(config)
+    lines: list[str] = []
     for section, keys in sections(config).items():
         if section == "mask" and not config.get("mask"):
             continue

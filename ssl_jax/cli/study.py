@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from ssl_jax import config as configs
-from ssl_jax.cli.flags import read_flags, user_errors
+from ssl_jax.cli.flags import check_directory, read_flags, user_errors
 from ssl_jax.data.pipeline import ImagesError
 from ssl_jax.studies.study import study
 from ssl_jax.training import progress
@@ -19,11 +19,12 @@ def main(argv: list[str] | None = None) -> None:
             program="ssl_jax study: what pre-training is worth",
             sections=lambda config: {},
             strings={
-                "workdir": "where the study's files go; a second start with the same one goes on (required)",
+                "workdir": "directory for the study's files (required); a second start with the same one goes on",
             },
         )
         if not flags.workdir:
             raise configs.ConfigError("--workdir is missing; for example --workdir studies/label_efficiency")
+        check_directory("workdir", Path(flags.workdir))
         try:
             study(flags.config, Path(flags.workdir))
         except Stopped as stopped:

@@ -1,4 +1,4 @@
-"""ssl_jax train --config NAME[:SCALE] --workdir DIR [--config.KEY=VALUE ...]
+"""ssl_jax train --config NAME[:SCALE[:KIND]] --workdir DIR [--config.KEY=VALUE ...]
 
 Writes to DIR: config.json, run.json, metrics.jsonl, tensorboard/, checkpoints/, samples/, and at the end
 backbone.safetensors with backbone.json. If started again with the same DIR, it continues from the newest checkpoint.
@@ -6,6 +6,7 @@ backbone.safetensors with backbone.json. If started again with the same DIR, it 
 
 import signal
 import sys
+from pathlib import Path
 
 from ssl_jax import dist
 from ssl_jax.cli import flags
@@ -29,15 +30,18 @@ def main(argv: list[str] | None = None) -> None:
             program="ssl_jax train: self-supervised pre-training",
             sections=of_sections,
             strings={
-                "workdir": "where the run's files go; a second start with the same one goes on (required)",
-                "coordinator": "HOST:PORT of process 0, where neither SLURM nor a TPU pod says so; or "
-                "JAX_COORDINATOR_ADDRESS",
-                "num_processes": "how many processes the run has; or JAX_NUM_PROCESSES",
-                "process_id": "which of them this is, from 0; or JAX_PROCESS_ID",
+                "workdir": "directory for the run's files (required); a second start with the same one goes on",
+                "coordinator": (
+                    "HOST:PORT of process 0, needed where neither SLURM nor a TPU pod sets it; "
+                    "default: $JAX_COORDINATOR_ADDRESS"
+                ),
+                "num_processes": "number of processes of the run; default: $JAX_NUM_PROCESSES",
+                "process_id": "number of this process, from 0; default: $JAX_PROCESS_ID",
             },
         )
         if not given.workdir:
             raise ConfigError("--workdir is missing; for example --workdir runs/first")
+        flags.check_directory("workdir", Path(given.workdir))
         dist.start_processes(given.coordinator, given.num_processes, given.process_id)
         try:
             pretrain(given.config, workdir=given.workdir)

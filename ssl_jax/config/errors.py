@@ -22,4 +22,4 @@ def check_names(section: Iterable[str], known: Sequence[str], where: str) -> Non
 
 def nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(sorted(known))}"

@@ -5,11 +5,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from ssl_jax import keys
+from ssl_jax.config import kinds
 from ssl_jax.config.errors import ConfigError, nearest, require
 
 SHIPPED = Path(__file__).parents[1] / "configs"
@@ -26,18 +28,24 @@ def get_config(named: str) -> ConfigDict:
     """A config whose values can be changed.
 
     Args:
-      named: "NAME[:SCALE]" of a config that comes with the package, as "simclr:tiny"; or "FILE.py[:SCALE]" of your own,
-        a Python file with `get_config(scale)`.
-    Raises: ConfigError if there is no such name, file or scale.
+      named: "NAME[:SCALE[:KIND]]" of a config that comes with the package, as "simclr:tiny"; or
+        "FILE.py[:SCALE[:KIND]]" of your own, a Python file with `get_config(scale)`. KIND is that of the images, for
+        their views: see kinds.py. "NAME::KIND" has the scale that the config has by default.
+    Raises: ConfigError if there is no such name, file, scale or kind.
     """
-    name, colon, scale = named.partition(":")
+    name, colon, rest = named.partition(":")
+    scale, kind_follows, kind = rest.partition(":")
+    colon = "" if kind_follows and not scale else colon
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=[])
     try:
         values(["", f"--config={_config_file(name)}{colon}{scale}"])
     except flags.Error as error:
         raise ConfigError(cause_of(error)) from error
-    return values.config
+    config = values.config
+    if kind_follows:
+        kinds.overlay(config, kind)
+    return config
 
 
 def _config_file(name: str) -> Path:
@@ -48,9 +56,9 @@ def _config_file(name: str) -> Path:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.5)
         remedy = f"; did you mean {path.parent / near[0]}?" if near else ""
         if path.stem in ours:
-            remedy = f"; for the package's own give its name, {path.stem}"
+            remedy = f"; the package's own config is named without .py: {path.stem}"
         raise ConfigError(f"no config file {name!r} (looked from {Path.cwd()}){remedy}")
-    require(name in ours, f"no config {name!r} (a file of your own is named FILE.py); {nearest(name, list(ours))}")
+    require(name in ours, f"no config {name!r} (the name of your own file ends in .py); {nearest(name, list(ours))}")
     return ours[name]
 
 
@@ -65,8 +73,8 @@ def cause_of(error: BaseException) -> str:
 def plain(value: Any) -> Any:
     """A value of a config as dicts, tuples and scalars."""
     if isinstance(value, (ConfigDict, Mapping)):
-        return {key: plain(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
+        return {key: plain(v) for key, v in cast(Mapping[str, Any], value).items()}
+    if keys.is_sequence(value):
         return tuple(plain(v) for v in value)
     return value
 
@@ -103,10 +111,10 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"optimizer.lr": 0.3, ...}"""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in plain(config).items():
         if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= flatten(cast(dict[str, Any], value), f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

@@ -1,5 +1,6 @@
 """Changes values of a config from outside: "optimizer.lr=0.3"."""
 
+import operator
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,9 @@ from ssl_jax.config.files import cause_of
 from ssl_jax.keys import REQUIRED, Key
 
 Sections = Callable[[ConfigDict], Mapping[str, Mapping[str, Key]]]  # config -> {section: {name: key}}
+
+# Types of a config's values, in words.
+WANTED = {bool: "True or False", int: "an integer", float: "a number", tuple: "a tuple, such as (1, 2)"}
 
 
 def override(config: ConfigDict, assignments: Sequence[str], sections: Sections) -> None:
@@ -30,7 +34,21 @@ def override(config: ConfigDict, assignments: Sequence[str], sections: Sections)
     try:
         values(["", *arguments])
     except (flags.Error, TypeError, ValueError) as error:
-        raise ConfigError(cause_of(error)) from error
+        raise ConfigError(_refusal(config, assignments, cause_of(error))) from error
+
+
+def _refusal(config: ConfigDict, assignments: Sequence[str], cause: str) -> str:
+    """What is wrong with the assignment that the message of ml_collections names; that message for other errors."""
+    for assignment in assignments:
+        path, _, text = assignment.partition("=")
+        if f"--config.{assignment}:" not in cause:
+            continue
+        old = operator.attrgetter(path)(config)
+        if isinstance(old, ConfigDict):
+            return f"config.{path} is a section; set one of its keys, --config.{path}.KEY=VALUE ({', '.join(old)})"
+        if type(old) in WANTED:
+            return f"config.{path} must be {WANTED[type(old)]}, got {text!r}"
+    return cause
 
 
 def _add(config: ConfigDict, path: str, sections: Sections) -> None:
@@ -38,8 +56,8 @@ def _add(config: ConfigDict, path: str, sections: Sections) -> None:
     section, names = config, path.split(".")
     for depth, key in enumerate(names):
         where = ".".join(names[:depth])
-        require(isinstance(section, ConfigDict), f"config.{where} is no section; it has the value {section!r}")
-        known = sections(config).get(where, {}) if key not in section else {}
+        require(isinstance(section, ConfigDict), f"config.{where} is a value, {section!r}, and has no keys")
+        known: Mapping[str, Key] = sections(config).get(where, {}) if key not in section else {}
         check_names([key], list(dict.fromkeys([*section, *known])), f"config.{where}".rstrip("."))
         if key in known:
             with section.unlocked():

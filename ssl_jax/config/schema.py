@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from ssl_jax import keys
 from ssl_jax.config.errors import ConfigError, check_names, require
 from ssl_jax.config.files import plain
-from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, OneOf
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SEED, OneOf, Range
 
 Section = Mapping[str, Any]  # "name", and the keys of what it names
 
@@ -23,42 +23,95 @@ Section = Mapping[str, Any]  # "name", and the keys of what it names
 class DataConfig:
     """The images: config.data."""
 
-    name: Annotated[str, "A TFDS name, or folder."] = "fashion_mnist"
-    path: Annotated[str, "The folder of images, for data.name=folder; else where TFDS keeps its data."] = ""
+    name: Annotated[str, "Name of a TFDS data set, or folder for images of your own."] = "fashion_mnist"
+    path: Annotated[
+        str,
+        "With data.name=folder, your images: a folder, a list, arrays or records (docs/data.md). Otherwise the "
+        "directory in which TFDS keeps its data.",
+    ] = ""
     split: Annotated[
         str,
-        "The split that is trained on. TFDS's slices are understood, train[:25%]; a folder may have train/, test/.",
+        "Split to train on. TFDS's slices work, such as train[:25%]; a folder may have train/ and test/.",
     ] = "train"
-    test_split: Annotated[
-        str, "The split that is evaluated on. Of a folder without splits a fifth of each class is evaluated on."
-    ] = "test"
+    test_split: Annotated[str, "Split to evaluate on. In a folder without splits, a fifth of each class."] = "test"
     image_size: Annotated[tuple[int, int], "(height, width) of images in memory, and of those that are evaluated."] = (
         28,
         28,
     )
-    channels: Annotated[int, COUNT, "1 (gray) or 3 (red, green, blue); images are converted as they are read."] = 1
-    mean: Annotated[tuple[float, ...], "Mean of each channel, of values in 0..1: images are normalized by it."] = (
-        0.2860,
-    )
-    std: Annotated[tuple[float, ...], POSITIVE, "Standard deviation of each channel, of values in 0..1."] = (0.3530,)
+    channels: Annotated[
+        int,
+        NOT_NEGATIVE,
+        "Channels of the images. With 1 (gray) or 3 (red, green, blue) photos are converted as they are read; another "
+        "number is what the images must have. 0: as the images have, found at the start.",
+    ] = 1
+    bands: Annotated[
+        tuple[int, ...],
+        NOT_NEGATIVE,
+        "Indices, from 0, of the bands of each file that are used, in this order; (): all.",
+    ] = ()
+    pages: Annotated[
+        str,
+        OneOf(("", "bands", "images")),
+        "What the pages of a file are, where it does not say: bands of one image, or images. Empty: such a file is "
+        "left out.",
+    ] = ""
+    window: Annotated[
+        int,
+        NOT_NEGATIVE,
+        "Side, in pixels, of the windows that large images are cut into; each window counts as an image. 0: whole "
+        "images.",
+    ] = 0
+    random_windows: Annotated[
+        bool,
+        "Whether training draws each window's place anew, which reads it from its file each time. If not, windows lie "
+        "on a grid, as they always do in evaluation, and are kept in memory if they fit.",
+    ] = True
+    dtype: Annotated[
+        str,
+        OneOf(("", "uint8", "uint16", "int16", "float32")),
+        "Type of the images. Images of a type that it holds are converted, others are left out. Empty: found.",
+    ] = "uint8"
+    value_range: Annotated[
+        tuple[float, ...],
+        "Values that become 0 and 1: (low, high), or low and high of each channel, one channel after the other. Values "
+        "outside become 0 or 1. (): for uint8 (0, 255), for other types the least and the greatest value of each "
+        "channel, found at the start.",
+    ] = ()
+    percentiles: Annotated[
+        tuple[float, float],
+        Range(0.0, 100.0),
+        "Percentiles of each channel that are taken for low and high where value_range is found.",
+    ] = (0.0, 100.0)
+    nodata: Annotated[
+        tuple[float, ...],
+        "Values that stand for no measurement, beside NaN. Such pixels are given the mean of their channel. (): those "
+        "that the files name, where mean and std are found.",
+    ] = ()
+    mean: Annotated[
+        tuple[float, ...],
+        "Mean of each channel, of values in 0..1: images are normalized by it. (): found at the start.",
+    ] = (0.2860,)
+    std: Annotated[
+        tuple[float, ...], POSITIVE, "Standard deviation of each channel, of values in 0..1. (): found at the start."
+    ] = (0.3530,)
     memory_bytes: Annotated[
         int,
         NOT_NEGATIVE,
-        "A set that takes no more bytes when it is decoded at image_size is kept in memory, and the device crops it. A "
-        "larger one is decoded and cropped on the host for each batch. With 0 no set is kept, so that crops are taken "
-        "of whole images.",
+        "Limit in bytes. A data set that takes no more when decoded at image_size is kept in memory, "
+        "and the device crops it. A larger one is decoded and cropped on the host for each batch. 0: "
+        "none is kept, so crops are taken from whole images.",
     ] = 2**31
-    threads: Annotated[int, COUNT, "Threads that decode images, where they are not kept in memory."] = 8
-    prefetch: Annotated[int, COUNT, "Batches made ahead."] = 2
+    threads: Annotated[int, COUNT, "Threads that decode images that are not kept in memory."] = 8
+    prefetch: Annotated[int, COUNT, "Batches prepared ahead of the device."] = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class OnlineKNNConfig:
     """The kNN classifier during training, on images of the training split: config.online_knn."""
 
-    bank: Annotated[int, COUNT, "Images that neighbors are looked for among."] = 8000
-    queries: Annotated[int, COUNT, "Images that are classified."] = 2000
-    k: Annotated[int, COUNT, "Neighbors that vote."] = 20
+    bank: Annotated[int, COUNT, "Number of images among which neighbors are sought."] = 8000
+    queries: Annotated[int, COUNT, "Number of images to classify."] = 2000
+    k: Annotated[int, COUNT, "Number of neighbors that vote."] = 20
     temperature: Annotated[float, POSITIVE, "Temperature of the neighbors' weights."] = 0.07
 
 
@@ -73,37 +126,50 @@ class Config:
     augment: Mapping[str, Section]
     mask: Section
     optimizer: Section
+    begin: Annotated[
+        str | None,
+        "Weights that the backbone and its teacher begin with: the directory of a run, or a file of load_backbone's.",
+        "They must be of config.model's architecture; patches, positions and channels of other sizes are fitted.",
+        "Empty: the initialization. None: this config is for given weights, and a run without them is refused.",
+    ] = ""
+    begin_prefix: Annotated[
+        str,
+        "Prefix of the backbone's tensors in a file with several networks, with its dot, such as teacher.backbone.",
+    ] = ""
     seed: Annotated[
-        int, NOT_NEGATIVE, "Of initialization, order, crops and augmentation. A run is a function of it."
+        int, SEED, "Seed of initialization, order, crops and augmentation. The same seed gives the same run."
     ] = 0
     batch_size: Annotated[
-        int, COUNT, "Images a step over all devices and processes. Each image's views are not counted."
+        int, COUNT, "Images per step over all devices and processes. The views of an image are not counted."
     ] = 256
     epochs: Annotated[int, NOT_NEGATIVE, "Passes over the images; steps counts instead where it is above 0."] = 0
-    steps: Annotated[int, NOT_NEGATIVE, "Optimizer steps of the run; 0: by epochs."] = 0
+    steps: Annotated[int, NOT_NEGATIVE, "Optimizer steps of the run; 0: config.epochs sets them."] = 0
     compute_dtype: Annotated[
         str,
         OneOf(("float32", "bfloat16")),
-        "Of the networks. Parameters, statistics, losses and the sum that a ViT's branches are added to are float32.",
+        "Type in which the networks compute. Parameters, statistics, losses and the sum that a ViT's "
+        "branches are added to are float32.",
     ] = "float32"
     shard_state: Annotated[
         bool,
-        "Shards weights, optimizer, teacher and queues over the devices and gathers what is used: the same results, "
-        "less memory, more sent. A run may go on with another value.",
+        "Shards weights, optimizer, teacher and queues over the devices, and gathers what is used. "
+        "Results are the same, with less memory and more traffic. A run may go on with another value.",
     ] = False
-    log_every: Annotated[int, COUNT, "Steps between lines of metrics.jsonl."] = 50
+    log_every: Annotated[
+        int, COUNT, "Steps between lines of metrics.jsonl; the first and the last step have one, too."
+    ] = 50
     checkpoint_every: Annotated[int, COUNT, "Steps between checkpoints."] = 500
     checkpoint_minutes: Annotated[
         float,
         NOT_NEGATIVE,
-        "A checkpoint is written, beside those of checkpoint_every, when none was for so many minutes: the most that a "
-        "kill costs. 0: by steps only. A run may go on with another value.",
+        "Minutes without a checkpoint after which one is written, besides those of checkpoint_every; "
+        "a kill costs no more. 0: by steps only. A run may go on with another value.",
     ] = 10.0
     evaluate_every: Annotated[
         int, NOT_NEGATIVE, "Steps between online kNN evaluations, a multiple of log_every; 0: never."
     ] = 500
     stop_after_skipped: Annotated[
-        int, COUNT, "A step whose loss or gradient is not finite is skipped; so many in a row end the run."
+        int, COUNT, "A step whose loss or gradient is not finite is skipped; this many in a row end the run."
     ] = 10
 
 
@@ -119,8 +185,8 @@ def base_config() -> ConfigDict:
     values |= dict(
         model=dict(name="resnet8"),
         method=dict(name=""),
-        augment=dict(),
-        mask=dict(),
+        augment=dict[str, Any](),
+        mask=dict[str, Any](),
         optimizer=dict(OPTIMIZER_DEFAULTS),
     )
     return ConfigDict(values)
@@ -133,6 +199,7 @@ def _defaults(kind: type) -> dict[str, Any]:
 def parse(config: ConfigDict) -> Config:
     """The config as a run uses it. Raises: ConfigError for the first value that no run can have."""
     template = base_config()
+    require("study" not in config, f"the config is of a study, {config.get('study')!r}; run it with ssl_jax study")
     for name in template:
         require(name in config, f"config.{name} is missing; start from ssl_jax.config.base_config()")
     check_names(config, list(template), "config")
@@ -161,7 +228,9 @@ def _check_relations(config: Config) -> None:
     data, optimizer = config.data, config.optimizer
     require(
         config.evaluate_every % config.log_every == 0,
-        f"config.evaluate_every={config.evaluate_every} is no multiple of config.log_every={config.log_every}",
+        f"config.evaluate_every={config.evaluate_every} is not a multiple of "
+        f"config.log_every={config.log_every}; use "
+        f"{-(-config.evaluate_every // config.log_every) * config.log_every}",
     )
     require(config.steps or config.epochs, "config.steps and config.epochs are both 0; set one of them")
     require(
@@ -171,8 +240,9 @@ def _check_relations(config: Config) -> None:
     for name in ("mean", "std"):
         values = getattr(data, name)
         require(
-            len(values) == data.channels,
-            f"config.data.{name} has {len(values)} values for config.data.channels={data.channels}; give each one",
+            len(values) in (0, data.channels) or not data.channels,
+            f"config.data.{name} has {len(values)} values for config.data.channels={data.channels}; "
+            "give one for each channel",
         )
     require(optimizer["lr"] > 0, f"config.optimizer.lr must be above 0, got {optimizer['lr']}")
     for name in ("weight_decay", "warmup_steps"):

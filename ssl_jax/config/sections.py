@@ -31,5 +31,7 @@ def call(function: Callable[..., Any], options: Mapping[str, Any], where: str, *
         check_names(options, [name for name in parameters if name not in facts and name not in positional], where)
     try:
         return function(*args, **facts, **options)
+    except ConfigError:  # it says where already
+        raise
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise ConfigError(f"{where}: {error}") from error

@@ -52,7 +52,7 @@ def _adamw(lr: Any, warmup_steps: int) -> dict[str, Any]:
     return dict(name="adamw", lr=lr, weight_decay=0.05, b2=0.95, clip_norm=1.0, warmup_steps=warmup_steps, final_lr=0.0)
 
 
-SCALES = {"tiny": tiny, "cifar_vits4": cifar_vits4, "imagenet_600m": imagenet_600m}
+SCALES = {"tiny": tiny, "folder": recipes.folder(tiny), "cifar_vits4": cifar_vits4, "imagenet_600m": imagenet_600m}
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:

@@ -35,7 +35,7 @@ def cifar_r18() -> ConfigDict:
     return config
 
 
-SCALES = {"tiny": tiny, "cifar_r18": cifar_r18}
+SCALES = {"tiny": tiny, "folder": recipes.folder(tiny), "cifar_r18": cifar_r18}
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:

@@ -92,7 +92,13 @@ def imagenet_r101_v1() -> ConfigDict:
     return config
 
 
-SCALES = {"tiny": tiny, "cifar_r18": cifar_r18, "imagenet_r50": imagenet_r50, "imagenet_r101_v1": imagenet_r101_v1}
+SCALES = {
+    "tiny": tiny,
+    "folder": recipes.folder(tiny),
+    "cifar_r18": cifar_r18,
+    "imagenet_r50": imagenet_r50,
+    "imagenet_r101_v1": imagenet_r101_v1,
+}
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:

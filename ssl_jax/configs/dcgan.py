@@ -29,7 +29,7 @@ def cifar() -> ConfigDict:
     return config
 
 
-SCALES = {"tiny": tiny, "cifar": cifar}
+SCALES = {"tiny": tiny, "folder": recipes.folder(tiny), "cifar": cifar}
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:

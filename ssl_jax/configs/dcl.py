@@ -59,6 +59,7 @@ def imagenet_r50_dclw() -> ConfigDict:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
     "cifar_r18": cifar_r18,
     "cifar_r18_dclw": cifar_r18_dclw,
     "imagenet_r50": imagenet_r50,

@@ -51,6 +51,7 @@ def imagenet_r50_2x224() -> ConfigDict:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
     "cifar_r18": cifar_r18,
     "imagenet_r50": imagenet_r50,
     "imagenet_r50_2x224": imagenet_r50_2x224,

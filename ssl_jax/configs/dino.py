@@ -25,6 +25,25 @@ def tiny() -> ConfigDict:
     return config
 
 
+def continued() -> ConfigDict:
+    """Given weights trained further, see recipes.continued.
+
+    The learning rate is a tenth of the paper's. The teacher's decay is 0.999 from the start, as in DINOv3's
+    high-resolution adaptation. The head is new: its temperature stays at 0.04, and its prototypes move from the first
+    step, as there are features to begin with. It has 4096 prototypes, solo-learn's number for sets of this size.
+    """
+    config = recipes.continued(5e-5, layer_decay=0.9, clip_each=3.0)
+    config.method = dict(
+        name="dino", local_views=8, norm_last_layer=False, prototypes=4096, decay=0.999, freeze_epochs=0
+    )
+    config.augment = dict(
+        global1={**recipes.DINO_1, "crop_area": (0.25, 1.0)},
+        global2={**recipes.DINO_2, "crop_area": (0.25, 1.0)},
+        local={**recipes.DINO_LOCAL, **recipes.CONTINUED_LOCAL, "crop_area": (0.05, 0.25)},
+    )
+    return config
+
+
 def tiny_vit() -> ConfigDict:
     config = recipes.tiny_vit()
     config.method = dict(
@@ -112,6 +131,8 @@ def imagenet_vits16() -> ConfigDict:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
+    "continue": continued,
     "tiny_vit": tiny_vit,
     "cifar_r18": cifar_r18,
     "imagenet_r50": imagenet_r50,

@@ -30,6 +30,34 @@ def tiny() -> ConfigDict:
     return config
 
 
+def continued() -> ConfigDict:
+    """Given weights trained further, see recipes.continued.
+
+    The authors' learning rate of the long runs is 2e-4 for 1024 images, and so 1e-4 for 256 by their rule of square
+    roots; a quarter of it, as in DINOv3's high-resolution adaptation, is 2.5e-5. From there are the teacher's decay of
+    0.999, too, and the rate of the patch embedding. The heads are new: their temperature stays at 0.04, and their
+    prototypes move from the first step. 4096 prototypes, and the layer decay of the short run, are our choice.
+    """
+    config = recipes.continued(2.5e-5, layer_decay=0.9, clip_networks=3.0, patch_embed_lr_scale=0.2)
+    config.method = dict(
+        name="dinov2",
+        local_views=8,
+        prototypes=4096,
+        centering="sinkhorn",
+        teacher_temperature=0.04,
+        warmup_temperature_epochs=0,
+        decay=0.999,
+        freeze_epochs=0,
+    )
+    config.augment = dict(
+        global1={**recipes.DINO_1, "crop_area": (0.32, 1.0)},
+        global2={**recipes.DINO_2, "crop_area": (0.32, 1.0)},
+        local={**recipes.DINO_LOCAL, **recipes.CONTINUED_LOCAL, "crop_area": (0.05, 0.32)},
+    )
+    config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=4)
+    return config
+
+
 # The epochs of the authors' code have 1250 steps for any data set. The epochs of the method's keys are those of the
 # data set.
 STEPS = 1250
@@ -118,6 +146,8 @@ def imagenet_vitg14() -> ConfigDict:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
+    "continue": continued,
     "imagenet_vitl16_short": imagenet_vitl16_short,
     "imagenet_vitl14": imagenet_vitl14,
     "imagenet_vitg14": imagenet_vitg14,

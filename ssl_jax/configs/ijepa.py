@@ -69,6 +69,7 @@ def imagenet_vith14() -> ConfigDict:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
     "cifar_vits4": cifar_vits4,
     "imagenet_vitb16": imagenet_vitb16,
     "imagenet_vitl16": imagenet_vitl16,

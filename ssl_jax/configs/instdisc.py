@@ -52,6 +52,7 @@ def imagenet_r50_softmax() -> ConfigDict:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
     "cifar_r18": cifar_r18,
     "imagenet_r50": imagenet_r50,
     "imagenet_r50_softmax": imagenet_r50_softmax,

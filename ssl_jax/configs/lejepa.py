@@ -64,7 +64,13 @@ def imagenet_vits16() -> ConfigDict:
     return config
 
 
-SCALES = {"tiny": tiny, "cifar_r18": cifar_r18, "imagenet_r50": imagenet_r50, "imagenet_vits16": imagenet_vits16}
+SCALES = {
+    "tiny": tiny,
+    "folder": recipes.folder(tiny),
+    "cifar_r18": cifar_r18,
+    "imagenet_r50": imagenet_r50,
+    "imagenet_vits16": imagenet_vits16,
+}
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:

@@ -17,6 +17,19 @@ def tiny() -> ConfigDict:
     return config
 
 
+def continued() -> ConfigDict:
+    """Given weights trained further, see recipes.continued.
+
+    The decoder is new and has the paper's learning rate. The layer decay of the paper's fine-tuning, 0.75, gives the
+    first block of a ViT-S a thirtieth of it.
+    """
+    config = recipes.continued(1.5e-4, layer_decay=0.75, weight_decay=0.05, b2=0.95)
+    config.method = dict(name="mae", mask_ratio=0.75, normalize=True)
+    config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, interpolation="bicubic")
+    config.mask = dict(kind="random", ratio=(0.75, 0.75))
+    return config
+
+
 def cifar_vits4() -> ConfigDict:
     """solo-learn's settings, with patches of 4 pixels; no accuracy is published."""
     config = recipes.cifar_r18()
@@ -63,6 +76,8 @@ def imagenet_vitl16() -> ConfigDict:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
+    "continue": continued,
     "cifar_vits4": cifar_vits4,
     "imagenet_vitb16": imagenet_vitb16,
     "imagenet_vitl16": imagenet_vitl16,

@@ -71,6 +71,7 @@ def imagenet_r50_2views() -> ConfigDict:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
     "cifar_r18": cifar_r18,
     "cifar_r50": cifar_r50,
     "imagenet_r50": imagenet_r50,

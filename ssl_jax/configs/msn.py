@@ -65,6 +65,7 @@ def imagenet_vits16_pmsn() -> ConfigDict:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
     "tiny_pmsn": tiny_pmsn,
     "imagenet_vits16": imagenet_vits16,
     "imagenet_vits16_pmsn": imagenet_vits16_pmsn,

@@ -84,6 +84,7 @@ def _view(**changes: Any) -> dict[str, Any]:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
     "tiny_rotation": tiny_rotation,
     "cifar_r18": cifar_r18,
     "imagenet_r50": imagenet_r50,

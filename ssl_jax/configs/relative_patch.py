@@ -26,7 +26,7 @@ def imagenet_r50() -> ConfigDict:
     return config
 
 
-SCALES = {"tiny": tiny, "imagenet_r50": imagenet_r50}
+SCALES = {"tiny": tiny, "folder": recipes.folder(tiny), "imagenet_r50": imagenet_r50}
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:

@@ -87,6 +87,7 @@ def imagenet_r50_multicrop() -> ConfigDict:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
     "cifar_r18": cifar_r18,
     "imagenet_r50": imagenet_r50,
     "imagenet_r50_multicrop": imagenet_r50_multicrop,

@@ -34,7 +34,7 @@ def imagenet_vitb16() -> ConfigDict:
     return config
 
 
-SCALES = {"tiny": tiny, "imagenet_vitb16": imagenet_vitb16}
+SCALES = {"tiny": tiny, "folder": recipes.folder(tiny), "imagenet_vitb16": imagenet_vitb16}
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:

@@ -83,6 +83,7 @@ def imagenet_r50_autoaugment() -> ConfigDict:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
     "cifar_r18": cifar_r18,
     "cifar_r50": cifar_r50,
     "imagenet_r50": imagenet_r50,

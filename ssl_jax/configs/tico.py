@@ -36,7 +36,7 @@ def imagenet_r50() -> ConfigDict:
     return config
 
 
-SCALES = {"tiny": tiny, "cifar_r18": cifar_r18, "imagenet_r50": imagenet_r50}
+SCALES = {"tiny": tiny, "folder": recipes.folder(tiny), "cifar_r18": cifar_r18, "imagenet_r50": imagenet_r50}
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:

@@ -53,6 +53,7 @@ def imagenet_r50_100_epochs() -> ConfigDict:
 
 SCALES = {
     "tiny": tiny,
+    "folder": recipes.folder(tiny),
     "cifar_r18": cifar_r18,
     "imagenet_r50": imagenet_r50,
     "imagenet_r50_100_epochs": imagenet_r50_100_epochs,

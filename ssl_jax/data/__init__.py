@@ -1,26 +1,45 @@
 """Images, from where they are to augmented views on the device.
 
-folder, tfds, arrays and any object with `__len__` and `__getitem__` are sources of images; `split` divides one;
-`statistics` measures one. `Augmentation` and `Mask` say how views are made.
+`open_data` gives the images of a path or a name: folders, lists, arrays, records, TFDS data sets. folder, from_list,
+tfds, arrays and any object with `__len__` and `__getitem__` are sources of images. `split` divides one, `windows` cuts
+its images into windows, `statistics` measures it, and `inspect` looks at every image. `Augmentation` and `Mask` say how
+views are made.
 """
 
 from ssl_jax.data.augment import Augmentation
-from ssl_jax.data.given import Items, ObjectSource, arrays, as_source, split, statistics
+from ssl_jax.data.folder_source import folder
+from ssl_jax.data.given import Items, ObjectSource, arrays, as_source, split, windows
+from ssl_jax.data.inspection import Inspection, inspect
+from ssl_jax.data.list_source import from_list
 from ssl_jax.data.masks import Mask
-from ssl_jax.data.sources import ArraySource, Source, Subset, folder, tfds
+from ssl_jax.data.normalization import DTYPES, Normalization
+from ssl_jax.data.opening import open_data, open_pair
+from ssl_jax.data.sources import ArraySource, Source, Subset
+from ssl_jax.data.statistics import statistics
+from ssl_jax.data.tfds_source import tfds
+from ssl_jax.data.window_source import Windows
 
 __all__ = [
+    "DTYPES",
     "ArraySource",
     "Augmentation",
+    "Inspection",
     "Items",
     "Mask",
+    "Normalization",
     "ObjectSource",
     "Source",
     "Subset",
+    "Windows",
     "arrays",
     "as_source",
     "folder",
+    "from_list",
+    "inspect",
+    "open_data",
+    "open_pair",
     "split",
     "statistics",
     "tfds",
+    "windows",
 ]

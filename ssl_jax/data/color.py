@@ -6,7 +6,7 @@ operation runs over rows of one channel. With three interleaved channels, the ve
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Image = Float[Array, "channels height width"]
 ColorImage = Float[Array, "3 height width"]
@@ -33,7 +33,7 @@ def adjust_contrast(image: Image, factor: Scalar) -> Image:
     return _blend(image, jnp.mean(luma(image)), factor)
 
 
-def adjust_saturation(image: ColorImage, factor: Scalar) -> ColorImage:
+def adjust_saturation(image: Image, factor: Scalar) -> Image:
     """Moves away from the gray image: 0 gives the gray image, 1 the image, above 1 stronger colors."""
     return _blend(image, luma(image), factor)
 
@@ -60,6 +60,16 @@ def adjust_hue(image: ColorImage, shift: Scalar) -> ColorImage:
     hue = jnp.where((red >= green) & (red >= blue), (green - blue) * scale, hue) + 6.0 * shift
     hue = hue - 6.0 * jnp.floor(hue / 6.0)
     return low + chroma * jnp.clip(OFFSET + SLOPE * jnp.abs(hue - CENTER), 0.0, 1.0)
+
+
+def adjust_gamma(image: Image, exponent: Scalar) -> Image:
+    """The values to the power of `exponent` > 0: below 1 the dark ones become brighter, above 1 darker."""
+    return jnp.clip(image, 0.0, 1.0) ** exponent
+
+
+def mix_channels(image: Image, share: Float[Array, " channels"], other: Int[Array, " channels"]) -> Image:
+    """Moves each channel by its `share` of the difference towards the channel of number `other`."""
+    return image + share[:, None, None] * (image[other] - image)
 
 
 def solarize(image: Image, threshold: Scalar) -> Image:

@@ -1,10 +1,11 @@
 """Regions of an image, resized, on the host."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Num
 from PIL import Image
 
 CROP_TRIES = 10  # torchvision's
@@ -65,6 +66,13 @@ class RandomCrop:
         h, w = int(heights[first]), int(widths[first])
         return int(draws[first, 2] * (height - h + 1)), int(draws[first, 3] * (width - w + 1)), h, w
 
+    def shrinks(self, height: int, width: int, rng: np.random.Generator) -> float:
+        """How many times the region that `rng` draws of an image is shrunk, in the direction where that is least."""
+        if self.shorter_side:
+            return min(height, width) / self.shorter_side
+        _, _, h, w = self.box(height, width, rng)
+        return min(h / self.size[0], w / self.size[1])
+
     def _largest_centered_box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """The whole image. If its aspect is outside of `aspect`, its longer side is cut until the aspect is allowed."""
         h = min(height, max(round(width / self.aspect[0]), 1))
@@ -73,15 +81,21 @@ class RandomCrop:
 
 
 def random_crop(
-    image: UInt8[np.ndarray, "height width channels"], crop: RandomCrop, rng: np.random.Generator
-) -> tuple[UInt8[np.ndarray, "crop_height crop_width channels"], Float32[np.ndarray, "4"]]:
-    """(the crop; its top, left, height and width as shares of the image's sides). Padding is outside of 0..1."""
+    image: Num[np.ndarray, "height width channels"],
+    crop: RandomCrop,
+    rng: np.random.Generator,
+    black: Sequence[float] = (0.0,),
+) -> tuple[Num[np.ndarray, "crop_height crop_width channels"], Float32[np.ndarray, "4"]]:
+    """(the crop; its top, left, height and width as shares of the image's sides). Padding is outside of 0..1.
+
+    black: the value of the padding, of each channel or one for all.
+    """
     height, width = image.shape[:2]
     if crop.shorter_side:
         height, width = crop.resized(height, width)
         image = resample(image, (height, width), crop.interpolation)
         top, left = (int(draw * room) for draw, room in zip(rng.random(2), crop.room(height, width), strict=True))
-        image = np.pad(image, ((crop.padding,) * 2, (crop.padding,) * 2, (0, 0)))
+        image = _padded(image, crop.padding, black)
         h, w = crop.size
         shown = image[top : top + h, left : left + w]
         top, left = top - crop.padding, left - crop.padding
@@ -91,12 +105,32 @@ def random_crop(
     return shown, np.array([top / height, left / width, h / height, w / width], np.float32)
 
 
+def _padded(image: np.ndarray, padding: int, black: Sequence[float]) -> np.ndarray:
+    if not padding:
+        return image
+    height, width, channels = image.shape
+    padded = np.empty((height + 2 * padding, width + 2 * padding, channels), image.dtype)
+    padded[:] = np.asarray(black, image.dtype)
+    padded[padding : padding + height, padding : padding + width] = image
+    return padded
+
+
 def resample(
-    image: UInt8[np.ndarray, "height width channels"], size: tuple[int, int], interpolation: str
-) -> UInt8[np.ndarray, "new_height new_width channels"]:
-    """Resizes to (height, width) with Pillow, antialiased, as torchvision does. data/resample.py: on the device."""
+    image: Num[np.ndarray, "height width channels"], size: tuple[int, int], interpolation: str
+) -> Num[np.ndarray, "new_height new_width channels"]:
+    """Resizes to (height, width) with Pillow, antialiased, as torchvision does. data/resample.py: on the device.
+
+    Integers of 16 bits are resized as floats, which hold them exactly, and are rounded to integers again.
+    """
     if image.shape[:2] == tuple(size):
         return image
+    if image.dtype != np.uint8:
+        floats = (np.ascontiguousarray(image[:, :, channel], np.float32) for channel in range(image.shape[2]))
+        resized = np.stack([_pillow(channel, "F", size, interpolation) for channel in floats], axis=2)
+        if image.dtype.kind == "f":
+            return resized
+        ends = np.iinfo(image.dtype)  # the cubic kernel overshoots
+        return np.clip(np.rint(resized), ends.min, ends.max).astype(image.dtype)
     if image.shape[2] == 3:
         # Pillow keeps four bytes a pixel. Given four, it does not convert; while it converts, it holds Python's lock.
         four = _pillow(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), "RGBX", size, interpolation)
@@ -112,8 +146,8 @@ def _pillow(pixels: np.ndarray, mode: str, size: tuple[int, int], interpolation:
 
 
 def center_crop(
-    image: UInt8[np.ndarray, "height width channels"], size: tuple[int, int], share: float = 1.0
-) -> UInt8[np.ndarray, "crop_height crop_width channels"]:
+    image: Num[np.ndarray, "height width channels"], size: tuple[int, int], share: float = 1.0
+) -> Num[np.ndarray, "crop_height crop_width channels"]:
     """The largest centered region of `size`'s aspect, its sides multiplied by `share`, resized to `size`.
 
     size: (height, width).
@@ -123,6 +157,18 @@ def center_crop(
     h, w = (max(round(scale * side), 1) for side in size)
     top, left = (height - h) // 2, (width - w) // 2
     return _resize(image[top : top + h, left : left + w], size)
+
+
+def shrink(
+    images: Num[np.ndarray, "n height width channels"], side: int
+) -> Num[np.ndarray, "n small_height small_width channels"]:
+    """Images, shrunk until the larger side is at most `side`, by area averages."""
+    height, width = images.shape[1:3]
+    if max(height, width) <= side:
+        return images
+    scale = side / max(height, width)
+    size = (max(round(height * scale), 1), max(round(width * scale), 1))
+    return np.stack([_resize(image, size) for image in images])
 
 
 def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Fashion-MNIST as Debian's package dataset-fashion-mnist installs it: four gzipped idx files."""
 
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
 import gzip
 import math
 import subprocess
@@ -34,10 +36,14 @@ def load(files: dict[str, Path], split: str) -> tuple[UInt8[np.ndarray, "images 
 
     Raises: ValueError for an unknown split, and for files that are broken or of another format.
     """
-    import tensorflow_datasets as tfds
 
-    def read(name, kind):
+    def read(name: str, kind: str) -> UInt8[np.ndarray, "..."]:
         return read_idx(files[f"{PREFIXES[name]}-{kind}-ubyte.gz"])
+
+    if split in PREFIXES:
+        return read(split, "images-idx3"), read(split, "labels-idx1")
+
+    import tensorflow_datasets as tfds  # half a second, which only slices need
 
     labels = {name: read(name, "labels-idx1") for name in PREFIXES}
     facts = {
@@ -58,11 +64,13 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
         with gzip.open(path) as file:
             zeros, kind, num_axes = file.read(2), *file.read(2)
             if zeros != b"\0\0" or kind != UNSIGNED_BYTE:
-                raise ValueError(f"{path} is not an idx file of bytes")
+                raise ValueError(f"{path} is not an idx file of bytes; install {PACKAGE} again")
             shape = np.frombuffer(file.read(4 * num_axes), ">u4").tolist()
             size = math.prod(shape)
             if len(shape) != num_axes or size > MAX_DEFLATE_RATIO * path.stat().st_size:
-                raise ValueError(f"{path} says that it holds an array {shape}, which it is too small for")
+                raise ValueError(
+                    f"{path} is too small for the array {shape} that its header names; install {PACKAGE} again"
+                )
             data = file.read(size + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is broken ({error}); install {PACKAGE} again") from error

@@ -7,10 +7,9 @@
 A split for testing is called test, validation or val.
 """
 
-import hashlib
 import logging
 import os
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +18,12 @@ import numpy as np
 from jaxtyping import Int32
 from tqdm import tqdm
 
-from ssl_jax.data.decode import EXTENSIONS
+from ssl_jax.data import splits as by_name
+from ssl_jax.data.formats import table
+from ssl_jax.data.splits import TEST_NAMES
 
-TEST_NAMES = ("test", "validation", "val")  # one stands in for another that is missing
-TEST_SHARE = 0.2
+MOST_TOLD = 10  # endings in a warning
+REMEDY = "for a split of its own, put the images into folders train/ and test/"
 
 
 class Split(NamedTuple):
@@ -37,6 +38,8 @@ def find_splits(root: Path) -> dict[str, Split]:
 
     Each folder is read once, even if links lead to it again. Names that begin with a dot are left out.
 
+    A warning counts the files that are not read, by their endings.
+
     Raises: FileNotFoundError if there is no `root`; ValueError if it is no folder or has no images.
     """
     if not root.exists():
@@ -46,17 +49,31 @@ def find_splits(root: Path) -> dict[str, Split]:
     folders = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     named = [name for name in ("train", *TEST_NAMES) if name in folders]
     # A lone train/ is a split, too. Beside other folders it is a class, of vehicles for example.
+    others: Counter[str] = Counter()  # files that are not read: their ending, and what would read them
     if "train" in named and (len(named) > 1 or len(folders) == 1):
-        splits = {name: _list_split(root, name) for name in named}
+        splits = {name: _list_split(root, name, others) for name in named}
     else:
-        splits = {"train": _list_split(root, "")}
+        splits = {"train": _list_split(root, "", others)}
     if not any(split.files for split in splits.values()):
-        raise ValueError(f"there are no images in {str(root)!r}; put files there that end in {', '.join(EXTENSIONS)}")
+        there = f"only {_told(others)}" if others else "put files there"
+        raise ValueError(
+            f"there are no images in {str(root)!r}, {there}; what is read ends in {', '.join(table.ENDINGS)}"
+        )
+    if others:
+        logging.warning("not read in %s: %s", root, _told(others))
     return splits
 
 
-def _list_split(root: Path, below: str) -> Split:
-    files, seen = [], set()
+def _told(others: Counter[str]) -> str:
+    """The most frequent first: "1,200 .dcm (reading DICOM needs pydicom: ...), 3 .txt"."""
+    parts = [f"{count:,} {what}" for what, count in sorted(others.items(), key=lambda item: (-item[1], item[0]))]
+    rest = [f"{len(parts) - MOST_TOLD} other endings"] if len(parts) > MOST_TOLD else []
+    return ", ".join([*parts[:MOST_TOLD], *rest])
+
+
+def _list_split(root: Path, below: str, others: Counter[str]) -> Split:
+    files: list[str] = []
+    seen: set[str] = set()
     with tqdm(desc=f"listing {root / below}", unit=" images", delay=1) as progress:
         for directory, folders, names in os.walk(root / below, onerror=_warn, followlinks=True):
             real = os.path.realpath(directory)
@@ -65,7 +82,7 @@ def _list_split(root: Path, below: str) -> Split:
                 continue
             seen.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            images = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+            images = [name for name in names if not name.startswith(".") and _is_read(Path(directory, name), others)]
             prefix = Path(directory).relative_to(root)
             files.extend((prefix / name).as_posix() for name in images)
             progress.update(len(images))
@@ -75,19 +92,22 @@ def _list_split(root: Path, below: str) -> Split:
     return Split(files, classes)
 
 
+def _is_read(path: Path, others: Counter[str]) -> bool:
+    form = table.of_file(path)
+    if form is not None and form.available:
+        return True
+    what = table.ending(path.name) or "without an ending"
+    others[f"{what} ({form.remedy})" if form else what] += 1
+    return False
+
+
 def _warn(error: OSError) -> None:
     logging.warning("left out %s: %s", error.filename, error.strerror)
 
 
 def pick(splits: dict[str, Split], name: str) -> Split:
     """The split of this name. Raises: ValueError if there is none, or if it has no images."""
-    names = [name, *TEST_NAMES] if name in TEST_NAMES else [name]
-    found = next((splits[name] for name in names if name in splits), None)
-    if found is None:
-        raise ValueError(
-            f"the folder has no split {name!r}, only {', '.join(splits)}; for a split of its own, "
-            "put the images into folders train/ and test/"
-        )
+    found = by_name.pick(splits, name, "the folder", REMEDY)
     if not found.files:
         raise ValueError(f"the split {name!r} of the folder has no images")
     return found
@@ -101,28 +121,16 @@ def class_names(splits: Iterable[Split]) -> tuple[str, ...]:
 
 def labels(split: Split, names: tuple[str, ...]) -> Int32[np.ndarray, " images"] | None:
     """Indices into `names`, -1 for a file without a class; None without names."""
-    if not names:
-        return None
-    index: dict[str | None, int] = {name: k for k, name in enumerate(names)}
-    return np.array([index.get(name, -1) for name in split.classes], np.int32)
+    return by_name.indices(split.classes, names)
 
 
 def divide(split: Split) -> tuple[Split, Split]:
     """(training, test): a fifth of each class, chosen by a hash of the file's name, is for testing.
 
-    Raises: ValueError for fewer than two images.
+    Raises: ValueError if no class has two images.
     """
-    of_class = defaultdict(list)
-    for position, name in enumerate(split.classes):
-        of_class[name].append(position)
-    test = set()
-    for positions in of_class.values():
-        positions.sort(key=lambda position: hashlib.sha256(os.fsencode(split.files[position])).digest())
-        count = round(TEST_SHARE * len(positions))
-        test.update(positions[: max(count, 1) if len(positions) > 1 else 0])
-    if not test:
-        raise ValueError(f"{len(split.files)} image cannot be divided for evaluation; it takes two of a class at least")
-    return _part(split, [k for k in range(len(split.files)) if k not in test]), _part(split, sorted(test))
+    train, test = by_name.divide(split.files, split.classes)
+    return _part(split, train), _part(split, test)
 
 
 def _part(split: Split, positions: list[int]) -> Split:

@@ -3,6 +3,8 @@
 train, test = data.split(data.arrays(images, labels, groups=patients), test_share=0.2, seed=0)
 """
 
+# pyright: reportMissingTypeStubs=false
+
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -12,11 +14,13 @@ import numpy as np
 from jaxtyping import Integer
 from tqdm import tqdm
 
-from ssl_jax.data.sources import DIGITS, ArraySource, Source, Subset, spread
+from ssl_jax.data.opening import divided
+from ssl_jax.data.sources import DIGITS, ArraySource, Source, check_type, spread
+from ssl_jax.data.targets import MULTILABEL, REGRESSION, make
+from ssl_jax.data.window_source import Windows
 
 DIGESTED_ITEMS = 16  # of an object, at equal distances
 LABELS = ("labels", "targets")  # attributes of an object that hold all its labels
-LOOKED_AT = 1000  # images: `statistics` measures no more, and takes their mean and deviation for those of all
 
 
 @runtime_checkable
@@ -34,32 +38,44 @@ def arrays(
     *,
     groups: Any = None,
     class_names: Sequence[str] = (),
+    targets: Any = None,
+    target_names: Sequence[str] = (),
     name: str = "arrays",
 ) -> Source:
     """Images of an array. If it is memory-mapped, only the images that are asked for are read.
 
     Args:
-      images: uint8 [images, height, width, channels], or without channels for gray ones.
-      labels: [images] integers, indices into class_names; -1 for an image without one. None if there are none.
+      images: uint8, uint16, int16 or float32 [images, height, width, channels], or without channels for gray ones.
+      labels: [images] integers, indices into class_names; -1 for an image without one. Or [images, labels] of 1, 0 and
+        NaN: whether an image has each of several labels, NaN where that is not known. None if there are none.
       groups: [images], what each image belongs to (patient, scene, camera). `split` never divides a group.
       class_names: one for each label; "0", "1", ... if not given.
+      targets: [images] or [images, outputs], numbers that were measured of each image, NaN where that is not known.
+        None if there are none.
+      target_names: one for each output; "0", "1", ... if not given.
       name: for messages and reports.
-    Raises: ValueError for another dtype or shape, and for labels or groups that do not fit.
+    Raises: ValueError for another dtype or shape, and for labels, groups or targets that do not fit.
     """
-    given: list[Any] = [None if x is None else np.asarray(x) for x in (labels, groups)]
-    return ArraySource(
-        images if isinstance(images, np.ndarray) else np.asarray(images), given[0], class_names, name, given[1]
-    )
+    of_images, of_groups = (None if x is None else np.asarray(x) for x in (labels, groups))
+    found = None
+    if of_images is not None and of_images.ndim == 2:
+        if targets is not None:
+            raise ValueError("give labels [images, labels] or targets, not both: they are evaluated in different ways")
+        found = make(of_images, class_names, MULTILABEL, "labels")
+        of_images, class_names = None, ()
+    elif targets is not None:
+        found = make(targets, target_names, REGRESSION, "targets")
+    return ArraySource(np.asanyarray(images), of_images, class_names, name, of_groups, found)
 
 
 class ObjectSource(Source):
     """The images of any object with `__len__` and `__getitem__`. Several threads call `__getitem__`.
 
     Args:
-      items: item i is an image, or (image, label). `numpy.asarray` must turn an image into uint8 [height, width,
-        channels] or [height, width], as it does with arrays and Pillow's images. A label is an index into class_names,
-        -1 for none. Labels come from the attribute `labels` or `targets` of `items`; without one, every item is read
-        once.
+      items: item i is an image, or (image, label). `numpy.asarray` must turn an image into an array [height, width,
+        channels] or [height, width] of a type of `DTYPES`, as it does with arrays and Pillow's images. A label is an
+        index into class_names, -1 for none. Labels come from the attribute `labels` or `targets` of `items`; without
+        one, every item is read once.
       class_names: one for each label; "0", "1", ... if not given.
       name: for messages and reports; the name of the class of `items` if not given.
     Raises: ValueError for an empty object, and later, when read, for items that are no such images or labels.
@@ -68,13 +84,13 @@ class ObjectSource(Source):
     def __init__(self, items: Items, class_names: Sequence[str] = (), name: str = ""):
         self.name, self._items = name or type(items).__name__, items
         if not len(items):
-            raise ValueError(f"{self.name} has no items")
+            raise ValueError(f"{self.name} is empty; give at least one image")
         self._labeled = isinstance(items[0], tuple)
         if (labels := self.labels) is not None:
             self.class_names = tuple(class_names) or tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
 
     @functools.cached_property
-    def labels(self) -> Integer[np.ndarray, " images"] | None:
+    def labels(self) -> Integer[np.ndarray, " images"] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not self._labeled:
             return None
         for name in LABELS:
@@ -91,11 +107,15 @@ class ObjectSource(Source):
         item = self._items[index]
         image, label = item if self._labeled else (item, -1)
         image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        if image.ndim not in (2, 3):
             raise ValueError(
-                f"{self.name}[{index}] must be an image, uint8 [height, width, channels] or [height, width], got "
-                f"{image.dtype} {list(image.shape)}"
+                f"{self.name}[{index}] must be an image, [height, width, channels] or [height, width], got "
+                f"{list(image.shape)}"
             )
+        try:
+            check_type(image)
+        except ValueError as error:
+            raise ValueError(f"{self.name}[{index}]: {error}") from error
         return image if image.ndim == 3 else image[..., None], int(label)
 
     def digest(self) -> str:
@@ -121,61 +141,35 @@ def as_source(images: Any) -> Source:
         return arrays(images)
     if isinstance(images, (str, bytes)) or not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
         raise TypeError(
-            "images must be of ssl_jax.data (arrays, folder, tfds), an array, or an object with __len__ and "
-            f"__getitem__, got {images!r}"
+            "images must be a source of ssl_jax.data (arrays, folder, tfds), an array, or an object "
+            f"with __len__ and __getitem__, got {images!r}"
         )
     return ObjectSource(images)
+
+
+def windows(images: Any, side: int, *, stride: int = 0) -> Windows:
+    """Square windows of large images, each of which counts as an image: see `Windows`. `images`: see `as_source`."""
+    return Windows(as_source(images), side, stride=stride)
 
 
 def split(source: Any, *, test_share: float = 0.2, seed: int = 0) -> tuple[Source, Source]:
     """(training, test): a random part of the images is for testing, the same part for the same seed.
 
-    Images of one group stay on the same side. Without groups, each class is divided in the same proportion if every
-    class has two images or more. Images without a label count as a class.
+    Each class is divided in the same proportion; images without a label count as a class. Images of one group stay on
+    the same side: then the share is of the groups, and a group counts as of its most frequent class.
 
     Args:
       source: see `as_source`.
-      test_share: share of the images that is for testing, in (0, 1); with groups, share of the groups.
+      test_share: share of the images, or of the groups, that is for testing, in (0, 1). Of two images of a class at
+        least one is for testing and one for training.
       seed: of the random choice.
-    Raises: ValueError for a share that leaves a side empty.
+    Raises: ValueError for another share, and if no class has two images, or two groups.
     """
-    from sklearn import model_selection  # as late as this: it takes longer to import than all else
-
     source = as_source(source)
-    count, options = len(source), {"n_splits": 1, "test_size": test_share, "random_state": seed}
-    labels, groups = source.labels, source.groups
-    by: Any
+    cannot = f"{source.name} with its {len(source)} images cannot be divided with test_share={test_share}"
+    if not 0 < test_share < 1:
+        raise ValueError(f"{cannot}; give a share between 0 and 1, such as 0.2")
     try:
-        if groups is not None:
-            by = model_selection.GroupShuffleSplit(**options)
-        elif labels is not None and np.unique(labels, return_counts=True)[1].min() > 1:
-            by = model_selection.StratifiedShuffleSplit(**options)
-        else:
-            by = model_selection.ShuffleSplit(**options)
-        train, test = next(by.split(np.zeros(count), labels, groups))
+        return divided(source, test_share=test_share, salt=f"{seed} ")
     except ValueError as error:
-        raise ValueError(
-            f"{source.name}, {count} images, cannot be split with test_share={test_share}: {error}"
-        ) from error
-    return Subset(source, np.sort(train)), Subset(source, np.sort(test))
-
-
-def statistics(source: Any) -> dict[str, Any]:
-    """{"channels", "mean", "std"} of images, for config.data: mean and std of each channel, of values in 0..1.
-
-    At most `LOOKED_AT` images are measured, at equal distances.
-    """
-    source = as_source(source)
-    chosen = spread(len(source), LOOKED_AT)
-    pixels, total, squares = 0, np.zeros(()), np.zeros(())
-    for index in tqdm(chosen, f"measuring {source.name}", unit=" images", delay=1):
-        image = source[int(index)]
-        values = image.reshape(-1, image.shape[-1]).astype(np.float64) / 255.0
-        pixels, total, squares = pixels + len(values), total + values.sum(axis=0), squares + (values**2).sum(axis=0)
-    mean = total / pixels
-    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0.0))
-    return {
-        "channels": len(mean),
-        "mean": tuple(round(float(x), 4) for x in mean),
-        "std": tuple(round(max(float(x), 1e-4), 4) for x in std),
-    }
+        raise ValueError(f"{cannot}: {error}") from error

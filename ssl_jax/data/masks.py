@@ -1,5 +1,6 @@
 """Random masks over the patches of a view, made on the device: which patches a masked model does not see."""
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -37,7 +38,7 @@ class Mask:
         "(single patches fill what no rectangle fits in), as in BEiT.",
     ] = "random"
     unit: Annotated[
-        int, COUNT, "Patches a side of the squares that random masks as one (SimMIM: 32 pixels, 2 patches of 16)."
+        int, COUNT, "Side, in patches, of the squares that random masks as one (SimMIM: 32 pixels, 2 patches of 16)."
     ] = 1
     min_patches: Annotated[int, COUNT, "Least area of a rectangle of block, in patches."] = 4
     aspect: Annotated[
@@ -55,7 +56,8 @@ class Mask:
         side = self.patch_size * (self.unit if self.kind == "random" else 1)
         if size[0] % side or size[1] % side:
             raise ValueError(
-                f"a view of {size[0]}x{size[1]} pixels does not divide into masked squares of {side} pixels"
+                f"a view of {size[0]}x{size[1]} pixels does not divide into masked squares of {side} "
+                f"pixels; use sides that are multiples of {side}"
             )
         return size[0] // side, size[1] // side
 
@@ -93,7 +95,7 @@ def _blocks(
     rows, columns = np.indices(grid)
     key_blocks, key_rest = random.split(key)
 
-    def add(masked, draws):
+    def add(masked: Bool[Array, "height width"], draws: Float[Array, "4"]) -> tuple[Bool[Array, "height width"], None]:
         remaining = count - jnp.sum(masked)
         area = mask.min_patches + draws[0] * jnp.maximum(remaining - mask.min_patches, 0)
         aspect = jnp.exp(np.log(mask.aspect[0]) + draws[1] * (np.log(mask.aspect[1]) - np.log(mask.aspect[0])))
@@ -113,4 +115,4 @@ def _blocks(
 
 def random_masks(keys: Key[Array, " batch"], size: tuple[int, int], mask: Mask) -> Bool[Array, "batch patches"]:
     """`random_mask` of each image."""
-    return jax.vmap(lambda key: random_mask(key, size, mask))(keys)
+    return jax.vmap(functools.partial(random_mask, size=size, mask=mask))(keys)

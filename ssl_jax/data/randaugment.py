@@ -77,7 +77,7 @@ def operate(image: Image, operation: Index, level: Scalar, sign: Scalar, fill: F
     """
     factor = jnp.maximum(1.0 + BLEND * sign * level, 0.1)
     tables = _tables(image, operation, level, factor)
-    image = jax.vmap(lambda table, channel: table[channel.astype(jnp.int32)])(tables, image)
+    image = jax.vmap(_look_up)(tables, image)
     blends = {"color": _gray, "sharpness": _smooth}
     for name, other in blends.items():
         image = jnp.where(operation == OPERATIONS.index(name), _blend(other(image), image, factor), image)
@@ -85,6 +85,10 @@ def operate(image: Image, operation: Index, level: Scalar, sign: Scalar, fill: F
     _, height, width = image.shape
     matrix = _matrix(operation - first, sign * level, (height, width))
     return jnp.where(operation >= first, warp(image, matrix, fill), image)
+
+
+def _look_up(table: Float[Array, "256"], channel: Float[Array, "height width"]) -> Float[Array, "height width"]:
+    return table[channel.astype(jnp.int32)]
 
 
 def _tables(image: Image, operation: Index, level: Scalar, factor: Scalar) -> Float[Array, "channels 256"]:

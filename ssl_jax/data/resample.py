@@ -4,6 +4,8 @@ Two small matrix products per image take any box to one fixed shape. There are n
 data, and an accelerator's multiplication units do the work. The numbers may be traced, for `jax.vmap` over a batch.
 """
 
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Callable
 from typing import Any
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 
-from ssl_jax.data.decode import EXTENSIONS, UndecodableImage, decode_image
+from ssl_jax.data.formats import ENDINGS, UndecodableImage, read_image
 
 # A PNG's first bytes, and the positions of the two bytes that give the bits of a value and the kind of its values.
 PNG, BITS, KIND = b"\x89PNG\r\n\x1a\n", 24, 25
@@ -21,7 +21,7 @@ NAMED = 3  # files that an error names
 
 def load_masked(
     images: Path, masks: Path, *, image_size: tuple[int, int], channels: int = 3
-) -> tuple[UInt8[np.ndarray, "images height width channels"], UInt8[np.ndarray, "images height width"]]:
+) -> tuple[Num[np.ndarray, "images height width channels"], UInt8[np.ndarray, "images height width"]]:
     """(images, masks), sorted by name, resized to one size. Masks take the nearest pixel.
 
     The whole image is resized, whatever its aspect, so that no pixel of it is left out.
@@ -36,23 +36,25 @@ def load_masked(
         another size than its image, or a mask that is no gray PNG of 8 bits.
       UndecodableImage: a broken file.
     """
-    found, wanted = _by_stem(images, EXTENSIONS), _by_stem(masks, (".png",))
+    found, wanted = _by_stem(images, ENDINGS), _by_stem(masks, (".png",))
     for these, those, kind, other in ((found, wanted, "image", "mask"), (wanted, found, "mask", "image")):
         alone = sorted(these.keys() - those.keys())
         if alone:
             raise ValueError(
-                f"{len(alone)} of {len(these)} {kind}s have no {other} of the same name: {', '.join(alone[:NAMED])}"
-                f"{', ...' if len(alone) > NAMED else ''}; put it into {masks if other == 'mask' else images}"
+                f"{len(alone)} of {len(these)} {kind}s have no {other} of the same name: "
+                f"{', '.join(alone[:NAMED])}{', ...' if len(alone) > NAMED else ''}; put each into "
+                f"{masks if other == 'mask' else images}"
             )
     size = image_size[::-1]  # OpenCV's order
-    read_images, read_masks = [], []
+    read_images: list[np.ndarray] = []
+    read_masks: list[np.ndarray] = []
     for stem, path in sorted(found.items()):
-        image = decode_image(path.read_bytes(), channels, str(path))
+        image = read_image(path, str(path), channels)
         mask = decode_mask(wanted[stem].read_bytes(), str(wanted[stem]))
         if image.shape[:2] != mask.shape:
             raise ValueError(
-                f"{path} is {image.shape[0]}x{image.shape[1]} pixels, but its mask {mask.shape[0]}x{mask.shape[1]}; "
-                "make the mask of the image as it is now"
+                f"{path} is {image.shape[0]}x{image.shape[1]} pixels, but its mask "
+                f"{mask.shape[0]}x{mask.shape[1]}; make the mask again, at the size of the image"
             )
         shrinks = mask.shape[0] > image_size[0] or mask.shape[1] > image_size[1]
         resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -67,13 +69,15 @@ def decode_mask(data: bytes, name: str) -> UInt8[np.ndarray, "height width"]:
         raise UndecodableImage(name, "not a PNG")
     if data[KIND] == PALETTE:
         raise ValueError(
-            f"{name} is a PNG with a palette, which is read as its colors; write its indices as gray, once: "
-            'python -c "from PIL import Image; import numpy as np; '
+            f"{name} is a PNG with a palette, which would be read as colors; convert its indices to "
+            'gray once: python -c "from PIL import Image; import numpy as np; '
             "Image.fromarray(np.array(Image.open('IN.png'))).save('OUT.png')\""
         )
     if data[KIND] != GRAY or data[BITS] != 8:
         what = "gray" if data[KIND] == GRAY else "not gray, or with alpha"
-        raise ValueError(f"{name} is {what}, of {data[BITS]} bits; a mask is gray, of 8 bits, its values the classes")
+        raise ValueError(
+            f"{name} is {what}, with {data[BITS]} bits; a mask must be gray with 8 bits, and its values are the classes"
+        )
     mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if mask is None:
         raise UndecodableImage(name, "a broken or truncated PNG")
@@ -87,10 +91,10 @@ def _by_stem(folder: Path, extensions: tuple[str, ...]) -> dict[str, Path]:
     paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in extensions and not p.name.startswith(".")]
     if not paths:
         raise ValueError(f"there are no files in {str(folder)!r} that end in {', '.join(extensions)}")
-    stems = {}
+    stems: dict[str, Path] = {}
     for path in paths:
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if stem in stems:
-            raise ValueError(f"{stems[stem]} and {path} have one name; keep one of them")
+            raise ValueError(f"{stems[stem]} and {path} have the same name; keep one of them")
         stems[stem] = path
     return stems

@@ -84,7 +84,9 @@ def _explicit(coordinator: str, num_processes: str, process_id: str) -> dict[str
     if not coordinator.rpartition(":")[0] or not coordinator.rpartition(":")[2].isdigit():
         raise ProcessError(f"--coordinator must be HOST:PORT of process 0, got {said}")
     if not (num_processes.isdigit() and process_id.isdigit() and int(process_id) < int(num_processes)):
-        raise ProcessError(f"--num_processes=N goes with --process_id=0 to N - 1, each process another, got {said}")
+        raise ProcessError(
+            f"--num_processes=N needs a --process_id in 0..N-1, another one for each process, got {said}"
+        )
     return {
         "coordinator_address": coordinator,
         "num_processes": int(num_processes),
@@ -112,11 +114,12 @@ def _on_tpu() -> bool:
 
 def _give_up(coordinator: str, seconds: float) -> None:
     print(
-        f"error: after {seconds:.0f} s not all processes have met at {coordinator or 'the first host'}. Likely causes: "
-        "one was not started, or ended before (its own output says why); --num_processes (SLURM's tasks, Kubernetes' "
-        "completions) is more than were started; two have the same --process_id; the host's name or port is not "
-        "reached from the others (firewall, no headless service, 127.0.0.1 with several machines, http_proxy set); "
-        "another run holds the port",
+        f"error: after {seconds:.0f} s not all processes have met at "
+        f"{coordinator or 'the first host'}. Likely causes: one was not started, or ended before (its "
+        "own output says why); --num_processes (SLURM's tasks, Kubernetes' completions) is more than "
+        "were started; two have the same --process_id; the other processes cannot reach the host's "
+        "name or port (firewall, no headless service, 127.0.0.1 with several machines, http_proxy "
+        "set); another run holds the port",
         file=sys.stderr,
         flush=True,
     )
@@ -139,8 +142,8 @@ def leaving_on_error() -> Iterator[None]:
         else:
             traceback.print_exc()
             print(
-                "error: this process failed, or lost the others. If one of them ended, its own output says why; the "
-                "same command goes on from the newest checkpoint",
+                "error: this process failed, or lost the others. If another one ended, its own "
+                "output says why; the same command goes on from the newest checkpoint",
                 file=sys.stderr,
             )
         sys.stdout.flush()
@@ -189,6 +192,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
     ]
     if listed:
         raise ProcessError(
-            "the processes do not run the same:\n  " + "\n  ".join(listed) + "\nstart every one with the same command, "
-            "code, packages and data"
+            "the processes do not agree:\n  "
+            + "\n  ".join(listed)
+            + "\nstart all processes with the same command, code, packages and data"
         )

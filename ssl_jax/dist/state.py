@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.core import eval_jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssl_jax.dist.mesh import AXIS
@@ -68,13 +69,25 @@ def _state_shardings(shapes: Any, mesh: Mesh, shard_state: bool) -> Any:
     return jax.tree.map(lambda axis: NamedSharding(mesh, _spec(axis)), axes)
 
 
-def create_state(create: Callable[[], Any], mesh: Mesh, *, shard_state: bool = False) -> Any:
-    """Creates the state in its sharding. Its values do not depend on the mesh.
+def create_state(create: Callable[..., Any], mesh: Mesh, *arrays: Any, shard_state: bool = False) -> Any:
+    """Creates the state, `create(*arrays)`, in its sharding. Its values do not depend on the mesh.
 
     The state is replicated. With `shard_state` it is sharded, and no device ever holds the whole state.
+
+    Args:
+      arrays: trees of NumPy arrays, the same in every process. Were they constants of `create`, XLA would have to
+        compile all their numbers.
     """
-    shardings = _state_shardings(jax.eval_shape(create), mesh, shard_state)
-    return jax.jit(create, out_shardings=shardings)()
+    traced, shapes = jax.make_jaxpr(create, return_shape=True)(*arrays)
+    leaves, structure = jax.tree.flatten(_state_shardings(shapes, mesh, shard_state))
+
+    # Arrays that `create` refers to, such as a teacher's weights, are arguments. Otherwise each would be a part of the
+    # compiled program, of which XLA refuses more than 2 GB.
+    def run(constants: Any, given: Any) -> Any:
+        return eval_jaxpr(traced.jaxpr, constants, *given)
+
+    created = jax.jit(run, out_shardings=leaves)(traced.consts, jax.tree.leaves(arrays))
+    return jax.tree.unflatten(structure, created)
 
 
 def gather_state(tree: Any, mesh: Mesh) -> Any:

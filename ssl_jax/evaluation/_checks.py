@@ -14,14 +14,20 @@ def check_labeled(
 ) -> None:
     """Raises ValueError unless the features are finite and each image has one of the labels 0 .. num_classes - 1."""
     if len(features) != len(labels):
-        raise ValueError(f"{name}: {len(features)} rows of features but {len(labels)} labels; give one label a row")
+        raise ValueError(
+            f"{name}: {len(features)} rows of features but {len(labels)} labels; give one label for each row"
+        )
     if len(labels) == 0:
-        raise ValueError(f"{name}: no images; the protocol needs some")
+        raise ValueError(f"{name}: no images; the protocol needs at least one")
     unlabeled = int(np.sum(labels < 0))
     if unlabeled:
-        raise ValueError(f"{name}: {unlabeled} of {len(labels)} labels are negative: unlabeled; leave those out")
+        raise ValueError(
+            f"{name}: {unlabeled} of {len(labels)} labels are negative (unlabeled); leave those images out"
+        )
     if labels.max() >= num_classes:
-        raise ValueError(f"{name}: label {labels.max()} where num_classes is {num_classes}; labels count from 0")
+        raise ValueError(
+            f"{name}: label {labels.max()} is too large for num_classes={num_classes}; labels count from 0"
+        )
     check_finite(name, features)
 
 
@@ -31,4 +37,4 @@ def check_same_dim(
     """Raises ValueError if the two sets of features have different dimensions."""
     train, test = train_features.shape[-1], test_features.shape[-1]
     if train != test:
-        raise ValueError(f"train and test features have {train} and {test} dimensions; take one backbone for both")
+        raise ValueError(f"train and test features have {train} and {test} dimensions; use one backbone for both")

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer, Shaped
 
 from ssl_jax.evaluation import sweep
 from ssl_jax.evaluation._checks import check_labeled, check_same_dim
 from ssl_jax.evaluation.labels import draw_labels
+from ssl_jax.evaluation.many_heads import Params, Shape
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-UNLABELED = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,7 @@ def attentive_probe(
     learning_rates: Sequence[float] = LEARNING_RATES,
     steps: int = 2000,
     batch_size: int = 256,
+    groups: Shaped[np.ndarray, "train"] | None = None,
 ) -> AttentiveProbe:
     """Test accuracy of a learned query that attends to frozen patch tokens, with a linear classifier on its output.
 
@@ -63,8 +64,9 @@ def attentive_probe(
       heads: of the attention, a divisor of dim; the paper uses the backbone's own number.
       per_class: as for `linear.linear_probe`, which draws the same images.
       seeds: one probe for each. A seed sets the draw, the initial weights and the order of the batches.
-      learning_rates, steps, batch_size: of AdamW, see `sweep.choose_and_fit`. The defaults are for some thousand small
+      learning_rates, steps, batch_size: of AdamW, see `sweep.training`. The defaults are for some thousand small
         images; they are from no paper.
+      groups: what each training image belongs to, see `draw_labels`: none is on both sides of a choice.
 
     Raises: ValueError for numbers out of range, a class with fewer labels than per_class, features that are not finite.
     Source: El-Nouby et al. 2024, arXiv:2401.08541, section 4 and the authors' AttentionPoolingClassifier; a linear
@@ -75,26 +77,19 @@ def attentive_probe(
     check_same_dim(train_tokens, test_tokens)
     dim = train_tokens.shape[-1]
     if not seeds or heads < 1 or dim % heads:
-        raise ValueError(f"a probe needs seeds, got {seeds}, and heads that divide dim={dim}, got {heads}")
+        raise ValueError(f"seeds must not be empty, got {seeds}, and heads must divide dim={dim}, got {heads}")
     fixed = sweep.standardization(train_tokens)
     chosen, predictions = [], []
     for seed in seeds[:1] if per_class is None else seeds:
-        index, held_out = draw_labels(train_labels, num_classes, per_class, seed)
-        params, rate = sweep.choose_and_fit(
-            _logits,
-            _first_params(jax.random.key(seed), heads, dim, num_classes),
-            fixed,
-            train_tokens,
-            train_labels,
-            index[~held_out],
-            index[held_out],
-            ignore=UNLABELED,
-            learning_rates=learning_rates,
-            steps=steps,
-            batch_size=min(batch_size, len(index)),
-            seed=seed,
+        index, held_out = draw_labels(train_labels, num_classes, per_class, seed, groups)
+        params = _first_params(jax.random.key(seed), heads, dim, num_classes)
+        training = sweep.training(
+            _logits, params, fixed, train_tokens, train_labels, steps=steps, batch_size=batch_size, seed=seed
         )
-        batches = sweep.predict(_logits, params, fixed, test_tokens, (), batch_size=batch_size)
+        fitted, rate = sweep.choose_and_fit(
+            training, learning_rates, index[~held_out], index[held_out], batch_size=batch_size
+        )
+        batches = training.predict(fitted, test_tokens, batch_size=batch_size)
         predictions.append(np.concatenate(list(batches)))
         chosen.append(rate)
     accuracies = 100.0 * np.mean(np.stack(predictions) == test_labels, axis=-1)
@@ -102,7 +97,7 @@ def attentive_probe(
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _first_params(rng: Array, heads: int, dim: int, num_classes: int) -> sweep.Params:
+def _first_params(rng: Array, heads: int, dim: int, num_classes: int) -> Params:
     """Initial parameters, as in the authors' code: a query near 0, which attends to all tokens alike."""
     query, key, value, classifier = jax.random.split(rng, 4)
     shape, limit = (dim, heads, dim // heads), 1 / math.sqrt(dim)
@@ -116,7 +111,7 @@ def _first_params(rng: Array, heads: int, dim: int, num_classes: int) -> sweep.P
 
 
 def _logits(
-    params: sweep.Params, fixed: sweep.Params, tokens: Float[Array, "batch tokens dim"], shape: sweep.Shape
+    params: Params, fixed: Params, tokens: Float[Array, "batch tokens dim"], shape: Shape
 ) -> Float[Array, "batch classes"]:
     x = sweep.standardize(fixed, tokens)
     einsum = functools.partial(jnp.einsum, precision="highest")  # TPUs would multiply in bfloat16

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.data.decode import shrink
+from ssl_jax.data.crop import shrink
+from ssl_jax.data.normalization import Normalization
 from ssl_jax.evaluation.features import Batches
 from ssl_jax.weights import Backbone
 
@@ -17,9 +18,9 @@ CALIBRATION_BATCHES = 50
 PIXEL_SIDE = 32
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
+def pixels(normalization: Normalization, images: np.ndarray) -> np.ndarray:
     """Each image as a row of numbers in 0..1, shrunk to at most PIXEL_SIDE a side."""
-    return shrink(images, PIXEL_SIDE).reshape(len(images), -1).astype(np.float32) / 255.0
+    return np.asarray(normalization.unit(shrink(images, PIXEL_SIDE))).reshape(len(images), -1)
 
 
 def random_backbones(
@@ -47,7 +48,8 @@ def untrained(backbone: Backbone, *, image_size: tuple[int, int], seed: int, **o
     example = jnp.zeros((1, *image_size, len(backbone.mean)))
     variables = jax.jit(module.init)(jax.random.key(seed), example)
     # Its facts are left out: they describe the training.
-    return Backbone(module, variables, backbone.mean, backbone.std, image_size)
+    values = dataclasses.asdict(backbone.normalization)
+    return Backbone(module, variables, image_size=image_size, **values)
 
 
 def calibrate(backbone: Backbone, batches: Batches) -> Backbone:

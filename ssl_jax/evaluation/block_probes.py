@@ -1,13 +1,14 @@
 """Linear probes of a ViT's last blocks: which tokens the papers classify, and how."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Shaped
 
 from ssl_jax.evaluation.probe_recipes import RECIPES
-from ssl_jax.evaluation.sgd_probe import Search, SGDProbe, search, sgd_probe
+from ssl_jax.evaluation.sgd_probe import SGDProbe, rank, search, sgd_probe
 
 
 class Tokens(NamedTuple):
@@ -68,6 +69,7 @@ def block_probe(
     probe: BlockProbe,
     dim: int,
     seed: int = 0,
+    groups: Shaped[np.ndarray, "train"] | None = None,
 ) -> tuple[SGDProbe, Tokens]:
     """(test accuracy of a linear classifier on the probe's tokens, the tokens).
 
@@ -85,20 +87,17 @@ def block_probe(
     count = train_features.shape[1] // dim - with_mean
     if train_features.shape[1] % dim or count < probe.blocks:
         raise ValueError(
-            f"features of {train_features.shape[1]} numbers are no {probe.blocks} tokens of {dim}"
-            f"{' and a mean' if with_mean else ''}"
+            f"features of {train_features.shape[1]} dimensions do not hold {probe.blocks} tokens of "
+            f"{dim}{' and a mean' if with_mean else ''}"
         )
     columns = [slice((count - t.blocks) * dim, (count + t.mean) * dim) for t in probe.tokens]
     recipe, best = RECIPES[probe.recipe], 0
     if len(columns) > 1:
-        found = [_search(train_features[:, c], train_labels, num_classes, probe.recipe, seed) for c in columns]
-        best = max(range(len(found)), key=lambda i: found[i].rank(found[i].best))
-        lr, weight_decay = recipe.grid[found[best].best]
+        choose = functools.partial(search, num_classes=num_classes, recipe=recipe, seed=seed, groups=groups)
+        found = [choose(train_features[None, :, c], train_labels) for c in columns]
+        best, head = max(np.ndindex(len(found), len(recipe.grid)), key=lambda at: rank(found[at[0]], at[1]))
+        lr, weight_decay = recipe.grid[head]
         recipe = dataclasses.replace(recipe, lrs=(lr,), weight_decays=(weight_decay,))
     train, test = (features[:, columns[best]] for features in (train_features, test_features))
-    measured = sgd_probe(train, train_labels, test, test_labels, num_classes=num_classes, recipe=recipe, seed=seed)
-    return measured, probe.tokens[best]
-
-
-def _search(features: np.ndarray, labels: np.ndarray, num_classes: int, recipe: str, seed: int) -> Search:
-    return search(features[None], labels, num_classes=num_classes, recipe=RECIPES[recipe], seed=seed)
+    options = {"num_classes": num_classes, "recipe": recipe, "seed": seed, "groups": groups}
+    return sgd_probe(train, train_labels, test, test_labels, **options), probe.tokens[best]

@@ -57,7 +57,8 @@ def cached(directory: str | os.PathLike, key: Key, make: Callable[[], Arrays]) -
 
     Args:
       directory: created if it does not exist.
-      make: () -> arrays by name, such as {"features", "labels"}, of any dtype that safetensors has (float16, int32).
+      make: () -> arrays by name, such as {"features", "labels", "index"}, of any dtype that safetensors
+        has (float16, int32).
     Warns: RuntimeWarning for a damaged file.
     """
     text = json.dumps(dataclasses.asdict(key), sort_keys=True)
@@ -66,7 +67,7 @@ def cached(directory: str | os.PathLike, key: Key, make: Callable[[], Arrays]) -
         try:
             return _read(path)
         except (safetensors.SafetensorError, ValueError) as error:
-            warnings.warn(f"{path} is damaged ({error}); its features are made again", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{path} is damaged ({error}); its features are computed again", RuntimeWarning, stacklevel=2)
     arrays = {name: np.ascontiguousarray(array) for name, array in make().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     # A unique name, as several programs may make the same features.

@@ -22,10 +22,11 @@ import safetensors.numpy
 from jaxtyping import Float, Num
 
 from ssl_jax.data.sources import Source
+from ssl_jax.data.uniform import Uniform
 from ssl_jax.evaluation.accuracy import class_mean, top1
-from ssl_jax.evaluation.embedding import Noted
-from ssl_jax.evaluation.evaluation import check_normalization, image_size_of
-from ssl_jax.evaluation.features import BATCH, extract
+from ssl_jax.evaluation.embedding import named_rows
+from ssl_jax.evaluation.evaluation import image_size_of
+from ssl_jax.evaluation.features import BATCH
 from ssl_jax.evaluation.finetuning import fit
 from ssl_jax.evaluation.finetuning_recipes import Recipe, small_recipe
 from ssl_jax.weights import Backbone, load_backbone, save_backbone
@@ -45,7 +46,7 @@ class Classifier:
     kernel: Float[np.ndarray, "dim classes"]
     bias: Float[np.ndarray, " classes"]
     class_names: tuple[str, ...]
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 
     def probabilities(
         self, images: Num[np.ndarray, "batch height width channels"], normalized: bool = False, batch_size: int = 256
@@ -55,7 +56,7 @@ class Classifier:
         logits = self.backbone.features(images, normalized, batch_size) @ self.kernel + self.bias
         return np.asarray(jax.nn.softmax(logits))
 
-    def save(self, directory: str | os.PathLike) -> None:
+    def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes backbone.safetensors with backbone.json, classifier.safetensors and classifier.json, each whole or not
         at all. The layer has torch's names and layout: weight [classes, dim], bias.
 
@@ -67,8 +68,7 @@ class Classifier:
             "model": backbone.facts.get("model", {"name": type(backbone.model).__name__}),
             "image_size": list(image_size_of(backbone, None)),
             "channels": len(backbone.mean),
-            "mean": list(backbone.mean),
-            "std": list(backbone.std),
+            **dataclasses.asdict(backbone.normalization),
         }
         directory.mkdir(parents=True, exist_ok=True)
         save_backbone(directory, backbone.variables, facts)
@@ -78,7 +78,7 @@ class Classifier:
         files.write(directory / FACTS, _json({"classes": list(self.class_names), "facts": dict(self.facts)}))
 
 
-def load_classifier(directory: str | os.PathLike, model: nn.Module | None = None) -> Classifier:
+def load_classifier(directory: str | os.PathLike[str], model: nn.Module | None = None) -> Classifier:
     """Reads what `Classifier.save` wrote.
 
     model: the backbone's module, if it is one of your own.
@@ -95,11 +95,14 @@ def load_classifier(directory: str | os.PathLike, model: nn.Module | None = None
         layer = safetensors.numpy.load((directory / FILE).read_bytes())
         kernel, bias = layer["weight"].T, layer["bias"]
     except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-        raise ValueError(f"the classifier in {directory} is damaged ({error!r}); copy or make it again") from error
+        raise ValueError(
+            f"the classifier in {directory} is damaged ({error!r}); copy it again, or run ssl_jax finetune again"
+        ) from error
     if kernel.shape != (backbone.dim, len(names)) or bias.shape != (len(names),):
         raise ValueError(
-            f"{directory / FILE} takes {kernel.shape[0]} features and has {bias.size} classes, but the backbone gives "
-            f"{backbone.dim} and {FACTS} names {len(names)} classes; copy or make all files of the directory again"
+            f"{directory / FILE} takes {kernel.shape[0]} features and has {bias.size} classes, but "
+            f"the backbone gives {backbone.dim} and {FACTS} names {len(names)} classes; copy the "
+            "whole directory again, or run ssl_jax finetune again"
         )
     return Classifier(backbone, kernel, bias, names, facts)
 
@@ -114,7 +117,7 @@ class Tuned:
     classifier: Classifier
     scores: dict[str, Any]
 
-    def save(self, directory: str | os.PathLike) -> None:
+    def save(self, directory: str | os.PathLike[str]) -> None:
         """As `Classifier.save`; also writes the scores to scores.json."""
         self.classifier.save(directory)
         files.write(Path(directory) / SCORES, _json(self.scores))
@@ -147,13 +150,19 @@ def finetune(
     Raises: ValueError for images without labels, a class with fewer than per_class, an unknown image size or
       normalization.
     """
-    check_normalization(backbone)
+    normalization = backbone.normalization
     size = image_size_of(backbone, image_size)
     recipe = recipe or small_recipe(size)
     if test is not None and test.class_names != train.class_names:
-        raise ValueError(f"{train.name} and {test.name} have other classes; give test images of the same ones")
+        raise ValueError(f"{train.name} and {test.name} have different classes; give test images of the same classes")
     fitted = fit(
-        backbone, train, recipe=recipe, image_size=size, per_class=per_class, seed=seed, memory_bytes=memory_bytes
+        backbone,
+        Uniform(train, normalization),
+        recipe=recipe,
+        image_size=size,
+        per_class=per_class,
+        seed=seed,
+        memory_bytes=memory_bytes,
     )
     model = backbone.facts.get("model")
     tuned = dataclasses.replace(
@@ -170,7 +179,7 @@ def finetune(
         "held_out_cross_entropy": {str(rate): loss for rate, loss in fitted.tried.items()},
     }
     if test is not None:
-        logits, labels = fitted.logits(test)
+        logits, labels = fitted.logits(Uniform(test, normalization))
         predictions = np.argmax(logits, axis=1)
         scores |= {"test_images": len(labels), "top1": float(top1(predictions, labels))}
         scores |= {"class_mean": float(class_mean(predictions, labels))}
@@ -193,17 +202,19 @@ class Predictions(NamedTuple):
     probabilities: Float[np.ndarray, "images classes"]
 
 
-def predict(classifier: Classifier, source: Source) -> Predictions:
+def predict(classifier: Classifier, source: Source, *, windows: str = "mean") -> Predictions:
     """Predictions for each image that can be decoded, in order; others are left out, with a warning.
 
+    windows: of images that are windows of larger ones (see `ssl_jax.data.windows`), "mean": the mean of the
+      probabilities over the windows of each larger image; "all": each window.
     Raises: ImagesError if none can be decoded; ValueError for images with another number of channels.
     """
     size = image_size_of(classifier.backbone, None)
-    noted = Noted(source, size)
-    features = functools.partial(classifier.probabilities, batch_size=BATCH)
-    probabilities, _ = extract(features, noted.batches(), BATCH)
-    classes = [classifier.class_names[k] for k in np.argmax(probabilities, axis=1)]
-    return Predictions(noted.names, classes, probabilities)
+    source = Uniform(source, classifier.backbone.normalization)
+    probabilities = functools.partial(classifier.probabilities, batch_size=BATCH)
+    names, found = named_rows(probabilities, source, size, windows)
+    classes = [classifier.class_names[int(k)] for k in np.argmax(found.features, axis=1)]
+    return Predictions(names, classes, found.features)
 
 
 def save_predictions(path: Path, predictions: Predictions, class_names: tuple[str, ...]) -> None:

@@ -53,9 +53,12 @@ def clid(learnabilities: Sequence[float], dimensions: Sequence[float]) -> Float[
     """
     if len(learnabilities) != len(dimensions) or len(dimensions) < 2:
         raise ValueError(
-            "clid compares two models or more by a learnability and a dimension each, got "
+            "clid needs a learnability and a dimension for each of at least two models, got "
             f"{len(learnabilities)} learnabilities, {len(dimensions)} dimensions"
         )
     if not np.isfinite([learnabilities, dimensions]).all():
-        raise ValueError(f"clid needs finite values, got {learnabilities} and {dimensions}; leave that model out")
+        raise ValueError(
+            f"clid needs finite values, got {learnabilities} and {dimensions}; leave out the models "
+            "whose values are not finite"
+        )
     return minmax_scale(learnabilities) + minmax_scale(dimensions)

@@ -81,7 +81,7 @@ def kmeans(
     Raises: ValueError if num_clusters is not from 1 to the number of rows of `fitted`.
     """
     if not 1 <= num_clusters <= len(fitted):
-        raise ValueError(f"num_clusters {num_clusters} must be from 1 to the {len(fitted)} images to cluster")
+        raise ValueError(f"num_clusters={num_clusters} must be in 1..{len(fitted)}, the number of images to cluster")
     options: dict[str, Any] = dict(n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed)
     found: Any = KMeans(num_clusters, **options).fit(normalize(fitted))
     return found.predict(normalize(assigned))

@@ -161,9 +161,11 @@ def robustness(
     """
     corruptions = tuple(corruptions)
     if len(images) != len(labels) or not len(images):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label an image, and images")
+        raise ValueError(
+            f"{len(images)} images and {len(labels)} labels; give one label for each image, and at least one image"
+        )
     if not corruptions or not severities:
-        raise ValueError(f"corruptions {corruptions} at severities {tuple(severities)} are none; name one of each")
+        raise ValueError(f"name at least one corruption and one severity, got {corruptions} and {tuple(severities)}")
     for name in corruptions:
         for severity in severities:
             _strength(name, severity)

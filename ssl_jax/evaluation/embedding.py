@@ -1,7 +1,7 @@
 """Embeddings: features of images together with the images' names, for other programs."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from ssl_jax.data import pipeline
 from ssl_jax.data.sources import Source
-from ssl_jax.evaluation.evaluation import check_normalization, image_size_of
-from ssl_jax.evaluation.features import BATCH, extract
+from ssl_jax.data.uniform import Uniform
+from ssl_jax.evaluation.evaluation import image_size_of
+from ssl_jax.evaluation.features import BATCH, Extracted, check_windows, extract, over_windows
 from ssl_jax.weights import Backbone
 from ssl_jax.workdir import files
 
@@ -67,51 +68,62 @@ class Embeddings:
 def check_format(path: Path) -> None:
     """Raises: ValueError if the file's name does not end in one of FORMATS, or the format's library is missing."""
     if path.suffix not in FORMATS:
-        raise ValueError(f"embeddings are written as {' or '.join(FORMATS)}, by the end of the name, got {path.name!r}")
+        raise ValueError(f"the file's name must end in {' or '.join(FORMATS)}, got {path.name!r}")
     if path.suffix == ".parquet":
         try:
-            import pyarrow.parquet  # noqa: F401
+            import pyarrow.parquet  # noqa: F401  # pyright: ignore[reportUnusedImport]
         except ImportError as error:
-            raise ValueError(f"{path.name}: pyarrow is missing: pip install 'ssl_jax[parquet]', or use .npz") from error
+            raise ValueError(f"{path.name} needs pyarrow: pip install 'ssl_jax[parquet]', or use .npz") from error
 
 
 def embed(
-    backbone: Backbone, source: Source, *, image_size: tuple[int, int] | None = None
+    backbone: Backbone, source: Source, *, image_size: tuple[int, int] | None = None, windows: str = "mean"
 ) -> tuple[list[str], Float[np.ndarray, "images dim"]]:
     """(names, features) of the images that can be decoded, in order; others are left out, with a warning.
 
     Args:
       image_size: (height, width) in pixels that images are read at, see `pipeline.eval_batches`; the backbone's own if
         not given.
+      windows: of images that are windows of larger ones (see `ssl_jax.data.windows`), "mean": the mean over the windows
+        of each larger image; "all": each window.
     Returns: names as `Source.image_name` has them; features as `Backbone.features` gives them, float32.
     Raises: ImagesError if no image can be decoded; ValueError for images that do not fit, an unknown image size or
       normalization.
     """
-    found = embeddings(backbone, source, image_size=image_size)
+    found = embeddings(backbone, source, image_size=image_size, windows=windows)
     return found.names, found.features
 
 
-def embeddings(backbone: Backbone, source: Source, *, image_size: tuple[int, int] | None = None) -> Embeddings:
+def embeddings(
+    backbone: Backbone, source: Source, *, image_size: tuple[int, int] | None = None, windows: str = "mean"
+) -> Embeddings:
     """As `embed`, but with labels."""
-    check_normalization(backbone)
-    noted = Noted(source, image_size_of(backbone, image_size))
-    features, labels = extract(lambda images: backbone.features(images, batch_size=BATCH), noted.batches(), BATCH)
-    named = bool(source.class_names)
-    return Embeddings(noted.names, features, labels if named else None, source.class_names)
+    size = image_size_of(backbone, image_size)
+    names, found = named_rows(
+        lambda images: backbone.features(images, batch_size=BATCH),
+        Uniform(source, backbone.normalization),
+        size,
+        windows,
+    )
+    return Embeddings(names, found.features, found.labels if source.class_names else None, source.class_names)
 
 
-@dataclasses.dataclass(frozen=True)
-class Noted:
-    """Reads a source once, and notes the names of the images that could be read."""
+def named_rows(
+    function: Callable[[np.ndarray], Float[np.ndarray, "batch dim"]],
+    source: Source,
+    image_size: tuple[int, int],
+    windows: str,
+) -> tuple[list[str], Extracted]:
+    """(names of the images that can be decoded, what `function` gives for them), see `embed`."""
+    check_windows(windows)
+    found = over_windows(source, extract(function, _read(source, image_size), BATCH), windows)
+    name = source.image_name if windows == "all" else source.whole_name
+    return [name(int(index)) for index in found.index], found
 
-    source: Source
-    image_size: tuple[int, int]
-    names: list[str] = dataclasses.field(default_factory=list)
 
-    def batches(self) -> Iterator[Mapping[str, np.ndarray]]:
-        read = pipeline.eval_batches(self.source, image_size=self.image_size, batch_size=BATCH)
-        with tqdm(desc=f"embedding {self.source.name}", total=len(self.source), unit=" images", delay=1) as progress:
-            for batch in read:
-                yield batch
-                self.names.extend(self.source.image_name(int(index)) for index in batch["index"])
-                progress.update(len(batch["index"]))
+def _read(source: Source, image_size: tuple[int, int]) -> Iterator[Mapping[str, np.ndarray]]:
+    read = pipeline.eval_batches(source, image_size=image_size, batch_size=BATCH)
+    with tqdm(desc=f"embedding {source.name}", total=len(source), unit=" images", delay=1) as progress:
+        for batch in read:
+            yield batch
+            progress.update(len(batch["index"]))

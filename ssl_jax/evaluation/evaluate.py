@@ -6,13 +6,13 @@ print(evaluate("runs/a"))    # on the data that it was trained on
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ssl_jax import config as configs
 from ssl_jax.config import Config
-from ssl_jax.data import Items, as_source, sources
+from ssl_jax.data import Items, as_source, opening
 from ssl_jax.data.sources import Source
 from ssl_jax.evaluation import protocols as known
 from ssl_jax.evaluation.evaluation import BASELINES, Evaluation, evaluate_backbone
@@ -22,7 +22,7 @@ from ssl_jax.workdir import config_file, facts, files
 
 
 def evaluate(
-    what: Backbone | str | os.PathLike,
+    what: Backbone | str | os.PathLike[str],
     train: Source | Items | None = None,
     test: Source | Items | None = None,
     **options: Any,
@@ -37,8 +37,8 @@ def evaluate(
     """
     if (train is None) != (test is None) or (isinstance(what, Backbone) and train is None):
         raise ValueError(
-            "say what to measure on: evaluate(backbone, train, test), two sources; only a run of ssl_jax train, named "
-            "by its workdir, has images of its own"
+            "give the images to measure on, evaluate(backbone, train, test); only a run of ssl_jax "
+            "train, named by its workdir, has images of its own"
         )
     pair = None if train is None or test is None else (as_source(train), as_source(test))
     if not isinstance(what, Backbone):
@@ -55,16 +55,17 @@ def evaluate_run(
     other_data: bool = False,
     protocols: Sequence[str] = known.BY_DEFAULT,
     baselines: Sequence[str] = BASELINES,
+    windows: str = "mean",
 ) -> Evaluation:
     """Evaluates the backbone of a run. Writes evaluation.json, samples/ (for the report) and features/ (a cache).
 
     Args:
       workdir: of a finished run.
-      data: what to measure on, as `sources.open_pair` takes it; "" for the data of the run.
+      data: what to measure on, as `opening.open_pair` takes it; "" for the data of the run.
       pair: (training, test) images, in place of `data`. Their features are not kept, as a digest of arrays does not
         tell them apart.
       other_data: whether the given pair may be other images than those that the run was trained on.
-      protocols, baselines: those of `evaluate_backbone`, which checks them.
+      protocols, baselines, windows: those of `evaluate_backbone`, which checks them.
     Raises: ConfigError if neither `data` nor `pair` is given and the config does not name the images that the run was
       trained on; also for a pair of other images without `other_data`.
     """
@@ -76,8 +77,8 @@ def evaluate_run(
         train, test = pair
     elif data:
         splits = {"train_split": config.data.split, "test_split": config.data.test_split}
-        options = splits | {"channels": config.data.channels}
-        train, test = configs.call(sources.open_pair, options, "--data", data)
+        options = splits | build.how_to_read(config)
+        train, test = configs.call(opening.open_pair, options, "--data", data)
     else:
         train, test = own_pair(workdir, config)
     result = evaluate_backbone(
@@ -89,6 +90,7 @@ def evaluate_run(
         image_size=config.data.image_size,
         memory_bytes=config.data.memory_bytes,
         seed=config.seed,
+        windows=windows,
         features_dir=None if pair else workdir / "features",
         samples_dir=workdir / "samples",
     )
@@ -101,12 +103,16 @@ def own_pair(workdir: Path, config: Config) -> tuple[Source, Source]:
     data = config.data.path or config.data.name
     try:
         train, test = build.source_pair(config)
-        found = [train, build.whole_source(config)]
     except configs.ConfigError:
         if facts.trained_on(workdir).get("given"):
             facts.check_measured(workdir, [], data)
         raise
-    facts.check_measured(workdir, found, data)
+
+    def found() -> Iterator[Source]:
+        yield train
+        yield build.whole_source(config)  # opened only where the run was not trained on the training part
+
+    facts.check_measured(workdir, found(), data)
     return train, test
 
 
@@ -115,7 +121,8 @@ def check_same_images(workdir: Path, train: Source) -> None:
     trained = facts.trained_on(workdir)
     if trained and trained["digest"] != train.digest():
         raise configs.ConfigError(
-            f"the run in {workdir} was trained on {trained['kind']} {trained['name']!r} (digest {trained['digest']}), "
-            f"and the training images given are others, {type(train).__name__} {train.name!r} (digest "
-            f"{train.digest()}); give the same, or say that other images are meant: other_data=True"
+            f"the run in {workdir} was trained on {trained['kind']} {trained['name']!r} (digest "
+            f"{trained['digest']}), but the training images given now are {type(train).__name__} "
+            f"{train.name!r} (digest {train.digest()}); give the same images, or pass other_data=True "
+            "to measure on other images"
         )

@@ -1,6 +1,7 @@
 """Evaluates a backbone, and for comparison random initialization and the raw pixels, under the same protocols."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,20 @@ from typing import Any
 import numpy as np
 
 from ssl_jax.data.sources import Source
+from ssl_jax.data.uniform import Uniform
 from ssl_jax.evaluation import baselines as untrained_networks
-from ssl_jax.evaluation import cache, protocols, samples
+from ssl_jax.evaluation import cache, protocols, samples, targets
 from ssl_jax.evaluation.accuracy import majority
-from ssl_jax.evaluation.features import BATCH, extract
+from ssl_jax.evaluation.features import BATCH, Extracted, check_windows, extract, over_windows
 from ssl_jax.evaluation.protocols import BY_DEFAULT
-from ssl_jax.evaluation.subject import Images, Labeled, Scores, Subject, as_labeled
+from ssl_jax.evaluation.subject import Images, Scores, Subject, as_labeled, labeled
 from ssl_jax.health import representation as metrics
 from ssl_jax.weights import Backbone
 
 BASELINES = ("random", "pixels")
 COLUMNS = ("pretrained", *BASELINES)
 
-Features = Callable[[np.ndarray], np.ndarray]  # uint8 [BATCH, height, width, channels] -> [BATCH, dim]
+Features = Callable[[np.ndarray], np.ndarray]  # [BATCH, height, width, channels] -> [BATCH, dim]
 
 
 class Evaluation(dict[str, Any]):
@@ -31,7 +33,7 @@ class Evaluation(dict[str, Any]):
     "metrics": label-free metrics of the test features, for "pretrained" and each untrained network.
     "pretrained", "random" (for each protocol the best of "random_variants") and "pixels": protocol -> score, see
     `subject.Scores`. Baselines that were not requested are missing. All scores are missing if the images have no
-    labels.
+    labels, and nothing else that is to be predicted (`Source.targets`).
     """
 
     def __str__(self) -> str:
@@ -51,6 +53,7 @@ def evaluate_backbone(
     image_size: tuple[int, int] | None = None,
     memory_bytes: int = 2**31,
     seed: int = 0,
+    windows: str = "mean",
     features_dir: Path | None = None,
     samples_dir: Path | None = None,
 ) -> Evaluation:
@@ -58,20 +61,26 @@ def evaluate_backbone(
 
     Args:
       backbone: frozen; protocols that train it train a copy.
-      train, test: images, of the same classes. Without labels, only the metrics that need none are measured.
+      train, test: images, of the same classes. Images with several labels each, or with measurements, are measured as
+        `targets.measure` says, whatever `protocols`. Without either, only the metrics that need no labels are measured.
       protocols: names in `protocols.PROTOCOLS`.
       baselines: names in BASELINES: "random", untrained networks of the backbone's architecture, and "pixels".
       image_size: (height, width) in pixels that images are read at; the backbone's own if not given.
       memory_bytes: images are kept decoded, and the attentive probe is measured, if they take no more than this.
       seed: of the untrained networks.
+      windows: of images that are windows of larger ones (see `ssl_jax.data.windows`), "mean": frozen features are means
+        over the windows of each larger image; "all": each window is an image. Protocols that need more than frozen
+        features, and metrics without labels, always take each window.
       features_dir: where the backbone's features are kept for another evaluation; None: nowhere. Features of an
         architecture without a name in `models.MODELS` are not kept.
       samples_dir: where embeddings, predictions and pictures of patches go, for the report; None: nowhere.
     Raises: ValueError for unknown names, an unknown image size or normalization, and for images that do not fit.
     """
     _check(backbone, train, test, protocols, baselines)
-    images = Images(train, test, image_size_of(backbone, image_size), len(backbone.mean), memory_bytes)
-    bench = _Bench(images, protocols, len(train.class_names))
+    check_windows(windows)
+    size, normalization = image_size_of(backbone, image_size), backbone.normalization
+    images = Images(Uniform(train, normalization), Uniform(test, normalization), size, normalization, memory_bytes)
+    bench = _Bench(images, protocols, windows)
     result = Evaluation(
         data={
             "name": train.name,
@@ -80,45 +89,50 @@ def evaluate_backbone(
             "train_images": len(train),
             "test_images": len(test),
             "classes": list(train.class_names),
+            **({"windows": windows} if train.image_of is not None else {}),
         },
         backbone_sha256=cache.checksum(backbone.variables),
     )
     kept = _Kept(backbone, images, result["backbone_sha256"], features_dir)
     untrained = {"image_size": images.image_size, "seed": seed}
 
-    h, labels = kept("test")
-    result["metrics"] = {"pretrained": metrics.summary(h)}
+    test_windows = kept("test")
+    result["metrics"] = {"pretrained": metrics.summary(test_windows.features)}
     if samples_dir is not None:
-        samples.save_embeddings(samples_dir, images.batches["test"], h, labels, train.class_names)
+        samples.save_embeddings(samples_dir, images, test_windows.features, test_windows.labels)
         samples.forget_predictions(samples_dir)  # they are of an earlier evaluation, maybe on other data
         untrained_network = untrained_networks.untrained(backbone, **untrained)
-        samples.save_patches(samples_dir, test, images.image_size, backbone, untrained_network)
-    if train.class_names:
-        largest = majority(labels[labels >= 0], len(train.class_names))
-        result["data"]["majority"] = {"class": train.class_names[largest.label], "percent": largest.percent}
-        features = as_labeled(kept("train"), (h, labels), len(train.class_names))
-        result["pretrained"] = bench.scores("pretrained", features, backbone)
-        all_labels = result["pretrained"].get("linear/all/top1", {})
-        if samples_dir is not None and "predictions" in all_labels:
-            samples.save_predictions(samples_dir, train.class_names, labels[labels >= 0], all_labels["predictions"])
+        samples.save_patches(samples_dir, images, backbone, untrained_network)
+    if train.class_names or train.targets is not None:
+        result["pretrained"] = bench.scores("pretrained", kept("train"), test_windows, backbone)
+        if train.class_names:
+            labels = labeled(over_windows(test, test_windows, windows)).labels
+            largest = majority(labels, len(train.class_names))
+            result["data"]["majority"] = {"class": train.class_names[largest.label], "percent": largest.percent}
+            all_labels = result["pretrained"].get("linear/all/top1", {})
+            if samples_dir is not None and "predictions" in all_labels:
+                samples.save_predictions(samples_dir, train.class_names, labels, all_labels["predictions"])
         if "pixels" in baselines:
-            result["pixels"] = bench.scores("pixels", bench.features(untrained_networks.pixels))
+            pixels = functools.partial(untrained_networks.pixels, normalization)
+            result["pixels"] = bench.scores("pixels", *bench.features(pixels))
         if "random" in baselines:
             result["random_variants"] = {}
             variants = untrained_networks.random_backbones(backbone, images.batches["train"], **untrained)
             for name, network in variants.items():
-                features = bench.features(network.features)
-                result["metrics"][f"random, {name}"] = metrics.summary(features.test)
+                found = bench.features(network.features)
+                result["metrics"][f"random, {name}"] = metrics.summary(found[1].features)
                 # Training replaces the calibrated statistics, so calibrated variants are not trained as well.
                 trained = not name.startswith("calibrated")
-                scores = bench.scores(f"random, {name}", features, network, trained=trained)
+                scores = bench.scores(f"random, {name}", *found, network, trained=trained)
                 result["random_variants"][name] = scores
             result["random"] = best_of(result["random_variants"])
         for scores in (*(result.get(c, {}) for c in COLUMNS), *result.get("random_variants", {}).values()):
             for one in scores.values():
                 one.pop("predictions", None)
     if cache.checksum(backbone.variables) != result["backbone_sha256"]:
-        raise AssertionError("the evaluation has changed the backbone, so its numbers are of no backbone that there is")
+        raise AssertionError(
+            "the evaluation changed the backbone's weights, so its numbers describe no backbone; please report this"
+        )
     return result
 
 
@@ -133,22 +147,18 @@ def image_size_of(backbone: Backbone, given: tuple[int, int] | None) -> tuple[in
     return (size[0], size[1])
 
 
-def check_normalization(backbone: Backbone) -> None:
-    """Raises: ValueError for weights that do not say how their images were normalized."""
-    if not backbone.mean:
-        raise ValueError(
-            "these weights do not say how their images were normalized; say it: dataclasses.replace(backbone, "
-            "mean=..., std=...), one number for each channel, of images in 0..1"
-        )
-
-
 def _check(backbone: Backbone, train: Source, test: Source, names: Sequence[str], baselines: Sequence[str]) -> None:
     protocols.check(names)
     if unknown := sorted(set(baselines) - set(BASELINES)):
-        raise ValueError(f"no baseline {', '.join(map(repr, unknown))}; there are {', '.join(BASELINES)}")
-    check_normalization(backbone)
+        raise ValueError(f"there is no baseline {', '.join(map(repr, unknown))}; choose from {', '.join(BASELINES)}")
+    _ = backbone.normalization  # raises where it is unknown
     if train.class_names and not test.class_names:
         raise ValueError(f"{train.name} has labels and {test.name} has none; give test images with labels, too")
+    if train.targets is not None and (test.targets is None or not train.targets.is_like(test.targets)):
+        raise ValueError(
+            f"{train.name} and {test.name} have different things to predict; both must have the same outputs: "
+            f"{', '.join(train.targets.names)}"
+        )
     if test.class_names != train.class_names[: len(test.class_names)]:
         raise ValueError(
             f"the classes of {test.name} are {', '.join(test.class_names)}, those of {train.name} "
@@ -158,24 +168,23 @@ def _check(backbone: Backbone, train: Source, test: Source, names: Sequence[str]
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """(features, labels) of a split by the backbone. If there is a directory, they are made once and kept there."""
+    """Features of a split by the backbone. If there is a directory, they are made once and kept there."""
 
     backbone: Backbone
     images: Images
     sha256: str
     directory: Path | None
 
-    def __call__(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, split: str) -> Extracted:
         def make() -> cache.Arrays:
-            found = extract(self.backbone.features, self.images.batches[split](), BATCH)
-            return dict(zip(("features", "labels"), found, strict=True))
+            return extract(self.backbone.features, self.images.batches[split](), BATCH)._asdict()
 
         architecture = self.backbone.facts.get("model")
         if self.directory is None or architecture is None:
             found = make()
         else:
             found = cache.cached(self.directory, self._key(split, architecture), make)
-        return found["features"], found["labels"]
+        return Extracted(**found)
 
     def _key(self, split: str, architecture: Mapping[str, Any]) -> cache.Key:
         source = {"train": self.images.train, "test": self.images.test}[split]
@@ -187,9 +196,7 @@ class _Kept:
             images=len(source),
             preprocessing={
                 "image_size": self.images.image_size,
-                "channels": self.images.channels,
-                "mean": tuple(self.backbone.mean),
-                "std": tuple(self.backbone.std),
+                **dataclasses.asdict(self.images.normalization),
             },
         )
 
@@ -200,16 +207,26 @@ class _Bench:
 
     images: Images
     names: Sequence[str]
-    num_classes: int
+    windows: str
 
-    def features(self, features: Features) -> Labeled:
+    def features(self, features: Features) -> tuple[Extracted, Extracted]:
+        """Of the training and the test images."""
         train, test = (extract(features, read(), BATCH) for read in self.images.batches.values())
-        return as_labeled(train, test, self.num_classes)
+        return train, test
 
-    def scores(self, name: str, features: Labeled, backbone: Backbone | None = None, *, trained: bool = True) -> Scores:
+    def scores(
+        self, name: str, train: Extracted, test: Extracted, backbone: Backbone | None = None, *, trained: bool = True
+    ) -> Scores:
         """trained: whether protocols that train the backbone are included."""
-        names = [n for n in self.names if trained or protocols.PROTOCOLS[n].needs != "training"]
-        return protocols.measure(Subject(name, features, self.images, backbone), names)
+        images, found = self.images, {}
+        train, test = over_windows(images.train, train, self.windows), over_windows(images.test, test, self.windows)
+        if images.train.class_names:
+            names = [n for n in self.names if trained or protocols.PROTOCOLS[n].needs != "training"]
+            subject = Subject(name, as_labeled(train, test, images.train), images, backbone)
+            found = protocols.measure(subject, names)
+        if images.train.targets is not None:
+            found |= targets.measure(name, train, test, images.train, images.test)
+        return found
 
 
 def best_of(variants: Mapping[str, Scores]) -> Scores:
@@ -224,13 +241,15 @@ def best_of(variants: Mapping[str, Scores]) -> Scores:
 
 def _table(result: Mapping[str, Any]) -> list[str]:
     """Lines of a table: accuracies, and in brackets the mean over classes if it differs (if class sizes differ)."""
-    columns, largest = [column for column in COLUMNS if column in result], result["data"]["majority"]
+    columns, largest = [column for column in COLUMNS if column in result], result["data"].get("majority")
     lines = [f"{'in percent':<32}" + "".join(f"{column:>12}{'':8}" for column in columns).rstrip()]
     for protocol in result["pretrained"]:
         cells = (_cell(result[column].get(protocol)) for column in columns)
         lines.append(f"{protocol:<32}{''.join(cells)}".rstrip())
     found = [result[column].get(protocol) for protocol in result["pretrained"] for column in columns]
-    if any(score and _class_mean(score) for score in found):
+    if largest is None:
+        lines.append("means over what is predicted; each is in evaluation.json")
+    elif any(score and _class_mean(score) for score in found):
         lines.append(f"in brackets: each class counts alike. Always {largest['class']!r}: {largest['percent']:.1f}")
     else:
         lines.append(f"the largest class has {largest['percent']:.1f} of the test images")

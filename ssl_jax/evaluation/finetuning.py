@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from ssl_jax import dist, optim
 from ssl_jax.data import pipeline
-from ssl_jax.data.augment import normalize
 from ssl_jax.data.sources import Source, Subset
 from ssl_jax.evaluation.accuracy import class_mean, top1
 from ssl_jax.evaluation.features import extract
@@ -58,7 +57,8 @@ def measure_finetuning(
 ) -> FineTuned:
     """Test accuracy of a fine-tuned backbone, for labels drawn once with each of `seeds`.
 
-    The learning rate is chosen on a fifth of the first seed's labels; then each training uses all labels of its draw.
+    The learning rate is chosen on a fifth of the first seed's labels, or of their groups; then each training uses all
+    labels of its draw.
     The draws are those of the linear probe. The test set only serves to count the hits.
 
     Args:
@@ -76,7 +76,7 @@ def measure_finetuning(
         raise ValueError(f"{unlabeled.name} has no labels, which fine-tuning needs")
     seeds = seeds[:1] if per_class is None else seeds
     measured = tuple(measured) or (recipe.steps,)
-    draws = [draw_labels(train.labels, len(train.class_names), per_class, seed) for seed in seeds]
+    draws = [draw_labels(train.labels, len(train.class_names), per_class, seed, train.groups) for seed in seeds]
     trainer = _Trainer.of_draw(backbone, recipe, train, draws[0], image_size, memory_bytes)
     best, _ = trainer.choose(train, draws[0], seeds[0])
     accuracies, class_means = np.zeros((2, len(seeds), len(measured)), np.float32)
@@ -123,7 +123,7 @@ def fit(
     `measure_finetuning` with this one seed."""
     if train.labels is None:
         raise ValueError(f"{train.name} has no labels, which fine-tuning needs")
-    draw = draw_labels(train.labels, len(train.class_names), per_class, seed)
+    draw = draw_labels(train.labels, len(train.class_names), per_class, seed, train.groups)
     trainer = _Trainer.of_draw(backbone, recipe, train, draw, image_size, memory_bytes)
     best, tried = trainer.choose(train, draw, seed)
     ((_, state),) = trainer.train(Subset(train, draw[0]), best, seed, [recipe.steps])
@@ -148,8 +148,8 @@ class _Trainer:
         self.batch_size = min(recipe.batch_size, num_images) // (2 * devices) * 2 * devices
         if not self.batch_size:
             raise ValueError(
-                f"{num_images} labelled images and a batch of {recipe.batch_size} are fewer than two for each of "
-                f"{devices} devices; use fewer devices, or more labels"
+                f"{num_images} labelled images in batches of {recipe.batch_size} give fewer than two "
+                f"for each of {devices} devices; use fewer devices, a larger batch or more labels"
             )
         run = Schedule(
             batch_size=self.batch_size,
@@ -176,7 +176,7 @@ class _Trainer:
             step.TrainStep(
                 method=self.method,
                 tx=self.tx,
-                augment=augmented(recipe, mean=backbone.mean, std=backbone.std),
+                augment=augmented(recipe, backbone.normalization),
                 axis_name=dist.AXIS,
                 log_every=recipe.steps + 1,
             ),
@@ -206,7 +206,7 @@ class _Trainer:
 
     def _classify(self, variables: Any, images: Any) -> Any:
         params, state = variables
-        h = self.method.features(params, state, normalize(images, self.backbone.mean, self.backbone.std))
+        h = self.method.features(params, state, jnp.asarray(self.backbone.normalization(images)))
         return self.method.networks["classifier"].apply({"params": params["classifier"]}, h)
 
     def first_state(self, lr: float, seed: int) -> TrainState:
@@ -254,7 +254,7 @@ class _Trainer:
         """(logits, labels) of the images that have a label."""
         variables = (state.params, state.model_state)
         batch_size = -(-EVALUATION_BATCH // jax.device_count()) * jax.device_count()
-        logits, labels = extract(
+        logits, labels, _ = extract(
             lambda images: self.classify(variables, dist.shard_batch(images, self.mesh)),
             pipeline.eval_batches(source, image_size=self.image_size, batch_size=batch_size),
             batch_size,

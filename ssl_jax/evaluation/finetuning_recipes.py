@@ -1,7 +1,7 @@
 """How backbones are fine-tuned: the numbers, and the augmentation."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ import numpy as np
 
 from ssl_jax.data import randaugment
 from ssl_jax.data.augment import Augmentation, make_augment
+from ssl_jax.data.normalization import Normalization
 
 # Random numbers depend on the number of a view. This one is larger than that of any view.
 AFTER_VIEWS = 1000
@@ -105,12 +106,13 @@ def mae_recipe(model: nn.Module, images: int, size: tuple[int, int], batch_size:
     )
 
 
-def augmented(recipe: Recipe, *, mean: Sequence[float], std: Sequence[float]) -> Callable[[Any, Any], dict[str, Any]]:
+def augmented(recipe: Recipe, normalization: Normalization) -> Callable[[Any, Any], dict[str, Any]]:
     """`augment.make_augment` with the recipe's augmentation, followed by RandAugment and erasing."""
-    first = make_augment([recipe.augmentation], mean=mean, std=std)
+    first = make_augment([recipe.augmentation], normalization)
     if not (recipe.rand_augment or recipe.erase):
         return first
-    shift, scale = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (mean, std))
+    mean = normalization.mean
+    shift, scale = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (mean, normalization.std))
 
     def one(key, view):
         key_kinds, key_erase = jax.random.split(key)

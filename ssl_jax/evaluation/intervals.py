@@ -69,7 +69,9 @@ def bootstrap(
     """
     measured = _checked(values, level)
     if resamples * (1 - level) < 1:
-        raise ValueError(f"resamples {resamples} have no tails at level {level}; give at least {1 / (1 - level):.0f}")
+        raise ValueError(
+            f"resamples={resamples} are too few for the tails at level {level}; give at least {1 / (1 - level):.0f}"
+        )
     rng, count = np.random.default_rng(seed), len(measured)
     means = np.empty(resamples)
     rows = max(INDICES // count, 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from ssl_jax.evaluation import logistic
 from ssl_jax.evaluation._checks import check_labeled, check_same_dim
@@ -62,6 +62,7 @@ def linear_probe(
     per_class: int | None,
     seeds: Sequence[int] = (0, 1, 2),
     strengths: Sequence[float] = STRENGTHS,
+    groups: Shaped[np.ndarray, "train"] | None = None,
 ) -> LinearProbe:
     """Test accuracy of logistic regression on `per_class` labels of each class, drawn once with each of `seeds`.
 
@@ -79,6 +80,7 @@ def linear_probe(
       seeds: one probe for each.
       strengths: each > 0. A fit minimizes the sum of the cross entropies + strength / 2 * the sum of squared weights of
         the standardized features (not of the intercepts).
+      groups: what each training image belongs to, see `draw_labels`: none is on both sides of a choice.
 
     Raises: ValueError for a class with fewer labels than per_class, negative labels, features that are not finite.
     Warns: RuntimeWarning if a fit has not converged.
@@ -87,9 +89,12 @@ def linear_probe(
     check_labeled("test", test_features, test_labels, num_classes)
     check_same_dim(train_features, test_features)
     if not seeds or not strengths or min(strengths) <= 0:
-        raise ValueError(f"a probe needs seeds, and strengths above 0; got seeds {seeds}, strengths {strengths}")
+        raise ValueError(
+            f"seeds and strengths must not be empty, and strengths must be above 0; got {seeds} and {strengths}"
+        )
     draws = [
-        draw_labels(train_labels, num_classes, per_class, seed) for seed in (seeds[:1] if per_class is None else seeds)
+        draw_labels(train_labels, num_classes, per_class, seed, groups)
+        for seed in (seeds[:1] if per_class is None else seeds)
     ]
     standardize = _standardizer(train_features)
     drawn = [standardize(train_features[index]) for index, _ in draws]
@@ -136,8 +141,9 @@ def _choose_and_fit(
     fit = logistic.fit(x, y, np.zeros_like(held_out), variances, chosen, start, TOLERANCE, MAX_ITERATIONS)
     if np.max(fit.gradient_norm) > TOLERANCE:
         warnings.warn(
-            f"a linear probe has not converged: gradient norm {np.max(fit.gradient_norm):.1g}, wanted {TOLERANCE}, at"
-            f" strengths {chosen[:, 0].tolist()}; leave out the smallest of `strengths`",
+            f"a linear probe has not converged: gradient norm {np.max(fit.gradient_norm):.1g}, at "
+            f"most {TOLERANCE} is wanted, at strengths {chosen[:, 0].tolist()}; leave out the "
+            "smallest of `strengths`",
             RuntimeWarning,
             stacklevel=3,
         )

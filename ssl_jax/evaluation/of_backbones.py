@@ -14,7 +14,7 @@ from ssl_jax.evaluation.features import BATCH, Batches, extract
 from ssl_jax.evaluation.finetuning import measure_finetuning
 from ssl_jax.evaluation.finetuning_recipes import Recipe, mae_recipe, small_recipe
 from ssl_jax.evaluation.of_features import KNN_K, KNN_TEMPERATURE, of_steps
-from ssl_jax.evaluation.subject import Scores, Subject, as_labeled, enough, enough_neighbors, labeled, score
+from ssl_jax.evaluation.subject import Scores, Subject, as_labeled, enough, enough_neighbors, score
 from ssl_jax.models import maps
 from ssl_jax.models.abilities import has_tokens
 from ssl_jax.models.vit import ViT
@@ -36,10 +36,11 @@ def blocks(subject: Subject, name: str) -> Scores:
         pool=pool if model.class_token else "mean",
         norm=probe.norm,
     )
-    batches, classes = subject.images.batches, subject.features.num_classes
-    train, test = (extract(features, read(), BATCH) for read in batches.values())
-    data = as_labeled(train, test, classes)
-    found, tokens = block_probes.block_probe(*data.arrays, num_classes=classes, probe=probe, dim=model.dim)
+    train, test = (extract(features, read(), BATCH) for read in subject.images.batches.values())
+    data = as_labeled(train, test, subject.images.train)
+    found, tokens = block_probes.block_probe(
+        *data.arrays, num_classes=data.num_classes, probe=probe, dim=model.dim, groups=data.groups
+    )
     where = "" if probe.norm else ", before the final LayerNorm"
     taken = tokens.describe("class tokens" if model.class_token else "means of the patches") + where
     return {f"probe/{name}/top1": of_steps(found, data.test_labels, taken)}
@@ -66,21 +67,26 @@ def attentive(subject: Subject) -> Scores:
     count = len(images.train) + len(images.test)
     if count * rows * columns * dim * 2 > images.memory_bytes:
         print(
-            f"attentive probe left out: {count} images of {rows}x{columns} patches take more than memory_bytes, which "
-            f"are {images.memory_bytes:,}; raise them (of a run: config.data.memory_bytes)"
+            f"attentive probe left out: {count} images of {rows}x{columns} patches take more than "
+            f"memory_bytes={images.memory_bytes:,}; raise it (for a run, config.data.memory_bytes)"
         )
         return {}
 
     def tokens(images: np.ndarray) -> np.ndarray:
         return backbone.patch_features(images).reshape(len(images), -1, dim)
 
-    train, test = (labeled(*extract(tokens, read(), BATCH, np.float16)) for read in images.batches.values())
+    train, test = (extract(tokens, read(), BATCH, np.float16) for read in images.batches.values())
+    data = as_labeled(train, test, images.train)
     scores: Scores = {}
     for per_class in (count for count in ATTENTIVE_LABELS_PER_CLASS if count <= of.fewest):
         probe = attentive_probe(
-            *train, *test, num_classes=of.num_classes, heads=getattr(backbone.model, "heads", 1), per_class=per_class
+            *data.arrays,
+            num_classes=data.num_classes,
+            heads=getattr(backbone.model, "heads", 1),
+            per_class=per_class,
+            groups=data.groups,
         )
-        scores[f"attentive/{per_class}_per_class/top1"] = score(probe.predictions, test[1]) | {
+        scores[f"attentive/{per_class}_per_class/top1"] = score(probe.predictions, data.test_labels) | {
             "accuracies": list(probe.accuracies),
             "learning_rates": list(probe.learning_rates),
         }
@@ -98,6 +104,12 @@ def corrupted(subject: Subject) -> Scores:
     if not enough_neighbors(len(of.train), k):
         return {}
     images, labels = spread(subject.images.batches["test"], len(of.test), CORRUPTED_IMAGES)
+    if images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+        print(
+            f"corruptions left out: they are of 8-bit photos, gray or RGB, and the images are {images.dtype} with "
+            f"{images.shape[-1]} channels"
+        )
+        return {}
 
     def predict(images: np.ndarray) -> np.ndarray:
         h = backbone.features(images, batch_size=BATCH)
@@ -122,7 +134,7 @@ def spread(batches: Batches, count: int, most: int) -> tuple[np.ndarray, np.ndar
     sorted by class: its first images are all of one class."""
     chosen, seen, parts = np.linspace(0, count - 1, min(count, most)).round().astype(int), 0, []
     for batch in batches():
-        images, labels = labeled(batch["image"], batch["label"])
+        images, labels = (batch[name][batch["label"] >= 0] for name in ("image", "label"))
         rows = chosen[(chosen >= seen) & (chosen < seen + len(labels))] - seen
         parts.append((images[rows], labels[rows]))
         seen += len(labels)
@@ -193,4 +205,4 @@ def finetuned_as_mae(subject: Subject) -> Scores:
 def lacks_tokens(model: nn.Module) -> str:
     if has_tokens(model) and hasattr(model, "drop_path"):
         return ""
-    return f"its recipe is of ViTs, and {type(model).__name__} is none"
+    return f"its recipe is for ViTs, and {type(model).__name__} is not one"

@@ -103,7 +103,7 @@ def retrieve(data: Labeled) -> Scores:
 
 def sgd(data: Labeled, recipe: str) -> Scores:
     """A paper's linear probe, on the backbone's own features of images that are not augmented."""
-    found = sgd_probe.sgd_probe(*data.arrays, num_classes=data.num_classes, recipe=RECIPES[recipe])
+    found = sgd_probe.sgd_probe(*data.arrays, num_classes=data.num_classes, recipe=RECIPES[recipe], groups=data.groups)
     return {f"probe/{recipe}/top1": of_steps(found, data.test_labels, "the backbone's own")}
 
 
@@ -118,6 +118,7 @@ def _linear(data: Labeled, per_class: int | None) -> dict[str, Any]:
         *data.arrays,
         num_classes=data.num_classes,
         per_class=per_class,
+        groups=data.groups,
     )
     found = score(probe.predictions, data.test_labels)
     found |= dict(accuracies=list(probe.accuracies), strengths=list(probe.strengths))

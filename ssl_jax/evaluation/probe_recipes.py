@@ -52,17 +52,24 @@ class ProbeRecipe:
             raise ValueError(f"lrs must be above 0 and weight_decays at least 0, got {self.lrs}, {self.weight_decays}")
         if self.batch_size < 1 or self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(
-                f"batch_size {self.batch_size} and epochs {self.epochs} must be at least 1, warmup_epochs "
-                f"{self.warmup_epochs} from 0 to epochs; with fewer epochs give fewer of warm-up"
+                f"batch_size {self.batch_size} and epochs {self.epochs} must be at least 1, "
+                f"warmup_epochs {self.warmup_epochs} from 0 to epochs; with fewer epochs, lower "
+                "warmup_epochs, too"
             )
         if self.optimizer not in OPTIMIZERS or self.scaling not in SCALINGS:
-            raise ValueError(f"no optimizer {self.optimizer!r} or scaling {self.scaling!r}: {OPTIMIZERS}, {SCALINGS}")
+            raise ValueError(
+                f"optimizer must be one of {OPTIMIZERS} and scaling one of {SCALINGS}, got "
+                f"{self.optimizer!r} and {self.scaling!r}"
+            )
         if not 0 <= self.final_share < 1:
             raise ValueError(f"final_share must be in [0, 1), got {self.final_share}")
         if self.nesterov and self.optimizer != "sgd":
-            raise ValueError(f"nesterov is sgd's; {self.optimizer} has plain momentum")
+            raise ValueError(f"nesterov=True needs optimizer='sgd', got {self.optimizer!r}")
         if self.drops and (self.warmup_epochs or not all(0 < drop < 1 for drop in self.drops)):
-            raise ValueError(f"drops must be in (0, 1), and without warm-up; got {self.drops}, {self.warmup_epochs}")
+            raise ValueError(
+                f"drops must be in (0, 1) and need warmup_epochs=0; got drops={self.drops}, "
+                f"warmup_epochs={self.warmup_epochs}"
+            )
 
 
 RECIPES = {

@@ -79,7 +79,7 @@ BY_DEFAULT = ("knn", "linear")  # the others take minutes on a CPU
 def check(names: Sequence[str]) -> None:
     """Raises: ValueError for names that PROTOCOLS does not have."""
     if unknown := sorted(set(names) - set(PROTOCOLS)):
-        raise ValueError(f"no protocol {', '.join(map(repr, unknown))}; there are {', '.join(PROTOCOLS)}")
+        raise ValueError(f"there is no protocol {', '.join(map(repr, unknown))}; choose from {', '.join(PROTOCOLS)}")
 
 
 def measure(subject: Subject, names: Sequence[str]) -> Scores:

@@ -93,7 +93,7 @@ def few_shot(
     check_labeled("few-shot", features, labels, num_classes)
     _check_positive(shots=shots, queries=queries, episodes=episodes)
     if not 2 <= ways <= num_classes:
-        raise ValueError(f"ways must be from 2 to num_classes {num_classes}, got {ways}")
+        raise ValueError(f"ways must be in 2..num_classes={num_classes}, got {ways}")
     images = _by_class(labels, num_classes)
     _check_enough(images, shots + queries, "shots + queries")
     unit: Any = normalize(features)

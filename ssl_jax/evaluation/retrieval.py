@@ -56,7 +56,7 @@ def retrieve(
     if (gallery_features is None) != (gallery_labels is None):
         raise ValueError("a gallery needs both features and labels; give neither to leave one query out at a time")
     if not k or min(k) < 1:
-        raise ValueError(f"k must be numbers of at least 1, got {k}")
+        raise ValueError(f"k must be one or more numbers of at least 1, got {k}")
     leave_one_out = gallery_features is None
     if gallery_features is None or gallery_labels is None:
         gallery_features, gallery_labels = query_features, query_labels

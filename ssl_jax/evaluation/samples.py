@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_jax.data import decode, pipeline, sources
-from ssl_jax.evaluation.features import Batches
+from ssl_jax.data import crop, pipeline, sources
+from ssl_jax.evaluation.subject import Images
 from ssl_jax.models import maps
 from ssl_jax.weights import Backbone
 from ssl_jax.workdir.samples import save
@@ -18,13 +18,11 @@ PICTURED, PICTURED_SIDE = 8, 96
 MOST_HEADS = 6  # as a ViT-S has; up to this many heads, each is also pictured alone
 
 
-def save_embeddings(
-    directory: Path, batches: Batches, h: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]
-) -> None:
+def save_embeddings(directory: Path, of: Images, h: np.ndarray, labels: np.ndarray) -> None:
     """Writes embeddings.npz: the first test images, shrunk, with their features and labels."""
     images: list[np.ndarray] = []
-    for batch in batches():
-        images.append(decode.shrink(batch["image"], EMBEDDED_SIDE))
+    for batch in of.batches["test"]():
+        images.append(of.normalization.to_uint8(crop.shrink(batch["image"], EMBEDDED_SIDE)))
         if sum(map(len, images)) >= EMBEDDED:
             break
     save(
@@ -33,7 +31,7 @@ def save_embeddings(
         images=np.concatenate(images)[:EMBEDDED],
         features=h[:EMBEDDED],
         labels=labels[:EMBEDDED],
-        class_names=np.array(class_names, dtype=np.str_),
+        class_names=np.array(of.train.class_names, dtype=np.str_),
     )
 
 
@@ -55,9 +53,7 @@ def forget_predictions(directory: Path) -> None:
     (directory / "predictions.npz").unlink(missing_ok=True)
 
 
-def save_patches(
-    directory: Path, test: sources.Source, image_size: tuple[int, int], pretrained: Backbone, untrained: Backbone
-) -> None:
+def save_patches(directory: Path, of: Images, pretrained: Backbone, untrained: Backbone) -> None:
     """Writes patches.npz: pictures of the patches of some test images, by two backbones of one architecture.
 
     It holds "images"; "features/pretrained" and "features/random"; for a ViT with a class token "attention/pretrained"
@@ -66,8 +62,8 @@ def save_patches(
     """
     from ssl_jax.report import patches  # loads matplotlib
 
-    images = spread_images(test, image_size)
-    shown = decode.shrink(images, PICTURED_SIDE)
+    images = spread_images(of.test, of.image_size)
+    shown = of.normalization.to_uint8(crop.shrink(images, PICTURED_SIDE))
     found = {}
     if maps.has_patch_map(pretrained.model):
         # Each has its own colors, as the dimensions of one network are not those of another.
@@ -85,7 +81,7 @@ def save_patches(
 
 
 def spread_images(source: sources.Source, image_size: tuple[int, int]) -> np.ndarray:
-    """Evenly spaced images, as a folder is sorted by class: uint8 [PICTURED or fewer, height, width, channels]."""
+    """Evenly spaced images, as a folder is sorted by class: [PICTURED or fewer, height, width, channels]."""
     apart = max(len(source) // PICTURED, 1)
     # If no image of the first batch can be decoded, the next batch is spaced as widely.
     order = np.argsort(np.arange(len(source)) % apart, kind="stable")

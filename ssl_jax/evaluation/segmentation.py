@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from ssl_jax.evaluation import sweep
 from ssl_jax.evaluation._checks import check_same_dim
-from ssl_jax.evaluation.labels import HELD_OUT
+from ssl_jax.evaluation.labels import draw_labels
+from ssl_jax.evaluation.many_heads import Params, Shape
 from ssl_jax.ops import check_finite
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -63,7 +64,7 @@ def linear_segmentation(
       train_maps, test_maps: finite; float16 halves their memory. They stay on the host except for one batch.
       train_masks, test_masks: the class of each pixel, in 0 .. num_classes - 1, or 255: not counted.
       num_classes: 2 to 255, the background included.
-      learning_rates, steps, batch_size: of AdamW, see `sweep.choose_and_fit`; the defaults are from no paper.
+      learning_rates, steps, batch_size: of AdamW, see `sweep.training`; the defaults are from no paper.
       seed: of the held-out images and the order of the batches.
 
     Raises: ValueError for numbers out of range, images without exactly one mask each, a class out of range, fewer than
@@ -80,24 +81,16 @@ def linear_segmentation(
         raise ValueError("one training image leaves none to choose the learning rate on; give at least 2")
     check_same_dim(train_maps, test_maps)
     dim = train_maps.shape[-1]
-    order = np.random.default_rng(seed).permutation(len(train_maps))
-    held = max(round(HELD_OUT * len(order)), 1)
+    index, held_out = draw_labels(np.zeros(len(train_maps), np.int32), 1, None, seed)
     fixed = sweep.standardization(train_maps)
-    params, rate = sweep.choose_and_fit(
-        _logits,
-        {"kernel": jnp.zeros((dim, num_classes)), "bias": jnp.zeros(num_classes)},
-        fixed,
-        train_maps,
-        train_masks,
-        order[held:],
-        order[:held],
-        ignore=IGNORE,
-        learning_rates=learning_rates,
-        steps=steps,
-        batch_size=min(batch_size, len(order)),
-        seed=seed,
+    params = {"kernel": jnp.zeros((dim, num_classes)), "bias": jnp.zeros(num_classes)}
+    training = sweep.training(
+        _logits, params, fixed, train_maps, train_masks, steps=steps, batch_size=batch_size, seed=seed
     )
-    batches = sweep.predict(_logits, params, fixed, test_maps, test_masks.shape[1:], batch_size=batch_size)
+    fitted, rate = sweep.choose_and_fit(
+        training, learning_rates, index[~held_out], index[held_out], batch_size=batch_size
+    )
+    batches = training.predict(fitted, test_maps, test_masks.shape[1:], batch_size=batch_size)
     predictions = np.concatenate([batch.astype(np.uint8) for batch in batches])
     counts = confusion(test_masks, predictions, num_classes)
     hits, either = np.diagonal(counts), counts.sum(axis=0) + counts.sum(axis=1) - np.diagonal(counts)
@@ -119,7 +112,7 @@ def confusion(
 
 
 def _logits(
-    params: sweep.Params, fixed: sweep.Params, maps: Float[Array, "batch rows columns dim"], shape: sweep.Shape
+    params: Params, fixed: Params, maps: Float[Array, "batch rows columns dim"], shape: Shape
 ) -> Float[Array, "batch height width classes"]:
     patches = jnp.matmul(sweep.standardize(fixed, maps), params["kernel"], precision="highest") + params["bias"]
     return jax.image.resize(patches, (*shape, patches.shape[-1]), "bilinear", precision=lax.Precision.HIGHEST)
@@ -127,13 +120,15 @@ def _logits(
 
 def _check_masks(name: str, images: int, masks: UInt8[np.ndarray, "masks height width"], num_classes: int) -> None:
     if images != len(masks):
-        raise ValueError(f"{name}: feature maps of {images} images but {len(masks)} masks; give one mask an image")
+        raise ValueError(
+            f"{name}: feature maps of {images} images but {len(masks)} masks; give one mask for each image"
+        )
     found = np.bincount(masks.ravel(), minlength=IGNORE + 1)
     if found[num_classes:IGNORE].any():
         highest = int(np.flatnonzero(found[:IGNORE])[-1])
         raise ValueError(
-            f"{name}: a mask has class {highest} where num_classes is {num_classes}; classes count from 0, and "
-            f"{IGNORE} is for pixels that do not count"
+            f"{name}: a mask has class {highest}, too large for num_classes={num_classes}; classes "
+            f"count from 0, and {IGNORE} is for pixels that do not count"
         )
     if not found[:num_classes].any():
         raise ValueError(f"{name}: no pixel of the masks has a class; {IGNORE} means not counted")

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
+from ssl_jax.data.normalization import Normalization
 from ssl_jax.data.sources import Source
 from ssl_jax.evaluation.accuracy import class_mean, top1
-from ssl_jax.evaluation.features import Batches, read_batches
+from ssl_jax.evaluation.features import Batches, Extracted, read_batches
 from ssl_jax.weights import Backbone
 
 # Full name, such as "linear/all/top1" -> score. A score has "mean" and "std" over seeds, both in percent, and the
@@ -21,13 +22,17 @@ Scores = dict[str, dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Labeled:
-    """Frozen features of labeled images. Labels are in 0 .. num_classes - 1."""
+    """Frozen features of labeled images. Labels are in 0 .. num_classes - 1.
 
-    train: Float[np.ndarray, "train dim"]
+    groups: what each training image belongs to; None if that is not known.
+    """
+
+    train: Float[np.ndarray, "train *tokens dim"]
     train_labels: Int[np.ndarray, " train"]
-    test: Float[np.ndarray, "test dim"]
+    test: Float[np.ndarray, "test *tokens dim"]
     test_labels: Int[np.ndarray, " test"]
     num_classes: int
+    groups: Shaped[np.ndarray, " train"] | None = None
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -43,21 +48,24 @@ class Labeled:
 class Images:
     """The images to measure on.
 
-    image_size: (height, width) in pixels that they are read at. memory_bytes: a source that takes no more than this is
-    kept decoded in memory; otherwise it is read again each time.
+    image_size: (height, width) in pixels that they are read at. normalization: of the backbone. memory_bytes: a source
+    that takes no more than this is kept decoded in memory; otherwise it is read again each time.
     """
 
     train: Source
     test: Source
     image_size: tuple[int, int]
-    channels: int
+    normalization: Normalization
     memory_bytes: int
 
     @functools.cached_property
     def batches(self) -> Mapping[str, Batches]:
         """The batches of "train" and "test"."""
         read = functools.partial(
-            read_batches, image_size=self.image_size, channels=self.channels, memory_bytes=self.memory_bytes
+            read_batches,
+            image_size=self.image_size,
+            pixel_bytes=self.normalization.pixel_bytes,
+            memory_bytes=self.memory_bytes,
         )
         return {"train": read(self.train), "test": read(self.test)}
 
@@ -87,14 +95,18 @@ class Subject:
         return self.backbone
 
 
-def labeled(h: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(features, labels) without the images whose label is -1."""
-    return h[labels >= 0], labels[labels >= 0]
+def labeled(found: Extracted) -> Extracted:
+    """Without the images whose label is -1."""
+    return Extracted(*(rows[found.labels >= 0] for rows in found))
 
 
-def as_labeled(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], num_classes: int) -> Labeled:
-    """From the (features, labels) of train and test. Images without a label (-1) are left out."""
-    return Labeled(*labeled(*train), *labeled(*test), num_classes)
+def as_labeled(train: Extracted, test: Extracted, source: Source) -> Labeled:
+    """Of the training images of `source` and of test images. Those without a label (-1) are left out."""
+    train, test = labeled(train), labeled(test)
+    groups = None if source.groups is None else source.groups[train.index]
+    return Labeled(
+        train.features, train.labels, test.features, test.labels, num_classes=len(source.class_names), groups=groups
+    )
 
 
 def enough(fewest: int, per_class: int | None, what: str) -> bool:

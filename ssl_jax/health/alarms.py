@@ -23,17 +23,20 @@ def collapse(metrics: Mapping[str, float], chance_level: float | None, losses: S
             "augmentations."
         )
     if metrics.get("rankme", math.inf) < LEAST_RANK * metrics.get("rank_limit", 0.0):
-        found["rankme"] = "Few dimensions are in use: the embeddings have partly collapsed."
+        found["rankme"] = (
+            "Few dimensions are in use, so the embeddings have partly collapsed: lower "
+            "config.optimizer.lr or strengthen the augmentations."
+        )
     margin = CHANCE_MARGIN * max(1.0, abs(chance_level or 0.0))
     last = losses[-LEAST_STAY:]
     if chance_level is not None and len(last) == LEAST_STAY and all(abs(x - chance_level) < margin for x in last):
         found["loss"] = (
-            f"The loss, now {last[-1]:.5g}, stays at {chance_level:.5g}, that of equal embeddings: nothing is learnt. "
-            "Lower config.optimizer.lr, or lengthen config.optimizer.warmup_steps."
+            f"The loss, now {last[-1]:.5g}, stays at {chance_level:.5g}, the loss of equal "
+            "embeddings: nothing is learnt. Lower config.optimizer.lr, or lengthen "
+            "config.optimizer.warmup_steps."
         )
     if metrics.get("colored_share", 1.0) == 0.0:
         found["colored_share"] = (
-            "No image has a color, and colors are what is to be predicted: train on color images, with "
-            "config.data.channels=3."
+            "No image has a color, but the method predicts colors: train on color images, with config.data.channels=3."
         )
     return found

@@ -25,7 +25,7 @@ def summary(h: Float[np.ndarray, "images dim"]) -> dict[str, float]:
     Raises: ValueError for fewer than three images, or features that are not finite.
     """
     if len(h) < 3:
-        raise ValueError(f"the metrics compare each image with two others; got {len(h)} images")
+        raise ValueError(f"the metrics need at least 3 images, because they compare each with two others; got {len(h)}")
     check_finite("summary", h)
     compared = h[np.linspace(0, len(h) - 1, min(len(h), COMPARED)).astype(int)]
     values = _of_all(jnp.asarray(h)) | _of_pairs(jnp.asarray(compared))

@@ -129,7 +129,7 @@ def lidar(views: Float[Array, "images views dim"], *, delta: float = 1e-4, eps: 
     """
     images, num_views, dim = views.shape
     if images < 2 or num_views < 2:
-        raise ValueError(f"views must be of two images and two views of each at least, got {views.shape}")
+        raise ValueError(f"views must be of at least two images and two views of each, got {views.shape}")
     views = views.astype(jnp.float32)
     means = jnp.mean(views, axis=1)
     between = center(means, None)  # B's root up to a factor, which normalizing the eigenvalues removes

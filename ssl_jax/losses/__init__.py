@@ -15,7 +15,17 @@ from ssl_jax.losses.contrastive import (
     supcon_inside,
 )
 from ssl_jax.losses.decorrelation import barlow_twins, vibcreg, vicreg, vicregl_global, vicregl_local, w_mse
-from ssl_jax.losses.distillation import cross_view, dino, ibot, koleo, masked_patches, msn, negative_cosine, pmsn
+from ssl_jax.losses.distillation import (
+    cross_view,
+    dino,
+    feature_distillation,
+    ibot,
+    koleo,
+    masked_patches,
+    msn,
+    negative_cosine,
+    pmsn,
+)
 from ssl_jax.losses.generative import adversarial, region_squared_error, squared_error, vae
 from ssl_jax.losses.masked import masked_cross_entropy, masked_l1, masked_pixels, masked_smooth_l1
 from ssl_jax.losses.pretext import classification, colorization, counting
@@ -33,6 +43,7 @@ __all__ = [
     "dense_info_nce",
     "dino",
     "emp_ssl",
+    "feature_distillation",
     "frossl",
     "hypersphere",
     "ibot",

@@ -5,9 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax, nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ssl_jax import ops
+
+# Of Sinkhorn's loop: the number of iterations done, log c, log r, and how much c changed.
+Carry = tuple[int | Int[Array, ""], Float[Array, "batch 1"], Float[Array, "prototypes"], Float[Array, ""]]
 
 
 def sinkhorn(
@@ -64,17 +67,16 @@ def sinkhorn(
         log_weight = jnp.where(counts, jnp.log(jnp.where(counts, weights[:, None], 1.0)), -1e30)
         log_share = ops.global_logsumexp(log_weight, axis_name) - math.log(scores.shape[1])
 
-    def step(carry):
-        i, log_c, *_ = carry
+    def step(i: int | Int[Array, ""], log_c: Float[Array, "batch 1"]) -> Carry:
         log_r = log_share - ops.global_logsumexp(log_kernel + log_c + log_weight, axis_name)
         new_log_c = -nn.logsumexp(log_kernel + log_r, axis=1, keepdims=True)
         change = jnp.sum(jnp.abs(jnp.expm1(log_c - new_log_c)), where=counts)
         return i + 1, new_log_c, log_r, ops.global_sum(change, axis_name)
 
-    def unfinished(carry):
+    def unfinished(carry: Carry) -> Bool[Array, ""]:
         return (carry[0] < iterations) & (carry[3] >= tolerance)
 
-    *_, log_r, _ = lax.while_loop(unfinished, step, step((0, log_c)))
+    *_, log_r, _ = lax.while_loop(unfinished, lambda carry: step(*carry[:2]), step(0, log_c))
     return nn.softmax(log_kernel + log_r)  # normalizes each row, so that it sums to 1 despite the rounding of c
 
 
@@ -113,15 +115,18 @@ def swav(
         )
     views = high if low is None else jnp.concatenate([high, low])
     if len(views) < 2:
-        raise ValueError(f"a code is predicted from another view: give two at least, got {high.shape} alone")
+        raise ValueError(f"a code is predicted from another view; give at least two views, got {high.shape}")
     if queue_scores is not None and (
         queue_scores.ndim != 3 or (len(queue_scores), queue_scores.shape[-1]) != (len(high), high.shape[-1])
     ):
         raise ValueError(
-            f"queue_scores must be [views, queue, prototypes] as high is, got {queue_scores.shape}, {high.shape}"
+            "queue_scores must be [views, queue, prototypes] for high of [views, batch, prototypes], "
+            f"got {queue_scores.shape}, {high.shape}"
         )
 
-    def codes(scores, queue=None):
+    def codes(
+        scores: Float[Array, "batch prototypes"], queue: Float[Array, "queue prototypes"] | None = None
+    ) -> Float[Array, "batch prototypes"]:
         if queue is None:
             return sinkhorn(scores, epsilon=epsilon, iterations=iterations, axis_name=axis_name)
         # Every device computes all rows, because the queue must count only once.

@@ -1,5 +1,7 @@
 """Contrastive losses: an embedding should be more similar to its positive than to others."""
 
+# pyright: reportUnknownMemberType=false
+
 import math
 
 import jax
@@ -166,7 +168,9 @@ def supcon_inside(
     return jnp.mean(jnp.where(jnp.any(positive, axis=-1), others - nearest, 0.0))
 
 
-def _anchors_of_classes(features, labels, axis_name):
+def _anchors_of_classes(
+    features: Float[Array, "..."], labels: Int[Array, "..."], axis_name: str | None
+) -> tuple[Float[Array, "rows dim"], Int[Array, "rows"], Int[Array, "all_rows"]]:
     """(unit rows [batch * views, dim], their indices among the rows of all devices, the class of each row of all).
 
     The number of a class is the index of its first label in the sorted labels. An unlabeled image gets a label that no
@@ -373,19 +377,21 @@ def nce_log_z(
     return ops.global_logsumexp(rows, axis_name) + math.log(num_images / count)
 
 
-def _check_scores(positive, negatives):
+def _check_scores(positive: Float[Array, "..."], negatives: Float[Array, "..."]) -> None:
     if negatives.ndim != 2 or positive.shape != negatives.shape[:1]:
         raise ValueError(
             f"positive must be [batch] and negatives [batch, negatives], got {positive.shape}, {negatives.shape}"
         )
 
 
-def _check_queue(queue, key):
+def _check_queue(queue: Float[Array, "..."], key: Float[Array, "batch dim"]) -> None:
     if queue.ndim != 2 or queue.shape[1] != key.shape[1]:
         raise ValueError(f"queue must be [queue, dim] of the keys' dim, got {queue.shape} for keys {key.shape}")
 
 
-def _both_views(z1, z2, axis_name):
+def _both_views(
+    z1: Float[Array, "..."], z2: Float[Array, "..."], axis_name: str | None
+) -> tuple[Float[Array, "rows dim"], Int[Array, "rows"], Int[Array, "rows"]]:
     """(normalized rows of z1, then of z2; their indices among the rows of all devices; those of their other views)."""
     ops.check_rows(z1=z1, z2=z2)
     anchors = ops.normalize(jnp.concatenate([z1, z2]))
@@ -393,20 +399,33 @@ def _both_views(z1, z2, axis_name):
     return anchors, own, jnp.roll(own, len(z1))
 
 
-def _cosine_of_views(anchors):
+def _cosine_of_views(anchors: Float[Array, "rows dim"]) -> Float[Array, "rows"]:
     """Cosine of each row with its other view, for the anchors of `_both_views`."""
     return jnp.sum(anchors * jnp.roll(anchors, len(anchors) // 2, axis=0), axis=-1)
 
 
-def _decoupled(z1, z2, weight, temperature, axis_name, chunk_size):
+def _decoupled(
+    z1: Float[Array, "batch dim"],
+    z2: Float[Array, "batch dim"],
+    weight: float | Float[Array, "2*batch"],
+    temperature: float,
+    axis_name: str | None,
+    chunk_size: int | None,
+) -> Float[Array, ""]:
     anchors, own, positive = _both_views(z1, z2, axis_name)
     if ops.num_rows(anchors, axis_name) < 4:
-        raise ValueError(f"an image needs others to differ from: give two at least, got {z1.shape}")
+        raise ValueError(f"the loss contrasts different images; give at least two, got {z1.shape}")
     others = logsumexp(anchors / temperature, anchors, jnp.stack([own, positive], axis=1), chunk_size, axis_name)
     return jnp.mean(others - weight * _cosine_of_views(anchors) / temperature)
 
 
-def _among_batch(query, key, axis_name, chunk_size, others=None):
+def _among_batch(
+    query: Float[Array, "rows dim"],
+    key: Float[Array, "rows dim"],
+    axis_name: str | None,
+    chunk_size: int | None,
+    others: Float[Array, "more dim"] | None = None,
+) -> Float[Array, ""]:
     """Mean of -query_i . key_i + log sum_c exp(query_i . key_c), where c runs over all devices' keys and others."""
     keys = key if others is None else jnp.concatenate([key, others.astype(jnp.float32)])
     candidates = logsumexp(query, keys, None, chunk_size, axis_name)

@@ -4,6 +4,8 @@ Statistics are those of the global batch, and gradients flow through them. So th
 the same embedding for every image, is the worst.
 """
 
+from typing import cast
+
 import jax.numpy as jnp
 from jax import lax, nn
 from jax.scipy.linalg import solve_triangular
@@ -37,7 +39,7 @@ def barlow_twins(
     z1, z2 = _pair(z1, z2, axis_name)
     z1, z2 = (ops.standardize(z, axis_name) for z in (z1, z2))
     c = ops.second_moment(z1, z2, axis_name)
-    return jnp.sum((1.0 - jnp.diagonal(c)) ** 2) + off_diagonal_weight * _off_diagonal_squares(c)
+    return jnp.sum((1.0 - c.diagonal()) ** 2) + off_diagonal_weight * _off_diagonal_squares(c)
 
 
 def vicreg(
@@ -132,7 +134,7 @@ def vicregl_global(
     """
     if views.ndim != 3 or len(views) < 2 or not 1 <= num_global <= len(views):
         raise ValueError(
-            f"views must be [views, batch, dim], two at least and num_global of them global, "
+            "views must be [views, batch, dim] with at least two views, and num_global in 1..views, "
             f"got {views.shape} and num_global {num_global}"
         )
     views = views.astype(jnp.float32)
@@ -182,20 +184,27 @@ def vicregl_local(
         raise ValueError(f"maps must be [batch, positions, dim] of one batch and dim, got {maps1.shape}, {maps2.shape}")
     if positions1.shape != (*maps1.shape[:2], 2) or positions2.shape != (*maps2.shape[:2], 2):
         raise ValueError(
-            f"positions must be [batch, positions, 2] as the maps {maps1.shape}, {maps2.shape}, "
-            f"got {positions1.shape}, {positions2.shape}"
+            f"positions must be [batch, positions, 2] for the maps {maps1.shape}, {maps2.shape}, got "
+            f"{positions1.shape}, {positions2.shape}"
         )
     if min(matches) < 1:
         raise ValueError(f"matches must be at least 1, got {matches}")
     maps1, maps2 = (_rows(maps.astype(jnp.float32), axis_name) for maps in (maps1, maps2))
 
-    def matched(maps, others, distances, count):
+    def matched(
+        maps: Float[Array, "batch positions dim"],
+        others: Float[Array, "batch others dim"],
+        distances: Float[Array, "batch positions others"],
+        count: int,
+    ) -> Float[Array, ""]:
         x, y = _matched_pairs(maps, others, distances, count)
         z = jnp.concatenate([x, y], axis=1)
         loss = invariance * jnp.mean((x - y) ** 2) + variance * _hinge(z, axis_name)
         return loss + covariance * _covariance_penalty(z, axis_name)
 
-    def both_directions(distances, count1, count2):
+    def both_directions(
+        distances: Float[Array, "batch positions1 positions2"], count1: int, count2: int
+    ) -> Float[Array, ""]:
         there = matched(maps1, maps2, distances, count1)
         return 0.5 * (there + matched(maps2, maps1, distances.swapaxes(1, 2), count2))
 
@@ -204,19 +213,26 @@ def vicregl_local(
     return by_location + by_features
 
 
-def _squared_distances(x, y):
+def _squared_distances(
+    x: Float[Array, "batch positions dim"], y: Float[Array, "batch others dim"]
+) -> Float[Array, "batch positions others"]:
     """[batch, positions of x, positions of y]. They are only used to choose indices, which carry no gradient."""
     # Not |x|^2 + |y|^2 - 2xy: its rounding errors would decide between near neighbors. XLA fuses this into the sum.
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     return jnp.sum((x[:, :, None] - y[:, None]) ** 2, axis=-1)
 
 
-def _matched_pairs(maps, others, distances, count):
+def _matched_pairs(
+    maps: Float[Array, "batch positions dim"],
+    others: Float[Array, "batch others dim"],
+    distances: Float[Array, "batch positions others"],
+    count: int,
+) -> tuple[Float[Array, "batch pairs dim"], Float[Array, "batch pairs dim"]]:
     """(the `count` rows of each map with the nearest neighbors in the other, in the map's order; those neighbors)."""
     closest = jnp.sort(lax.top_k(-jnp.min(distances, axis=-1), min(count, maps.shape[1]))[1])
     neighbors = jnp.take_along_axis(jnp.argmin(distances, axis=-1), closest, axis=1)
-    take = lambda maps, index: jnp.take_along_axis(maps, index[..., None], axis=1)  # noqa: E731
-    return take(maps, closest), take(others, neighbors)
+    x, y = (jnp.take_along_axis(rows, i[..., None], axis=1) for rows, i in ((maps, closest), (others, neighbors)))
+    return x, y
 
 
 def w_mse(
@@ -248,50 +264,52 @@ def w_mse(
     return jnp.mean(2.0 - 2.0 * jnp.sum(w1 * w2, axis=-1))
 
 
-def _whiten(z, eps, axis_name):
+def _whiten(z: Float[Array, "batch dim"], eps: float, axis_name: str | None) -> Float[Array, "batch dim"]:
     """L^-1 (z - mean) for every row z."""
     c = _covariance(z, axis_name)
     # If dimensions are linearly dependent, rounding gives C eigenvalues below 0, and the factor is NaN. With 256 and
     # 512 dimensions of rank half that, 3e-7 of the mean variance was sometimes too little; 1e-6 was enough.
-    ridge = jnp.maximum(1e-6 * jnp.mean(jnp.diagonal(c)), 1e-24)
-    factor = jnp.linalg.cholesky((1.0 - eps) * c + (eps + ridge) * jnp.eye(len(c)))
+    ridge = jnp.maximum(1e-6 * jnp.mean(c.diagonal()), 1e-24)
+    factor = cast(Array, jnp.linalg.cholesky((1.0 - eps) * c + (eps + ridge) * jnp.eye(len(c))))
     return solve_triangular(factor, ops.center(z, axis_name).T, lower=True).T
 
 
-def _pair(z1, z2, axis_name):
+def _pair(
+    z1: Float[Array, "..."], z2: Float[Array, "..."], axis_name: str | None
+) -> tuple[Float[Array, "batch dim"], Float[Array, "batch dim"]]:
     """Checks the shapes of two views and returns them in float32."""
     ops.check_rows(z1=z1, z2=z2)
-    return tuple(_rows(z.astype(jnp.float32), axis_name) for z in (z1, z2))
+    return _rows(z1.astype(jnp.float32), axis_name), _rows(z2.astype(jnp.float32), axis_name)
 
 
-def _rows(z, axis_name):
+def _rows(z: Float[Array, "batch ..."], axis_name: str | None) -> Float[Array, "batch ..."]:
     """Checks that the global batch has enough rows for a covariance, and returns `z` [batch, ...]."""
     if ops.num_rows(z, axis_name) < 2:
-        raise ValueError(f"a covariance needs two images at least, got {z.shape}")
+        raise ValueError(f"a covariance needs at least two images, got {z.shape}")
     return z
 
 
-def _covariance(z, axis_name):
+def _covariance(z: Float[Array, "batch *groups dim"], axis_name: str | None) -> Float[Array, "*groups dim dim"]:
     """[..., dim, dim] of z [batch, ..., dim] over the global batch, with divisor batch - 1."""
     rows = ops.num_rows(z, axis_name)
     z = ops.center(z, axis_name)
     return rows / (rows - 1) * ops.second_moment(z, z, axis_name)
 
 
-def _off_diagonal_squares(c):
+def _off_diagonal_squares(c: Float[Array, "*groups dim dim"]) -> Float[Array, "*groups"]:
     """sum_{i != j} c_ij^2 of each matrix of [..., dim, dim]."""
     # Masked, not sum(c**2) - sum(diagonal**2): near the optimum the two sums agree in all but their last bits. In
     # float32 their difference is 16 % off at dim 2048 with |c_ij| = 1e-5.
     return jnp.sum(jnp.where(jnp.eye(c.shape[-1], dtype=bool), 0.0, c) ** 2, axis=(-2, -1))
 
 
-def _covariance_penalty(z, axis_name):
-    """vicreg's c of z [batch, groups, dim], averaged over the groups."""
+def _covariance_penalty(z: Float[Array, "batch *groups dim"], axis_name: str | None) -> Float[Array, ""]:
+    """vicreg's c of z, averaged over the groups."""
     return jnp.mean(_off_diagonal_squares(_covariance(z, axis_name))) / z.shape[-1]
 
 
-def _hinge(z, axis_name):
-    """vicreg's v of z [batch, groups, dim], averaged over the groups."""
+def _hinge(z: Float[Array, "batch *groups dim"], axis_name: str | None) -> Float[Array, ""]:
+    """vicreg's v of z, averaged over the groups."""
     rows = ops.num_rows(z, axis_name)
     variance = ops.global_mean(jnp.mean(ops.center(z, axis_name) ** 2, axis=0), axis_name) * rows / (rows - 1)
     return jnp.mean(nn.relu(1.0 - jnp.sqrt(variance + 1e-4)))

@@ -1,5 +1,7 @@
 """Self-distillation: a student predicts the output of a slowly moving teacher for the same image."""
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from jax import lax, nn
@@ -25,6 +27,43 @@ def negative_cosine(
     """
     ops.check_rows(prediction=prediction, target=target)
     return -jnp.mean(jnp.sum(ops.normalize(prediction) * ops.normalize(target), axis=-1))
+
+
+def feature_distillation(
+    prediction: Float[Array, "batch *places dim"],
+    target: Float[Array, "batch *places dim"],
+    *,
+    cosine: float = 0.5,
+    smooth_l1: float = 0.5,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """A student predicts a frozen teacher's features: their direction, and each of their entries.
+
+    The mean over images and places of cosine * (1 - cos(prediction, target)) + smooth_l1 * s. With d the absolute
+    difference of two entries, s is the mean over entries of d^2 / 2 where d < 1, and of d - 1/2 elsewhere. Smooth L1
+    tells small from large differences only if the target's entries are around 1: standardize it first.
+
+    Args:
+      prediction, target: [batch, dim] of whole images, or [batch, ..., dim] of places. The gradient flows to both: the
+        caller stops it where the target is a teacher's.
+      cosine, smooth_l1: weights of the two terms, >= 0.
+      axis_name: not used, because the mean needs no other device's rows; all losses have it.
+
+    Returns: float32 scalar >= 0, 0 where prediction and target are equal and no row is zero; its mean over devices is
+      the loss of the whole batch.
+    Raises: ValueError if prediction and target are not [batch, ..., dim] of one shape.
+    Source: UNIC, Sariyildiz et al. 2024, arXiv:2408.05088, with the weights of the authors' code; cosine and smooth L1
+      with other weights in AM-RADIO, Ranzinger et al. 2023, arXiv:2312.06709.
+    """
+    if prediction.ndim < 2 or prediction.shape != target.shape:
+        raise ValueError(
+            f"prediction and target must be [batch, ..., dim] of one shape, got {prediction.shape}, {target.shape}"
+        )
+    prediction, target = prediction.astype(jnp.float32), target.astype(jnp.float32)
+    likeness = jnp.mean(jnp.sum(ops.normalize(prediction) * ops.normalize(target), axis=-1))
+    d = jnp.abs(prediction - target)
+    near = jnp.minimum(d, 1.0)  # the square of a far d would overflow
+    return cosine * (1.0 - likeness) + smooth_l1 * jnp.mean(near * near / 2.0 + (d - near))
 
 
 def dino(
@@ -84,7 +123,7 @@ def cross_view(
             f"student and teacher must be [views, batch, classes] of one batch, got {student.shape}, {targets.shape}"
         )
     if len(student) == len(targets) == 1:
-        raise ValueError("student and teacher have the same single view; a second view is needed to predict")
+        raise ValueError("student and teacher have the same single view; give a second view to predict")
     targets = lax.stop_gradient(targets.astype(jnp.float32))
     return ops.cross_view_entropy(targets, ops.log_softmax(student, temperature))
 
@@ -164,7 +203,9 @@ def centered(
     Raises: ValueError if center is not [classes].
     """
     if center.shape != teacher.shape[-1:]:
-        raise ValueError(f"center must be [classes] as the teacher's logits are, got {center.shape}, {teacher.shape}")
+        raise ValueError(
+            f"center must be [classes] for the teacher's logits [..., classes], got {center.shape}, {teacher.shape}"
+        )
     return ops.softmax(teacher.astype(jnp.float32) - center.astype(jnp.float32), temperature)
 
 
@@ -191,10 +232,10 @@ def koleo(z: Float[Array, "batch dim"], *, group: int = 0, axis_name: str | None
       2023, arXiv:2304.07193.
     """
     if z.ndim != 2 or ops.num_rows(z, axis_name) < 2:
-        raise ValueError(f"z must be [batch, dim] with two rows at least, one the other's neighbor, got {z.shape}")
+        raise ValueError(f"z must be [batch, dim] with at least two rows, so that each has a neighbor, got {z.shape}")
     rows = ops.num_rows(z, axis_name)
     if group and (group < 2 or rows % group):
-        raise ValueError(f"group must be 2 at least and divide the global batch's {rows} rows, or be 0, got {group}")
+        raise ValueError(f"group must be 0, or at least 2 and a divisor of the global batch's {rows} rows, got {group}")
     if group and len(z) % group == 0:
         axis_name = None  # each device has all neighbors of its rows
     eps = 1e-8
@@ -208,7 +249,7 @@ def koleo(z: Float[Array, "batch dim"], *, group: int = 0, axis_name: str | None
         neighbors &= all_ // group == own[:, None] // group
     nearest = jnp.argmax(jnp.where(neighbors, cosine, -2.0), axis=-1)
     # eps inside, too: the difference of duplicates is 0, where the norm has no gradient.
-    distance = jnp.linalg.norm(x - others[nearest] + eps, axis=-1)
+    distance = cast(Array, jnp.linalg.norm(x - others[nearest] + eps, axis=-1))
     return -jnp.mean(jnp.log(distance + eps))
 
 

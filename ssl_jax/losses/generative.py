@@ -110,7 +110,9 @@ def region_squared_error(
     return ops.mean_where(error if weights is None else weights * error, mask, axis_name)
 
 
-def _same(prediction, target):
+def _same(
+    prediction: Float[Array, "..."], target: Float[Array, "..."]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """Checks the shapes and returns both in float32."""
     if prediction.shape != target.shape or prediction.ndim < 2:
         raise ValueError(

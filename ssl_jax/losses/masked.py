@@ -119,7 +119,9 @@ def masked_cross_entropy(
     return ops.mean_where(-jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], mask, axis_name)
 
 
-def _check(prediction, target, mask):
+def _check(
+    prediction: Float[Array, "..."], target: Float[Array, "..."], mask: Bool[Array, "..."]
+) -> tuple[Float[Array, "batch tokens dim"], Float[Array, "batch tokens dim"]]:
     """Checks the shapes and returns both in float32."""
     if prediction.ndim != 3 or prediction.shape != target.shape or mask.shape != prediction.shape[:2]:
         raise ValueError(

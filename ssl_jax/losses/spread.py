@@ -1,10 +1,14 @@
 """Losses that spread a batch's embeddings out, measured by their moments, norm, entropy, volume or distribution."""
 
+# pyright: reportUnknownMemberType=false
+
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ssl_jax import ops
 
@@ -93,7 +97,7 @@ def _nuclear_norm(z: Float[Array, "rows dim"], axis_name: str | None = None) -> 
     if ops.num_rows(z, axis_name) < z.shape[1]:
         z, axis_name = ops.all_rows(z, axis_name).T, None
     gram = ops.global_sum(jnp.matmul(z.T, z, precision="highest"), axis_name)
-    _, eigenvectors = jnp.linalg.eigh(lax.stop_gradient(gram))
+    _, eigenvectors = cast(tuple[Array, Array], jnp.linalg.eigh(lax.stop_gradient(gram)))
     lengths = jnp.sum(jnp.matmul(z, eigenvectors, precision="highest") ** 2, axis=0)
     squares = ops.global_sum(lengths, axis_name)
     return jnp.sum(jnp.sqrt(jnp.maximum(squares, 1e-12)))
@@ -162,9 +166,10 @@ def emp_ssl(
     return -jnp.mean(coding_rate) - invariance * jnp.mean(jnp.sum(z * mean_view, axis=-1))
 
 
-def _half_log_det(matrix):
+def _half_log_det(matrix: Float[Array, "dim dim"]) -> Float[Array, ""]:
     """Half of the log of the determinant of a positive definite matrix."""
-    return jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(matrix))))
+    factor = cast(Array, jnp.linalg.cholesky(matrix))
+    return jnp.sum(jnp.log(factor.diagonal()))
 
 
 def hypersphere(
@@ -199,7 +204,7 @@ def hypersphere(
     """
     ops.check_rows(z1=z1, z2=z2)
     if ops.num_rows(z1, axis_name) < 2:
-        raise ValueError(f"a pair of images needs two at least, got {z1.shape}")
+        raise ValueError(f"the loss compares pairs of images; give at least two images, got {z1.shape}")
     z1, z2 = (ops.normalize(z) for z in (z1, z2))
     if queue is not None:
         z2, queue = lax.stop_gradient((z2, queue))
@@ -212,7 +217,12 @@ def hypersphere(
     return alignment + weight * uniformity
 
 
-def _log_mean_kernel(z, t, axis_name, queue=None):
+def _log_mean_kernel(
+    z: Float[Array, "batch dim"],
+    t: float,
+    axis_name: str | None,
+    queue: Float[Array, "size dim"] | None = None,
+) -> Float[Array, ""]:
     """u of `hypersphere`, for rows of length 1."""
     others = ops.all_rows(z, axis_name)
     own = ops.first_row(z, axis_name) + jnp.arange(len(z))
@@ -226,7 +236,12 @@ def _log_mean_kernel(z, t, axis_name, queue=None):
     return ops.global_logsumexp(of_rows, axis_name) - np.log(count)
 
 
-def _log_kernel_sum(z, others, t, where=None):
+def _log_kernel_sum(
+    z: Float[Array, "batch dim"],
+    others: Float[Array, "others dim"],
+    t: float,
+    where: Bool[Array, "batch others"] | None = None,
+) -> Float[Array, "batch"]:
     """For each row of z the log of the sum over others of exp(-t |z - other|^2); all rows have length 1."""
     exponents = t * (2.0 * jnp.matmul(z, others.T, precision="highest") - 2.0)
     return jax.nn.logsumexp(exponents, axis=1, where=where)
@@ -272,17 +287,18 @@ def sigreg(
 
     # Computed knot by knot, and again in the backward pass: this holds [batch, directions], not that for every knot.
     @jax.checkpoint
-    def characteristic_function(t):
+    def characteristic_function(t: Float[Array, ""]) -> Float[Array, "2 directions"]:
         return jnp.stack([jnp.mean(jnp.cos(t * u), axis=0), jnp.mean(jnp.sin(t * u), axis=0)])
 
-    empirical = ops.global_mean(lax.map(characteristic_function, jnp.asarray(t)), axis_name)
+    own = cast(Array, lax.map(characteristic_function, jnp.asarray(t)))
+    empirical = ops.global_mean(own, axis_name)
     real, imaginary = empirical[:, 0] - gaussian[:, None], empirical[:, 1]  # [knots, directions]
     errors = jnp.mean(real**2 + imaginary**2, axis=1)
     return ops.num_rows(z, axis_name) * jnp.sum(weights * errors)
 
 
-def _gram(z, axis_name):
-    """The smaller of z z^T and z^T z [..., m, m], for z [batch, ..., dim] over the global batch.
+def _gram(z: Float[Array, "batch *groups dim"], axis_name: str | None) -> Float[Array, "*groups m m"]:
+    """The smaller of z z^T and z^T z, over the global batch.
 
     Their nonzero eigenvalues are the same.
     """
@@ -293,6 +309,6 @@ def _gram(z, axis_name):
     return jnp.einsum("b...d,c...d->...bc", z, z, precision="highest")
 
 
-def _check_views(views):
+def _check_views(views: Float[Array, "..."]) -> None:
     if views.ndim != 3 or len(views) < 2:
-        raise ValueError(f"views must be [views, batch, dim] of two views at least, got {views.shape}")
+        raise ValueError(f"views must be [views, batch, dim] with at least two views, got {views.shape}")

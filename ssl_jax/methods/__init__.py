@@ -25,6 +25,7 @@ from ssl_jax.methods.denoising import Denoising
 from ssl_jax.methods.densecl import DenseCL
 from ssl_jax.methods.dino import DINO
 from ssl_jax.methods.dinov2 import DINOv2
+from ssl_jax.methods.distill import Distill, Teacher
 from ssl_jax.methods.emp_ssl import EMPSSL
 from ssl_jax.methods.exemplar import Exemplar
 from ssl_jax.methods.fastsiam import FastSiam
@@ -72,10 +73,12 @@ __all__ = [
     "METHODS",
     "Base",
     "Batch",
+    "Distill",
     "Method",
     "MethodFactory",
     "Output",
     "Schedule",
+    "Teacher",
     "Traffic",
     "TwoView",
     "toolkit",
@@ -99,6 +102,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "densecl": DenseCL,
     "dino": DINO,
     "dinov2": DINOv2,
+    "distill": Distill,
     "emp_ssl": EMPSSL,
     "exemplar": Exemplar,
     "fastsiam": FastSiam,

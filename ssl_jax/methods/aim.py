@@ -14,9 +14,9 @@ from ssl_jax.keys import COUNT, NOT_NEGATIVE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import masking, tiling
+from ssl_jax.models.blocks import FeedForward, dense, layer_norm
 from ssl_jax.models.patches import patchify
 from ssl_jax.models.positions import patch_grid, sincos_positions
-from ssl_jax.models.vit import FeedForward, dense, layer_norm
 
 
 class Head(nn.Module):

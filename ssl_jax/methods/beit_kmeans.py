@@ -68,8 +68,9 @@ class BEiTKMeans(Base):
         _, patches, pixels = patchify(images, self.backbone.patch_size).shape
         if self.codes > self.schedule.batch_size * patches:
             raise ValueError(
-                f"codes={self.codes} begin as patches of a batch, which has {self.schedule.batch_size} images of "
-                f"{patches}; use codes={self.schedule.batch_size * patches} or less"
+                f"codes={self.codes} start as patches of the first batch, which has "
+                f"{self.schedule.batch_size} images with {patches} patches each; use "
+                f"codes={self.schedule.batch_size * patches} or less"
             )
         keys = jax.random.split(rng, 4)
         params, batch_stats = toolkit.init({"backbone": self.backbone}, keys[0], images)

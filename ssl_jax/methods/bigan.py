@@ -79,7 +79,9 @@ class BiGAN(Base):
         """(generator, discriminator) for images of this size."""
         height, width, channels = images.shape[1:]
         if height != width:
-            raise ValueError(f"the generator makes squares, got views of {height}x{width} pixels")
+            raise ValueError(
+                f"the generator makes square images, got views of {height}x{width} pixels; use square views"
+            )
         return (
             Generator(height, channels, self.generator_width),
             JointDiscriminator(height, self.discriminator_width, self.hidden),

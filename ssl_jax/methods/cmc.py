@@ -45,7 +45,7 @@ class CMC(Base):
     schedule: Schedule
     dim: Annotated[int, COUNT, "Width of each half's embedding."] = 128
     temperature: Annotated[float, POSITIVE, "Softmax temperature."] = 0.07
-    negatives: Annotated[int, NOT_NEGATIVE, "Rows of a bank that are drawn for each image. 0: all images'."] = 16_384
+    negatives: Annotated[int, NOT_NEGATIVE, "Rows of a bank drawn for each image; 0: the whole bank."] = 16_384
     softmax: Annotated[bool, "Cross entropy in place of noise-contrastive estimation, as in InstDisc."] = False
     momentum: Annotated[float, SHARE, "Share of its old value that a row of a bank keeps."] = 0.5
 
@@ -54,7 +54,10 @@ class CMC(Base):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.backbone, SplitResNet):
-            raise ValueError(f"a {type(self.backbone).__name__} has no halves; use a model.name such as split_resnet50")
+            raise ValueError(
+                f"cmc needs a backbone of two halves, got a {type(self.backbone).__name__}; "
+                "use a model.name such as split_resnet50"
+            )
 
     @property
     def networks(self) -> toolkit.Networks:

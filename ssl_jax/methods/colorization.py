@@ -51,8 +51,8 @@ class Colorization(colors.ColorMethod):
         super().__post_init__()
         if not isinstance(self.backbone, LightnessResNet):
             raise ValueError(
-                f"colorization is from lightness, but a {type(self.backbone).__name__} sees the colors; "
-                "use a model.name such as lightness_resnet50"
+                f"colorization predicts colors from lightness, but a {type(self.backbone).__name__} "
+                "sees the colors; use a model.name such as lightness_resnet50"
             )
 
     def decoders(self, images: Float[Array, "batch height width channels"]) -> dict[str, nn.Module]:

@@ -12,6 +12,8 @@ Its first two fields are `backbone` and `schedule`; the others are its keys in a
 A method refuses what it cannot run with when it is made, by a ValueError that says what to do.
 """
 
+# pyright: reportUnknownMemberType=false
+
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
@@ -44,13 +46,14 @@ class Schedule:
 class Batch(TypedDict):
     """A device's rows of the batch.
 
-    views: one array for each name in `Method.views`, normalized. boxes: where each view lies in its image, shares of
-    its sides: top, left, height, width, and 1 where it is mirrored. masks: one for each view named in `Method.masked`,
-    True where a patch is masked. index: of each image in the data set. label: -1 where there is none.
+    views: one array for each name in `Method.views`, normalized. boxes: where each view lies in its image: top, left,
+    height and width, shares of its sides; 1 where it is mirrored; the degrees by which it was turned counterclockwise
+    after that. masks: one for each view named in `Method.masked`, True where a patch is masked. index: of each image in
+    the data set. label: -1 where there is none.
     """
 
     views: tuple[Float[Array, "batch _ _ channels"], ...]
-    boxes: tuple[Float[Array, "batch 5"], ...]
+    boxes: tuple[Float[Array, "batch 6"], ...]
     masks: tuple[Bool[Array, "batch patches"], ...]
     index: Int[Array, " batch"]
     label: Int[Array, " batch"]
@@ -133,6 +136,15 @@ class Method(Trainable, Protocol):
         ...
 
     @property
+    def constants(self) -> State:
+        """Entries of the state that no step changes, such as the weights of a teacher from a file.
+
+        `init` puts them into the state as they are. Checkpoints leave them out. run.json has their digests, so that a
+        run goes on with the same ones only.
+        """
+        ...
+
+    @property
     def views(self) -> Sequence[str]:
         """Names of the augmentations (keys of `config.augment`) of the views that it takes, in order."""
         ...
@@ -150,6 +162,11 @@ class Method(Trainable, Protocol):
     @property
     def most_masked(self) -> int:
         """The most patches of an image that may be masked; 0 for any number."""
+        ...
+
+    @property
+    def upright(self) -> bool:
+        """Whether its views must stand upright, since its task is to tell how they were turned."""
         ...
 
     @property
@@ -218,12 +235,17 @@ class Base:
     masked: Sequence[str] = ()
     mask_ratio: float | None = None
     most_masked: int = 0
+    upright: bool = False
     chance_level: float | None = None
     preparing_steps: int = 0
     constant_lr: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         keys.check_fields(self)
+
+    @property
+    def constants(self) -> State:
+        return {}
 
     @property
     def frozen_steps(self) -> Mapping[str, int]:
@@ -242,7 +264,7 @@ class Base:
     def prepare(
         self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
     ) -> tuple[State, Float[Array, "views batch dim"]]:
-        raise NotImplementedError(f"{type(self).__name__} has preparing_steps and no prepare")
+        raise NotImplementedError(f"{type(self).__name__} has preparing_steps but no method prepare; write one")
 
     def prepared(self, params: Params, state: State) -> State:
         return state

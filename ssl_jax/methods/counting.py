@@ -32,8 +32,10 @@ class Counting(Base):
 
     backbone: nn.Module
     schedule: Schedule
-    width: Annotated[int, COUNT, "How many things are counted: numbers that an image gives."] = 1000
-    margin: Annotated[float, POSITIVE, "Squared distance that the counts of two images are to have at least."] = 10.0
+    width: Annotated[int, COUNT, "How many kinds of things are counted: the length of an image's vector of counts."] = (
+        1000
+    )
+    margin: Annotated[float, POSITIVE, "Least squared distance that the counts of two images should have."] = 10.0
 
     views = ("view",)
 
@@ -98,4 +100,6 @@ def _quarters(images: Float[Array, "batch height width channels"]) -> Float[Arra
 def _check_even(images: Float[Array, "batch height width channels"]) -> None:
     """Raises: ValueError for images of an odd height or width."""
     if images.shape[1] % PARTS or images.shape[2] % PARTS:
-        raise ValueError(f"views of {images.shape[1]}x{images.shape[2]} pixels have no quarters; use even sides")
+        raise ValueError(
+            f"views of {images.shape[1]}x{images.shape[2]} pixels do not divide into quarters; use even sides"
+        )

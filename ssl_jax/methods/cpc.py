@@ -92,12 +92,14 @@ class CPC(Base):
 
     backbone: nn.Module
     schedule: Schedule
-    grid: Annotated[int, COUNT, "Patches a side."] = 6
-    patch: Annotated[int, COUNT, "Pixels of a patch, a side."] = 80
-    crop: Annotated[int, NOT_NEGATIVE, "Pixels a side that each patch is cut to, at a random place; 0: no cut."] = 0
+    grid: Annotated[int, COUNT, "Patches along each side of the grid."] = 6
+    patch: Annotated[int, COUNT, "Pixels along each side of a patch."] = 80
+    crop: Annotated[
+        int, NOT_NEGATIVE, "Pixels along each side to which a patch is cut, at a random place; 0: no cut."
+    ] = 0
     flip: Annotated[float, SHARE, "Probability of mirroring a patch."] = 0.5
     drop_channels: Annotated[
-        float, SHARE, "Probability of leaving a patch with one of its channels; the others are 0."
+        float, SHARE, "Probability that a patch keeps only one of its channels; the others become 0."
     ] = 0.0
     offsets: Annotated[tuple[int, ...], COUNT, "Rows from a context to the patches that it predicts."] = (2, 3, 4, 5)
     directions: Annotated[int, Range(1, 4), "Quarter turns of the image in which patches are predicted; v1 has 1."] = 4
@@ -117,13 +119,13 @@ class CPC(Base):
         super().__post_init__()
         if not self.offsets or not all(k < self.grid for k in self.offsets):
             raise ValueError(
-                f"offsets must be in 1..{self.grid - 1}, of a grid of {self.grid} rows, got {self.offsets}"
+                f"offsets must be in 1..{self.grid - 1}, for a grid of {self.grid} rows, got {self.offsets}"
             )
         if self.crop > self.patch:
             raise ValueError(f"crop must be in 0..patch={self.patch}, got {self.crop}")
         if (kind := getattr(self.backbone, "batch_norm", "layer")) != "layer":
             raise ValueError(
-                f'batch_norm={kind!r} tells the patches of an image about each other; use model.batch_norm="layer"'
+                f'batch_norm={kind!r} lets the patches of an image see each other; use model.batch_norm="layer"'
             )
 
     @property

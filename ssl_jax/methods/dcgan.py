@@ -63,7 +63,9 @@ class DCGAN(Base):
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         size = (self.backbone.image_size, self.backbone.image_size)
         if images.shape[1:3] != size:
-            raise ValueError(f"views of {images.shape[1:3]} pixels for model.image_size={size[0]}; make them equal")
+            raise ValueError(
+                f"views have {images.shape[1:3]} pixels, but model.image_size is {size[0]}; make them equal"
+            )
         keys = jax.random.split(rng, 3)
         params, batch_stats = toolkit.init({"backbone": self.backbone}, keys[0], images)
         last = jnp.zeros((1, self.backbone.widths[-1] * math.ceil(size[0] / 2 ** len(self.backbone.widths)) ** 2))

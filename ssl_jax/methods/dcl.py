@@ -42,7 +42,7 @@ class DCL(Base):
         super().__post_init__()
         if self.schedule.batch_size < 2:
             raise ValueError(
-                f"batch_size={self.schedule.batch_size} leaves no other image to differ from; use 2 or more"
+                f"batch_size={self.schedule.batch_size} leaves no second image to contrast with; use 2 or more"
             )
 
     @property

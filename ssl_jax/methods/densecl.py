@@ -15,6 +15,7 @@ from ssl_jax.keys import COUNT, POSITIVE, SHARE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import memories
+from ssl_jax.models.abilities import without_drop_path
 from ssl_jax.models.heads import moco_head
 
 
@@ -36,7 +37,9 @@ class DenseCL(Base):
     schedule: Schedule
     projector: Annotated[tuple[int, ...], COUNT, "Widths of the layers of each of the two projectors."] = (2048, 128)
     temperature: Annotated[float, POSITIVE, "Softmax temperature."] = 0.2
-    dense_weight: Annotated[float, SHARE, "Weight of the loss of positions; the rest, up to 1, is the images'."] = 0.5
+    dense_weight: Annotated[
+        float, SHARE, "Weight of the loss of positions; the loss of images has the rest, up to 1."
+    ] = 0.5
     decay: Annotated[float, SHARE, "The teacher's decay."] = 0.999
     queue_size: Annotated[int, COUNT, "Keys in each of the two queues: a multiple of the batch size."] = 65_536
     shuffle: Annotated[bool, "Encodes the keys in a random order."] = True
@@ -77,7 +80,7 @@ class DenseCL(Base):
         self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
     ) -> Output:
         x1, x2 = batch["views"]
-        q, batch_stats = self.forward(params, state["batch_stats"], x1, axis_name)
+        q, batch_stats = self.forward(self.backbone, params, state["batch_stats"], x1, axis_name, rng)
         k, teacher = self.forward_teacher(state["teacher"], x2, rng, axis_name)
         queue, dense_queue = state["queue"], state["dense_queue"]
         image_loss = losses.info_nce(
@@ -104,17 +107,21 @@ class DenseCL(Base):
 
     def forward(
         self,
+        backbone: nn.Module,
         params: Params,
         batch_stats: State,
         images: Float[Array, "batch height width channels"],
         axis_name: str | None,
+        rng: Key[Array, ""] | None,
     ) -> tuple[dict[str, Float[Array, "batch ..."]], dict[str, Any]]:
-        """(outputs, new batch_stats) of the networks in training mode.
+        """(outputs, new batch_stats) of the networks in training mode. rng: of the backbone's stochastic depth.
 
         outputs: "features" [batch, positions, channels], their projections "dense" [batch, positions, dim], and "image"
         [batch, dim], the projection of their mean.
         """
-        feature_map, batch_stats = toolkit.forward_map(self.backbone, params, batch_stats, images, axis_name=axis_name)
+        feature_map, batch_stats = toolkit.forward_map(
+            backbone, params, batch_stats, images, axis_name=axis_name, rng=rng
+        )
         features = feature_map.reshape(len(images), -1, self.backbone.dim)
         inputs = {"dense_projector": features, "projector": jnp.mean(features, axis=1)}
         made = {}
@@ -131,12 +138,18 @@ class DenseCL(Base):
         rng: Key[Array, ""],
         axis_name: str | None,
     ) -> tuple[dict[str, Float[Array, "batch ..."]], dict[str, Any]]:
-        """As `forward`, without gradient, its rows in a random order -> (outputs, the teacher with new statistics)."""
+        """As `forward`, without gradient and stochastic depth, its rows in a random order.
+
+        Returns: (outputs, the teacher with new statistics).
+        """
         order = jnp.arange(ops.num_rows(images, axis_name))
         if self.shuffle:
             order = jax.random.permutation(rng, order)
             images = toolkit.take_rows(images, order, axis_name)
-        outputs, batch_stats = self.forward(teacher["params"], teacher["batch_stats"], images, axis_name)
+        backbone = without_drop_path(self.backbone)
+        outputs, batch_stats = self.forward(
+            backbone, teacher["params"], teacher["batch_stats"], images, axis_name, None
+        )
         if self.shuffle:
             outputs = {name: toolkit.take_rows(x, jnp.argsort(order), axis_name) for name, x in outputs.items()}
         return lax.stop_gradient((outputs, {**teacher, "batch_stats": batch_stats}))

@@ -43,7 +43,7 @@ class DINO(Base):
     bottleneck: Annotated[int, COUNT, "Width of the head's output, which is compared with the prototypes."] = 256
     head_norm: Annotated[bool, "BatchNorm in the head."] = False
     norm_last_layer: Annotated[
-        bool, "Prototypes are unit vectors. False: with a trainable gain for each, which is better for ViT-S."
+        bool, "Prototypes are unit vectors. False: each has a trainable gain, which is better for ViT-S."
     ] = True
     student_temperature: Annotated[float, POSITIVE, "Softmax temperature of the student's scores."] = 0.1
     teacher_temperature: Annotated[

@@ -46,14 +46,16 @@ class DINOv2(Base):
     patch_bottleneck: Annotated[int, COUNT, "Width of the output of the patches' own head."] = 256
     patch_weight: Annotated[float, POSITIVE, "Weight of the patches' loss."] = 1.0
     most_masked: Annotated[
-        int, NOT_NEGATIVE, "At most so many patches of a view are masked, and only so many pass the head; 0: all pass."
+        int,
+        NOT_NEGATIVE,
+        "Limit of masked patches in a view; this many pass the head. 0: no limit, and all patches pass.",
     ] = 0
     koleo_weight: Annotated[float, NOT_NEGATIVE, "Weight of KoLeo."] = 0.1
     koleo_images: Annotated[
         int,
         NOT_NEGATIVE,
-        "A class token's nearest neighbor is sought among so many images, on any devices; 0: in the global batch. "
-        "The authors seek it among the 12, 32 or 64 images of a device.",
+        "Number of images, on any devices, among which a class token's nearest neighbor is sought; "
+        "0: the global batch. The authors seek it among the 12, 32 or 64 images of a device.",
     ] = 0
     centering: Annotated[
         str,
@@ -82,8 +84,8 @@ class DINOv2(Base):
         self_distillation.check_sharper(self, "warmup_teacher_temperature", "teacher_temperature")
         if self.koleo_images == 1 or (self.koleo_images and self.schedule.batch_size % self.koleo_images):
             raise ValueError(
-                f"koleo_images={self.koleo_images} must divide batch_size={self.schedule.batch_size}, and be 2 at "
-                "least; use 0 for the global batch"
+                f"koleo_images={self.koleo_images} must be at least 2 and divide "
+                f"batch_size={self.schedule.batch_size}; use 0 for the global batch"
             )
 
     @property

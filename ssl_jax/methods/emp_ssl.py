@@ -36,7 +36,7 @@ class EMPSSL(Base):
         "Widths of the projector's layers. The last is 1024 in the authors' code, 512 in ports of it.",
     ] = (4096, 4096, 1024)
     num_patches: Annotated[int, Range(2), "Patches of each image."] = 20
-    eps: Annotated[float, POSITIVE, "The distortion up to which the coding rate codes."] = 0.2
+    eps: Annotated[float, POSITIVE, "Distortion that the coding rate allows."] = 0.2
     invariance: Annotated[float, POSITIVE, "Weight of the patches' cosine with their mean."] = 200.0
 
     @property

@@ -34,7 +34,9 @@ class Exemplar(Base):
 
     backbone: nn.Module
     schedule: Schedule
-    rotate: Annotated[float, Range(0.0, 180.0), "Views are turned by up to so many degrees to either side."] = 20.0
+    rotate: Annotated[
+        float, Range(0.0, 180.0), "Largest angle by which views are turned to either side, in degrees."
+    ] = 20.0
 
     views = ("view",)
 
@@ -42,8 +44,9 @@ class Exemplar(Base):
         super().__post_init__()
         if self.schedule.num_images > MOST_CLASSES:
             raise ValueError(
-                f"{self.schedule.num_images} images would be as many classes, more than {MOST_CLASSES}; "
-                "take some of them, config.data.split=train[:8000], or the method instdisc"
+                f"exemplar makes a class of each image, and {self.schedule.num_images} are more than "
+                f"{MOST_CLASSES}; train on some of them, config.data.split=train[:8000], or the "
+                "method instdisc"
             )
 
     @property

@@ -36,9 +36,7 @@ class IBOT(Base):
     prototypes: Annotated[int, COUNT, "Number of classes."] = 8192
     hidden: Annotated[tuple[int, ...], COUNT, "Widths of the head's hidden layers."] = (2048, 2048)
     bottleneck: Annotated[int, COUNT, "Width of the head's output, which is compared with the prototypes."] = 256
-    norm_last_layer: Annotated[bool, "Prototypes are unit vectors. False: with a trainable gain for each (ViT-S)."] = (
-        True
-    )
+    norm_last_layer: Annotated[bool, "Prototypes are unit vectors. False: each has a trainable gain (ViT-S)."] = True
     patch_weight: Annotated[float, POSITIVE, "Weight of the patches' loss."] = 1.0
     student_temperature: Annotated[float, POSITIVE, "Softmax temperature of the student's scores."] = 0.1
     teacher_temperature: Annotated[

@@ -16,8 +16,8 @@ from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import masking, memories, tiling
+from ssl_jax.models.blocks import Block, dense, layer_norm, weight_init
 from ssl_jax.models.positions import patch_grid, sincos_positions
-from ssl_jax.models.vit import Block, dense, layer_norm, weight_init
 from ssl_jax.ops import first_row
 
 SIZES = 1000  # a block has one of so many sizes, equally likely
@@ -125,13 +125,15 @@ class IJEPA(Base):
     cut_images: Annotated[
         int,
         NOT_NEGATIVE,
-        "Images in a row of the global batch whose contexts are cut to the size of the smallest one; 0: no cut. The "
-        "published accuracies are of 128.",
+        "Number of consecutive images of the global batch whose contexts are cut to the size of the "
+        "smallest one; 0: no cut. The published accuracies are for 128.",
     ] = 0
     margin: Annotated[
-        int, NOT_NEGATIVE, "So many of the last rows and columns of patches are in no block. 1 in the authors' code."
+        int, NOT_NEGATIVE, "Number of last rows and columns of patches that no block contains. 1 in the authors' code."
     ] = 0
-    min_context: Annotated[int, COUNT, "Patches that the targets leave the context, if a placement allows it."] = 10
+    min_context: Annotated[
+        int, COUNT, "Least number of patches that the targets leave for the context, if a placement allows it."
+    ] = 10
     predictor_dim: Annotated[int, COUNT, "Width of the predictor; a multiple of 4 and of the backbone's heads."] = 384
     predictor_depth: Annotated[int, COUNT, "Blocks of the predictor."] = 12
     beta: Annotated[float, POSITIVE, "Error at which the loss turns from squared to absolute."] = 1.0

@@ -36,7 +36,7 @@ class InstDisc(Base):
     schedule: Schedule
     dim: Annotated[int, COUNT, "Width of the embedding."] = 128
     temperature: Annotated[float, POSITIVE, "Softmax temperature."] = 0.07
-    negatives: Annotated[int, NOT_NEGATIVE, "Rows of the bank that are drawn for each image. 0: all images'."] = 4096
+    negatives: Annotated[int, NOT_NEGATIVE, "Rows of the bank drawn for each image; 0: the whole bank."] = 4096
     softmax: Annotated[bool, "Cross entropy in place of noise-contrastive estimation."] = False
     momentum: Annotated[float, SHARE, "Share of its old value that a row of the bank keeps."] = 0.5
     proximal: Annotated[

@@ -41,7 +41,7 @@ class Jigsaw(Base):
     grid: Annotated[int, Range(2, 3), "Tiles along each side of the image."] = 3
     tile: Annotated[int, COUNT, "Pixels along each side of a tile."] = 64
     channel_shift: Annotated[
-        int, NOT_NEGATIVE, "Color channels are shifted against each other, by up to so many pixels."
+        int, NOT_NEGATIVE, "Most pixels by which color channels are shifted against each other."
     ] = 2
     width: Annotated[int, COUNT, "Width of the layer that each tile passes after the backbone."] = 1000
     normalize_tiles: Annotated[bool, "Normalizes each tile by its own mean and standard deviation."] = True

@@ -14,9 +14,9 @@ from ssl_jax.keys import COUNT, INNER_SHARE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import drawing, masking
+from ssl_jax.models.blocks import Block, layer_norm
 from ssl_jax.models.patches import patchify
 from ssl_jax.models.positions import patch_grid, sincos_positions
-from ssl_jax.models.vit import Block, layer_norm
 
 
 class Decoder(nn.Module):
@@ -30,6 +30,7 @@ class Decoder(nn.Module):
     heads: int
     pixels: int  # of a patch
     grid: tuple[int, int]  # patches down, across
+    prefix: int = 1  # tokens before the patches
 
     @nn.compact
     def __call__(
@@ -39,19 +40,19 @@ class Decoder(nn.Module):
         train: bool = False,
         axis_name: str | None = None,
     ) -> Float[Array, "batch patches pixels"]:
-        """tokens: the class token, then those of the patches where `mask` is False, in order."""
+        """tokens: those before the patches, then those of the patches where `mask` is False, in order."""
         x = nn.Dense(self.dim, kernel_init=nn.initializers.xavier_uniform(), name="embed")(tokens)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.dim,))
         hidden = jnp.broadcast_to(mask_token, (len(x), 1, self.dim))
         # Where each patch's token is found among [the seen ones, the mask token].
-        source = jnp.where(mask, x.shape[1] - 1, jnp.cumsum(~mask, axis=1) - 1)
-        patches = jnp.take_along_axis(jnp.concatenate([x[:, 1:], hidden], axis=1), source[..., None], axis=1)
-        x = jnp.concatenate([x[:, :1], patches + sincos_positions(self.grid, self.dim)], axis=1)
+        source = jnp.where(mask, x.shape[1] - self.prefix, jnp.cumsum(~mask, axis=1) - 1)
+        patches = jnp.take_along_axis(jnp.concatenate([x[:, self.prefix :], hidden], axis=1), source[..., None], axis=1)
+        x = jnp.concatenate([x[:, : self.prefix], patches + sincos_positions(self.grid, self.dim)], axis=1)
         for i in range(self.depth):
             block = Block(self.heads, 4 * self.dim, layer_scale=0.0, dtype=x.dtype, name=f"blocks_{i}")
             x = block(x)
         x = layer_norm(jnp.float32, "norm")(x)
-        return nn.Dense(self.pixels, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x[:, 1:])
+        return nn.Dense(self.pixels, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x[:, self.prefix :])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,7 @@ class MAE(Base):
             self.decoder_heads,
             pixels=patch**2 * channels,
             grid=patch_grid((height, width), patch),
+            prefix=self.backbone.num_prefix,
         )
 
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
@@ -103,7 +105,7 @@ class MAE(Base):
         params["backbone"] = {**backbone, "cls_token": cls_token}
         decoder = self.decoder(images)
         mask = jnp.zeros((1, decoder.grid[0] * decoder.grid[1]), bool)
-        tokens = jnp.zeros((1, 1 + mask.shape[1], self.backbone.dim))
+        tokens = jnp.zeros((1, decoder.prefix + mask.shape[1], self.backbone.dim))
         keys = jax.random.split(keys[3])
         drawn = decoder.init(keys[0], tokens, mask)["params"]
         params["decoder"] = drawing.draw_xavier(keys[1], drawn, split_qkv=False)
@@ -121,7 +123,8 @@ class MAE(Base):
         of_means = losses.masked_pixels(
             jnp.broadcast_to(mean, target.shape), target, mask, normalize=self.normalize, axis_name=axis_name
         )
-        return Output(loss, state, {"patch_mean_loss": of_means}, embeddings=jnp.mean(tokens[:, 1:], axis=1)[None])
+        embeddings = jnp.mean(tokens[:, self.backbone.num_prefix :], axis=1)[None]
+        return Output(loss, state, {"patch_mean_loss": of_means}, embeddings=embeddings)
 
     def predict(
         self,

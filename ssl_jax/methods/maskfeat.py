@@ -14,8 +14,8 @@ from ssl_jax.keys import COUNT
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import drawing, masking
+from ssl_jax.models.blocks import weight_init
 from ssl_jax.models.patches import patchify
-from ssl_jax.models.vit import weight_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,10 @@ class MaskFeat(Base):
         super().__post_init__()
         masking.check_patches(self)
         if self.backbone.patch_size % self.cell:
-            raise ValueError(f"cell={self.cell} does not divide patches of {self.backbone.patch_size} pixels")
+            raise ValueError(
+                f"cell={self.cell} does not divide patches of {self.backbone.patch_size} "
+                f"pixels; use a divisor of {self.backbone.patch_size}"
+            )
 
     @property
     def cells(self) -> int:
@@ -101,7 +104,9 @@ def hog(
     """
     batch, height, width, channels = images.shape
     if height % cell or width % cell:
-        raise ValueError(f"cells of {cell} pixels do not fill an image of {height}x{width}")
+        raise ValueError(
+            f"cells of {cell} pixels do not fill an image of {height}x{width}; use sides that are multiples of {cell}"
+        )
     x = jnp.pad(images.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     # Sobel: the difference in one direction, smoothed by 1, 2, 1 in the other.
     across = x[:, :, :-2] - x[:, :, 2:]

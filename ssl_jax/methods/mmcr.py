@@ -35,7 +35,7 @@ class MMCR(Base):
     weight: Annotated[float, NOT_NEGATIVE, "Weight of the nuclear norm of each image's views: the paper's lambda."] = (
         0.0
     )
-    momentum: Annotated[bool, "A teacher's embeddings have half of each centroid."] = False
+    momentum: Annotated[bool, "Adds a teacher, whose embeddings are half of each centroid."] = False
     decay: Annotated[float, SHARE, "Decay of the teacher's weights."] = 0.99
 
     @property

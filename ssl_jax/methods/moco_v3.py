@@ -41,11 +41,11 @@ class MoCoV3(Base):
         256,
     )
     predictor: Annotated[tuple[int, ...], COUNT, "Widths of the predictor's layers."] = (4096, 256)
-    predictor_norm: Annotated[bool, "Ends the predictor with BatchNorm: the authors' for ViTs."] = False
+    predictor_norm: Annotated[bool, "Ends the predictor with BatchNorm, as the authors do for ViTs."] = False
     temperature: Annotated[float, POSITIVE, "Softmax temperature."] = 1.0
     decay: Annotated[float, SHARE, "The teacher's decay at the start."] = 0.99
     frozen_patches: Annotated[
-        bool, "Leaves a ViT's patch projection as it was drawn; otherwise its gradient has spikes (section 4.2)."
+        bool, "Keeps a ViT's patch projection at its initial values; otherwise its gradient has spikes (section 4.2)."
     ] = False
 
     views = ("view1", "view2")

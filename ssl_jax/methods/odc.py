@@ -61,8 +61,9 @@ class ODC(Base):
         super().__post_init__()
         if self.clusters * self.min_size > self.schedule.num_images:
             raise ValueError(
-                f"clusters={self.clusters} must be from 2 to what {self.schedule.num_images} images fill with "
-                f"min_size={self.min_size} each, {self.schedule.num_images // self.min_size}"
+                f"clusters={self.clusters} must be in 2..{self.schedule.num_images // self.min_size}, "
+                f"so that {self.schedule.num_images} images can give each at least "
+                f"min_size={self.min_size}"
             )
 
     @property

@@ -54,7 +54,7 @@ class PIRL(Base):
 
     backbone: nn.Module
     schedule: Schedule
-    pretext: Annotated[str, OneOf(("jigsaw", "rotation")), "What is done to the copy."] = "jigsaw"
+    pretext: Annotated[str, OneOf(("jigsaw", "rotation")), "How the copy of the image is transformed."] = "jigsaw"
     projector: Annotated[
         tuple[int, ...],
         COUNT,
@@ -62,10 +62,12 @@ class PIRL(Base):
         "with a ReLU between them and at the end of the tiles' head.",
     ] = (128,)
     temperature: Annotated[float, POSITIVE, "Softmax temperature; 0.1 in the variant with `softmax`."] = 0.07
-    negatives: Annotated[int, NOT_NEGATIVE, "Rows of the bank that are drawn for each image. 0: all images'."] = 32_000
+    negatives: Annotated[int, NOT_NEGATIVE, "Rows of the bank drawn for each image; 0: the whole bank."] = 32_000
     softmax: Annotated[bool, "Cross entropy in place of noise-contrastive estimation, as in InstDisc."] = False
     momentum: Annotated[float, SHARE, "Share of its old value that a row of the bank keeps."] = 0.5
-    image_weight: Annotated[float, SHARE, "Weight of the image's loss; the rest, up to 1, is the copy's."] = 0.5
+    image_weight: Annotated[float, SHARE, "Weight of the image's loss; the loss of the copy has the rest, up to 1."] = (
+        0.5
+    )
     grid: Annotated[int, COUNT, "Tiles down and across, in jigsaw."] = 3
     tile: Annotated[int, COUNT, "Pixels of a tile, down and across, in jigsaw."] = 64
 

@@ -40,9 +40,9 @@ class RelativePatch(Base):
     backbone: nn.Module
     schedule: Schedule
     tile: Annotated[int, COUNT, "Pixels along each side of a patch."] = 96
-    gap: Annotated[int, NOT_NEGATIVE, "Pixels that neighboring patches are apart at least."] = 48
+    gap: Annotated[int, NOT_NEGATIVE, "Least gap between neighboring patches in pixels."] = 48
     drop_channels: Annotated[float, SHARE, "Share of the patches that keep only one of their color channels."] = 1.0
-    pixelate: Annotated[float, SHARE, "Share of the patches that are made of fewer pixels."] = 1 / 3
+    pixelate: Annotated[float, SHARE, "Share of the patches that are shown at a lower resolution."] = 1 / 3
     width: Annotated[int, COUNT, "Width of each layer after the backbone."] = 4096
 
     views = ("view",)

@@ -51,8 +51,9 @@ class ReSSL(Base):
         toolkit.check_queue(self.schedule, self.queue_size, of_negatives=False)
         if self.target_temperature >= self.temperature:
             raise ValueError(
-                f"target_temperature={self.target_temperature} is not below temperature={self.temperature}, with which "
-                f"all embeddings become equal; use {0.4 * self.temperature:g}, the paper's share"
+                f"target_temperature={self.target_temperature} must be below "
+                f"temperature={self.temperature}, because otherwise all embeddings become equal; use "
+                f"{0.4 * self.temperature:g}, the paper's ratio"
             )
 
     @property

@@ -23,7 +23,7 @@ class Rotation(Base):
     """Tells by which of 0, 90, 180 and 270 degrees an image was turned.
 
     A turn moves pixels and does not interpolate, because traces of an interpolation would give the angle away. So views
-    must be squares.
+    must be squares. They are not turned or put upside down before: the turn could no longer be told.
 
     Source: Gidaris, Singh & Komodakis 2018, arXiv:1803.07728, section 2.
     """
@@ -31,10 +31,11 @@ class Rotation(Base):
     backbone: nn.Module
     schedule: Schedule
     all_turns: Annotated[
-        bool, "All four turns of each image are in the batch. Otherwise one at random, which gives worse features."
+        bool, "All four turns of each image are in the batch. False: one at random, which gives worse features."
     ] = True
 
     views = ("view",)
+    upright = True
     chance_level = math.log(ANGLES)
 
     @property

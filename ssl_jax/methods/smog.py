@@ -52,7 +52,10 @@ class SMoG(Base):
         toolkit.check_predictor(self)
         toolkit.check_queue(self.schedule, self.queue_size, of_negatives=False)
         if self.groups > self.queue_size:
-            raise ValueError(f"groups={self.groups} must be from 2 to queue_size={self.queue_size}, which they are of")
+            raise ValueError(
+                f"groups={self.groups} must be in 2..queue_size={self.queue_size}, because "
+                "they begin as clusters of the queue"
+            )
         most = self.reset_every * self.schedule.batch_size
         if self.queue_size > most:
             raise ValueError(

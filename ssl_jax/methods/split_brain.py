@@ -49,10 +49,11 @@ class SplitBrain(colors.ColorMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.backbone, SplitResNet) or self.backbone.parts != "lab":
-            parts = f" of parts={self.backbone.parts!r}" if isinstance(self.backbone, SplitResNet) else ""
+            parts = f" with parts={self.backbone.parts!r}" if isinstance(self.backbone, SplitResNet) else ""
             raise ValueError(
-                f"a {type(self.backbone).__name__}{parts} has no halves for lightness and colors; use a model.name "
-                'such as split_resnet50 with model.parts="lab"'
+                "split_brain needs a backbone of two halves, one for lightness and one for colors, "
+                f"got a {type(self.backbone).__name__}{parts}; use a model.name such as "
+                'split_resnet50 with model.parts="lab"'
             )
 
     def decoders(self, images: Float[Array, "batch height width channels"]) -> dict[str, nn.Module]:

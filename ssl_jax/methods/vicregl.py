@@ -47,7 +47,9 @@ class VICRegL(Base):
     ] = (512, 512, 512)
     num_local: Annotated[int, NOT_NEGATIVE, "Small views, besides the two global ones."] = 0
     alpha: Annotated[
-        float, SHARE, "Weight of the loss of pooled features; that of positions has the rest. 0.9 for classification."
+        float,
+        SHARE,
+        "Weight of the loss of pooled features; the loss of positions has the rest, up to 1. 0.9 for classification.",
     ] = 0.75
     matches: Annotated[
         tuple[int, int], COUNT, "Pairs by location that are kept: from the first map's positions, from the second's."
@@ -104,7 +106,8 @@ class VICRegL(Base):
             local = outputs["local_projector"]
             rows, columns = local.shape[1:3]
             maps.append(local.reshape(len(x), rows * columns, -1))
-            positions.append(map_positions(boxes, (rows, columns)))
+            height, width = x.shape[1:3]
+            positions.append(map_positions(boxes, (rows, columns), width / height))
         z = jnp.stack(z)
         weights = dict(invariance=self.invariance, variance=self.variance, covariance=self.covariance)
         global_loss = losses.vicregl_global(z, num_global=2, axis_name=axis_name, **weights)
@@ -152,15 +155,22 @@ class VICRegL(Base):
         return Traffic(passes=views, reduced=pooled + covariance_bytes(self.local_projector[-1], times=matched))
 
 
-def map_positions(boxes: Float[Array, "batch 5"], grid: tuple[int, int]) -> Float[Array, "batch positions 2"]:
+def map_positions(
+    boxes: Float[Array, "batch 6"], grid: tuple[int, int], aspect: float = 1.0
+) -> Float[Array, "batch positions 2"]:
     """Where the middle of each position of a view's feature map lies in the image: (row, column), shares of its sides.
 
-    boxes: top, left, height and width of the view, as such shares, and 1 where it is mirrored.
+    boxes: of the views, see `Batch`.
     grid: (rows, columns) of the map. Its positions come row by row.
+    aspect: width / height of the view in pixels.
     """
-    top, left, height, width, mirrored = boxes.T[..., None]  # [batch, 1] each
-    down, across = ((jnp.arange(size) + 0.5) / size for size in grid)
-    rows = top + height * down
-    columns = left + width * jnp.where(mirrored > 0.5, 1.0 - across, across)
-    both = jnp.broadcast_arrays(rows[:, :, None], columns[:, None, :])
+    top, left, height, width, mirrored, degrees = boxes.T[..., None, None]  # [batch, 1, 1] each
+    down, across = ((jnp.arange(size) + 0.5) / size - 0.5 for size in grid)  # from the view's middle
+    down, across = down[:, None], across[None, :]
+    # The view was mirrored first, then turned.
+    sine, cosine = jnp.sin(jnp.radians(degrees)), jnp.cos(jnp.radians(degrees))
+    rows = cosine * down + sine * aspect * across
+    columns = cosine * across - sine / aspect * down
+    columns = jnp.where(mirrored > 0.5, -columns, columns)
+    both = top + height * (rows + 0.5), left + width * (columns + 0.5)
     return jnp.stack(both, axis=-1).reshape(len(boxes), -1, 2)

@@ -58,8 +58,8 @@ class WMSE(Base):
         if self.schedule.batch_size % self.whiten_size:
             nearest = max(round(self.schedule.batch_size / self.whiten_size), 1) * self.whiten_size
             raise ValueError(
-                f"batch_size={self.schedule.batch_size} is no multiple of whiten_size={self.whiten_size}; "
-                f"use batch_size {nearest}"
+                f"batch_size={self.schedule.batch_size} is not a multiple of "
+                f"whiten_size={self.whiten_size}; use batch_size {nearest}"
             )
 
     @property

@@ -9,10 +9,18 @@ DTYPES = ("float32", "bfloat16")
 
 # Annotations of keys that several models have.
 DType = Annotated[str, OneOf(DTYPES), "Type of the computation; parameters and features are float32."]
-Mean = Annotated[tuple[float, ...], "Mean of each channel that the data were normalized by; the model undoes it."]
+BranchDType = Annotated[
+    str,
+    OneOf(DTYPES),
+    "Type of the computation within a branch. The sum that branches are added to is always float32, as under torch's",
+    "autocast: with a layer_scale of 1e-4, bfloat16 would round away nearly all of a branch.",
+]
+Mean = Annotated[tuple[float, ...], "Mean of each channel with which the data were normalized; the model undoes it."]
 Remat = Annotated[bool, "Computes each block's activations again in the backward pass instead of keeping them."]
 Std = Annotated[
-    tuple[float, ...], POSITIVE, "Deviation of each channel that the data were normalized by; the model undoes it."
+    tuple[float, ...],
+    POSITIVE,
+    "Standard deviation of each channel with which the data were normalized; the model undoes it.",
 ]
 
 

@@ -2,9 +2,15 @@
 
 A backbone is a Linen module with `dim`: images [batch, height, width, channels] -> h [batch, dim] float32. It may have
 
-    feature_map(images, train, axis_name) -> [batch, rows, columns, dim], whose mean over positions is h
+    feature_map(images, train, axis_name) -> [batch, rows, columns, dim], after the last normalization. Its mean over
+        positions is h, unless `pool` says otherwise
+    pool    with a feature map: "mean" says that h is the last normalization of a mean; the map's positions are then
+        normalized one by one, and their mean is not h
     tokens(images, train, axis_name, *, mask, mask_token, keep, attend) -> [batch, prefix + patches, dim] after the last
         normalization, as in `vit.ViT.__call__`; it then also has the fields patch_size, num_prefix, class_token, pool
+    masked_map(images, train, axis_name, *, mask, mask_token) -> the feature map of images of which squares are hidden.
+        A square has `stride` pixels a side and is one place of the map. mask [batch, places] is True where one is
+        hidden; mask_token [token_dim] stands in for it. It then also has the fields stride and token_dim
     depth   the number of its blocks, named blocks_0, blocks_1, ..., for learning rates by layer
     drop_path   the probability of stochastic depth
 """
@@ -16,8 +22,27 @@ def has_feature_map(backbone: nn.Module) -> bool:
     return hasattr(backbone, "feature_map")
 
 
+def mean_of_map_is_h(backbone: nn.Module) -> bool:
+    """Of a backbone with a feature map."""
+    return getattr(backbone, "pool", None) != "mean"
+
+
 def has_tokens(backbone: nn.Module) -> bool:
     return hasattr(backbone, "tokens")
+
+
+def has_masked_map(backbone: nn.Module) -> bool:
+    return hasattr(backbone, "masked_map")
+
+
+def masked_side(backbone: nn.Module) -> int:
+    """Pixels a side of the squares that a mask hides: a ViT's patches, or those of a masked map."""
+    return backbone.stride if has_masked_map(backbone) else backbone.patch_size
+
+
+def token_dim(backbone: nn.Module) -> int:
+    """Width of the token that stands in for what a mask hides."""
+    return backbone.token_dim if has_masked_map(backbone) else backbone.dim
 
 
 def depth(backbone: nn.Module) -> int:

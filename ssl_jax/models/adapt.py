@@ -7,14 +7,13 @@ An `nnx.Module` is switched by its `train()` and `eval()`.
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 # Names that networks give the switch between training and evaluation -> its value in training.
@@ -36,9 +35,10 @@ def as_backbone(network: Any, image_shape: tuple[int, int, int] = (*EXAMPLE, 3))
       image_shape: (height, width, channels) of an image that the network takes.
     Raises: TypeError if it is not a network; ValueError if it does not give [batch, dim].
     """
-    if isinstance(network, nnx.Module):
-        graph, params, stats, rest = nnx.split(network, nnx.Param, nnx.BatchStat, ...)
-        network = NNXNetwork(graph, (Constant(params), Constant(stats), Constant(rest)))
+    if _is_nnx(network):
+        from ssl_jax.models.nnx_network import as_linen
+
+        network = as_linen(network)
         takes = ("train", "axis_name")
     elif isinstance(network, nn.Module):
         takes = tuple(inspect.signature(type(network).__call__).parameters)
@@ -57,8 +57,8 @@ def as_backbone(network: Any, image_shape: tuple[int, int, int] = (*EXAMPLE, 3))
         raise ValueError(f"{named(network)} cannot be called on images {list(images.shape)}: {error}") from error
     if len(shape) != 2 or shape[0] != 2:
         raise ValueError(
-            f"{named(network)} makes {list(shape)} of images {list(images.shape)}; a backbone gives a vector for each "
-            "image, [batch, dim]: take the mean over positions or tokens"
+            f"{named(network)} gives {list(shape)} for images {list(images.shape)}; a backbone must "
+            "give a vector for each image, [batch, dim]: take the mean over positions or tokens"
         )
     return kind(network, shape[1], takes)
 
@@ -66,17 +66,21 @@ def as_backbone(network: Any, image_shape: tuple[int, int, int] = (*EXAMPLE, 3))
 def named(network: Any) -> str:
     """A network's name in messages and files: its class, and a Linen module's options that are not the defaults, as in
     "MyNet(width=64)"."""
-    if isinstance(network, Network):
-        return named(network.network)
-    if isinstance(network, NNXNetwork):
-        return network.graph_name
     if not isinstance(network, nn.Module):
         return type(network).__name__
+    if hasattr(network, "given_name"):
+        return network.given_name
     fields = [field for field in dataclasses.fields(type(network)) if field.name not in ("parent", "name")]
     values = {field.name: getattr(network, field.name) for field in fields}
     changed = [field.name for field in fields if values[field.name] is not field.default]
     options = ", ".join(f"{name}={getattr(values[name], '__qualname__', repr(values[name]))}" for name in changed)
     return f"{type(network).__name__}({options})"
+
+
+def _is_nnx(network: Any) -> bool:
+    # Importing nnx takes a quarter of a second, and whoever has such a module has imported it.
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(network, nnx.Module)
 
 
 class Network(nn.Module):
@@ -93,6 +97,10 @@ class Network(nn.Module):
         self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
     ) -> Float[Array, "batch ..."]:  # as_backbone refuses what is not [batch, dim]
         return self.called(self.network, images, train, axis_name).astype(jnp.float32)
+
+    @property
+    def given_name(self) -> str:
+        return named(self.network)
 
     def called(self, function: Callable[..., Any], images: Any, train: bool, axis_name: str | None, **more: Any) -> Any:
         options: dict[str, Any] = {name: value == train for name, value in SWITCHES.items() if name in self.takes}
@@ -118,54 +126,3 @@ class TokenNetwork(Network):
     num_prefix = property(lambda self: self.network.num_prefix)
     class_token = property(lambda self: self.network.class_token)
     pool = property(lambda self: self.network.pool)
-
-
-class Constant:
-    """Holds arrays as a field of a Linen module. Flax hashes such fields; this one is hashed by identity."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-
-class NNXNetwork(nn.Module):
-    """An `nnx.Module` as a Linen module. Its initial parameters are the given ones, whatever the seed."""
-
-    graph: Any
-    values: tuple[Constant, Constant, Constant]  # of parameters, BatchNorm statistics, and all else
-
-    @property
-    def graph_name(self) -> str:
-        return type(nnx.merge(self.graph, *(constant.value for constant in self.values))).__name__
-
-    @nn.compact
-    def __call__(self, images: Any, train: bool = False, axis_name: str | None = None) -> Any:
-        params, stats, rest = (constant.value for constant in self.values)
-        own_params = _fill(params, lambda name, value: self.param(name, lambda _: value))
-        kept = {name: self.variable("batch_stats", name, lambda v: v, value) for name, value in _named(stats).items()}
-        own_stats = _fill(stats, lambda name, _: kept[name].value)
-        # All variables are copies, as variables of another trace cannot be changed.
-        network = nnx.merge(self.graph, own_params, own_stats, jax.tree.map(lambda leaf: leaf, rest))
-        network.train() if train else network.eval()
-        if train and self.has_rng("dropout"):
-            nnx.reseed(network, **dict.fromkeys(("default", "dropout"), self.make_rng("dropout")))
-        h = network(images)
-        if train and not self.is_initializing():
-            _, _, stats, _ = nnx.split(network, nnx.Param, nnx.BatchStat, ...)
-            for name, value in _named(stats).items():
-                kept[name].value = value
-        return h
-
-
-def _named(state: Any) -> dict[str, Any]:
-    """{path joined by "_": array} of an nnx state."""
-    flat = flatten_dict(nnx.to_pure_dict(state))
-    return {"_".join(map(str, path)): value for path, value in flat.items()}
-
-
-def _fill(state: Any, value_of: Callable[[str, Any], Any]) -> Any:
-    """The state with value_of(name, value) in place of each array."""
-    flat = flatten_dict(nnx.to_pure_dict(state))
-    filled = unflatten_dict({path: value_of("_".join(map(str, path)), value) for path, value in flat.items()})
-    copy = jax.tree.map(lambda leaf: leaf, state)
-    nnx.replace_by_pure_dict(copy, filled)
-    return copy

@@ -43,7 +43,7 @@ def lab_of_normalized(
         raise ValueError(
             "L*a*b* needs red, green and blue with a mean and std of each, "
             f"got images of {images.shape[-1]} channels, mean={mean}, std={std}; read color images with "
-            'data.channels=3, or in a split_resnet use parts="bands" for gray images'
+            'data.channels=3, or in a split_resnet use parts="bands" for images of other channels'
         )
     rgb = images.astype(jnp.float32) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
     return lab_of_rgb(jnp.clip(rgb, 0.0, 1.0))

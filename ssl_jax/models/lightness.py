@@ -24,8 +24,9 @@ class LightnessResNet(ResNet):
         keys.check_fields(self)
         if not len(self.mean) == len(self.std) == 3:
             raise ValueError(
-                f"lightness needs red, green and blue, with a mean and std for each, got mean={self.mean}, "
-                f"std={self.std}; read color images with data.channels=3"
+                f"a {type(self).__name__} computes lightness from red, green and blue, with a mean and std for each, "
+                f"got mean={self.mean}, std={self.std}; read color images with data.channels=3, and take another "
+                "network and method for images of other channels"
             )
         super().__post_init__()
 

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 
 from ssl_jax.models._options import check_choice
 from ssl_jax.models.abilities import has_feature_map, has_tokens
+from ssl_jax.models.blocks import layer_norm
 from ssl_jax.models.positions import patch_grid
-from ssl_jax.models.vit import ViT, layer_norm
+from ssl_jax.models.vit import ViT
 
 BLOCK_POOLS = ("cls", "mean", "cls_and_mean")
 
@@ -36,7 +37,9 @@ def has_class_attention(module: nn.Module) -> bool:
 def patch_map(
     module: nn.Module, variables: Mapping[str, Any], images: Float[Array, "batch height width channels"]
 ) -> Float[Array, "batch rows columns dim"]:
-    """Features of each place: a ViT's patches after the last LayerNorm, or the map of a ResNet's last stage.
+    """Features of each place: a ViT's patches, or the map of a convolutional network's last stage.
+
+    They come after the last LayerNorm, if there is one.
 
     Raises: ValueError for a ViT of pool="mean", whose LayerNorm is for the mean only, and for a module without a map.
     """
@@ -49,6 +52,26 @@ def patch_map(
         )
     found: Any = module.apply(variables, images, method="feature_map")
     return found
+
+
+def method_of_both(module: nn.Module) -> str:
+    """Name of the method of a module that `has_patch_map` whose output has both: see `both`."""
+    return "tokens" if has_tokens(module) else "feature_map"
+
+
+def both(
+    module: nn.Module, found: Float[Array, "batch ..."], images: Float[Array, "batch height width channels"]
+) -> tuple[Float[Array, "batch dim"], Float[Array, "batch rows columns dim"]]:
+    """(features of whole images, of each place) from what `method_of_both` gave for the images, in one pass.
+
+    Args:
+      module: one that `has_patch_map`.
+      found: its tokens or its feature map. Features of whole images are the class token if it pools it, else the mean.
+    """
+    if not has_tokens(module):
+        return jnp.mean(found, axis=(1, 2)), found
+    places = found[:, module.num_prefix :].reshape(len(images), *_grid(images, module.patch_size), module.dim)
+    return found[:, 0] if module.pool == "cls" else jnp.mean(places, axis=(1, 2)), places
 
 
 @functools.partial(jax.jit, static_argnames=("module", "blocks", "pool", "norm"))
@@ -82,7 +105,7 @@ def block_features(
         raise ValueError('a model of pool="mean" has no LayerNorm for single tokens; use one of pool="norm_mean"')
     outputs: Any = vit.apply(variables, images, last_blocks=blocks)
     if norm:
-        outputs = layer_norm(jnp.float32, "norm").apply({"params": variables["params"]["norm"]}, outputs)
+        outputs = layer_norm(jnp.float32, "norm", vit.norm_eps).apply({"params": variables["params"]["norm"]}, outputs)
     classes = outputs[:, :, 0]
     means = jnp.mean(outputs[:, :, vit.num_prefix :], axis=2)
     if pool == "cls_and_mean":
@@ -98,21 +121,20 @@ def class_attention(
 ) -> Float[Array, "batch heads rows columns"]:
     """How much a ViT's class token attends to each patch in the last block, >= 0.
 
-    The rest, up to 1, is attention to itself.
+    The rest, up to 1, is attention to itself and to registers.
 
     Raises: ValueError for a module that is not a ViT or has no class token.
     """
     vit = _check_vit(module, class_token=True)
     last = f"blocks_{vit.depth - 1}"
 
-    def wanted(submodule, _):
-        return submodule.path in ((last, "attn", "qkv"), ("rel_pos_bias",))
+    def wanted(submodule, method):
+        return (submodule.path, method) in (((last, "attn"), "project"), (("rel_pos_bias",), "__call__"))
 
     # Computed from the queries and keys. The attention layer gives no weights: fused kernels never hold them.
     _, captured = vit.apply(variables, images, capture_intermediates=wanted, mutable=["intermediates"])
     outputs: Any = captured["intermediates"]
-    qkv = outputs[last]["attn"]["qkv"]["__call__"][0].astype(jnp.float32)
-    queries, keys, _ = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, vit.heads, -1), 2, 0)
+    queries, keys, _ = (part.astype(jnp.float32) for part in outputs[last]["attn"]["project"][0])
     logits = jnp.einsum("bhd,bkhd->bhk", queries[:, 0], keys, precision="highest") / jnp.sqrt(keys.shape[-1])
     if vit.positions == "relative":
         logits += outputs["rel_pos_bias"]["__call__"][0][:, :, 0]

@@ -123,7 +123,7 @@ class IterNorm(nn.Module):
         """`axis_name`: mapped axis that the batch is sharded over; None if x is the whole batch."""
         dim = x.shape[-1]
         if self.groups < 1 or dim % self.groups:
-            raise ValueError(f"groups={self.groups} does not divide {dim} dimensions")
+            raise ValueError(f"groups={self.groups} does not divide {dim} dimensions; use a divisor of {dim}")
         size = dim // self.groups
         identity = jnp.eye(size)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (dim,), jnp.float32)
@@ -209,7 +209,9 @@ def grouped_statistics(
     """
     batch = len(x) * (1 if axis_name is None else lax.axis_size(axis_name))
     if batch % groups:
-        raise ValueError(f"batch_norm_groups={groups} does not divide a batch of {batch} rows")
+        raise ValueError(
+            f"batch_norm_groups={groups} does not divide a batch of {batch} rows; use a divisor of {batch}"
+        )
     first = 0 if axis_name is None else lax.axis_index(axis_name) * len(x)
     group = (first + jnp.arange(len(x))) // (batch // groups)
     member = jax.nn.one_hot(group, groups)  # [batch, groups]

@@ -7,6 +7,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+# (sines, cosines) of the angles by which the dimensions of a head are rotated, for each image or for all of them. The
+# angles of tokens that are no patches are 0.
+Rope = tuple[Float[Array, "#batch tokens head_dim"], Float[Array, "#batch tokens head_dim"]]
+
 
 class RelativePositions(nn.Module):
     """() -> bias of attention's logits [1, heads, tokens, tokens]: one number for each head and offset."""
@@ -44,6 +48,33 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Array, "1 patches
     angles = [np.outer(coordinate, frequency) for coordinate in (column.ravel(), row.ravel())]
     waves = np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1)
     return jnp.asarray(waves[None], jnp.float32)
+
+
+def rope_rotations(
+    grid: tuple[int, int], head_dim: int, *, base: float, prefix: int = 0, scale: float | Float[Array, ""] = 1.0
+) -> Rope:
+    """Rotations of a head's queries and keys by the place of their patch, after `prefix` tokens that are not rotated.
+
+    A patch's place is that of its middle, from -1 at one edge of the image to 1 at the other, times `scale`. Its row
+    turns the first quarter of the dimensions against the third, its column the second against the fourth. The periods
+    are base ** (i / n), for i in 0 .. n - 1 with n = head_dim / 4.
+
+    Source: Simeoni et al. 2025, DINOv3, arXiv:2508.10104, section 3.2 (`scale` is its jitter), and the authors' code.
+    """
+    periods = base ** (np.arange(head_dim // 4) / (head_dim // 4))
+    places = np.meshgrid(*(2.0 * (np.arange(n) + 0.5) / n - 1.0 for n in grid), indexing="ij")
+    angles = np.concatenate([np.outer(place.ravel(), 2.0 * np.pi / periods) for place in places], axis=1)
+    angles = np.pad(np.tile(angles, 2), ((prefix, 0), (0, 0)))[None]
+    angles = scale * jnp.asarray(angles, jnp.float32)
+    return jnp.sin(angles), jnp.cos(angles)
+
+
+def rotate(x: Float[Array, "batch tokens heads head_dim"], rope: Rope) -> Float[Array, "batch tokens heads head_dim"]:
+    """Queries or keys, rotated: the first half of a head's dimensions are turned against its second half."""
+    sines, cosines = (part[:, :, None] for part in rope)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return (x * cosines + turned * sines).astype(x.dtype)
 
 
 def relative_index(grid: tuple[int, int], class_token: bool) -> np.ndarray:

@@ -1,6 +1,7 @@
 """ResNets v1.5: He et al. 2015, arXiv:1512.03385, with a bottleneck's stride in its 3x3 convolution, as in torchvision.
 
-Modules have torchvision's names, with "_" for "." before a number, so that weights.py needs no table of names.
+Also wide ResNets (Zagoruyko & Komodakis 2016, arXiv:1605.07146) and ResNeXts (Xie et al. 2016, arXiv:1611.05431).
+Modules have torchvision's names, with "_" for "." before a number, so that weights/names.py needs no table of names.
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,16 @@ class ResNet(nn.Module):
     bottleneck: Annotated[
         bool, "Blocks of 1x1, 3x3 and 1x1 convolutions, with four times the channels out, instead of two of 3x3."
     ] = False
+    inner_width: Annotated[
+        float,
+        POSITIVE,
+        "Factor of the channels of a bottleneck's 3x3 convolution alone: 2 for wide_resnet50_2.",
+    ] = 1.0
+    groups: Annotated[
+        int,
+        COUNT,
+        "Groups of channels in a bottleneck's 3x3 convolution, each of which sees no other: 32 for ResNeXts.",
+    ] = 1
     base_width: Annotated[int, COUNT, "Channels of the first stage, before they are multiplied by width."] = 64
     width: Annotated[float, POSITIVE, "Factor of the channels of all stages."] = 1.0
     stem_width: Annotated[int, NOT_NEGATIVE, "Channels of the stem; 0: as many as the first stage has."] = 0
@@ -55,6 +66,15 @@ class ResNet(nn.Module):
         keys.check_fields(self)
         if self.stage_width(0) < 1:
             raise ValueError(f"width={self.width} leaves no channel of {self.base_width}; use a larger one")
+        if not self.bottleneck and (self.inner_width, self.groups) != (1.0, 1):
+            raise ValueError(
+                f"inner_width={self.inner_width} and groups={self.groups} are of bottlenecks; set bottleneck=True"
+            )
+        if self.inner_channels(0) < 1 or self.inner_channels(0) % self.groups:
+            raise ValueError(
+                f"groups={self.groups} does not divide the {self.inner_channels(0)} channels of the first stage's 3x3 "
+                "convolutions; use a divisor, or another inner_width or width"
+            )
         super().__post_init__()
 
     @property
@@ -63,6 +83,10 @@ class ResNet(nn.Module):
 
     def stage_width(self, stage: int) -> int:
         return round(self.base_width * self.width) * 2**stage
+
+    def inner_channels(self, stage: int) -> int:
+        """Channels of the stage's 3x3 convolutions."""
+        return round(self.stage_width(0) * self.inner_width) * 2**stage
 
     @nn.compact
     def __call__(
@@ -86,6 +110,8 @@ class ResNet(nn.Module):
             for i in range(blocks):
                 x = block(
                     width=self.stage_width(stage),
+                    inner=self.inner_channels(stage),
+                    groups=self.groups,
                     stride=2 if stage > 0 and i == 0 else 1,
                     bottleneck=self.bottleneck,
                     zero_init_residual=self.zero_init_residual,
@@ -105,6 +131,8 @@ class Block(nn.Module):
     """relu(x + f(x)). f is two or three convolutions, each followed by BatchNorm, and all but the last by a ReLU."""
 
     width: int
+    inner: int  # channels of the 3x3 convolution of a bottleneck
+    groups: int
     stride: int
     bottleneck: bool
     zero_init_residual: bool
@@ -113,16 +141,17 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, train, axis_name):
         dtype = self.norm["dtype"]
-        # (channels, kernel side, stride) of each convolution
+        # (channels, kernel side, stride, groups) of each convolution
         if self.bottleneck:
-            layers = [(self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1)]
+            middle = (self.inner, 3, self.stride, self.groups)
+            layers = [(self.inner, 1, 1, 1), middle, (4 * self.width, 1, 1, 1)]
         else:
-            layers = [(self.width, 3, self.stride), (self.width, 3, 1)]
+            layers = [(self.width, 3, self.stride, 1), (self.width, 3, 1, 1)]
         y = x
-        for i, (channels, size, stride) in enumerate(layers, start=1):
+        for i, (channels, size, stride, groups) in enumerate(layers, start=1):
             last = i == len(layers)
             scale_init = nn.initializers.zeros if last and self.zero_init_residual else nn.initializers.ones
-            y = convolution(channels, size, stride, dtype, f"conv{i}")(y)
+            y = convolution(channels, size, stride, dtype, f"conv{i}", groups=groups)(y)
             y = BatchNorm(**self.norm, scale_init=scale_init, name=f"bn{i}")(y, train, axis_name)
             if not last:
                 y = nn.relu(y)
@@ -132,7 +161,12 @@ class Block(nn.Module):
         return nn.relu(x + y)
 
 
-def convolution(channels: int, size: int, stride: int, dtype: Any, name: str) -> nn.Module:
+he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def convolution(
+    channels: int, size: int, stride: int, dtype: Any, name: str, *, groups: int = 1, kernel_init: Any = he_init
+) -> nn.Module:
     """As in torchvision: no bias, initialized for ReLU by the fan-out, padded by half the kernel on every side."""
     return Conv(
         channels,
@@ -140,8 +174,9 @@ def convolution(channels: int, size: int, stride: int, dtype: Any, name: str) ->
         strides=(stride, stride),
         # Not "SAME": with a stride of 2 it pads less at the top and left.
         padding=((size // 2, size // 2), (size // 2, size // 2)),
+        feature_group_count=groups,
         use_bias=False,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        kernel_init=kernel_init,
         dtype=dtype,
         name=name,
     )

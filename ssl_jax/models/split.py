@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ssl_jax import keys
 from ssl_jax.keys import OneOf
 from ssl_jax.models._options import Mean, Std
 from ssl_jax.models.lab import lab_of_normalized, scale_lab
@@ -20,17 +21,27 @@ BLUR = np.array([1, 4, 6, 4, 1], np.float32) / 16  # a standard deviation of 1 p
 class SplitResNet(ResNet):
     """Two ResNets of half the width, each on one part of an image. Features: the first one's, then the second one's.
 
-    Raises: ValueError for a value that a field cannot have. In a call with parts="lab": for other than three channels.
+    Raises: ValueError for a value that a field cannot have, and with parts="lab" for other than three means and
+    deviations; in a call, for images of other than three channels.
     """
 
     parts: Annotated[
         str,
         OneOf(PARTS),
         "What the halves see. lab: the lightness L, and the colors a and b, of images of red, green and blue.",
-        "bands: the blurred image, and what the blur took away; ours, for gray images, which have no colors.",
+        "bands: the blurred image, and what the blur took away; ours, for images of other channels, as gray ones.",
     ] = "lab"
     mean: Mean = (0.0, 0.0, 0.0)
     std: Std = (1.0, 1.0, 1.0)
+
+    def __post_init__(self):
+        keys.check_fields(self)
+        if self.parts == "lab" and not len(self.mean) == len(self.std) == 3:
+            raise ValueError(
+                'parts="lab" splits red, green and blue, with a mean and std for each, into lightness and color, got '
+                f'mean={self.mean}, std={self.std}; for images of other channels use parts="bands" with the method cmc'
+            )
+        super().__post_init__()
 
     @property
     def dim(self) -> int:

@@ -89,5 +89,5 @@ def check_finite(name: str, features: Float[np.ndarray, "images *places dim"]) -
     chunks = (features[start : start + CHECKED_ROWS] for start in range(0, len(features), CHECKED_ROWS))
     broken = sum(int(np.sum(~np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1))) for chunk in chunks)
     if broken:
-        remedy = "look at the backbone" + (", or keep float32" if features.dtype == np.float16 else "")
+        remedy = "check the backbone" + (", or keep float32" if features.dtype == np.float16 else "")
         raise ValueError(f"{name}: {broken} of {len(features)} rows of features are not finite; {remedy}")

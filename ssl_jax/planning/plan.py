@@ -13,7 +13,6 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,6 +31,7 @@ from ssl_jax.planning.remedies import WHY, at_same_batch, remedies, spelled
 from ssl_jax.planning.roofline import ASSUMPTIONS, roofline
 from ssl_jax.planning.show import STATE, size
 from ssl_jax.training import build
+from ssl_jax.training.measuring import measured
 from ssl_jax.workdir import facts
 
 # (images, classes) of training splits, which are not read for a plan.
@@ -49,7 +49,7 @@ def plan(given: ConfigDict, place: Slice | None) -> dict[str, Any]:
 
     Bytes and FLOPs are of one device and one step. "fits" is None if the devices do not say how much memory they have.
     """
-    config = configs.parse(given)
+    config = configs.parse(measured(given))
     devices = jax.devices() if place is None else describe(place)
     configs.check_devices(config.batch_size, len(devices))
     schedule = build.schedule(config, *count_images(config))
@@ -173,8 +173,8 @@ def describe(place: Slice) -> Any:
         raise configs.ConfigError(f"--topology={place.name}: {sentence}") from error
     if len(devices) != place.chips:  # the plan takes each device to have a chip's memory and rates
         raise configs.ConfigError(
-            f"--topology={place.name}: libtpu describes {len(devices)} devices, the slice has {place.chips} chips; "
-            "install another version of libtpu"
+            f"--topology={place.name}: libtpu describes {len(devices)} devices, but the slice has "
+            f"{place.chips} chips; install another version of libtpu"
         )
     return devices
 
@@ -193,11 +193,11 @@ def batch_shapes(config: Config, training: build.Training, num_images: int) -> d
     data, rows = config.data, config.batch_size
     integers = jax.ShapeDtypeStruct((rows,), jnp.int32)
     batch: dict[str, Any] = {"index": integers, "label": integers}
-    if num_images * math.prod(data.image_size) * data.channels <= data.memory_bytes:
-        return batch | {"image": jax.ShapeDtypeStruct((rows, *data.image_size, data.channels), jnp.uint8)}
+    if build.keeps_in_memory(config, num_images, windows=data.window > 0):
+        return batch | {"image": jax.ShapeDtypeStruct((rows, *data.image_size, data.channels), data.dtype)}
     views = training.augmentations
     return batch | {
-        "crops": tuple(jax.ShapeDtypeStruct((rows, *view.size, data.channels), jnp.uint8) for view in views),
+        "crops": tuple(jax.ShapeDtypeStruct((rows, *view.size, data.channels), data.dtype) for view in views),
         "boxes": tuple(jax.ShapeDtypeStruct((rows, 4), jnp.float32) for _ in views),
     }
 
@@ -300,11 +300,3 @@ def advice(result: Mapping[str, Any], place: Slice | None) -> list[str]:
     if not per_device:
         found.append("one image on a device does not fit: use a smaller model or image, or a chip with more memory")
     return found
-
-
-def check_writable(path: Path) -> None:
-    """Checks, before minutes of compiling, that the file can be written. Raises: ConfigError."""
-    if not path.parent.is_dir():
-        raise configs.ConfigError(f"--json={path}: there is no directory {path.parent}")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise configs.ConfigError(f"--json={path}: it cannot be written")

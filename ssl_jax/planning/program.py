@@ -125,8 +125,8 @@ def warnings(module: hlo.Module) -> list[str]:
     hidden = {i.name for i in inside if _LIBRARY_CALL.search(i.text)}
     places = sorted({next(iter(module.stacks.get(loop.frame, ())), "(the compiler's)") for loop in unknown})
     found = {
-        "loops that do not say how many rounds they have, and count as one": ", ".join(places),
-        "products by cuBLAS and cuDNN in loops, of which FLOPs count the first round alone": len(hidden),
+        "loops of unknown length, which count as one round": ", ".join(places),
+        "products by cuBLAS and cuDNN in loops, whose FLOPs count for the first round only": len(hidden),
     }
     return [f"{what}: {where}" for what, where in found.items() if where]
 

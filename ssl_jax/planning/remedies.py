@@ -6,9 +6,9 @@ from typing import Any
 
 # Key -> what changing it does to memory.
 WHY = {
-    "shard_state": "each device keeps a part of the state",
-    "model.remat": "activations computed again in place of kept",
-    "compute_dtype": "activations of half the size",
+    "shard_state": "each device keeps a shard of the state",
+    "model.remat": "activations are computed again instead of kept",
+    "compute_dtype": "activations take half the memory",
 }
 
 

@@ -10,14 +10,15 @@ from ssl_jax.planning.program import Collective
 HOP_SECONDS = 1e-6
 
 ASSUMPTIONS = (
-    "arithmetic and memory at the chip's peak rates, overlapping; measured steps take longer, often twice as long",
-    "all products count as bfloat16; those asked for in float32 with precision 'highest' take six times as long",
-    "FLOPs are the compiler's, with what is done on logged steps only as if on each; of the rounds of loops after the "
-    "first products alone",
-    "memory traffic is that of the compiled instructions: of what they slice or gather parts, of all else the whole",
-    "collectives at the links' full rate over all axes of the slice, 1 us a hop, those that permute over one link to a "
-    "neighbor; fastest: all hidden behind the arithmetic, slowest: none",
-    "the hosts deliver images in time; compiling, evaluating and saving take none",
+    "arithmetic and memory run at the chip's peak rates and overlap; measured steps take longer, often twice as long",
+    "all products count as bfloat16; in float32 with precision 'highest' they take six times as long",
+    "FLOPs are the compiler's; work of logged steps counts in each step; after a loop's first round "
+    "only products count",
+    "memory traffic is that of the compiled instructions: only the parts that they slice or gather, "
+    "otherwise whole arrays",
+    "collectives run at the links' full rate over all axes of the slice, permutations over one link "
+    "to a neighbor, with 1 us a hop; fastest: all are hidden behind the arithmetic, slowest: none is",
+    "the hosts deliver images in time; compiling, evaluating and saving take no time",
 )
 
 

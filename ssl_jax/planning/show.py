@@ -53,7 +53,7 @@ def print_plan(result: Mapping[str, Any]) -> None:
         print(f"\neach step on each device: {number(result['flops'] / 1e9)} GFLOP, ", end="")
         print(f"{size(result['memory_traffic'])} of memory traffic")
         for warning in result["warnings"]:
-            print(f"not counted as often as they run: {warning}")
+            print(f"counted too low: {warning}")
         print_collectives(result["collectives"])
     if "estimate" in result:
         print_estimate(result)
@@ -73,8 +73,8 @@ def print_collectives(entries: Sequence[Mapping[str, Any]]) -> None:
             kinds[entry["kind"]].append(entry)
     for kind, group in kinds.items():
         calls, whole, sent = (sum(entry[key] for entry in group) for key in ("calls", "bytes", "sent"))
-        print(f"  {kind:<20}{calls:>5} of together {size(whole)}; each device sends {size(sent)}")
-    print("by line (< its caller); of several that the compiler merged, one is named:")
+        print(f"  {kind:<20}{calls:>5} with {size(whole)} in all; each device sends {size(sent)}")
+    print("by line (< its caller); where the compiler merged several, one is named:")
     for entry in entries[:PRINTED_LINES]:
         when = "" if entry["each_step"] else ", on logged steps"
         print(f"  {size(entry['sent']):>12}  {entry['kind']}{when}  {entry['line']}")
@@ -86,13 +86,13 @@ def print_estimate(result: Mapping[str, Any]) -> None:
     def both(values: Mapping[str, float], factor: float = 1.0) -> str:
         return f"{number(factor * values['fastest'])} / {number(factor * values['slowest'])}"
 
-    print("\nat least, with all collectives hidden behind the arithmetic / with none:")
+    print("\nat least, with all collectives hidden behind the arithmetic / with none hidden:")
     times = ", ".join(f"{name} {number(1e3 * found[f'{key}_seconds'])}" for name, key in TIMES.items())
     print(f"  a step: {both(found['step_seconds'], 1e3)} ms, bound by {found['bound']} ({times} ms; ", end="")
     print(f"{size(found['link_bytes'])} over each link)")
     print(f"  at most {both(found['utilization'], 100)} % of the peak arithmetic")
     print(f"  {result['steps']:,} steps: {both(found['hours'])} hours, ", end="")
     print(f"{both(found['chip_hours'])} chip-hours on {result['accelerator_type']}")
-    print(f"the fastest step needs {found['images_per_second']:,.0f} images a second of all hosts together, ", end="")
+    print(f"the fastest step needs {found['images_per_second']:,.0f} images a second from all hosts together, ", end="")
     print(f"{found['images_per_second_each_chip']:,.0f} for each chip")
     print("assuming that\n  " + ";\n  ".join(result["assumptions"]))

@@ -1,20 +1,30 @@
-"""Self-contained pages: about one run (what it was worth, how its embeddings look), or comparing several runs."""
+"""Self-contained pages: about one run (what it was worth, how its embeddings look), comparing several runs, or about
+a data set."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_jax.report import comparison, files, page, read
+from ssl_jax.data.inspection import Inspection
+from ssl_jax.report import comparison, files, inspection, page, read
+from ssl_jax.report.display import displayed
 from ssl_jax.workdir.files import replacing
 
 NAME, COMPARISON_NAME = "report.html", "comparison.html"
 
 
-def write(workdir: str | Path, output: str | Path | None = None) -> Path:
+def write(
+    workdir: str | Path,
+    output: str | Path | None = None,
+    *,
+    bands: Sequence[int] = (),
+    stretch: tuple[float, ...] | None = None,
+) -> Path:
     """Writes `workdir`/report.html, or `output`, from the run's files. The page names the command for missing ones.
 
-    Raises: FileNotFoundError if `workdir` is no directory.
+    bands, stretch: of the images that are shown, see `display.displayed`.
+    Raises: FileNotFoundError if `workdir` is no directory; ValueError as `display.displayed`.
     """
-    record = read.read(Path(workdir))
+    record = displayed(read.read(Path(workdir)), bands, stretch)
     return _put(Path(output or record.workdir / NAME), page.render(record))
 
 
@@ -27,16 +37,23 @@ def write_comparison(workdirs: Sequence[str | Path], output: str | Path | None =
     """
     paths = list(dict.fromkeys(Path(workdir).resolve() for workdir in workdirs))
     if len(paths) < 2:
-        raise ValueError(f"a comparison takes two runs or more, got {', '.join(map(str, paths)) or 'none'}")
+        raise ValueError(f"a comparison needs two or more different runs, got {', '.join(map(str, paths)) or 'none'}")
     return _put(Path(output or paths[0].parent / COMPARISON_NAME), comparison.render([read.read(p) for p in paths]))
 
 
-def write_files(workdir: str | Path) -> list[Path]:
+def write_inspection(found: Inspection, output: str | Path, start: str = "") -> Path:
+    """Writes the page about a data set to `output`. `start`: the command that training starts with, to be shown."""
+    return _put(Path(output), inspection.render(found, start))
+
+
+def write_files(
+    workdir: str | Path, *, bands: Sequence[int] = (), stretch: tuple[float, ...] | None = None
+) -> list[Path]:
     """Writes `workdir`/pictures/: the run's charts as SVG and its images as PNG, as far as it has them.
 
-    Raises: FileNotFoundError if `workdir` is no directory.
+    Arguments and errors are those of `write`.
     """
-    return files.write(read.read(Path(workdir)))
+    return files.write(displayed(read.read(Path(workdir)), bands, stretch))
 
 
 def _put(path: Path, html: str) -> Path:

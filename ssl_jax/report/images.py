@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from ssl_jax.data.inspection.pictures import shown_bands
+
 # Larger images are shrunk, so that a page of a hundred of them stays below a few MB.
 LARGEST_SIDE = 96
 SHEET_SIDE, SHEET_COLUMNS = 32, 50  # of the thumbnails on one sheet
@@ -45,8 +47,8 @@ def sheet(images: UInt8[np.ndarray, "n height width channels"]) -> str:
 
 
 def displayable(image: UInt8[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "height width shown"]:
-    """The image if it has 1 or 3 channels, else the mean of its channels."""
-    return image if image.shape[2] in (1, 3) else image.mean(axis=2, keepdims=True).round().astype(np.uint8)
+    """The image if it has 1 or 3 channels, else its `shown_bands`."""
+    return image if image.shape[2] in (1, 3) else np.ascontiguousarray(image[..., shown_bands(image.shape[2])])
 
 
 def css_class(images: np.ndarray | None) -> str:

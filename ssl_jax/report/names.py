@@ -37,7 +37,7 @@ def data(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 def measured(source: Mapping[str, Any]) -> str:
     """Name of a source that run.json or evaluation.json describes by "name" and "kind"; "" if they do not."""
     name, kind = source.get("name", ""), source.get("kind")
-    if kind == "FolderSource":
+    if kind == "FolderSource" or Path(name).is_absolute():
         name = Path(name).name
     elif kind == "TFDSSource":
         name = name.split("/")[0]  # without the split

@@ -130,8 +130,8 @@ def _progress(record: Record) -> str:
     """A sentence for a run that has not reached its last step; "" for one that has."""
     if record.metrics and record.steps and record.last_step < record.steps:
         return (
-            f"Step {record.last_step:,} of {record.steps:,} so far. If the run is not going on, the command that "
-            "started it resumes it there."
+            f"Step {record.last_step:,} of {record.steps:,} so far. If the run has stopped, the "
+            "command that started it goes on from there."
         )
     return ""
 

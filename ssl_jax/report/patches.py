@@ -63,8 +63,9 @@ def attention_picture(
     """
     if len(attention) != len(images) or attention.shape[1] == 0:
         raise ValueError(
-            f"attention {attention.shape} is for {len(attention)} images with {attention.shape[1]} heads, images are "
-            f"{len(images)}; give maps [n, heads, rows, cols] of the same images, of at least one head"
+            f"attention {attention.shape} has {len(attention)} images and {attention.shape[1]} heads, "
+            f"but there are {len(images)} images; give maps [n, heads, rows, cols] of the same "
+            "images, with at least one head"
         )
     if not np.isfinite(attention).all() or (attention < 0).any():
         raise ValueError("attention has values below 0 or not finite; give it after its softmax")

@@ -159,7 +159,9 @@ def _read_predictions(path: Path) -> dict[str, np.ndarray]:
     arrays = _read_arrays(path, {"labels": 1, "predictions": 1, "class_names": 1})
     labels, predictions = arrays["labels"], arrays["predictions"]
     if len(labels) != len(predictions) or len(labels) == 0:
-        raise ValueError(f"{len(labels)} labels and {len(predictions)} predictions; as many are needed, and some")
+        raise ValueError(
+            f"{len(labels)} labels and {len(predictions)} predictions; each label needs one, and there must be some"
+        )
     if not (np.issubdtype(labels.dtype, np.integer) and np.issubdtype(predictions.dtype, np.integer)):
         raise ValueError(f"labels and predictions are whole numbers, not {labels.dtype} and {predictions.dtype}")
     if min(labels.min(), predictions.min()) < 0:
@@ -170,7 +172,7 @@ def _read_predictions(path: Path) -> dict[str, np.ndarray]:
 def _read_arrays(path: Path, ndim: Mapping[str, int]) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:  # it may be compressed a thousandfold
         if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
-            raise ValueError(f"its arrays are of {size:,} bytes; no more than {MAX_BYTES:,} are read")
+            raise ValueError(f"its arrays take {size:,} bytes; no more than {MAX_BYTES:,} are read")
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in ndim}
     for name, array in arrays.items():

@@ -14,6 +14,19 @@ SUBJECTS = {"pretrained": "Pre-trained", "random": "Random network", "pixels": "
 BASELINES = {"random": "the best random network", "pixels": "raw pixels"}
 # Protocols that are measured with several numbers of labels -> what they are called in the report.
 BY_LABELS = {"linear": "Linear probe", "finetune": "Fine-tuned"}
+# Of images with several labels or with measurements: (name, what decides), means over the outputs.
+OF_TARGETS = {
+    "multilabel/linear/map": ("Linear, average precision", "a linear classifier of each label"),
+    "multilabel/linear/auroc": ("Linear, area under the ROC curve", "a linear classifier of each label"),
+    "regression/ridge/r2": ("Linear, variance explained", "a linear prediction of each measurement"),
+}
+# End of a protocol's key -> what its percentage says.
+VERDICTS = {
+    "/map": "reaches an average precision of {}%",
+    "/auroc": "has {}% of the area under the ROC curve",
+    "/r2": "explains {}% of the variance among the test images",
+    "": "is right on {}% of the test images",
+}
 VARIANTS = {
     "initial": "BatchNorm statistics as initialized",
     "calibrated": "BatchNorm statistics of training images",
@@ -36,11 +49,17 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One protocol: its name, what decides there, and a score for each subject that has one."""
+    """One protocol: its key and name, what decides there, and a score for each subject that has one."""
 
+    protocol: str
     name: str
     judge: str
     scores: Mapping[str, Score]
+
+    @property
+    def verdict(self) -> str:
+        """What the judge does, with {} for the percentage."""
+        return next((words for end, words in VERDICTS.items() if self.protocol.endswith(end)), VERDICTS[""])
 
     def gain(self, baseline: str) -> "Gain | None":
         """Gain of the pre-trained features over a baseline; None if one of the two is missing."""
@@ -72,7 +91,11 @@ def rows(evaluation: Mapping[str, Any]) -> list[Row]:
     """One row for each protocol that the pre-trained features were measured by, in the protocols' order."""
     of = {subject: subject_scores(evaluation, subject) for subject in SUBJECTS}
     return [
-        Row(*describe(protocol), {subject: scores[protocol] for subject, scores in of.items() if protocol in scores})
+        Row(
+            protocol,
+            *describe(protocol),
+            {subject: scores[protocol] for subject, scores in of.items() if protocol in scores},
+        )
         for protocol in of["pretrained"]
     ]
 
@@ -153,8 +176,8 @@ def lead(rows: list[Row]) -> str:
         return ""
     row = (linear or rows)[0]
     gains = " and ".join(map(str, row.gains))
-    right = f"{row.judge} is right on {row.scores['pretrained'].mean:.1f}% of the test images"
-    return f"On features learnt without labels, {right}{f': {gains}' if gains else ''}."
+    found = row.verdict.format(f"{row.scores['pretrained'].mean:.1f}")
+    return f"On features learnt without labels, {row.judge} {found}{f': {gains}' if gains else ''}."
 
 
 def describe(protocol: str) -> tuple[str, str]:
@@ -172,6 +195,8 @@ def describe(protocol: str) -> tuple[str, str]:
         return "Fine-tuned, all labels", "the whole network trained on every label"
     if protocol == "finetune_mae/all/top1":
         return "Fine-tuned as MAE, all labels", "the whole network trained on every label as MAE is"
+    if protocol in OF_TARGETS:
+        return OF_TARGETS[protocol]
     return protocol, f"the protocol {protocol}"
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
+from ssl_jax.config.kinds import JITTERED
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.studies import pictures
 from ssl_jax.studies.base import Plan
@@ -23,8 +24,12 @@ OFF: dict[str, dict[str, Any]] = {
     "crop": {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0)},
     **{
         name: {name: 0.0}
-        for name in ("flip", "brightness", "contrast", "saturation", "hue", "grayscale", "blur", "solarize")
+        for name in (
+            *("flip", "flip_vertical", "quarter_turns", "rotate", *JITTERED),
+            *("photometric", "grayscale", "blur", "solarize", "noise", "channel_drop"),
+        )
     },
+    "policy": {"policy": ""},
 }
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Augmentation)}
 
@@ -57,7 +62,7 @@ def operations(pretraining: ConfigDict) -> tuple[str, ...]:
 
     def has(view: dict[str, Any], name: str) -> bool:
         view = DEFAULTS | view
-        jittered = name not in ("brightness", "contrast", "saturation", "hue") or view["jitter"] > 0
+        jittered = name not in JITTERED or view["jitter"] > 0
         return jittered and any(view[key] != off for key, off in OFF[name].items())
 
     views = configs.plain(pretraining.augment).values()

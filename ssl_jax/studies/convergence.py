@@ -16,8 +16,9 @@ def plan(config: ConfigDict) -> Plan:
     tuning = config.finetune
     if not tuning.labels_per_class or len(tuning.measured) < 2 or tuning.measured[-1] != tuning.steps:
         raise configs.ConfigError(
-            "convergence needs config.finetune.labels_per_class, and config.finetune.measured from early steps to the "
-            f"last, {tuning.steps}; got {tuple(tuning.labels_per_class)} and {tuple(tuning.measured)}"
+            "convergence needs config.finetune.labels_per_class, and config.finetune.measured with "
+            f"at least one early step and the last one, {tuning.steps}; got "
+            f"{tuple(tuning.labels_per_class)} and {tuple(tuning.measured)}"
         )
     return against_baselines(config)
 

@@ -32,7 +32,9 @@ def plan(config: ConfigDict) -> Plan:
             if other.data[key] != target.data[key]
         ]
         if differences:
-            raise configs.ConfigError(f"{name} and target must have one network and size of images: {differences}")
+            raise configs.ConfigError(
+                f"{name} and target must have the same network and image size, but they differ: {differences}"
+            )
     here = Data(target, config.least_images)
     first = Pretrained("source", Data(source))
     subjects = (

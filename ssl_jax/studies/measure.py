@@ -10,16 +10,23 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
+from ssl_jax import keys
 from ssl_jax.data.augment import Augmentation
+from ssl_jax.data.normalization import Normalization
 from ssl_jax.data.sources import Source
+from ssl_jax.data.uniform import Uniform
 from ssl_jax.evaluation import baselines, linear
 from ssl_jax.evaluation.features import BATCH, Batches, extract, read_batches
 from ssl_jax.evaluation.finetuning import measure_finetuning
 from ssl_jax.evaluation.finetuning_recipes import Recipe
-from ssl_jax.evaluation.subject import labeled
+from ssl_jax.evaluation.subject import Labeled, as_labeled
 from ssl_jax.studies.cells import Cells
 from ssl_jax.studies.subjects import Data, Pixels, Subject
+from ssl_jax.training import build
 from ssl_jax.weights import Backbone
+
+# Keys whose value is a tuple of integers.
+LISTS = (("linear", "labels_per_class"), ("finetune", "labels_per_class"), ("finetune", "measured"))
 
 
 class Protocol(NamedTuple):
@@ -51,11 +58,15 @@ def draws(config: ConfigDict, seed: int) -> tuple[int, ...]:
 
 def check(config: ConfigDict, data: Data) -> None:
     """Raises: ConfigError for what cannot be measured, before any work."""
-    steps, found = config.finetune.steps, protocols(config)
+    for section, key in LISTS:
+        numbers = tuple(config[section][key])
+        if not keys.is_of(numbers, tuple[int, ...]):
+            raise configs.ConfigError(f"config.{section}.{key} must be a tuple of integers, got {numbers}")
+    seeds, steps, found = tuple(config.seeds), config.finetune.steps, protocols(config)
     conditions = [
         (
-            len(config.seeds) and len(set(config.seeds)) == len(config.seeds) and min(config.seeds) >= 0,
-            f"config.seeds must be one or more different numbers from 0 on, got {tuple(config.seeds)}",
+            seeds and keys.is_of(seeds, tuple[int, ...]) and len(set(seeds)) == len(seeds) and keys.SEED.allows(seeds),
+            f"config.seeds must be one or more different integers {keys.SEED}, got {seeds}",
         ),
         (config.draws >= 1, f"config.draws must be at least 1, got {config.draws}"),
         (found, "config.linear.labels_per_class and config.finetune.labels_per_class are both empty; fill one of them"),
@@ -79,8 +90,9 @@ def check(config: ConfigDict, data: Data) -> None:
     for protocol in found:
         if not 2 <= protocol.per_class <= fewest:
             raise configs.ConfigError(
-                f"config.{protocol.name}.labels_per_class has {protocol.per_class}; it must be at least 2, one of them "
-                f"to choose hyper-parameters on, and at most {fewest}, the images of the smallest class of {train.name}"
+                f"config.{protocol.name}.labels_per_class has {protocol.per_class}; it must be at "
+                f"least 2, as one label chooses hyper-parameters, and at most {fewest}, the images of "
+                f"the smallest class of {train.name}"
             )
 
 
@@ -127,15 +139,22 @@ class _Bench:
     def __init__(self, config: ConfigDict, data: Data, runs: Path):
         self.config, self.data, self.runs = config, data, runs
 
-    @property
+    @functools.cached_property
     def sources(self) -> tuple[Source, Source]:
-        return self.data.pair
+        train, test = (Uniform(source, self.normalization) for source in self.data.pair)
+        return train, test
 
     @functools.cached_property
     def batches(self) -> list[Batches]:
         data = self.data.config.data
-        options = dict(image_size=data.image_size, channels=data.channels, memory_bytes=data.memory_bytes)
+        options = dict(
+            image_size=data.image_size, pixel_bytes=self.normalization.pixel_bytes, memory_bytes=data.memory_bytes
+        )
         return [read_batches(source, **options) for source in self.sources]
+
+    @functools.cached_property
+    def normalization(self) -> Normalization:
+        return build.normalization(configs.parse(self.data.config))
 
 
 class _Opened:
@@ -150,16 +169,17 @@ class _Opened:
         return self.subject.backbones(self.seed, self.bench.runs, self.bench.batches[0])
 
     @functools.cached_property
-    def features(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-        """Variant -> (features, labels) of the training and of the test images that have a label."""
+    def features(self) -> dict[str, Labeled]:
+        """Variant -> the features of the training and of the test images that have a label."""
         if isinstance(self.subject, Pixels):
-            functions = {"pixels": baselines.pixels}
+            functions = {"pixels": functools.partial(baselines.pixels, self.bench.normalization)}
         else:
             functions = {name: backbone.features for name, backbone in self.backbones.items()}
-        return {
-            name: [labeled(*extract(f, batches(), BATCH)) for batches in self.bench.batches]
-            for name, f in functions.items()
-        }
+        made: dict[str, Labeled] = {}
+        for name, function in functions.items():
+            train, test = (extract(function, batches(), BATCH) for batches in self.bench.batches)
+            made[name] = as_labeled(train, test, self.bench.sources[0])
+        return made
 
     def accuracies(self, protocol: Protocol) -> dict[str, Any]:
         """The best variant's accuracies, [draws, measured steps], with its name."""
@@ -168,10 +188,11 @@ class _Opened:
         return {"variant": best, **per_variant[best]}
 
     def _linear(self, per_class: int) -> dict[str, dict[str, Any]]:
-        num_classes, seeds = len(self.bench.sources[0].class_names), draws(self.bench.config, self.seed)
-        found = {}
-        for name, ((h, y), (test_h, test_y)) in self.features.items():
-            probe = linear.linear_probe(h, y, test_h, test_y, num_classes=num_classes, per_class=per_class, seeds=seeds)
+        seeds, found = draws(self.bench.config, self.seed), {}
+        for name, data in self.features.items():
+            probe = linear.linear_probe(
+                *data.arrays, num_classes=data.num_classes, per_class=per_class, seeds=seeds, groups=data.groups
+            )
             found[name] = {"accuracies": [[accuracy] for accuracy in probe.accuracies]}
         return found
 

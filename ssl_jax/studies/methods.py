@@ -27,9 +27,11 @@ def plan(config: ConfigDict) -> Plan:
         name = pretraining.method.name
         others = [key for key in IMAGES if first.data[key] != pretraining.data[key]]
         if others:
-            raise configs.ConfigError(f"{file} has another config.data.{others[0]} than {config.methods[0]}")
+            raise configs.ConfigError(
+                f"{file} has another config.data.{others[0]} than {config.methods[0]}; all must have the same"
+            )
         if name in trained:
-            raise configs.ConfigError(f"config.methods has two of method {name}; compare them in studies of their own")
+            raise configs.ConfigError(f"config.methods names method {name} twice; compare these two in another study")
         trained[name] = Pretrained(name, Data(pretraining))
         untrained.setdefault(network(pretraining), Untrained(network(pretraining), Data(pretraining)))
     return Plan((*trained.values(), *untrained.values(), Pixels()), Data(first))

@@ -18,8 +18,14 @@ from ssl_jax.studies.subjects import claim
 
 def study(config: ConfigDict, workdir: Path) -> None:
     """Measures what is missing and writes the page. Raises: Stopped, after SIGTERM or Ctrl-C, with the state saved."""
+    if "study" not in config:
+        raise configs.ConfigError(
+            f"this config is not of a study; give one of {', '.join(STUDIES)}, or use ssl_jax train"
+        )
     if config.study not in STUDIES:
-        raise configs.ConfigError(f"config.study={config.study!r}; {configs.nearest(config.study, list(STUDIES))}")
+        raise configs.ConfigError(
+            f"config.study={config.study!r} is unknown; {configs.nearest(config.study, list(STUDIES))}"
+        )
     module = STUDIES[config.study]
     plan = module.plan(config)
     check(config, plan.data)

@@ -18,6 +18,7 @@ from ssl_jax.evaluation.features import Batches
 from ssl_jax.pretraining import pretrain
 from ssl_jax.training import build
 from ssl_jax.training.config_keys import of_sections
+from ssl_jax.training.measuring import measured
 from ssl_jax.weights import Backbone
 from ssl_jax.workdir import config_file
 
@@ -39,11 +40,14 @@ class Data:
         train, test = build.source_pair(configs.parse(self.config))
         labels = train.labels
         if not train.class_names or labels is None:
-            raise configs.ConfigError(f"{train.name} has no labels, which a study measures against")
+            raise configs.ConfigError(f"{train.name} has no labels, but a study needs them to measure accuracies")
         counts = np.bincount(labels[labels >= 0], minlength=len(train.class_names))
         kept = np.flatnonzero(counts >= self.least_images).tolist()
         if len(kept) < 2:
-            raise configs.ConfigError(f"{train.name} has {len(kept)} classes of {self.least_images} images; lower that")
+            raise configs.ConfigError(
+                f"{train.name} has {len(kept)} classes with at least {self.least_images} "
+                "images; a study needs two, so ask for fewer images"
+            )
         if len(kept) == len(counts):
             return train, test
         return ClassSubset(train, kept), ClassSubset(test, kept)
@@ -55,12 +59,11 @@ class Data:
         return config
 
 
-class ClassSubset(sources.Source):
+class ClassSubset(sources.SameImages):
     """A source where only images of `classes` (ascending) have a label; images of all other classes have none."""
 
     def __init__(self, source: sources.Source, classes: Sequence[int]):
-        self._source = source
-        self.name = source.name
+        super().__init__(source)
         self.class_names = tuple(source.class_names[k] for k in classes)
         self._new = np.full(len(source.class_names) + 1, -1, np.int32)  # the last entry is for the label -1
         self._new[np.asarray(classes)] = np.arange(len(classes))
@@ -70,15 +73,9 @@ class ClassSubset(sources.Source):
         labels = self._source.labels
         return None if labels is None else self._new[labels]
 
-    def __len__(self):
-        return len(self._source)
-
     def read(self, index):
         image, label = self._source.read(index)
         return image, int(self._new[label])
-
-    def digest(self):
-        return self._source.digest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +109,8 @@ class Untrained:
     def backbones(self, seed: int, runs: Path, measured_on: Batches) -> dict[str, Backbone]:
         config = configs.parse(self.data.config)
         data, network = config.data, build.backbone(config)
-        untrained = Backbone(network, {}, tuple(data.mean), tuple(data.std))
+        values = dataclasses.asdict(build.normalization(config))
+        untrained = Backbone(network, {}, **values)
         return baselines.random_backbones(untrained, measured_on, image_size=data.image_size, seed=seed)
 
 
@@ -131,7 +129,7 @@ def resolve(file: str, overrides: Sequence[str]) -> ConfigDict:
     config = configs.get_config(file)
     override(config, overrides, of_sections)
     configs.parse(config)
-    return config
+    return measured(config)
 
 
 def claim(workdir: Path, config: ConfigDict, subjects: Sequence[Subject]) -> None:

@@ -2,27 +2,31 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ssl_jax import config as configs
 from ssl_jax import dist, models, optim
 from ssl_jax.config import Config
-from ssl_jax.data import augment, sources
+from ssl_jax.data import augment, opening, pipeline, sources
 from ssl_jax.data.augment import Augmentation, OwnAugmentation
 from ssl_jax.data.masks import Mask
+from ssl_jax.data.normalization import Normalization
 from ssl_jax.keys import keys_of
-from ssl_jax.methods import METHODS, Method, MethodFactory, Schedule
+from ssl_jax.methods import METHODS, Distill, Method, MethodFactory, Schedule, Teacher
 from ssl_jax.methods.contract import MEMBERS
 from ssl_jax.models import abilities
 from ssl_jax.models.adapt import as_backbone
 from ssl_jax.training.state import TrainState, create_state
 from ssl_jax.training.step import Preparing, TrainStep, standing_still
+from ssl_jax.weights import Backbone, load_backbone
 
 Views = Callable[[Any, Any], Any]  # (rng, batch of images) -> the batch with the method's views
 OwnFunction = Callable[[Any, Any], Any]  # (rng, image [height, width, channels] in 0..1) -> view
@@ -79,9 +83,17 @@ def training(config: Config, schedule: Schedule, given: Given = Given()) -> Trai
     """The `Training` of a run. Raises: ConfigError if the config, or what is given, does not allow it."""
     made, data = method(config, schedule, given), config.data
     crops = augmentations(config, made.views, given)
+    _check_upright(made, crops)
     tx, rate = optimizer(config, schedule.steps, made, given)
-    views = augment.make_augment(crops, mean=data.mean, std=data.std, masks=masks(config, made, crops))
-    train_step = TrainStep(method=made, tx=tx, augment=views, axis_name=dist.AXIS, log_every=config.log_every)
+    views = augment.make_augment(crops, normalization(config), masks=masks(config, made, crops))
+    train_step = TrainStep(
+        method=made,
+        tx=tx,
+        augment=views,
+        axis_name=dist.AXIS,
+        log_every=config.log_every,
+        last_step=schedule.steps,
+    )
     prepare = None
     if made.preparing_steps:
         prepare = dataclasses.replace(
@@ -93,7 +105,7 @@ def training(config: Config, schedule: Schedule, given: Given = Given()) -> Trai
         schedule=schedule,
         augmentations=crops,
         views=views,
-        learning_rate=rate,
+        learning_rate=rate and jax.jit(rate),  # or each of its operations is compiled by itself
         create_state=lambda: create_state(made, tx, jnp.zeros((1, *example)), config.seed),
         step=train_step,
         prepare=prepare,
@@ -124,8 +136,26 @@ def source(config: Config) -> sources.Source:
 def whole_source(config: Config) -> sources.Source:
     """The training split, however few images it has."""
     data = config.data
-    options = dict(split=data.split, path=data.path or None, channels=data.channels)
-    return configs.call(sources.load, options, "config.data", data.name)
+    options = dict(split=data.split, path=data.path or None, **how_to_read(config))
+    return configs.call(opening.load, options, "config.data", data.name)
+
+
+def how_to_read(config: Config) -> dict[str, Any]:
+    """Options of `opening.load` that say what is read of a file."""
+    data = config.data
+    return dict(channels=data.channels or None, bands=data.bands, pages=data.pages, window=data.window)
+
+
+def keeps_in_memory(config: Config, num_images: int, *, windows: bool) -> bool:
+    """Whether training keeps its images in memory. windows: whether they are windows of larger ones."""
+    data = config.data
+    return pipeline.keeps_in_memory(
+        num_images,
+        data.image_size,
+        normalization(config).pixel_bytes,
+        memory_bytes=data.memory_bytes,
+        at_random=windows and data.random_windows,
+    )
 
 
 def check_batch(config: Config, source: sources.Source) -> None:
@@ -140,8 +170,16 @@ def check_batch(config: Config, source: sources.Source) -> None:
 def source_pair(config: Config) -> tuple[sources.Source, sources.Source]:
     """(training split, test split), for evaluation."""
     data = config.data
-    options = dict(train_split=data.split, test_split=data.test_split, path=data.path or None, channels=data.channels)
-    return configs.call(sources.load_pair, options, "config.data", data.name)
+    splits = dict(train_split=data.split, test_split=data.test_split)
+    options = dict(**splits, path=data.path or None, **how_to_read(config))
+    return configs.call(opening.load_pair, options, "config.data", data.name)
+
+
+def normalization(config: Config) -> Normalization:
+    """How images become what the network is given. Raises: ConfigError for numbers that do not fit each other."""
+    data = config.data
+    options = dict(mean=data.mean, std=data.std, value_range=data.value_range, dtype=data.dtype, nodata=data.nodata)
+    return configs.call(Normalization, options, "config.data")
 
 
 def backbone(config: Config) -> nn.Module:
@@ -153,15 +191,22 @@ def model_options(config: Config) -> dict[str, Any]:
     return {**config.model, "dtype": config.compute_dtype}
 
 
+def network(config: Config, given: Given = Given()) -> nn.Module:
+    """The backbone's module, the config's or the given one. Raises: ConfigError for one that cannot be made."""
+    if given.backbone is None:
+        return configs.call(backbone, {}, "config.model", config)
+    shape = (*config.data.image_size, config.data.channels)
+    return configs.call(as_backbone, {}, "backbone", given.backbone, shape)
+
+
 def method(config: Config, schedule: Schedule, given: Given = Given()) -> Method:
     """The method of a run. Raises: ConfigError for what the method refuses."""
-    if given.backbone is None:
-        module = configs.call(backbone, {}, "config.model", config)
-    else:
-        shape = (*config.data.image_size, config.data.channels)
-        module = configs.call(as_backbone, {}, "backbone", given.backbone, shape)
+    module = network(config, given)
     if given.method is None:
-        return configs.build(METHODS, config.method, "config.method", module, schedule)
+        facts = {}
+        if METHODS.get(config.method["name"]) is Distill and config.method.get("teacher"):
+            facts = {"loaded": teacher(config)}
+        return configs.build(METHODS, config.method, "config.method", module, schedule, **facts)
     made = configs.call(given.method, {}, "method", module, schedule)
     if not isinstance(made, Method):
         missing = [name for name in MEMBERS if not hasattr(made, name)]
@@ -170,6 +215,29 @@ def method(config: Config, schedule: Schedule, given: Given = Given()) -> Method
             f"{', '.join(missing)}: inherit from ssl_jax.methods.Base"
         )
     return made
+
+
+def teacher(config: Config) -> Teacher:
+    """The teacher that config.method names. Raises: ConfigError if it cannot be loaded, or cannot see these images."""
+    where, options = "config.method.teacher", config.method
+    found: Backbone = configs.call(
+        load_backbone, {}, where, os.path.expanduser(options["teacher"]), options.get("teacher_model") or None
+    )
+    data = normalization(config)
+    if not found.mean:
+        raise configs.ConfigError(
+            f"{where}: the weights do not say how their images were normalized; save them by weights.save_backbone, "
+            "with mean and std of each channel"
+        )
+    if data.channels not in (1, len(found.mean)):
+        raise configs.ConfigError(
+            f"{where}: the teacher takes images of {len(found.mean)} channels, but these have {data.channels}; use "
+            f"another teacher, or --config.data.channels={len(found.mean)} if the files have them"
+        )
+    # Of a gray image, each channel of the teacher is the gray.
+    std, mean = np.asarray(found.std), np.asarray(found.mean)
+    scale, offset = np.asarray(data.std) / std, (np.asarray(data.mean) - mean) / std
+    return Teacher(found.model, jax.device_get(found.variables), tuple(scale.tolist()), tuple(offset.tolist()))
 
 
 def augmentations(
@@ -186,11 +254,50 @@ def augmentations(
         config.augment if own is None else own if isinstance(own, Mapping) else dict.fromkeys(views, own)
     )
     if set(views) - set(sections):
-        raise configs.ConfigError(f"config.augment has {sorted(sections)}, but the method takes {sorted(set(views))}")
+        raise configs.ConfigError(
+            f"config.augment has the sections {sorted(sections)}, but the method needs "
+            f"one for each of its views {sorted(set(views))}"
+        )
     if unused := sorted(set(sections) - set(views)):
-        logging.warning("config.augment's %s: not used by the method, which takes %s", unused, tuple(views))
+        logging.warning(
+            "config.augment has sections %s, which the method does not use; its views are %s", unused, tuple(views)
+        )
+    if own is None:
+        _check_colors(config, dict.fromkeys(views))
     made = {name: _augmentation(config, name, sections[name]) for name in dict.fromkeys(views)}
     return [made[name] for name in views]
+
+
+def _check_colors(config: Config, views: Iterable[str]) -> None:
+    """Raises: ConfigError if views have hue and images have other than three channels, with the whole remedy."""
+    channels = config.data.channels
+    colored = {name: config.augment[name].get("hue", 0.0) for name in views}
+    colored = {name: hue for name, hue in colored.items() if hue}
+    if channels == 3 or not colored:
+        return
+    changes = {f"{name}.hue": 0.0 for name in colored}
+    if channels > 1:
+        changes |= {f"{name}.channel_mix": hue for name, hue in colored.items()}
+    flags = " ".join(f"--config.augment.{key}={value}" for key, value in changes.items())
+    raise configs.ConfigError(
+        f"config.augment.{', '.join(colored)}: hue turns the colors of red, green and blue, but images have {channels} "
+        f"{'channel' if channels == 1 else 'channels'}; use {flags}, or views for such images by "
+        "--config NAME:SCALE:KIND with KIND satellite, xray or microscopy"
+    )
+
+
+def _check_upright(method: Method, crops: Sequence[Augmentation | OwnAugmentation]) -> None:
+    """Raises: ConfigError if views are turned of a method that is to tell how they are turned."""
+    if not method.upright:
+        return
+    for name, crop in zip(method.views, crops, strict=True):
+        if isinstance(crop, Augmentation) and (crop.quarter_turns or crop.flip_vertical):
+            raise configs.ConfigError(
+                f"method {type(method).__name__} tells how an image was turned, which views with quarter_turns="
+                f"{crop.quarter_turns} and flip_vertical={crop.flip_vertical} hide; use "
+                f"--config.augment.{name}.quarter_turns=0.0 --config.augment.{name}.flip_vertical=0.0, or for images "
+                "without an upright another method"
+            )
 
 
 def _augmentation(config: Config, name: str, section: Any) -> Augmentation | OwnAugmentation:
@@ -212,12 +319,11 @@ def masks(config: Config, method: Method, crops: Sequence[Augmentation | OwnAugm
     masked = method.masked
     name = type(method).__name__
     if bool(masked) != bool(config.mask):
-        wants = f"wants config.mask for its views {tuple(masked)}" if masked else "takes no config.mask"
+        wants = f"needs config.mask for its views {tuple(masked)}" if masked else "takes no config.mask"
         raise configs.ConfigError(f"method {name} {wants}, got {dict(config.mask)}")
     if not masked:
         return [None] * len(method.views)
-    backbone: Any = method.backbone
-    mask = configs.call(Mask, dict(config.mask), "config.mask", patch_size=backbone.patch_size)
+    mask = configs.call(Mask, dict(config.mask), "config.mask", patch_size=abilities.masked_side(method.backbone))
     # With a mask_ratio, the number of masked patches is part of the network's shapes: it is the same for all images.
     ratio = method.mask_ratio
     if ratio is not None and (mask.ratio, mask.images) != ((ratio, ratio), 1.0):
@@ -250,7 +356,8 @@ def optimizer(
         frozen = {**method.frozen_steps, **method.still_steps}
         if frozen:
             logging.warning(
-                "the given optimizer trains %s from the first step; the method would hold them still", [*frozen]
+                "the given optimizer trains %s from the first step, but the method would keep them fixed at first",
+                [*frozen],
             )
         return given.optimizer, None
     options = dict(config.optimizer)

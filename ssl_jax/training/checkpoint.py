@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import itertools
 import json
 import logging
@@ -12,15 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ssl_jax import dist
+from ssl_jax.workdir import files
 
-BEST_METRIC = "knn_top1"
+if TYPE_CHECKING:
+    from ssl_jax.training.checkpoint_manager import Manager
+
 DIGESTS = "sha256.json"  # in a checkpoint's directory: {file: digest}
 UNDIGESTED = "_CHECKPOINT_METADATA"  # Orbax adds the times of saving to this file; nothing else is read from it
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's name for the directory of a checkpoint that is being written
@@ -40,25 +40,19 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 3):
-        self._directory = directory.absolute()
-        best = preservation_policy.BestN(
-            get_metric_fn=lambda metrics: metrics[BEST_METRIC], n=1, keep_checkpoints_without_metrics=False
-        )
-        policy = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best])
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(
-                post_finalization_callback=self._write_digests,
-                # If it failed in the background, threads would wait for it for 20 minutes, and the program for them.
-                create_directories_asynchronously=False,
-            ),
-        )
+        self._directory, self._keep = directory.absolute(), keep
+        self._directory.mkdir(parents=True, exist_ok=True)
         self._failures: list[BaseException] = []  # of this process's writes
-        handler, registry = _NotingHandler(self._failures), ocp.handlers.DefaultCheckpointHandlerRegistry()
-        for kind in (ocp.args.StandardSave, ocp.args.StandardRestore):
-            registry.add("state", kind, handler)
-        self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=registry)
+        self._opened: Manager | None = None
+
+    @property
+    def _manager(self) -> "Manager":
+        if self._opened is None:
+            # Imported at the first checkpoint: Orbax takes 0.3 s, for which the first step would wait.
+            from ssl_jax.training.checkpoint_manager import Manager
+
+            self._opened = Manager(self._directory, self._keep, self._failures, self._write_digests)
+        return self._opened
 
     def save(self, step: int, state: Any, knn_top1: float | None = None) -> None:
         """Copies the state off the device and writes it in the background. Does nothing if the step is saved already.
@@ -67,15 +61,16 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        metrics = None if knn_top1 is None else {BEST_METRIC: knn_top1}
         mute_late_writes()
         self._wait()
         jax.block_until_ready(state)  # a failed step (another process was killed, say) is no error of saving
         with self._save_errors():
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
+            self._manager.save_state(step, state, knn_top1)
 
     def check(self) -> None:
         """Raises: CheckpointError if a write in the background failed; else returns at once."""
+        if self._opened is None:
+            return
         with self._save_errors():
             if self._failures:
                 raise self._failures[0]
@@ -91,6 +86,8 @@ class Checkpoints:
         Raises: CheckpointError if all checkpoints are damaged, or if an undamaged one cannot be restored. Then nothing
           is moved.
         """
+        if not any(facts["saved"] for facts in dist.gather_facts({"saved": bool(self._steps_on_disk())})):
+            return None
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -99,13 +96,13 @@ class Checkpoints:
                 damaged[step] = damage
                 continue
             try:
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-                state = self._manager.restore(step, args=args)["state"]
+                state = self._manager.restore_state(step, abstract)
             except Exception as error:  # of nearly any type: it depends on where in Orbax it surfaces
                 raise CheckpointError(
-                    f"no file of checkpoint {step} in {self._directory} is known to be damaged, but it cannot be "
-                    f"restored ({name_and_line(error)}). Was the code or a package changed since, or is memory "
-                    "short? Nothing was removed; to begin anew use another --workdir"
+                    f"checkpoint {step} in {self._directory} cannot be restored "
+                    f"({name_and_line(error)}), although none of its files is known to be damaged. "
+                    "Was the code or a package changed since, or is memory short? Nothing was "
+                    "removed; to begin anew use another --workdir"
                 ) from error
             for damaged_step in damaged:
                 self._set_aside(damaged_step)
@@ -122,8 +119,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until all is written. Raises: CheckpointError if a write failed."""
-        self._wait()
-        self._manager.close()
+        if self._opened is not None:
+            self._wait()
+            self._opened.close()
 
     def _wait(self) -> None:
         # Not Orbax's own wait: in a process whose write failed, that waits 20 minutes for the other processes.
@@ -141,10 +139,10 @@ class Checkpoints:
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             remedy = "Make room there, and make it writable"
             if jax.process_count() > 1:
-                remedy += ", unless another process ended, whose own output says why"
+                remedy += ". If another process ended, its own output says why"
             raise CheckpointError(
                 f"a checkpoint could not be written to {self._directory} ({name_and_line(error)}); "
-                f"those before it, {self._steps_on_disk()}, are whole. {remedy}; the same "
+                f"the earlier checkpoints {self._steps_on_disk()} are whole. {remedy}; the same "
                 "command then goes on from the newest"
             ) from error
 
@@ -155,11 +153,10 @@ class Checkpoints:
         # Called when all files are written, before the directory is given its final name.
         if not dist.is_first():
             return
-        with noting(self._failures):
-            for written in self._directory.glob(UNFINISHED):
-                paths = [path for path in written.rglob("*") if path.is_file() and path.name != UNDIGESTED]
-                found = digests(written, [str(path.relative_to(written)) for path in paths])
-                (written / DIGESTS).write_text(json.dumps(found, indent=1, sort_keys=True))
+        for written in self._directory.glob(UNFINISHED):
+            paths = [path for path in written.rglob("*") if path.is_file() and path.name != UNDIGESTED]
+            found = digests(written, [str(path.relative_to(written)) for path in paths])
+            (written / DIGESTS).write_text(json.dumps(found, indent=1, sort_keys=True))
 
     def _damage(self, step: int) -> str:
         """What is wrong with the checkpoint's files, by their digests; "" if nothing is, or if there are no digests.
@@ -177,8 +174,9 @@ class Checkpoints:
         everywhere = dist.gather_facts({"damage": damage, "silence": silence})
         for silence in filter(None, (facts["silence"] for facts in everywhere)):
             raise CheckpointError(
-                f"checkpoint {step} in {self._directory} cannot be read now ({silence}); it may well be whole, and "
-                "nothing was changed. When the disk answers again, the same command goes on from it"
+                f"checkpoint {step} in {self._directory} cannot be read now ({silence}); it may be "
+                "whole, and nothing was changed. When the disk answers again, the same command goes "
+                "on from it"
             )
         return next(filter(None, (facts["damage"] for facts in everywhere)), "")
 
@@ -200,42 +198,6 @@ class Checkpoints:
             shutil.move(self._directory / str(step), free)
         dist.wait_for_all(f"checkpoint {step} set aside")
         self._manager.reload()
-
-
-@contextlib.contextmanager
-def noting(failures: list[BaseException]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:
-        failures.append(error)
-        raise
-
-
-class _NotingHandler(ocp.StandardCheckpointHandler):
-    """Orbax's handler. Its writes add their error to `failures` as soon as they fail.
-
-    Orbax itself reports an error when all processes are done with their writes, or after 20 minutes.
-    """
-
-    def __init__(self, failures: list[BaseException]):
-        super().__init__()
-        self._failures = failures
-
-    async def async_save(self, *args: Any, **kwargs: Any) -> list[Any]:
-        writes = await super().async_save(*args, **kwargs)
-        return [_NotingWrite(write, self._failures) for write in writes or ()]
-
-
-class _NotingWrite:
-    def __init__(self, write: Any, failures: list[BaseException]):
-        self._write, self._failures = write, failures
-
-    def result(self, timeout: float | None = None) -> Any:
-        with noting(self._failures):
-            return self._write.result(timeout)
-
-    def cancel(self) -> bool | None:
-        return self._write.cancel()
 
 
 def without_late_writes(hook: Callable[[Any], object]) -> Callable[[Any], None]:
@@ -260,12 +222,7 @@ def mute_late_writes() -> None:
 def digests(directory: Path, names: Sequence[str]) -> dict[str, str]:
     """{name: digest} of files in the directory."""
     with ThreadPoolExecutor() as pool:
-        return dict(zip(names, pool.map(lambda name: digest(directory / name), names), strict=True))
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return dict(zip(names, pool.map(lambda name: files.digest(directory / name), names), strict=True))
 
 
 def name_and_line(error: BaseException) -> str:

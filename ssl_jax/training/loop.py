@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from ssl_jax import dist
 from ssl_jax.config import Config
 from ssl_jax.data import pipeline
 from ssl_jax.data.sources import Source
+from ssl_jax.training import build
 from ssl_jax.training.build import Training
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.progress import OnMetrics, Progress
-from ssl_jax.training.state import TrainState, with_backbone
+from ssl_jax.training.state import TrainState, with_backbone, with_constants, without_constants
 from ssl_jax.training.step import TrainStep
 from ssl_jax.training.termination import Stopped, Termination, Timer
 from ssl_jax.weights import Backbone
@@ -37,6 +39,8 @@ def read_batches(config: Config, source: Source, training: Training, *, seed: in
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         memory_bytes=data.memory_bytes,
+        at_random=data.random_windows,
+        black=build.normalization(config).low,
         threads=data.threads,
         prefetch=data.prefetch,
     )
@@ -65,14 +69,20 @@ class Loop:
         self._termination, self._begin = termination, begin
 
     def restore(self) -> TrainState:
-        """The state of the newest checkpoint, or the state before the first step."""
+        """The state of the newest checkpoint, or the state before the first step.
 
-        def first() -> TrainState:
+        Raises: ConfigError if the weights to begin with do not fit.
+        """
+
+        def first(*variables: Any) -> TrainState:
             state = self.training.create_state()
-            return state if self._begin is None else with_backbone(state, self._begin.variables)
+            return with_backbone(state, *variables) if variables else state
 
-        state = dist.create_state(first, self.mesh, shard_state=self.config.shard_state)
-        return self.checkpoints.restore(state) or state
+        given = () if self._begin is None else (jax.tree.map(np.asarray, dict(self._begin.variables)),)
+        state = dist.create_state(first, self.mesh, *given, shard_state=self.config.shard_state)
+        constants = self.training.method.constants
+        saved = self.checkpoints.restore(without_constants(state, constants))
+        return state if saved is None else with_constants(saved, state, constants)
 
     def prepare(self, state: TrainState) -> TrainState:
         """The state after the pass over all images that a method wants before its first step. Raises: Stopped."""
@@ -101,7 +111,7 @@ class Loop:
           writer: None in a process that leaves writing and printing to another.
           evaluate: called every config.evaluate_every steps.
           on_metrics: (step, metrics) -> None, called with what is logged, in the process that writes.
-          on_first_batch: called with the batch of step 1.
+          on_first_batch: called with the batch of step 1, when that step is printed.
         Raises: Stopped, with the state saved; Diverged; CheckpointError.
         """
         config, start = self.config, int(state.step)
@@ -122,14 +132,16 @@ class Loop:
         for number in range(start + 1, self.steps + 1):
             with progress.waiting_for_data():
                 batch = next(batches)
-            if number == 1:
-                on_first_batch(batch)
             state, metrics = train_step(state, dist.shard_batch(batch, self.mesh))
             wait_for_older(ahead, metrics["loss"])
-            progress.step(number, metrics)
+            measured = evaluate and config.evaluate_every and number % config.evaluate_every == 0
+            progress.step(number, metrics, more=bool(measured))
+            if number == 1:
+                with progress.paused(state):
+                    on_first_batch(batch)
             self.checkpoints.check()
             accuracy = None
-            if evaluate and config.evaluate_every and number % config.evaluate_every == 0:
+            if evaluate and measured:
                 with progress.paused(state):
                     accuracy = evaluate(state)
                     if accuracy is not None:
@@ -138,7 +150,7 @@ class Loop:
             if save or stop or number % config.checkpoint_every == 0 or number == self.steps:
                 progress.flush()
                 with progress.paused(state):
-                    self.checkpoints.save(number, state, accuracy)
+                    self.checkpoints.save(number, without_constants(state, self.training.method.constants), accuracy)
                 due.restart()
             if stop and number < self.steps:
                 self.checkpoints.close()

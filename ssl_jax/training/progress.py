@@ -21,6 +21,8 @@ OnMetrics = Callable[[int, Mapping[str, float]], object]
 class Progress:
     """Fetches the metrics of a logged step when the device is a step further on, then writes and prints them.
 
+    Only the first step's are waited for.
+
     Args:
       writer: None in a process that leaves writing and printing to another.
       learning_rate: step -> rate; None if it is not known.
@@ -69,14 +71,21 @@ class Progress:
         yield
         self._interval_start += time.perf_counter() - begun
 
-    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes the `metrics` of the step just dispatched: device arrays that are not waited for."""
+    def step(self, step: int, metrics: Mapping[str, Any], *, more: bool = False) -> None:
+        """Takes the `metrics` of the step just dispatched: device arrays that are not waited for.
+
+        more: whether `add` follows for this step.
+        """
         self.flush()
-        if is_logged(step, self._log_every):
-            self._pending = (step, dict(metrics))
+        if is_logged(step, self._log_every, self._steps):
+            # Dispatched before the next step: a device works in order, so afterwards the rate would wait for that step.
+            rate = {} if self._learning_rate is None else {"lr": self._learning_rate(step - 1)}
+            self._pending = (step, {**metrics, **rate})
         if step == self._first:
-            jax.block_until_ready(metrics)  # compiled: the clock starts here
-            self._restart(step)
+            jax.block_until_ready(metrics)
+            if not more:
+                self.flush()  # a first sign of life, before anything else is compiled
+            self._restart(step)  # compiled: the clock starts here
 
     def add(self, **scalars: float) -> None:
         """Adds metrics to the logged step that was dispatched last."""
@@ -92,8 +101,6 @@ class Progress:
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if self._chance_level is not None:
             scalars["chance_level"] = self._chance_level
-        if self._learning_rate is not None:
-            scalars["lr"] = float(self._learning_rate(step - 1))
         seconds = time.perf_counter() - self._interval_start
         if self._interval_start_step is not None and step > self._interval_start_step:
             scalars["images_per_second"] = (step - self._interval_start_step) * self._batch_size / seconds
@@ -111,9 +118,10 @@ class Progress:
         if in_a_row >= self._stop_after_skipped:
             now = f" (now {scalars['lr']:.3g})" if "lr" in scalars else ""
             raise Diverged(
-                f"the loss or its gradient was not finite in the last {int(in_a_row)} steps up to step {step}, and "
-                f"none of them was applied. Look at loss and grad_norm in metrics.jsonl before that; lower "
-                f"config.optimizer.lr{now} or lengthen config.optimizer.warmup_steps"
+                f"the loss or its gradient was not finite in the last {int(in_a_row)} steps, up to "
+                f"step {step}, and none of these steps was applied. Look at loss and grad_norm in "
+                f"metrics.jsonl before these steps; lower config.optimizer.lr{now} or lengthen "
+                "config.optimizer.warmup_steps"
             )
 
     def _restart(self, step: int) -> None:

@@ -1,6 +1,7 @@
-"""What a training step changes, and what a checkpoint holds."""
+"""What a training step takes and changes, and what a checkpoint holds of it."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.struct
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ssl_jax.config.errors import ConfigError, require
 from ssl_jax.methods.contract import Trainable
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a step changes, and all that a checkpoint holds. The counts are int32 scalars."""
+    """All that a step changes, and a method's constants. A checkpoint holds all but these. Counts are int32 scalars."""
 
     step: Any  # optimizer steps done, skipped ones included
     params: Any
@@ -46,9 +48,10 @@ def with_backbone(state: TrainState, variables: Mapping[str, Any]) -> TrainState
     Args:
       variables: {"params", "batch_stats"} of a backbone of the same architecture. Every method keeps those of ResNets
         and ViTs under the name "backbone".
-    Raises: ValueError for another architecture.
+    Raises: ConfigError for another architecture, and for a method that has no network named "backbone".
     """
     given = [variables["params"], variables.get("batch_stats", {})]
+    places = 0
 
     def placed(tree: Any) -> Any:
         if not isinstance(tree, Mapping):
@@ -56,9 +59,38 @@ def with_backbone(state: TrainState, variables: Mapping[str, Any]) -> TrainState
         return {name: fitting(part) if name == "backbone" else placed(part) for name, part in tree.items()}
 
     def fitting(part: Any) -> Any:
+        nonlocal places
+        places += 1
         for candidate in given:
             if jax.tree.map(jnp.shape, candidate) == jax.tree.map(jnp.shape, part):
-                return jax.tree.map(np.array, candidate)  # a copy for each place: a step donates its state's buffers
-        raise ValueError("the weights to begin with are of another architecture than the method's backbone")
+                # A copy for each place: a step donates its state's buffers.
+                return jax.tree.map(lambda x: jnp.array(x, copy=True), candidate)
+        raise ConfigError(
+            "the weights to begin with have another architecture than the method's "
+            "backbone; give weights of the same architecture"
+        )
 
-    return state.replace(params=placed(state.params), model_state=placed(state.model_state))
+    state = state.replace(params=placed(state.params), model_state=placed(state.model_state))
+    require(places, "this method has no network to begin with given weights; leave config.begin empty")
+    return state
+
+
+def without_constants(state: TrainState, constants: Collection[str]) -> TrainState:
+    """The state without these entries of its model state: what a checkpoint holds."""
+    kept = {name: part for name, part in state.model_state.items() if name not in constants}
+    return state.replace(model_state=kept)
+
+
+def with_constants(state: TrainState, begun: TrainState, constants: Collection[str]) -> TrainState:
+    """The state of a checkpoint, with these entries of the model state that `begun` has."""
+    return state.replace(model_state={**state.model_state, **{name: begun.model_state[name] for name in constants}})
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of a tree of arrays: of each leaf's path, type, shape and numbers."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        found.update(array.view(np.uint8).data if array.size else b"")
+    return found.hexdigest()

@@ -33,6 +33,7 @@ class TrainStep:
     augment: Callable[[Any, Any], Any]
     axis_name: str
     log_every: int
+    last_step: int = 0  # of the run, whose metrics are logged, too; 0 if it is not known
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         return self.apply(state, *self.gradients(state, batch))
@@ -74,7 +75,7 @@ class TrainStep:
         # `finite` makes the branch wait for the gradients. Otherwise XLA's CPU backend (JAX 0.10.2) runs the branch's
         # collectives beside those of the gradients, mixes them up, and corrupts its memory.
         measured = lax.cond(
-            is_logged(state.step + 1, self.log_every) & finite,
+            is_logged(state.step + 1, self.log_every, self.last_step) & finite,
             lambda: panel.measure(output.embeddings, self.axis_name),
             lambda: dict.fromkeys(panel.names(len(output.embeddings)), jnp.zeros(())),
         )
@@ -160,6 +161,6 @@ def global_norm(tree: Any, axis_name: str) -> Float[Array, ""]:
     return jnp.sqrt(total + lax.psum(sum(sharded), axis_name) if sharded else total)
 
 
-def is_logged(step: Any, log_every: int) -> Any:
-    """Whether the metrics of step number `step` (from 1) are logged: the first and each `log_every`-th."""
-    return (step == 1) | (step % log_every == 0)
+def is_logged(step: Any, log_every: int, last_step: int) -> Any:
+    """Whether the metrics of step number `step` (from 1) are logged: the first, each `log_every`-th and the last."""
+    return (step == 1) | (step % log_every == 0) | (step == last_step)

@@ -18,9 +18,9 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     Raises: ConfigError if it belongs to another config, with the differences; and if the processes of this run do not
       share it.
     """
-    path = workdir / NAME
-    if path.exists():
-        differences = configs.differences(_completed(load(path, configs.loads)), _completed(config))
+    path, before = workdir / NAME, saved(workdir)
+    if before is not None:
+        differences = configs.differences(before, _completed(config))
         if differences:
             listed = "\n  ".join(differences)
             raise configs.ConfigError(
@@ -39,6 +39,12 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         )
 
 
+def saved(workdir: Path) -> ConfigDict | None:
+    """The config of the run in `workdir`; None if it holds none."""
+    path = workdir / NAME
+    return _completed(load(path, configs.loads)) if path.exists() else None
+
+
 def _completed(config: ConfigDict) -> ConfigDict:
     """The config, with defaults for keys that were added to the base config after this one was written."""
     return ConfigDict(configs.plain(configs.base_config()) | configs.plain(config))
@@ -46,7 +52,7 @@ def _completed(config: ConfigDict) -> ConfigDict:
 
 def read_config(workdir: Path) -> ConfigDict:
     """The config of the run in `workdir`. Raises: ConfigError if there is none."""
-    path = workdir / NAME
-    if not path.exists():
-        raise configs.ConfigError(f"{workdir} holds no run (there is no {path}); make one with ssl_jax train")
-    return _completed(load(path, configs.loads))
+    found = saved(workdir)
+    if found is None:
+        raise configs.ConfigError(f"{workdir} holds no run (there is no {workdir / NAME}); make one with ssl_jax train")
+    return found

@@ -1,9 +1,10 @@
 """run.json: what a run was given and where it ran."""
 
+import functools
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ssl_jax.workdir.files import load, write
 
 NAME = "run.json"
 GIVEN = ("backbone", "method", "optimizer", "augment")  # what a script may give in place of a section of the config
-PACKAGES = ("ssl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+PACKAGES = ("ssl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "opencv-python-headless")
 
 
 def of_source(source: Source, *, given: bool) -> dict[str, Any]:
@@ -68,6 +69,35 @@ def check_given(workdir: Path, of_run: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
+def check_begin(workdir: Path, digest: str) -> None:
+    """Raises: ConfigError if the run in `workdir` has checkpoints and, by its run.json, began with other weights."""
+    begun = read(workdir).get("begin") if has_checkpoints(workdir) else None
+    if begun is None or begun["digest"] == digest:
+        return
+    remedy = "give the same again, pretrain(..., begin=...)" if begun["given"] else "restore that file"
+    raise configs.ConfigError(
+        f"the run in {workdir} began with the weights {begun['name']} (digest {begun['digest']}), and these have the "
+        f"digest {digest}; {remedy}, or use another workdir"
+    )
+
+
+def check_constants(workdir: Path, digests: Mapping[str, str]) -> None:
+    """Checks what the method is given that no step changes, by its digests: {name: digest}.
+
+    Raises: ConfigError if the run in `workdir` has checkpoints and, by its run.json, began with others.
+    """
+    if not has_checkpoints(workdir):
+        return
+    begun = read(workdir).get("constants", {})
+    for name in sorted(begun.keys() | digests.keys()):
+        then, now = begun.get(name), digests.get(name)
+        if then != now:
+            raise configs.ConfigError(
+                f"the run in {workdir} began with another {name}: its digest was {then}, and is {now} now; restore the "
+                f"{name} as it was, or use another workdir"
+            )
+
+
 def check_images(workdir: Path, *, num_images: int, images_digest: str) -> None:
     """Raises: ConfigError if the run in `workdir` has checkpoints and, by its run.json, began on other images."""
     if not has_checkpoints(workdir):
@@ -83,29 +113,31 @@ def check_images(workdir: Path, *, num_images: int, images_digest: str) -> None:
         return
     if source.get("given"):
         raise configs.ConfigError(
-            f"the run in {workdir} began on images that a program gave, {source['kind']} {source['name']!r}, and these "
-            f"are others: {differs}\ngive the same again, pretrain(config, images, workdir=...), or use another workdir"
+            f"the run in {workdir} began on images that a program gave, {source['kind']} "
+            f"{source['name']!r}, but these differ: {differs}\ngive the same again, pretrain(config, "
+            "images, workdir=...), or use another workdir"
         )
     raise configs.ConfigError(
-        f"the data set has changed, and with it the order of its images, since the run in {workdir} began: {differs}\n"
-        "restore the data set as it was, or begin anew in another --workdir"
+        f"the data set, and so the order of its images, has changed since the run in {workdir} began: "
+        f"{differs}\nrestore the data set as it was, or begin anew in another --workdir"
     )
 
 
-def check_measured(workdir: Path, found: Sequence[Source], data: str) -> None:
+def check_measured(workdir: Path, found: Iterable[Source], data: str) -> None:
     """Checks that the run was trained on images of its config.
 
-    found: the images of the config, whole or their training part. data: what the config calls them.
-    Raises: ConfigError if run.json names the images that the run was trained on, and `found` does not have them.
+    found: the images of the config, whole or their training part; none is taken after one that the run was trained on.
+    data: what the config calls them.
+    Raises: ConfigError if run.json names the images that the run was trained on, and none of `found` has them.
     """
     trained = trained_on(workdir)
-    if not trained or trained["digest"] in {source.digest() for source in found}:
+    if not trained or any(trained["digest"] == source.digest() for source in found):
         return
     if trained["given"]:
         raise configs.ConfigError(
-            f"the run in {workdir} was trained on images that a program gave, {trained['kind']} {trained['name']!r}, "
-            "and its config does not say which they are; say what to measure on: --data DATA, or "
-            "evaluate(workdir, train, test)"
+            f"the run in {workdir} was trained on images that a program gave, {trained['kind']} "
+            f"{trained['name']!r}, and its config does not name them; give the images to measure on: "
+            "--data DATA, or evaluate(workdir, train, test)"
         )
     raise configs.ConfigError(
         f"the images of {trained['name']} have changed since the run in {workdir} was trained on them; restore them, "
@@ -148,6 +180,7 @@ def describe(workdir: Path, *, skipped: Mapping[str, str], **facts: Any) -> None
         write(workdir / NAME, text)
 
 
+@functools.cache  # the search for each takes some milliseconds, and a start asks three times
 def version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -1,7 +1,9 @@
 """Files that are replaced whole or not at all, and disk errors that name their file."""
 
 import contextlib
+import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -35,6 +37,28 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """An empty directory to write files to. It becomes `path`, which is missing or empty, once they are on the disk.
+
+    After an error or a kill, `path` is as it was before. After an error, the partial directory is removed, too.
+    Raises: OSError, with a filename.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with named_errors(path):
+            shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
+            partial.mkdir()
+            yield partial
+            for file in partial.iterdir():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            partial.replace(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
 def named_errors(path: Path) -> Iterator[None]:
     """Raises an OSError of its context again, with `path` as its filename: the OSError of a write has none."""
     try:
@@ -62,6 +86,13 @@ def load(path: Path, parse: Callable[[str], R]) -> R:
         return parse(path.read_text())
     except (ValueError, TypeError, RecursionError) as error:
         raise configs.ConfigError(
-            f"{path} is damaged ({error}), so what ran there cannot be told; put back a copy of it, or move it away: "
-            "ssl_jax train with the config of that run writes it again and goes on"
+            f"{path} is damaged ({error}), so the run there cannot be identified; put back a copy of "
+            "the file, or move it away: ssl_jax train with the config of that run then writes it "
+            "again and goes on"
         ) from error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the file's bytes, in hexadecimal. Raises: OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

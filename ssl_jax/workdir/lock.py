@@ -34,6 +34,6 @@ def alone(workdir: Path) -> Iterator[None]:
                 logging.warning("%s cannot be locked (%s): start no second run in it", workdir, error.strerror)
         if holder := dist.gather_facts({"holder": holder})[0]["holder"]:
             raise configs.ConfigError(
-                f"another start is training in {workdir}, {holder}; wait until it has ended, or use another --workdir"
+                f"another process is training in {workdir}: {holder}; wait until it has ended, or use another --workdir"
             )
         yield

@@ -20,7 +20,7 @@ class MetricsWriter:
     Args:
       workdir: of the run.
       step: the step that the run goes on from. Lines of later steps, written by a run that was killed before it saved
-        those steps, are dropped. So each logged step has one line.
+        those steps, are dropped; at step 0 all are. So each logged step has one line.
     Raises: MetricsError if metrics.jsonl is damaged; OSError, here and in `write`.
     """
 
@@ -30,7 +30,8 @@ class MetricsWriter:
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  made at run time
 
         self._path, self._directory = workdir / "metrics.jsonl", workdir / "tensorboard"
-        lines = [json.dumps(metrics) + "\n" for metrics in read_metrics(self._path) if metrics["step"] <= step]
+        kept = [metrics for metrics in read_metrics(self._path) if step and metrics["step"] <= step]
+        lines = [json.dumps(metrics) + "\n" for metrics in kept]
         with files.replacing(self._path) as file:
             file.write("".join(lines).encode())
         self._file = self._path.open("a")
@@ -80,5 +81,5 @@ def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         reason = str(error)
     raise MetricsError(
-        f"{path} is damaged in line {number} ({reason}); mend or remove that line, or move the file away"
+        f"{path} is damaged in line {number} ({reason}); repair or remove that line, or move the file away"
     )

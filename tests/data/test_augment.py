@@ -12,16 +12,16 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
 from ssl_jax import dist
-from ssl_jax.data import augment, color, resample
-from ssl_jax.data.augment import Augmentation, make_augment, normalize, random_view
+from ssl_jax.data import color, photometric, resample
+from ssl_jax.data.augment import Augmentation, make_augment
 from ssl_jax.data.crop import CROP_TRIES, RandomCrop
 from ssl_jax.data.crop import resample as resample_to
+from ssl_jax.data.normalization import Normalization
+from tests.data.drawn_views import PLAIN, many_views, random_images, unit, views_and_boxes
 
 REFERENCES = Path(__file__).parents[1] / "references"
 # From torchvision, by references/make_augment.py: "operation/channels/numbers" -> float32 [height, width, channels]
 TORCHVISION = dict(np.load(REFERENCES / "augment.npz"))
-# Nothing random, and nothing changed: the whole of a square image.
-PLAIN = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": 0.0}
 ALL = Augmentation(
     (16, 12),
     brightness=0.4,
@@ -44,31 +44,6 @@ def reference(key):
     _, channels, *numbers = key.split("/")
     image = TORCHVISION[f"image/{channels}"].transpose(2, 0, 1) / np.float32(255)
     return image, [float(number) for number in numbers], TORCHVISION[key].transpose(2, 0, 1)
-
-
-def random_images(n, height, width, channels):
-    return np.random.default_rng(0).integers(0, 256, (n, height, width, channels), dtype=np.uint8)
-
-
-def unit(channels):
-    """The normalization that leaves 0..1 as it is."""
-    return {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-
-
-def many_views(image, augmentation, n=4000):
-    """float32 [n, height, width, channels] in 0..1: views of one image by n keys."""
-    return _of_keys(image, augmentation, n)[0]
-
-
-def _of_keys(image, augmentation, n):
-    """(views, boxes)"""
-
-    @jax.jit
-    def run(key, image):
-        view = functools.partial(random_view, image=image, augmentation=augmentation)
-        return jax.vmap(lambda key: view(key))(jax.random.split(key, n))
-
-    return jax.device_get(run(jax.random.key(0), image))
 
 
 # torchvision's luma has .2989 for red where ours has .299: 1e-4 * the red, here times up to 1 (contrast 1.7: 0.7).
@@ -202,7 +177,7 @@ def test_where_nothing_is_random_the_view_is_the_image(channels):
     batch = {"image": images, "index": np.arange(2), "label": np.zeros(2, np.int32)}
     mean, std = tuple(np.linspace(0.3, 0.5, channels)), tuple(np.linspace(0.2, 0.3, channels))
     augmentations = [Augmentation((12, 12), **PLAIN), Augmentation((12, 12), **PLAIN | {"flip": 1.0})]
-    result = jax.jit(make_augment(augmentations, mean=mean, std=std))(jax.random.key(0), batch)
+    result = jax.jit(make_augment(augmentations, Normalization(mean, std)))(jax.random.key(0), batch)
     assert set(result) == {"boxes", "views", "masks", "index", "label"}
     expected = (images / 255 - mean) / std
     np.testing.assert_allclose(result["views"][0], expected, atol=1e-5)
@@ -212,7 +187,7 @@ def test_where_nothing_is_random_the_view_is_the_image(channels):
 def test_bicubic_views_stay_in_range():
     """Between black and white the kernel itself overshoots."""
     board = (np.indices((6, 6)).sum(axis=0) % 2 * 255).astype(np.uint8)[None, :, :, None]
-    augmented = jax.jit(make_augment([Augmentation((12, 12), **PLAIN, interpolation="bicubic")], **unit(1)))
+    augmented = jax.jit(make_augment([Augmentation((12, 12), **PLAIN, interpolation="bicubic")], unit(1)))
     (view,) = augmented(jax.random.key(0), {"image": board, "index": np.arange(1)})["views"]
     assert (view.min(), view.max()) == (0.0, 1.0)
 
@@ -220,12 +195,12 @@ def test_bicubic_views_stay_in_range():
 def test_crops_of_the_host_are_only_flipped():
     crops = tuple(random_images(2, *size, 3) for size in [(12, 10), (6, 6)])
     augmentations = [Augmentation((12, 10), flip=1.0), Augmentation((6, 6), flip=0.0)]
-    augmented = jax.jit(make_augment(augmentations, **unit(3)))
+    augmented = jax.jit(make_augment(augmentations, unit(3)))
     boxes = (np.full((2, 4), 0.25, np.float32), np.full((2, 4), 0.5, np.float32))
     made = augmented(jax.random.key(0), {"crops": crops, "boxes": boxes, "index": np.arange(2)})
     views = made["views"]
-    np.testing.assert_array_equal(made["boxes"][0], [[0.25, 0.25, 0.25, 0.25, 1.0]] * 2)
-    np.testing.assert_array_equal(made["boxes"][1], [[0.5, 0.5, 0.5, 0.5, 0.0]] * 2)
+    np.testing.assert_array_equal(made["boxes"][0], [[0.25, 0.25, 0.25, 0.25, 1.0, 0.0]] * 2)
+    np.testing.assert_array_equal(made["boxes"][1], [[0.5, 0.5, 0.5, 0.5, 0.0, 0.0]] * 2)
     np.testing.assert_allclose(views[0], crops[0][:, :, ::-1] / 255, atol=1e-6)
     np.testing.assert_allclose(views[1], crops[1] / 255, atol=1e-6)
 
@@ -298,7 +273,7 @@ def test_strengths_are_uniform(options, image, measure, low, high):
 def test_each_order_of_the_jitter_is_as_frequent(names, monkeypatch):
     # Each operation appends its digit to the one pixel.
     spies = {name: lambda image, _, digit=digit: 10.0 * image + digit for digit, name in enumerate(names, start=1)}
-    monkeypatch.setattr(augment, "ADJUSTMENTS", spies)
+    monkeypatch.setattr(photometric, "ADJUSTMENTS", spies)
     strengths = dict.fromkeys(names, 0.1)
     augmentation = Augmentation((1, 1), **PLAIN, **strengths, jitter=1.0)
     views = many_views(np.zeros((1, 1, 3), np.uint8), augmentation, n=24000)
@@ -315,7 +290,7 @@ def test_the_order_of_the_jitter_matters_as_torchvision_has_it():
     draws = {"order": np.float32([0.9, 0.2, 0.0, 0.0]), "jitter": np.float32(0.5)}
     draws |= {"brightness": np.float32(0.0), "contrast": np.float32(1.0)}
     expected = 0.4 * TORCHVISION["contrast/3/1.7"].transpose(2, 0, 1)
-    jitter = jax.jit(functools.partial(augment._jitter, augmentation=augmentation))
+    jitter = jax.jit(functools.partial(photometric.jitter, augmentation=augmentation))
     np.testing.assert_allclose(jitter(image, draws), expected, atol=1e-4)
 
 
@@ -326,7 +301,7 @@ def batch_of(indices):
 
 @pytest.fixture(scope="module")
 def two_views():
-    return jax.jit(make_augment([ALL, ALL], mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
+    return jax.jit(make_augment([ALL, ALL], Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))))
 
 
 def test_a_row_does_not_depend_on_the_others(two_views):
@@ -364,7 +339,7 @@ def test_what_is_off_costs_nothing(host):
         images = np.zeros((4, 8, 8, 3), np.uint8)
         given = {"crops": (images,), "boxes": (np.zeros((4, 4), np.float32),)} if host else {"image": images}
         batch = {"index": np.arange(4)} | given
-        return str(jax.make_jaxpr(make_augment([augmentation], **unit(3)))(jax.random.key(0), batch))
+        return str(jax.make_jaxpr(make_augment([augmentation], unit(3)))(jax.random.key(0), batch))
 
     plain = Augmentation((8, 8), flip=0.0)
     of_plain = program(plain)
@@ -377,7 +352,7 @@ def test_what_is_off_costs_nothing(host):
 def test_brightness_contrast_blur_and_solarize_take_any_number_of_channels(channels):
     augmentation = Augmentation((6, 9), brightness=0.5, contrast=0.5, jitter=1.0, blur=1.0, blur_kernel=3, solarize=1.0)
     batch = {"image": random_images(3, 8, 8, channels), "index": np.arange(3)}
-    (view,) = jax.jit(make_augment([augmentation], **unit(channels)))(jax.random.key(0), batch)["views"]
+    (view,) = jax.jit(make_augment([augmentation], unit(channels)))(jax.random.key(0), batch)["views"]
     assert view.shape == (3, 6, 9, channels)
     assert -1e-6 < view.min() < view.max() < 1 + 1e-6  # the weights of a blur add up to 1 but for rounding
 
@@ -390,9 +365,13 @@ def test_contrast_of_many_channels_is_about_their_mean():
 @pytest.mark.parametrize(
     "options, channels, message",
     [
-        ({"saturation": 0.2}, 1, "saturation 0.2 .* 1 channel: .* brightness and contrast"),
-        ({"hue": 0.1}, 5, "hue 0.1 .* 5 channels"),
-        ({"grayscale": 0.2}, 2, "grayscale 0.2 .* set it to 0"),
+        ({"hue": 0.1}, 1, "hue 0.1 .* 1 channel: set hue to 0, and use brightness, contrast and gamma"),
+        ({"hue": 0.1}, 5, "hue 0.1 .* 5 channels: set hue to 0 and channel_mix to 0.1"),
+        ({"quarter_turns": 0.5, "size": (32, 24)}, 3, r"quarter_turns 0.5 needs a square view, got size \(32, 24\)"),
+        ({"flip_vertical": 1.5}, 3, "flip_vertical must be in 0..1, got 1.5"),
+        ({"gamma": -0.1}, 3, "gamma must be at least 0"),
+        ({"channel_mix": 1.1}, 5, "channel_mix must be in 0..1"),
+        ({"channel_drop": 1.1}, 5, "channel_drop must be in 0..1"),
         ({"flip": 1.5}, 3, "flip must be in 0..1, got 1.5"),
         ({"blur": -0.1}, 3, "blur must be"),
         ({"jitter": math.nan}, 3, "jitter must be"),
@@ -415,7 +394,7 @@ def test_what_cannot_be_is_refused(options, channels, message):
         augmentation.check(channels)
     batch = {"image": np.zeros((1, 32, 32, channels), np.uint8), "index": np.arange(1)}
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(make_augment([augmentation], **unit(channels)), jax.random.key(0), batch)
+        jax.eval_shape(make_augment([augmentation], unit(channels)), jax.random.key(0), batch)
 
 
 @pytest.mark.parametrize(
@@ -427,16 +406,15 @@ def test_what_cannot_be_is_refused(options, channels, message):
     ],
 )
 def test_normalize(image, expected):
-    normalized = jax.jit(functools.partial(normalize, mean=(0.25, 0.4, 0.5), std=(0.25, 0.1, 0.25)))
+    normalized = jax.jit(Normalization((0.25, 0.4, 0.5), (0.25, 0.1, 0.25)))
     result = np.asarray(normalized(image[None, None, None]))
     np.testing.assert_allclose(result.ravel(), expected, atol=1e-6)
     assert result.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("mean, std", [((0.5,), (0.5,)), ((0.5,) * 3, (0.5,))])
-def test_normalize_refuses_numbers_for_other_channels(mean, std):
+def test_normalize_refuses_numbers_for_other_channels():
     with pytest.raises(ValueError, match="images of 3 channels"):
-        normalize(np.zeros((1, 2, 2, 3), np.uint8), mean, std)
+        Normalization((0.5,), (0.5,))(np.zeros((1, 2, 2, 3), np.uint8))
 
 
 def test_boxes_say_where_a_view_lies_in_its_image():
@@ -444,8 +422,8 @@ def test_boxes_say_where_a_view_lies_in_its_image():
     row, column = np.meshgrid(np.arange(64), np.arange(48), indexing="ij")
     image = np.stack([(row + 0.5) / 64, (column + 0.5) / 48], axis=-1).astype(np.float32)
     augmentation = Augmentation((16, 16), crop_area=(0.1, 1.0), flip=0.5, jitter=0.0)
-    views, boxes = _of_keys(image, augmentation, 50)
-    top, left, height, width, flipped = boxes.T
+    views, boxes = views_and_boxes(image, augmentation, 50)
+    top, left, height, width, flipped, _ = boxes.T
     rows, columns = views[..., 0], views[..., 1]
     np.testing.assert_allclose(rows.mean(axis=(1, 2)), top + height / 2, atol=0.01)
     np.testing.assert_allclose(columns.mean(axis=(1, 2)), left + width / 2, atol=0.01)
@@ -506,11 +484,11 @@ def test_views_are_turned_to_either_side_by_no_more_than_asked():
 def test_the_device_takes_the_windows_that_the_host_takes():
     image = random_images(1, 30, 45, 3)[0]
     augmentation = Augmentation((18, 24), shorter_side=20, padding=3, flip=0.0)
-    views, boxes = _of_keys(image, augmentation, 30)
+    views, boxes = views_and_boxes(image, augmentation, 30)
     resized = resample_to(image, (20, 30), "bilinear")
     padded = np.pad(resized, ((3, 3), (3, 3), (0, 0)))
     places = set()
-    for view, (top, left, height, width, _) in zip(views, boxes, strict=True):
+    for view, (top, left, height, width, *_) in zip(views, boxes, strict=True):
         row, column = round(float(top) * 20), round(float(left) * 30)
         places.add((row, column))
         window = padded[row + 3 : row + 21, column + 3 : column + 27]

@@ -74,7 +74,7 @@ def test_every_operation_of_the_policy_is_known_and_drawn_as_often_as_the_policy
 
 @pytest.mark.parametrize("policy, channels", [("autoaugment", 1), ("randaugment", 3)])
 def test_a_view_with_a_policy_keeps_its_crop_and_differs(policy, channels):
-    image = COLOR[:, :, :channels]
+    image = jnp.float32(COLOR[:, :, :channels] / 255)
     keys = jax.random.split(jax.random.key(3), 16)
 
     def views(policy):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.data import fashion_mnist
+from tests.debian import needs_fashion_mnist
 
 
 def write(path, shape, data, kind=8):
@@ -42,7 +43,7 @@ def test_without_dpkg_it_is_not_installed(monkeypatch):
     assert fashion_mnist.installed() == {}
 
 
-@pytest.mark.skipif(not fashion_mnist.installed(), reason="needs Debian's dataset-fashion-mnist")
+@needs_fashion_mnist
 def test_debians_files():
     files = fashion_mnist.installed()
     images, labels = fashion_mnist.load(files, "train")

@@ -103,8 +103,8 @@ def test_a_folder_is_divided_by_name_and_class():
 @pytest.mark.parametrize(
     "files, error, message",
     [
-        ([], ValueError, "no images in .*end in .bmp, .*.webp"),
-        (["notes.txt"], ValueError, "no images in"),
+        ([], ValueError, "no images in .*, put files there; what is read ends in .avif, .*.webp"),
+        (["notes.txt", "a.TXT", "README"], ValueError, "no images in .*, only 2 .txt, 1 without an ending; what is"),
         (["../one.png"], FileNotFoundError, "no folder .*looked from"),
     ],
 )

@@ -7,8 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from ssl_jax.data import pipeline, sources
+from ssl_jax.data import opening, pipeline, sources
+from ssl_jax.data.formats import UndecodableImage
+from ssl_jax.data.normalization import Normalization
 from ssl_jax.data.pipeline import RandomCrop, eval_batches, train_batches
+from ssl_jax.data.uniform import Uniform
 
 SIZE = (8, 8)
 CROPS = (RandomCrop((8, 8), (0.2, 1.0), (3 / 4, 4 / 3)), RandomCrop((4, 6), (0.05, 0.3), (3 / 4, 4 / 3)))
@@ -35,7 +38,7 @@ class Textures(sources.Source):
     def read(self, index):
         self.read_indices.append(index)
         if index in self.broken:
-            raise sources.UndecodableImage(f"{index}.png", "broken on purpose")
+            raise UndecodableImage(f"{index}.png", "broken on purpose")
         height, width = 20 + index % 3, 30 - index % 4
         return np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8), index % 5
 
@@ -136,6 +139,53 @@ def test_in_memory_are_the_centers_of_the_images():
         np.testing.assert_array_equal(image, pipeline.center_crop(source[int(index)], SIZE))
 
 
+class OneByOne(sources.SameImages):
+    def read(self, index):
+        return self._source.read(index)
+
+
+RNG = np.random.default_rng(0)
+BYTES = RNG.integers(0, 256, (NUM_IMAGES, *SIZE, 3), np.uint8)
+FLOATS = np.where(RNG.random((NUM_IMAGES, *SIZE, 3)) < 0.1, np.nan, RNG.random((NUM_IMAGES, *SIZE, 3)))
+
+
+@pytest.mark.parametrize(
+    "images, options",
+    [
+        (BYTES, {}),
+        (np.broadcast_to(BYTES[..., :1], BYTES.shape), {}),
+        (BYTES, {"nodata": (0.0, 7.0)}),
+        (BYTES, {"dtype": "float32", "value_range": (0.0, 255.0)}),
+        (FLOATS.astype(np.float32), {"dtype": "float32"}),
+    ],
+    ids=["bytes", "gray in three channels", "missing values", "another type", "missing floats"],
+)
+@pytest.mark.parametrize("labels", [None, np.arange(NUM_IMAGES) % 4 - 1], ids=["unlabelled", "labelled"])
+def test_an_array_is_read_at_once_as_it_is_image_by_image(images, options, labels):
+    source = sources.ArraySource(images, labels)
+    normalization = Normalization(mean=(0.2, 0.5, 0.6), std=(0.3, 0.2, 0.1), **options)
+    at_once, one_by_one = (Uniform(kind, normalization) for kind in (source, OneByOne(source)))
+    assert at_once.in_memory(SIZE) is not None and one_by_one.in_memory(SIZE) is None
+    for batch, other in zip(batches(5, at_once), batches(5, one_by_one), strict=True):
+        assert_equal(batch, other)
+
+
+def test_arrays_of_another_size_in_a_file_or_read_in_another_way_are_read_image_by_image(tmp_path):
+    class Brighter(sources.ArraySource):
+        def read(self, index):
+            image, label = super().read(index)
+            return image // 2 + 128, label
+
+    np.save(tmp_path / "images.npy", BYTES)
+    source = sources.ArraySource(BYTES)
+    assert source.in_memory(SIZE) is not None and source.in_memory((SIZE[0], SIZE[1] + 1)) is None
+    assert Brighter(BYTES).in_memory(SIZE) is None
+    assert sources.ArraySource(np.load(tmp_path / "images.npy", mmap_mode="r")).in_memory(SIZE) is None
+    gray = Uniform(source, Normalization(mean=(0.5,), std=(0.2,)))
+    with pytest.raises(pipeline.ImagesError, match="3 channels, and the others have 1"):
+        batches(1, gray)
+
+
 def test_streamed_crops_are_independent_of_each_other():
     """One image fills the set: its crops differ by view, by row (as index), and by step."""
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 1), np.uint8)
@@ -200,7 +250,11 @@ def test_replacements_are_spread(mode):
     [
         (Textures(num_images=11), {}, "textures has 11 images, fewer than one batch; use a batch size of 11 or less"),
         (Textures(broken=range(3)), {"batch_size": 51}, "textures has .* images"),
-        (Textures(broken=range(50)), {}, "none of the 50 images .*can be decoded; for one, 0.png: broken on purpose"),
+        (
+            Textures(broken=range(50)),
+            {},
+            "none of the 50 images .*can be decoded, for example 0.png: broken on purpose",
+        ),
         (Textures(num_images=0), {}, "the data set has no images"),
         (Textures(), {"process_count": 5}, "batch_size 12 does not divide over 5 processes; use 15"),
     ],
@@ -215,7 +269,8 @@ def test_it_gives_up_where_nothing_can_be_decoded(mode):
     source = Textures()
     source.broken = AfterTheFirst(source)  # the disk goes
     with pytest.raises(
-        ValueError, match=r"100 images drawn one after the other cannot be decoded; .* broken on purpose"
+        ValueError,
+        match=r"100 images in a row cannot be decoded, for example .* broken on purpose.* files that the warnings name",
     ):
         batches(1, source, **mode)
 
@@ -265,7 +320,7 @@ def test_a_folder_of_mixed_files(tmp_path):
         cv2.imwrite(str(tmp_path / f"{k:02}{('.png', '.jpg', '.webp')[k % 3]}"), rng.integers(0, 256, shape, np.uint8))
     (tmp_path / "broken.jpg").write_bytes((tmp_path / "01.jpg").read_bytes()[:200])
     (tmp_path / "text.png").write_text("no image")
-    source = sources.load("folder", path=str(tmp_path))
+    source = opening.load("folder", path=str(tmp_path))
     for mode in (IN_MEMORY, STREAMED):
         found = train_batches(source, seed=0, batch_size=16, image_size=SIZE, crops=CROPS, **mode)
         for batch in itertools.islice(found, 20):
@@ -274,8 +329,50 @@ def test_a_folder_of_mixed_files(tmp_path):
 
 
 def test_the_data_side_up_to_here_knows_no_array_library_but_numpy():
-    for name in ("sources", "decode", "folders", "fashion_mnist", "crop", "pipeline"):
-        nodes = list(ast.walk(ast.parse(Path(pipeline.__file__).with_name(f"{name}.py").read_text())))
+    for name in ("sources", "formats/__init__", "formats/stored", "folders", "fashion_mnist", "crop", "pipeline"):
+        nodes = list(ast.walk(ast.parse((Path(pipeline.__file__).parent / f"{name}.py").read_text())))
         imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
         assert not {"jax", "flax", "tensorflow", "torch"} & {module.split(".")[0] for module in imported}
+
+
+class AskedToReduce(sources.ArraySource):
+    """Notes by what it may divide the sides of an image, and does it, by averages."""
+
+    def __init__(self, images):
+        super().__init__(images)
+        self.by = []
+
+    def read_reduced(self, index, reduce):
+        image, label = self.read(index)
+        by = reduce(*image.shape[:2])
+        self.by.append(by)
+        small = cv2.resize(image, (image.shape[1] // by, image.shape[0] // by), interpolation=cv2.INTER_AREA)
+        return small.reshape(*small.shape[:2], -1), label
+
+
+@pytest.mark.parametrize(
+    "size, area, least",
+    [((32, 32), (1.0, 1.0), 8), ((64, 64), (0.25, 0.25), 2), ((64, 64), (1.0, 1.0), 4), ((200, 200), (0.5, 1.0), 1)],
+)
+def test_crops_ask_for_no_more_pixels_than_they_need(size, area, least):
+    coarse = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), np.uint8)
+    images = np.stack([cv2.resize(one, (300, 300), interpolation=cv2.INTER_CUBIC) for one in coarse])
+    source = AskedToReduce(images)
+    options = dict(seed=0, batch_size=4, image_size=(300, 300), memory_bytes=0, crops=[RandomCrop(size, area, (1, 1))])
+    small = next(pipeline.train_batches(source, **options))
+    assert {*source.by[1:]} == {least}  # the first is read for its channels
+    whole = next(pipeline.train_batches(sources.ArraySource(images), **options))
+    np.testing.assert_array_equal(small["index"], whole["index"])
+    np.testing.assert_allclose(small["boxes"][0], whole["boxes"][0], atol=least / 300)
+    # Of smooth images, the pixels are the same but for half a pixel of the reduced image.
+    assert np.abs(small["crops"][0].astype(int) - whole["crops"][0]).mean() < 2 * least
+
+
+def test_images_for_evaluation_ask_for_no_more_pixels_than_they_need():
+    source = AskedToReduce(np.zeros((3, 320, 640, 3), np.uint8))
+    next(pipeline.eval_batches(source, image_size=(64, 64), batch_size=3))
+    assert source.by == [4] * 3
+    source.by.clear()
+    next(pipeline.eval_batches(source, image_size=(128, 128), batch_size=3))
+    assert source.by == [2] * 3  # 7/8 of the shorter side, 280 pixels, become 128

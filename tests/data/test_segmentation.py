@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ssl_jax.data.decode import UndecodableImage
+from ssl_jax.data.formats import UndecodableImage
 from ssl_jax.data.segmentation import decode_mask, load_masked
 
 RNG = np.random.default_rng(0)
@@ -54,17 +54,17 @@ def test_the_size_of_the_files_is_left_as_it_is(folders):
     [
         (
             lambda i, m: (i / "two.bmp").unlink(),
-            "1 of 2 masks have no image of the same name: two; put it into .*images",
+            "1 of 2 masks have no image of the same name: two; put each into .*images",
         ),
         (
             lambda i, m: (m / "two.png").unlink(),
-            "1 of 2 images have no mask of the same name: two; put it into .*masks",
+            "1 of 2 images have no mask of the same name: two; put each into .*masks",
         ),
-        (lambda i, m: write(i / "two.png", np.zeros((12, 8, 3), np.uint8)), "two.bmp and .*two.png have one name"),
+        (lambda i, m: write(i / "two.png", np.zeros((12, 8, 3), np.uint8)), "two.bmp and .*two.png have the same name"),
         (lambda i, m: write(m / "two.png", np.zeros((12, 9), np.uint8)), "two.bmp is 12x8 pixels, but its mask 12x9"),
-        (lambda i, m: write(m / "two.png", np.zeros((12, 8, 3), np.uint8)), "two.png is not gray.*a mask is gray"),
-        (lambda i, m: write(m / "two.png", np.zeros((12, 8), np.uint16)), "two.png is gray, of 16 bits; a mask"),
-        (lambda i, m: [path.unlink() for path in i.rglob("*.bmp")], "no files in .*images' that end in .bmp"),
+        (lambda i, m: write(m / "two.png", np.zeros((12, 8, 3), np.uint8)), "two.png is not gray.*a mask must be gray"),
+        (lambda i, m: write(m / "two.png", np.zeros((12, 8), np.uint16)), "two.png is gray, with 16 bits; a mask"),
+        (lambda i, m: [path.unlink() for path in i.rglob("*.bmp")], "no files in .*images' that end in .avif, .bmp"),
     ],
 )
 def test_what_does_not_fit_is_named(folders, change, message):
@@ -85,7 +85,7 @@ def test_palettes_and_one_bit_are_not_read_as_something_else():
     with pytest.raises(ValueError, match=r"a\.png is a PNG with a palette.*Image\.fromarray"):
         decode_mask(data[:25] + b"\3" + data[26:], "a.png")
     _, bits = cv2.imencode(".png", np.zeros((4, 4), np.uint8), [cv2.IMWRITE_PNG_BILEVEL, 1])
-    with pytest.raises(ValueError, match="gray, of 1 bits"):
+    with pytest.raises(ValueError, match="gray, with 1 bits"):
         decode_mask(bits.tobytes(), "a.png")
 
 

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_jax.data import fashion_mnist, sources
-from ssl_jax.data.sources import ArraySource, Subset, UndecodableImage, load, load_pair
+from ssl_jax.data import fashion_mnist, folder_source, tfds_source
+from ssl_jax.data.formats import UndecodableImage
+from ssl_jax.data.opening import load, load_pair
+from ssl_jax.data.sources import ArraySource, Subset
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("circle", "square")
+SHADES = ("dark", "light", "round")
 COLORS = {"train": range(0, 60, 10), "test": range(100, 130, 10)}  # the one color of each image
 
 
@@ -24,6 +27,10 @@ def png(color, size=(6, 4), mode="RGB"):
     file = io.BytesIO()
     Image.new(mode, size, color if mode == "L" else (color, 0, 255 - color)).save(file, "PNG")
     return file.getvalue()
+
+
+def shades(color):
+    return [k for k, found in enumerate((color < 25, color > 15, color % 20 == 0)) if found]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +48,8 @@ def tfds_dir(tmp_path_factory):
                 "background": tfds.features.Image(shape=(None, None, 1)),  # comes before "image"
                 "image": tfds.features.Image(shape=(None, None, 3)),
                 "label": tfds.features.ClassLabel(names=CLASSES),
+                "sides": tfds.features.Sequence(tfds.features.Scalar(np.int64)),
+                "shades": tfds.features.Sequence(tfds.features.ClassLabel(names=SHADES)),
             }
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -51,7 +60,8 @@ def tfds_dir(tmp_path_factory):
             for k, color in enumerate(colors):
                 data = b"no image" if color == 50 else png(color)
                 background = io.BytesIO(png(7, mode="L"))
-                yield k, {"id": str(k), "background": background, "image": io.BytesIO(data), "label": k % 2}
+                labels = {"label": k % 2, "sides": [4], "shades": shades(color)}
+                yield k, {"id": str(k), "background": background, "image": io.BytesIO(data), **labels}
 
     data_dir = tmp_path_factory.mktemp("tfds")
     TinyShapes(data_dir=data_dir).download_and_prepare(file_format="array_record")
@@ -78,6 +88,15 @@ def test_tfds_images_and_labels(tfds_dir):
     assert len(broken) == 1
 
 
+def test_tfds_sequences_of_labels(tfds_dir):
+    source = load("tiny_shapes", path=str(tfds_dir), split="train+test")
+    assert (source.targets.kind, source.targets.names) == ("multilabel", SHADES)
+    for index, found in enumerate(source.targets.values):
+        if source.labels[index] == 0:  # these can all be decoded
+            color = int(source[index][0, 0, 0])
+            assert found.tolist() == [color < 25, color > 15, color % 20 == 0]
+
+
 def test_tfds_splits_and_slices(tfds_dir):
     train, test = load_pair(
         "tiny_shapes", train_split="train[:50%]", test_split="train[50%:]+test", path=str(tfds_dir), channels=1
@@ -99,8 +118,8 @@ def test_tfds_in_another_format_says_what_to_do(tfds_dir, tmp_path):
 def test_reading_and_training_batches_load_neither_tensorflow_nor_torch(tfds_dir):
     code = f"""
 import sys
-from ssl_jax.data import pipeline, sources
-source = sources.load("tiny_shapes", path={str(tfds_dir)!r})
+from ssl_jax.data import opening, pipeline
+source = opening.load("tiny_shapes", path={str(tfds_dir)!r})
 crops = [pipeline.RandomCrop((4, 4), (0.2, 1.0), (0.75, 1.33))] * 2
 next(pipeline.train_batches(source, seed=0, batch_size=2, image_size=(4, 4), crops=crops, memory_bytes=0))
 print(sorted({{"tensorflow", "torch"}} & set(sys.modules)))
@@ -113,11 +132,11 @@ print(sorted({{"tensorflow", "torch"}} & set(sys.modules)))
     "name, message",
     [
         ("cifra10", "no data set 'cifra10'; did you mean 'cifar10'"),
-        ("my_photos_2024", "no data set 'my_photos_2024'; for images of your own it is 'folder'"),
+        ("my_photos_2024", "no data set 'my_photos_2024'; for your own images give their folder"),
         ("cifar10", r"cifar10 is not prepared in .* needs TensorFlow: pip install 'ssl_jax\[prepare\]'$"),
         ("fashion_mnist", "needs TensorFlow: .* or, as root: apt install dataset-fashion-mnist"),
-        ("huggingface:someone/photos", "'huggingface:someone/photos' is not TFDS's own: .*save its images to a folder"),
-        ("kaggle:photos", "code that is fetched from elsewhere"),
+        ("huggingface:someone/photos", "'huggingface:someone/photos' has a namespace.*save its images to a folder"),
+        ("kaggle:photos", "Code from elsewhere would read it"),
         ("../../photos", "'../../photos'|string ../../photos"),
     ],
 )
@@ -130,7 +149,7 @@ def test_tfds_data_that_is_not_there(name, message, tmp_path, monkeypatch):
 
 def test_a_failed_preparation_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(sources, "PREPARE", "import sys; sys.exit(1)")
+    monkeypatch.setattr(tfds_source, "PREPARE", "import sys; sys.exit(1)")
     with pytest.raises(ValueError, match=r"could not prepare imagenet2012.*downloaded by hand"):
         load("imagenet2012", path=str(tmp_path))
 
@@ -163,7 +182,7 @@ def test_folder(tmp_path):
 
 def test_debians_folder_that_is_not_there_names_its_package(tmp_path, monkeypatch):
     path = str(tmp_path / "stamps")
-    monkeypatch.setattr(sources, "DEBIAN_FOLDERS", {path: "tuxpaint-stamps-default"})
+    monkeypatch.setattr(folder_source, "DEBIAN_FOLDERS", {path: "tuxpaint-stamps-default"})
     with pytest.raises(FileNotFoundError, match="apt install tuxpaint-stamps-default, or give a folder of your own"):
         load("folder", path=path)
 
@@ -179,23 +198,29 @@ def test_folder_without_classes_has_no_labels(tmp_path):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 and no more")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")  # would be waited for without end
     source = load("folder", path=str(tmp_path))
     for index, (name, reason) in enumerate(
-        [("broken.jpg", "broken or truncated"), ("link.jpg", "broken link"), ("pipe.jpg", "not a regular file")]
+        [
+            ("broken.jpg", "broken or truncated"),
+            ("link.jpg", "broken link"),
+            ("loop.jpg", "broken link"),
+            ("pipe.jpg", "not a regular file"),
+        ]
     ):
         with pytest.raises(UndecodableImage, match=reason) as error:
             source.read(index)
         assert error.value.name == name
 
 
-@pytest.mark.parametrize("method", ["is_file", "read_bytes"])
+@pytest.mark.parametrize("method", ["stat", "read_bytes"])
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
 def test_files_that_the_disk_or_its_rights_withhold_are_named(tmp_path, monkeypatch, method, number):
     write(tmp_path, "one.png")
     source = load("folder", path=str(tmp_path))
 
-    def refuse(path):
+    def refuse(path, **_):
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(Path, method, refuse)
@@ -234,7 +259,7 @@ def test_pair_of_a_folder_without_splits(tmp_path):
     [
         ({}, ValueError, "a folder of images needs its path"),
         ({"path": "no/such/folder"}, FileNotFoundError, "no folder 'no/such/folder'"),
-        ({"path": ".", "channels": 4}, ValueError, "channels must be 1 .* or 3 .*, got 4"),
+        ({"path": ".", "channels": 0}, ValueError, r"channels must be 1 \(gray\), 3 \(RGB\), .*, got 0"),
     ],
 )
 def test_mistakes_with_folders_are_said(options, error, message):
@@ -258,11 +283,16 @@ def test_array():
 @pytest.mark.parametrize(
     "images, labels, names, message",
     [
-        (np.zeros((2, 3, 3), np.float32), None, (), "uint8 .*, got float32 .2, 3, 3.; for floats"),
-        (np.zeros((3, 3), np.uint8), None, (), r"got uint8 \[3, 3\]"),
+        (np.zeros((2, 3, 3), np.float64), None, (), r"of uint8, uint16, int16, float32, got float64; use"),
+        (np.zeros((3, 3), np.uint8), None, (), r"images must be \[images, height, width, channels\], got \[3, 3\]"),
         (np.zeros((2, 3, 3), np.uint8), np.zeros(3, int), (), "2 images need as many labels"),
-        (np.zeros((2, 3, 3), np.uint8), np.array([-1, 2]), ("a", "b"), "labels are -1 to 2, for 2 class names"),
-        (np.zeros((2, 3, 3), np.uint8), np.array([0, -2]), ("a",), "labels are -2 to 0,"),
+        (
+            np.zeros((2, 3, 3), np.uint8),
+            np.array([-1, 2]),
+            ("a", "b"),
+            r"labels are in -1\.\.2, but there are 2 class names",
+        ),
+        (np.zeros((2, 3, 3), np.uint8), np.array([0, -2]), ("a",), r"labels are in -2\.\.0,"),
     ],
 )
 def test_arrays_that_are_no_images_are_refused(images, labels, names, message):

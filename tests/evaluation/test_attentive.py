@@ -76,16 +76,16 @@ def test_each_seed_draws_the_linear_probes_images_and_sees_no_others_labels():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"heads": 3}, "heads that divide dim=8, got 3"),
-        ({"seeds": ()}, r"needs seeds, got \(\)"),
+        ({"heads": 3}, "heads must divide dim=8, got 3"),
+        ({"seeds": ()}, r"seeds must not be empty, got \(\)"),
         ({"per_class": 400}, "fewer than per_class 400"),
         ({"train_labels": TRAIN[1][:-1]}, "train: 900 rows of features but 899 labels"),
         ({"test_labels": TEST[1] - 1}, "of 600 labels are negative"),
-        ({"num_classes": 2}, "label 2 where num_classes is 2"),
+        ({"num_classes": 2}, "label 2 is too large for num_classes=2"),
         ({"test_tokens": TEST[0][..., :4]}, "train and test features have 8 and 4 dimensions"),
         (
             {"train_tokens": np.full_like(TRAIN[0], np.nan)},
-            "train: 900 of 900 rows .* not finite; look at the backbone, or keep float32",
+            "train: 900 of 900 rows .* not finite; check the backbone, or keep float32",
         ),
         ({"test_tokens": np.full_like(TEST[0], np.inf)}, "test: 600 of 600 rows .* not finite"),
     ],

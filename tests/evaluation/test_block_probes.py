@@ -32,7 +32,7 @@ def test_the_tokens_are_chosen_that_tell_held_out_images_apart(informative, chos
 
 def test_features_of_too_few_blocks_are_refused():
     probe = BLOCK_PROBES["dinov2_blocks"]
-    with pytest.raises(ValueError, match="features of 9 numbers are no 4 tokens of 3 and a mean"):
+    with pytest.raises(ValueError, match="features of 9 dimensions do not hold 4 tokens of 3 and a mean"):
         block_probe(features(0, 1), LABELS, features(0, 2), LABELS, num_classes=2, probe=probe, dim=DIM)
 
 

@@ -10,7 +10,7 @@ ARRAYS = {"features": np.arange(12, dtype=np.float16).reshape(3, 4), "labels": n
 
 
 def never():
-    raise AssertionError("made again")
+    raise AssertionError("computed again")
 
 
 def assert_same(found):
@@ -63,7 +63,7 @@ def test_a_damaged_file_is_made_again_with_a_warning(tmp_path, damage):
     cached(tmp_path, KEY, lambda: ARRAYS)
     (path,) = tmp_path.iterdir()
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(RuntimeWarning, match="is damaged .*made again"):
+    with pytest.warns(RuntimeWarning, match="is damaged .*computed again"):
         assert_same(cached(tmp_path, KEY, lambda: ARRAYS))
     assert_same(cached(tmp_path, KEY, never))
 

@@ -111,8 +111,8 @@ def test_the_command_tunes_and_writes(small, tmp_path, capsys):
     scores = json.loads((out / "scores.json").read_text())
     assert scores["steps"] == 3 and scores["learning_rate"] == 0.01 and scores["held_out_cross_entropy"] == {}
     assert ssl_jax.load_classifier(out).class_names == ("0", "1")
-    assert "test images are right" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="--steps must be a whole number, got 'x'"):
+    assert "test images are classified correctly" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--steps must be an integer of at least 0, got 'x'"):
         finetune_command.main([*arguments, "--steps=x"])
     with pytest.raises(SystemExit, match="per_class 1 leaves no label to choose"):
         finetune_command.main([*arguments, "--per_class=1"])
@@ -125,7 +125,7 @@ def test_what_cannot_be_tuned_is_refused(small):
     with pytest.raises(ValueError, match=r"give image_size=\(height, width\)"):
         ssl_jax.finetune(dataclasses.replace(small, image_size=None), stripes(40, 0))
     other = ArraySource(np.zeros((20, *SIZE), np.uint8), np.arange(20, dtype=np.int32) % 2, name="other")
-    with pytest.raises(ValueError, match="stripes 0 and other have other classes"):
+    with pytest.raises(ValueError, match="stripes 0 and other have different classes"):
         ssl_jax.finetune(small, stripes(40, 0), other)
 
 

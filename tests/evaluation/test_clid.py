@@ -49,7 +49,7 @@ def test_clid_adds_what_was_scaled_over_the_models():
 @pytest.mark.parametrize(
     "learnabilities, dimensions, message",
     [
-        ([60.0], [10.0], "two models or more"),
+        ([60.0], [10.0], "at least two models, got 1"),
         ([60.0, 70.0], [10.0], "2 learnabilities, 1 dimensions"),
         ([60.0, 70.0], [10.0, float("nan")], "finite"),
     ],

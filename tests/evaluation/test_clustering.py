@@ -75,8 +75,8 @@ def test_a_seed_gives_the_same_clusters():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"num_clusters": 51}, "num_clusters 51 must be from 1 to the 50 images"),
-        ({"num_clusters": 0}, "num_clusters 0 must be from 1"),
+        ({"num_clusters": 51}, r"num_clusters=51 must be in 1\.\.50, the number of images"),
+        ({"num_clusters": 0}, r"num_clusters=0 must be in 1\.\.50"),
         ({"train_features": np.full((50, 4), np.nan, np.float32)}, "train: 50 of 50 rows"),
         ({"train_features": np.ones((50, 3), np.float32)}, "3 and 4 dimensions"),
         ({"test_labels": np.full(60, -1)}, "60 of 60 labels are negative"),

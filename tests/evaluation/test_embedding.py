@@ -9,8 +9,8 @@ import pytest
 import ssl_jax
 from ssl_jax import models, weights
 from ssl_jax.cli.embed import main
-from ssl_jax.data import sources
-from tests.test_train import make_folder
+from ssl_jax.data import opening, sources
+from tests.cli.test_train import make_folder
 
 SIZE = (16, 16)
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_folders_images_are_named_by_their_files_and_broken_ones_left_out(small, folder):
-    source = sources.open_data(str(folder))
+    source = opening.open_data(str(folder))
     names, h = ssl_jax.embed(small, source)
     expected = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
     assert names == [name for name in expected if name != "class_0/000.png"]
@@ -61,7 +61,7 @@ def test_what_is_unknown_is_asked_for():
     with pytest.raises(ValueError, match=r"give image_size=\(height, width\)"):
         ssl_jax.embed(network(image_size=None), source)
     assert ssl_jax.embed(network(image_size=None), source, image_size=SIZE)[1].shape == (2, 4)
-    with pytest.raises(ValueError, match="how their images were normalized; say it"):
+    with pytest.raises(ValueError, match="how their images were normalized; pass normalized=True, or say it"):
         ssl_jax.embed(dataclasses.replace(network(), mean=(), std=()), source)
 
 
@@ -78,9 +78,9 @@ def saved(small, tmp_path):
 def test_the_command_writes_names_labels_and_features_for_numpy(saved, folder, small, capsys):
     out = saved / "h.npz"
     main([f"--workdir={saved}", f"--data={folder}", f"--out={out}"])
-    assert "left out, as they cannot be decoded: 1 of 12 images" in capsys.readouterr().out
+    assert "left out 1 of 12 images that cannot be decoded" in capsys.readouterr().out
     with np.load(out) as found:
-        names, h = ssl_jax.embed(small, sources.open_data(str(folder)))
+        names, h = ssl_jax.embed(small, opening.open_data(str(folder)))
         assert found["names"].tolist() == names
         np.testing.assert_allclose(found["embeddings"], h, rtol=1e-5)
         classes = [found["class_names"][label] for label in found["labels"]]
@@ -112,7 +112,7 @@ def test_parquet_without_its_library_is_refused_before_any_work(monkeypatch, tmp
         return imported(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(SystemExit, match=r"pyarrow is missing: pip install 'ssl_jax\[parquet\]', or use \.npz"):
+    with pytest.raises(SystemExit, match=r"h.parquet needs pyarrow: pip install 'ssl_jax\[parquet\]', or use \.npz"):
         main(["--workdir=X", "--data=Y", f"--out={tmp_path / 'h.parquet'}"])
 
 
@@ -120,7 +120,7 @@ def test_parquet_without_its_library_is_refused_before_any_work(monkeypatch, tmp
     "arguments, message",
     [
         (["--workdir=X", "--out=h.npz"], "--data is missing"),
-        (["--workdir=X", "--data=Y", "--out=h.csv"], r"written as \.npz or \.parquet, by the end of the name"),
+        (["--workdir=X", "--data=Y", "--out=h.csv"], r"name must end in \.npz or \.parquet, got"),
         (["--workdir=no/where", "--data=Y", "--out=h.npz"], "no file no/where"),
     ],
 )

@@ -100,7 +100,7 @@ def test_no_queries_have_no_neighbors():
     "change, message",
     [
         ({"train_labels": np.array([0, -1, 1, -1, 2, 2])}, "2 of 6 labels are negative"),
-        ({"num_classes": 2}, "label 2 where num_classes is 2"),
+        ({"num_classes": 2}, "label 2 is too large for num_classes=2"),
         ({"train_labels": LABELS[:5]}, "6 rows of features but 5 labels"),
         ({"train_features": BANK[:0], "train_labels": LABELS[:0]}, "no images"),
         ({"train_features": np.where(BANK == 5, np.float32(np.nan), BANK)}, "1 of 6 rows of features are not finite"),

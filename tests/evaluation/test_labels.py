@@ -30,3 +30,19 @@ def test_too_few_labels_are_refused():
         draw_labels(LABELS, 4, 1, seed=0)
     with pytest.raises(ValueError, match="no class has two labels"):
         draw_labels(np.arange(3), 3, None, seed=0)
+
+
+def test_whole_groups_are_held_out_of_the_same_draw():
+    groups = np.array([f"patient {k}" for k in np.random.default_rng(1).integers(0, 60, len(LABELS))])
+    index, held_out = draw_labels(LABELS, 4, 50, seed=3, groups=groups)
+    np.testing.assert_array_equal(index, draw_labels(LABELS, 4, 50, seed=3)[0])
+    assert not {*groups[index[held_out]]} & {*groups[index[~held_out]]}
+    assert 0.1 < held_out.mean() < 0.3 and (np.bincount(LABELS[index[held_out]], minlength=4) > 0).all()
+    other = draw_labels(LABELS, 4, 50, seed=4, groups=groups)[1]
+    assert (other != held_out).any()
+
+
+def test_if_no_class_has_two_groups_labels_are_held_out_one_by_one():
+    for groups in (np.zeros(len(LABELS), int), LABELS):
+        for alone, together in zip(draw_labels(LABELS, 4, 10, 0), draw_labels(LABELS, 4, 10, 0, groups), strict=True):
+            np.testing.assert_array_equal(alone, together)

@@ -160,12 +160,12 @@ def test_converges_on_separable_and_on_dead_features(per_class):
         ({"per_class": 1}, "give at least 2"),
         ({"train_labels": np.where(np.arange(1500) < 7, -1, TRAIN[1])}, "train: 7 of 1500 labels are negative"),
         ({"test_labels": np.full(800, -1)}, "test: 800 of 800 labels are negative"),
-        ({"num_classes": 3}, "label 3 where num_classes is 3"),
+        ({"num_classes": 3}, "label 3 is too large for num_classes=3"),
         ({"test_labels": TEST[1][:-1]}, "800 rows of features but 799 labels"),
         ({"train_features": np.where(np.arange(15) == 2, np.nan, TRAIN[0])}, "1500 of 1500 rows of features are not"),
         ({"test_features": TEST[0][:, 1:]}, "15 and 14 dimensions"),
-        ({"seeds": ()}, "needs seeds"),
-        ({"strengths": (1.0, 0.0)}, "strengths above 0"),
+        ({"seeds": ()}, r"seeds and strengths must not be empty, .* got \(\) and"),
+        ({"strengths": (1.0, 0.0)}, "strengths must be above 0"),
     ],
 )
 def test_errors_name_what_is_wrong(change, message):

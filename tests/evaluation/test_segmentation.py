@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.data import fashion_mnist, sources
+from ssl_jax.data import opening
 from ssl_jax.evaluation import segmentation
 from ssl_jax.evaluation.segmentation import IGNORE, confusion, linear_segmentation
 from ssl_jax.weights import Backbone
+from tests.debian import needs_fashion_mnist
 
 CLASSES, DIM = 3, 5
 
@@ -89,11 +90,11 @@ def test_masks_of_the_test_may_be_of_another_size():
     assert found.mean_iou > 85
 
 
-@pytest.mark.skipif(not fashion_mnist.installed(), reason="needs Debian's dataset-fashion-mnist")
+@needs_fashion_mnist
 def test_clothes_on_a_canvas():
     """Real images: trousers, bags and boots, each somewhere in a larger image; an untrained ResNet's map tells them
     from the background and, better than chance, from each other."""
-    source = sources.load("fashion_mnist", channels=1)
+    source = opening.load("fashion_mnist", channels=1)
     kinds = {1: 1, 8: 2, 9: 3}  # label -> class; 0 is the background
     rng = np.random.default_rng(0)
     images, masks = np.zeros((96, 48, 48, 1), np.uint8), np.zeros((96, 48, 48), np.uint8)
@@ -123,7 +124,7 @@ def test_clothes_on_a_canvas():
     [
         ({"num_classes": 1}, r"num_classes must be in 2\.\.255, got 1"),
         ({"num_classes": 256}, r"num_classes must be in 2\.\.255, got 256"),
-        ({"num_classes": 2}, "train: a mask has class 2 where num_classes is 2; classes count from 0, and 255"),
+        ({"num_classes": 2}, "train: a mask has class 2, too large for num_classes=2; classes count from 0, and 255"),
         ({"train_masks": TRAIN[1][:-1]}, "train: feature maps of 20 images but 19 masks"),
         ({"test_masks": np.full_like(TEST[1], IGNORE)}, "test: no pixel of the masks has a class"),
         ({"train_maps": TRAIN[0][:1], "train_masks": TRAIN[1][:1]}, "one training image leaves none"),

@@ -437,7 +437,7 @@ def ones(*shape):
         (lambda: losses.sinkhorn(ones(4, 3), iterations=0), "iterations"),
         (lambda: losses.swav(ones(4, 3)), "high and low must be"),
         (lambda: losses.swav(ones(2, 4, 3), ones(2, 5, 3)), "high and low must be"),
-        (lambda: losses.swav(ones(1, 4, 3)), "two at least"),
+        (lambda: losses.swav(ones(1, 4, 3)), "at least two views"),
         (lambda: losses.swav(ones(2, 4, 3), queue_scores=ones(1, 7, 3)), "queue_scores must be"),
         (lambda: losses.swav(ones(2, 4, 3), queue_scores=ones(2, 7, 4)), "queue_scores must be"),
         (lambda: losses.pseudo_label_cross_entropy(ones(4, 3), np.zeros(4, int)), "scores must be"),

@@ -531,9 +531,9 @@ def ones(*shape):
     "call, message",
     [
         (lambda: losses.dcl(ones(4, 3), ones(4, 2)), "z1 and z2 must be"),
-        (lambda: losses.dcl(ones(1, 3), ones(1, 3)), "two at least"),
+        (lambda: losses.dcl(ones(1, 3), ones(1, 3)), "at least two"),
         (lambda: losses.dclw(ones(4), ones(4)), "z1 and z2 must be"),
-        (lambda: losses.dclw(ones(1, 3), ones(1, 3)), "two at least"),
+        (lambda: losses.dclw(ones(1, 3), ones(1, 3)), "at least two"),
         (lambda: losses.supcon(ones(4, 3), np.zeros(4, int)), "features must be"),
         (lambda: losses.supcon(ones(4, 2, 3), np.zeros(3, int)), "features must be"),
         (lambda: losses.info_nce(ones(4, 3), ones(5, 3)), "query and key must be"),

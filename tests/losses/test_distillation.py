@@ -62,6 +62,51 @@ def test_negative_cosine_refuses_other_shapes(shapes):
         losses.negative_cosine(*map(np.ones, shapes))
 
 
+# feature_distillation
+
+
+def reference_feature_distillation(prediction, target):
+    d = np.abs(prediction - target)
+    smooth = np.mean(np.where(d < 1, d**2 / 2, d - 0.5))
+    rows = zip(prediction.reshape(-1, prediction.shape[-1]), target.reshape(-1, target.shape[-1]), strict=True)
+    return 0.5 * (1 - np.mean([unit(p) @ unit(t) for p, t in rows])) + 0.5 * smooth
+
+
+def test_feature_distillation_is_the_formula():
+    both = checks.draw(batch=5, scale=2.0)  # differences on both sides of 1
+    checks.equals_reference(losses.feature_distillation, reference_feature_distillation, *both)
+
+
+def test_feature_distillation_of_places_is_that_of_as_many_rows():
+    prediction, target = (draw(5, 2, 3, 4, seed=seed) for seed in (0, 1))
+    value = losses.feature_distillation(prediction, target)
+    rows = losses.feature_distillation(prediction.reshape(30, 4), target.reshape(30, 4))
+    np.testing.assert_allclose(value, rows, rtol=1e-6)
+
+
+def test_feature_distillation_over_devices_is_that_of_the_whole_batch():
+    checks.same_on_devices(losses.feature_distillation, *checks.draw(batch=5), devices=(1, 5))
+
+
+def test_feature_distillation_is_finite():
+    checks.finite_everywhere(losses.feature_distillation, *checks.draw(batch=5))
+
+
+def test_feature_distillation_at_known_differences():
+    # cos 0; entries differ by 2 and by 1/2, whose smooth L1 is 3/2 and 1/8, and not at all in two entries.
+    prediction, target = np.float32([[2, 0, 0, 0]]), np.float32([[0, 0.5, 0, 0]])
+    weights = dict(cosine=1.0, smooth_l1=4.0)
+    np.testing.assert_allclose(losses.feature_distillation(prediction, target, **weights), 1 + 1.5 + 0.125, rtol=1e-6)
+    assert losses.feature_distillation(target, target, **weights) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("shapes", [((4, 3), (5, 3)), ((4,), (4,)), ((4, 2, 3), (4, 3))])
+@pytest.mark.usefixtures("unchecked")
+def test_feature_distillation_refuses_other_shapes(shapes):
+    with pytest.raises(ValueError, match=r"must be \[batch, ..., dim\] of one shape"):
+        losses.feature_distillation(*map(np.ones, shapes))
+
+
 # dino
 
 TEMPERATURES = dict(student_temperature=0.2, teacher_temperature=0.05)
@@ -258,7 +303,7 @@ def test_koleo_in_groups_is_that_of_each_on_any_devices(group):
 
 @pytest.mark.parametrize("group", [1, 3])
 def test_koleo_in_groups_that_do_not_fill_the_batch_is_refused(group):
-    with pytest.raises(ValueError, match="divide the global batch's 8 rows, or be 0, got"):
+    with pytest.raises(ValueError, match="a divisor of the global batch's 8 rows, got"):
         losses.koleo(np.ones((8, 4), np.float32), group=group)
 
 
@@ -282,7 +327,7 @@ def test_koleo_of_duplicates():
 @pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (1, 4)])
 @pytest.mark.usefixtures("unchecked")
 def test_koleo_refuses_other_shapes(shape):
-    with pytest.raises(ValueError, match="two rows at least"):
+    with pytest.raises(ValueError, match="at least two rows"):
         losses.koleo(np.ones(shape))
 
 

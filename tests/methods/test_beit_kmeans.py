@@ -256,7 +256,10 @@ def test_the_last_kernels_of_block_l_begin_smaller_by_sqrt_2l():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"codes": 65}, "codes=65 begin as patches of a batch, which has 4 images of 16; use codes=64 or less"),
+        (
+            {"codes": 65},
+            "codes=65 start as patches of the first batch, which has 4 images with 16 patches each; use codes=64",
+        ),
         ({"codes": 1}, "codes must be at least 2, got 1"),
         ({"tokenizer_steps": 0}, "tokenizer_steps must be at least 1, got 0"),
         ({"decay": 1.5}, r"decay must be in 0\.\.1, got 1.5"),

@@ -79,7 +79,7 @@ def test_chance_level_is_the_loss_of_equal_embeddings():
 
 def test_a_backbone_without_halves_is_refused():
     schedule = Schedule(batch_size=4, steps=20, steps_per_epoch=6, num_images=NUM_IMAGES)
-    with pytest.raises(ValueError, match=r"a ResNet has no halves; use a model\.name such as split_resnet50"):
+    with pytest.raises(ValueError, match=r"two halves, got a ResNet; use a model\.name such as split_resnet50"):
         METHODS["cmc"](models.create("resnet8"), schedule)
 
 

@@ -20,7 +20,7 @@ def test_quarters_are_the_four_row_by_row():
     found = np.asarray(jax.jit(_quarters)(image))[0, ..., 0]
     np.testing.assert_array_equal(found[1], [[3, 4, 5], [9, 10, 11]])
     np.testing.assert_array_equal(found[2], [[12, 13, 14], [18, 19, 20]])
-    with pytest.raises(ValueError, match="have no quarters"):
+    with pytest.raises(ValueError, match="do not divide into quarters"):
         jax.eval_shape(_quarters, np.zeros((1, 5, 6, 1), np.float32))
 
 

@@ -111,7 +111,7 @@ def test_no_patch_tells_the_backbone_about_another():
 
 @pytest.mark.parametrize("kind", ["sync", "local", "grouped"])
 def test_batch_norm_is_refused(kind):
-    with pytest.raises(ValueError, match=f"batch_norm='{kind}' tells .*; use model.batch_norm=\"layer\""):
+    with pytest.raises(ValueError, match=f"batch_norm='{kind}' lets the patches .*; use model.batch_norm=\"layer\""):
         make(batch_norm=kind)
 
 
@@ -149,8 +149,8 @@ def test_patches_are_cropped_mirrored_and_stripped_of_channels_each_by_itself():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"offsets": (1, 4)}, r"offsets must be in 1..3, of a grid of 4 rows, got \(1, 4\)"),
-        ({"offsets": ()}, r"offsets must be in 1..3, of a grid of 4 rows, got \(\)"),
+        ({"offsets": (1, 4)}, r"offsets must be in 1..3, for a grid of 4 rows, got \(1, 4\)"),
+        ({"offsets": ()}, r"offsets must be in 1..3, for a grid of 4 rows, got \(\)"),
         ({"directions": 5}, "directions must be in 1..4, got 5"),
         ({"crop": 5}, "crop must be in 0..patch=4, got 5"),
         ({"scale": 0.0}, "scale must be above 0, got 0.0"),

@@ -58,7 +58,7 @@ def test_chance_level_is_the_loss_of_equal_embeddings(weighted, loss):
     [
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"sigma": -0.5}, "sigma must be above 0"),
-        ({"batch_size": 1}, "batch_size=1 leaves no other image"),
+        ({"batch_size": 1}, "batch_size=1 leaves no second image"),
     ],
 )
 def test_refusals(options, message):

@@ -141,7 +141,7 @@ def test_chance_level_is_the_loss_of_equal_embeddings():
     [
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"dense_weight": 1.5}, "dense_weight must be in"),
-        ({"queue_size": 20}, "queue_size=20 is no multiple of batch_size=8; use 16"),
+        ({"queue_size": 20}, "queue_size=20 is not a multiple of batch_size=8; use 16"),
         ({"queue_size": 48}, "queue_size=48 is longer than the data set of 40 images"),
     ],
 )
@@ -152,5 +152,11 @@ def test_refusals(options, message):
 
 def test_refuses_a_network_without_a_feature_map():
     vit = models.create("vit_tiny_patch16_224", dim=24, depth=1, heads=2, patch_size=8, image_size=16)
-    with pytest.raises(ValueError, match="DenseCL needs a feature map, which ViT has not; use a ResNet"):
+    with pytest.raises(ValueError, match="DenseCL needs a feature map, which ViT does not have; use a ResNet"):
         METHODS["densecl"](vit, make().schedule, queue_size=24)
+
+
+def test_refuses_a_network_that_normalizes_after_the_mean():
+    convnext = models.create("convnext_atto", stages=(1,), base_width=8)
+    with pytest.raises(ValueError, match=r'ConvNeXt of pool="mean" has other features.*use model.pool="norm_mean"'):
+        METHODS["densecl"](convnext, make().schedule, queue_size=24)

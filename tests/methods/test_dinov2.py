@@ -167,8 +167,8 @@ def test_heads_are_tied_or_not_with_trainable_gains_and_frozen_prototypes():
     "options, message",
     [
         ({"centering": "batch"}, "centering must be one of mean, sinkhorn, got 'batch'"),
-        ({"koleo_images": 4}, "koleo_images=4 must divide batch_size=6, and be 2"),
-        ({"koleo_images": 1}, "koleo_images=1 must divide"),
+        ({"koleo_images": 4}, "koleo_images=4 must be at least 2 and divide batch_size=6"),
+        ({"koleo_images": 1}, "koleo_images=1 must be at least 2"),
         ({"koleo_weight": -0.1}, "koleo_weight must be at least 0, got -0.1"),
     ],
 )

@@ -10,11 +10,12 @@ import pytest
 
 from ssl_jax import config, dist
 from ssl_jax.configs import scales
-from ssl_jax.data import pipeline, sources
+from ssl_jax.data import opening, pipeline, sources
 from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.training import build
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.state import create_state
+from tests.methods.teachers import with_teacher
 
 BATCH, STEPS, STEPS_PER_EPOCH, SAVED = 64, 5, 3, 2
 # The others take a quarter of an hour together on two cores: they have a mark of their own.
@@ -25,6 +26,7 @@ SMALLER = {"model": {"depth": 1, "base_width": 8}, "method": {"queue_size": 512,
 ALL_STAGES = ("colorization", "split_brain", "w_mse")
 # Of the others 1e-4. So small that no nearest neighbor changes with rounding, which changes a loss by more.
 LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5, "pcl": 1e-6, "sela_v2": 1e-5, "counting": 1e-6, "vae": 1e-7}
+OF_FOLDERS = ("folder", "continue")  # scales for images of one's own
 
 
 def each_method():
@@ -33,13 +35,16 @@ def each_method():
 
 
 def load(name, scale="tiny"):
-    return config.get_config(f"{name}:{scale}")
+    found = config.get_config(f"{name}:{scale}")
+    if scale in OF_FOLDERS:  # its images are measured when a run begins
+        found.data.update(channels=3, dtype="uint8", mean=(0.5,) * 3, std=(0.25,) * 3)
+    return with_teacher(found)
 
 
 @functools.cache
 def images(channels):
     """Fashion-MNIST; with three channels each image in a color of its own, for methods that look at colors."""
-    source = sources.load("fashion_mnist", split="train", channels=channels)
+    source = opening.load("fashion_mnist", split="train", channels=channels)
     gray = sources.Subset(source, np.arange(1024))
     if channels == 1:
         return gray
@@ -175,7 +180,7 @@ def test_chance_level_is_a_number_or_none(name):
     assert method.chance_level is None or np.isfinite(method.chance_level)
 
 
-@pytest.mark.slow  # tests/test_config.py checks their numbers
+@pytest.mark.slow  # tests/config/test_config.py checks their numbers
 @pytest.mark.parametrize("name, scale", [(name, scale) for name in METHODS for scale in scales(name)])
 def test_every_scale_of_every_config_can_be_built(name, scale):
     settings = load(name, scale)
@@ -186,7 +191,8 @@ def test_every_scale_of_every_config_can_be_built(name, scale):
             settings.model.stages = (1, 1, 1, 1)
         elif settings.model.name.startswith("vit"):
             settings.model.depth = 6
-    num_images = 10_000 if "[" in settings.data.split else 1_281_167  # of a part of the data set, or of ImageNet
+    # Of a part of the data set, of a folder, or of ImageNet.
+    num_images = 10_000 if "[" in settings.data.split or scale in OF_FOLDERS else 1_281_167
     run = Schedule(
         batch_size=settings.batch_size, steps=100_000, steps_per_epoch=100, num_images=num_images, num_classes=1000
     )

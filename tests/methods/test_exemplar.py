@@ -42,6 +42,6 @@ def test_turning_keeps_the_middle_and_moves_what_is_off_it_by_up_to_the_angle():
 
 def test_more_images_than_a_classifier_can_have_are_refused():
     with pytest.raises(
-        ValueError, match=r"20001 images would be as many classes.*train\[:8000\], or the method instdisc"
+        ValueError, match=r"a class of each image, and 20001 are more than.*train\[:8000\], or the method instdisc"
     ):
         METHODS["exemplar"](models.create("resnet8"), dataclasses.replace(RUN, num_images=20_001))

@@ -113,7 +113,7 @@ def test_prototypes_stay_for_the_first_epochs():
 
 
 def test_refuses_a_network_without_patches():
-    with pytest.raises(ValueError, match="a ResNet has not"):
+    with pytest.raises(ValueError, match="a ResNet does not have"):
         make(models.create("resnet8"))
     with pytest.raises(ValueError, match=r"leave model\.class_token=True"):
         make(vit(class_token=False, pool="norm_mean"))

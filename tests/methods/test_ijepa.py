@@ -255,5 +255,5 @@ def test_impossible_options_are_refused(options, message):
 
 
 def test_a_resnet_is_refused():
-    with pytest.raises(ValueError, match="use a vision transformer"):
+    with pytest.raises(ValueError, match="use a ViT"):
         METHODS["ijepa"](models.create("resnet8"), RUN)

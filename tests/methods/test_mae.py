@@ -99,5 +99,5 @@ def test_the_picture_keeps_what_was_seen_and_undoes_the_normalization():
 
 
 def test_a_resnet_is_refused():
-    with pytest.raises(ValueError, match="use a vision transformer"):
+    with pytest.raises(ValueError, match="use a ViT"):
         METHODS["mae"](models.create("resnet8"), RUN)

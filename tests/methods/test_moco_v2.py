@@ -103,7 +103,7 @@ def test_the_head_has_biases_and_no_batch_norm():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"queue_size": 20}, "no multiple of batch_size=8; use 16"),
+        ({"queue_size": 20}, "not a multiple of batch_size=8; use 16"),
         ({"queue_size": 48}, "longer than the data set of 40 images.*use 40 or less"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"decay": -0.1}, "decay must be in 0..1"),

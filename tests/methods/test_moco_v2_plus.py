@@ -63,7 +63,7 @@ def test_the_teachers_decay_rises_by_half_a_cosine():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"queue_size": 20}, "no multiple of batch_size=8; use 16"),
+        ({"queue_size": 20}, "not a multiple of batch_size=8; use 16"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"final_decay": 1.1}, "final_decay must be in 0..1"),
     ],

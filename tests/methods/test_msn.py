@@ -149,7 +149,7 @@ def test_a_mask_of_another_share_is_refused_when_it_is_built():
         ({"mask_ratio": 1.0}, "mask_ratio must be in .0, 1., got 1.0"),
         ({"power": -0.25}, "power must be at least 0, got -0.25"),
         ({"decay_stretch": 0.5}, "decay_stretch must be at least 1, got 0.5"),
-        ({"backbone": models.create("resnet8")}, "a ResNet has not"),
+        ({"backbone": models.create("resnet8")}, "a ResNet does not have"),
     ],
 )
 def test_refuses(options, message):

@@ -81,7 +81,7 @@ def test_heads_are_byols():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"queue_size": 20}, "queue_size=20 is no multiple of batch_size=8; use 16"),
+        ({"queue_size": 20}, "queue_size=20 is not a multiple of batch_size=8; use 16"),
         ({"queue_size": 0}, "queue_size must be at least 1, got 0"),
         ({"decay": 1.1}, r"decay must be in 0..1, got 1.1"),
         ({"predictor": (12, 5)}, "ends in 5 dimensions, not in the projector's 6"),

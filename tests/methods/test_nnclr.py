@@ -120,7 +120,7 @@ def test_chance_level_is_the_loss_of_equal_embeddings():
     [
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"queue_size": 0}, "queue_size must be at least 1, got 0"),
-        ({"queue_size": 30}, "queue_size=30 is no multiple of batch_size=8; use 32"),
+        ({"queue_size": 30}, "queue_size=30 is not a multiple of batch_size=8; use 32"),
         ({"predictor": (10, 5)}, "predictor"),
     ],
 )

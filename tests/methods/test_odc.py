@@ -145,7 +145,10 @@ def test_heads_and_chance_level():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"clusters": 5, "min_size": 5}, "clusters=5 must be from 2 to what 24 images fill with min_size=5 each, 4"),
+        (
+            {"clusters": 5, "min_size": 5},
+            r"clusters=5 must be in 2\.\.4, so that 24 images can give each at least min_size=5",
+        ),
         ({"momentum": 1.5}, "momentum must be in 0..1"),
         ({"first_epochs": 0.0}, "first_epochs must be above 0"),
     ],

@@ -208,7 +208,7 @@ def test_the_teacher_follows_at_a_constant_decay():
     [
         ({"clusters": ()}, r"clusters=\(\) must be one or more"),
         ({"clusters": (4, 25)}, "from 2 to the number of images, 24"),
-        ({"queue_size": 20}, "no multiple of batch_size=8; use 16"),
+        ({"queue_size": 20}, "not a multiple of batch_size=8; use 16"),
         ({"warmup_epochs": -1.0}, "warmup_epochs must be at least 0"),
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
     ],

@@ -122,9 +122,9 @@ def test_chance_level_is_that_of_uniform_likenesses():
     "options, message",
     [
         ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"target_temperature": 0.3}, "target_temperature=0.3 is not below temperature=0.3.*use 0.12"),
+        ({"target_temperature": 0.3}, "target_temperature=0.3 must be below temperature=0.3.*use 0.12"),
         ({"final_decay": 1.1}, "final_decay must be in"),
-        ({"queue_size": 20}, "queue_size=20 is no multiple of batch_size=8; use 16"),
+        ({"queue_size": 20}, "queue_size=20 is not a multiple of batch_size=8; use 16"),
     ],
 )
 def test_refusals(options, message):

@@ -7,14 +7,15 @@ import pytest
 from jax.sharding import Mesh
 
 from ssl_jax import dist, losses, models, optim
-from ssl_jax.data import pipeline, sources
-from ssl_jax.data.augment import Augmentation, make_augment, normalize
+from ssl_jax.data import opening, pipeline, sources
+from ssl_jax.data.augment import Augmentation, make_augment
+from ssl_jax.data.normalization import Normalization
 from ssl_jax.evaluation.knn import weighted_knn
 from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.training import step
 from ssl_jax.training.state import create_state
 
-MEAN, STD = (0.286,), (0.353,)
+NORMALIZATION = Normalization((0.286,), (0.353,))
 
 
 def make(batch_size=64, **options):
@@ -75,12 +76,12 @@ def test_refuses_a_temperature_that_is_not_positive(temperature):
 @pytest.mark.slow
 def test_learns_on_real_images():
     """kNN on Fashion-MNIST beats that of the same network untrained, its statistics calibrated or not."""
-    source = sources.load("fashion_mnist", split="train", channels=1)
+    source = opening.load("fashion_mnist", split="train", channels=1)
     method = make(batch_size=128, temperature=0.1)
     view = Augmentation(size=(28, 28), crop_area=(0.2, 1.0), brightness=0.6, contrast=0.6)
     tx = optim.adamw(optim.warmup_cosine(4e-3, warmup_steps=20, steps=300), weight_decay=1e-4)
     mesh = Mesh(np.asarray(jax.devices()[:1]), (dist.AXIS,))
-    augment = make_augment([view, view], mean=MEAN, std=STD)
+    augment = make_augment([view, view], NORMALIZATION)
     train_step = step.TrainStep(method=method, tx=tx, augment=augment, axis_name=dist.AXIS, log_every=100)
     # Here the speed of the compiled code matters.
     optimized = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
@@ -92,7 +93,7 @@ def test_learns_on_real_images():
 
     @jax.jit
     def features(variables, images):
-        return method.backbone.apply(variables, normalize(images, MEAN, STD))
+        return method.backbone.apply(variables, NORMALIZATION(images))
 
     def accuracy(variables):
         h = np.concatenate([features(variables, batch["image"]) for batch in held])
@@ -102,7 +103,7 @@ def test_learns_on_real_images():
     def calibrated(variables):
         update = jax.jit(functools.partial(method.backbone.apply, train=True, mutable=["batch_stats"]))
         for batch in held * 3:
-            variables = {**variables, **update(variables, normalize(batch["image"], MEAN, STD))[1]}
+            variables = {**variables, **update(variables, NORMALIZATION(batch["image"]))[1]}
         return variables
 
     untrained = method.backbone_variables(state.params, state.model_state)

@@ -144,9 +144,9 @@ def test_heads_and_chance_level():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"queue_size": 20}, "no multiple of batch_size=8; use 16"),
+        ({"queue_size": 20}, "not a multiple of batch_size=8; use 16"),
         ({"queue_size": 32}, "not filled by the 3 batches of 8 before the first reset; use 24 or less"),
-        ({"groups": 17}, "groups=17 must be from 2 to queue_size=16"),
+        ({"groups": 17}, r"groups=17 must be in 2\.\.queue_size=16"),
         ({"predictor": (12, 5)}, "not in the projector's 6"),
         ({"beta": 1.5}, "beta must be in 0..1"),
     ],

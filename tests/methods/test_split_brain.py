@@ -94,9 +94,12 @@ def test_lightness_bins():
     [
         (
             {"name": "resnet8"},
-            "a ResNet has no halves for lightness and colors; use a model.name such",
+            "one for lightness and one for colors, got a ResNet; use a model.name such",
         ),
-        ({"name": "split_resnet8", "parts": "bands"}, "a SplitResNet of parts='bands' has no halves"),
+        (
+            {"name": "split_resnet8", "parts": "bands"},
+            "one for lightness and one for colors, got a SplitResNet with parts='bands'",
+        ),
     ],
 )
 def test_other_backbones_are_refused(options, message):

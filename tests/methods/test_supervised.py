@@ -98,5 +98,5 @@ def test_an_odd_number_on_a_device_cannot_be_paired():
         batch = {"views": (x,), "label": labels, "index": jnp.arange(3)}
         return method.loss(params, state, batch, jax.random.key(2)).loss
 
-    with pytest.raises(ValueError, match="pairs the images of a device, which has 3"):
+    with pytest.raises(ValueError, match="pairs the images on a device, and a device has 3"):
         jax.eval_shape(run, images(3), np.zeros(3, int))

@@ -162,7 +162,7 @@ def test_queue_begins_when_told_counts_when_full_and_holds_past_batches():
         ({"epsilon": 0.0}, "epsilon must be above 0, got 0"),
         ({"prototypes": 1}, "prototypes must be at least 2.*got 1"),
         ({"local_views": -1}, "local_views must be at least 0, got -1"),
-        ({"queue_size": 12}, "queue_size=12 is no multiple of batch_size=8; use 16"),
+        ({"queue_size": 12}, "queue_size=12 is not a multiple of batch_size=8; use 16"),
         ({"freeze_steps": -1}, "freeze_steps must be at least 0"),
     ],
 )

@@ -5,6 +5,7 @@ import pytest
 
 from ssl_jax import losses, models
 from ssl_jax.data.augment import Augmentation, make_augment
+from ssl_jax.data.normalization import Normalization
 from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.vicregl import map_positions
 from tests.methods.drawn import draw
@@ -23,11 +24,14 @@ def a_batch():
     views = tuple(rng.normal(size=(8, side, side, 1)).astype(np.float32) for side in (4, 4, 2))
     corners = rng.uniform(0, 0.5, (3, 8, 4))
     mirrored = np.broadcast_to(np.arange(8) % 2, (3, 8))[..., None]
-    return {"views": views, "boxes": tuple(np.concatenate([corners, mirrored], axis=-1).astype(np.float32))}
+    return {
+        "views": views,
+        "boxes": tuple(np.concatenate([corners, mirrored, 0.0 * mirrored], axis=-1).astype(np.float32)),
+    }
 
 
 def test_positions_lie_where_the_map_does():
-    boxes = np.array([[0.0, 0.0, 1.0, 1.0, 0.0], [0.5, 0.2, 0.4, 0.8, 1.0]], np.float32)
+    boxes = np.array([[0.0, 0.0, 1.0, 1.0, 0.0, 0.0], [0.5, 0.2, 0.4, 0.8, 1.0, 0.0]], np.float32)
     positions = np.asarray(jax.jit(map_positions, static_argnums=1)(boxes, (2, 4))).reshape(2, 2, 4, 2)
     np.testing.assert_allclose(positions[0, :, 0], [[0.25, 0.125], [0.75, 0.125]], rtol=1e-6)
     np.testing.assert_allclose(positions[0, 1, :, 1], [0.125, 0.375, 0.625, 0.875], rtol=1e-6)
@@ -38,20 +42,36 @@ def test_positions_lie_where_the_map_does():
 def test_positions_are_those_of_the_pixels_that_a_view_shows():
     """Images of a ramp from left to right and one of another slope down: a view's values tell where it is."""
     rows, columns = np.mgrid[0:32, 0:32]
-    image = np.stack([rows, columns], axis=-1)[None].repeat(3, axis=0) * 8
-    flipped_or_not = [Augmentation(size=(8, 8), crop_area=(0.3, 0.6), flip=flip) for flip in (0.0, 1.0)]
-    augment = make_augment(flipped_or_not, mean=(0, 0), std=(1, 1))
+    image = np.stack([rows, columns], axis=-1)[None].repeat(12, axis=0) * 8 / np.float32(255)
+    ways = [
+        dict(flip=0.0),
+        dict(flip=1.0),
+        dict(flip=0.0, flip_vertical=1.0),
+        dict(flip=0.5, flip_vertical=0.5, quarter_turns=0.75),
+        dict(flip=0.5, flip_vertical=0.5, quarter_turns=0.75, rotate=60.0),
+    ]
+    augmentations = [Augmentation(size=(16, 16), crop_area=(0.3, 0.6), **way) for way in ways]
+    augmentations.append(Augmentation(size=(12, 18), crop_area=(0.3, 0.6), flip_vertical=0.5, rotate=60.0))
+    augment = make_augment(augmentations, Normalization((0.0, 0.0), (1.0, 1.0)))
 
     @jax.jit
     def run(batch):
         batch = augment(jax.random.key(0), batch)
-        return batch["views"], [map_positions(boxes, (8, 8)) for boxes in batch["boxes"]]
+        views = batch["views"]
+        grids = [view.shape[1:3] for view in views]
+        of_views = [map_positions(b, g, g[1] / g[0]) for b, g in zip(batch["boxes"], grids, strict=True)]
+        return views, [x.reshape(12, *grid, 2) for x, grid in zip(of_views, grids, strict=True)]
 
-    views, positions = jax.device_get(run({"image": image.astype(np.uint8), "index": np.arange(3)}))
-    for view, of_view in zip(views, positions, strict=True):
+    views, positions = jax.device_get(run({"image": image, "index": np.arange(12)}))
+    for view, of_view, made in zip(views, positions, augmentations, strict=True):
         shown = (view * 255 / 8 + 0.5) / 32
-        # Not the edges, where the box cuts the interpolation's kernel off.
-        np.testing.assert_allclose(of_view.reshape(3, 8, 8, 2)[:, 1:-1, 1:-1], shown[:, 1:-1, 1:-1], atol=0.01)
+        # Black corners show no place. At the edges the box cuts the interpolation's kernel off.
+        inner = np.abs(of_view - 0.5).max(axis=-1) < 0.45
+        seen = (view.min(axis=-1) > 0) & inner
+        seen[:, [0, -1]] = seen[:, :, [0, -1]] = False
+        assert seen.mean() > 0.3
+        # A nearest neighbor is up to half a pixel of the view off, here 1/24 of the view's shorter side.
+        np.testing.assert_allclose(of_view[seen], shown[seen], atol=0.04 if made.rotate else 0.01)
 
 
 @pytest.mark.slow
@@ -88,7 +108,7 @@ def test_loss_is_that_of_pooled_features_and_of_maps_over_pairs_with_a_global_vi
     assert all(jax.tree.leaves(changed))
 
 
-def test_mirroring_matters():
+def test_mirroring_and_turning_matter():
     method = make()
 
     @jax.jit
@@ -97,12 +117,14 @@ def test_mirroring_matters():
 
     batch = {name: value[:2] for name, value in a_batch().items()}
     boxes = batch["boxes"]
-    mirrored = boxes[0] * [1, 1, 1, 1, -1] + [0, 0, 0, 0, 1]
+    mirrored = boxes[0] * [1, 1, 1, 1, -1, 1] + [0, 0, 0, 0, 1, 0]
+    turned = boxes[0] + [0, 0, 0, 0, 0, 90]
     params, state = draw(method, batch["views"][0])
     metrics = metrics_of(params, state, batch["views"], boxes)
-    other = metrics_of(params, state, batch["views"], (mirrored.astype(np.float32), boxes[1]))
-    np.testing.assert_array_equal(metrics["global_loss"], other["global_loss"])
-    assert abs(float(metrics["local_loss"]) - float(other["local_loss"])) > 1e-3
+    for changed in (mirrored, turned):
+        other = metrics_of(params, state, batch["views"], (changed.astype(np.float32), boxes[1]))
+        np.testing.assert_array_equal(metrics["global_loss"], other["global_loss"])
+        assert abs(float(metrics["local_loss"]) - float(other["local_loss"])) > 1e-3
 
 
 def test_views_and_heads():
@@ -134,7 +156,10 @@ def test_chance_level_is_the_loss_of_equal_embeddings():
         ({"num_local": -1}, "num_local must be at least 0, got -1"),
         ({"matches": (20, 0)}, r"matches must be at least 1, got \(20, 0\)"),
         ({"variance": 0.0}, "variance must be above 0"),
-        ({"backbone": models.create("vit_tiny_patch16_224")}, "needs a feature map, which ViT has not; use a ResNet"),
+        (
+            {"backbone": models.create("vit_tiny_patch16_224")},
+            "needs a feature map, which ViT does not have; use a ResNet",
+        ),
     ],
 )
 def test_refusals(options, message):

@@ -90,7 +90,7 @@ def test_chance_level_is_the_loss_of_independent_views():
     "options, message",
     [
         ({"whiten_size": 4}, "whiten_size=4 rows are too few to whiten 3 dimensions; use 6 or more"),
-        ({"batch_size": 20}, "batch_size=20 is no multiple of whiten_size=6; use batch_size 18"),
+        ({"batch_size": 20}, "batch_size=20 is not a multiple of whiten_size=6; use batch_size 18"),
         ({"batch_size": 4}, "use batch_size 6"),
         ({"num_views": 1}, "num_views must be at least 2, got 1"),
         ({"whiten_iterations": 0}, "whiten_iterations must be at least 1, got 0"),

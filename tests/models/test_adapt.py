@@ -134,7 +134,7 @@ def test_running_statistics_of_a_devices_own_rows_are_averaged_over_devices():
         (
             nn.Conv(4, (1, 1)),
             ValueError,
-            r"makes \[2, 8, 8, 4\] of images \[2, 8, 8, 3\].*take the mean over positions",
+            r"gives \[2, 8, 8, 4\] for images \[2, 8, 8, 3\].*take the mean over positions",
         ),
     ],
 )

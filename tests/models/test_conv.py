@@ -72,8 +72,10 @@ def test_value_and_gradients_are_nn_convs(chunks, monkeypatch):
 
 def test_groups_and_dilation_are_nn_convs():
     case = ((3, 8, 8, 4), 4, (3, 3), (1, 1), "SAME")
-    options = dict(feature_group_count=2), dict(kernel_dilation=(2, 2)), dict(precision="highest")
-    equals_flaxs([(*case, of_case) for of_case in options], rtol=1e-6)
+    groups = [dict(feature_group_count=count) for count in (2, 4)]
+    options = *groups, dict(kernel_dilation=(2, 2)), dict(precision="highest")
+    strided = ((5, 9, 7, 6), 4, (3, 3), (2, 2), ((1, 1), (1, 1)), dict(feature_group_count=2))
+    equals_flaxs([*((*case, of_case) for of_case in options), strided], rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16():

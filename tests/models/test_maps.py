@@ -35,7 +35,14 @@ def test_a_vits_map_has_each_patch_in_its_place():
 
 
 @pytest.mark.parametrize(
-    "module", [models.create("resnet8", stages=(1,)), vit(pool="norm_mean"), vit(pool="norm_mean", class_token=False)]
+    "module",
+    [
+        models.create("resnet8", stages=(1,)),
+        vit(pool="norm_mean"),
+        vit(pool="norm_mean", class_token=False),
+        models.create("convnext_atto", stages=(1, 1), base_width=4, patch_size=1, pool="norm_mean"),
+        models.create("efficientnet_b0", stages=(1, 1), width=0.1),
+    ],
 )
 def test_the_mean_of_the_map_is_the_pooled_feature(module):
     variables = drawn.variables_of(module, IMAGES)

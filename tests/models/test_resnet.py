@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from jax import lax
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ssl_jax import models
 from tests.models import drawn
+from tests.models.devices import on_eight, trained
 
 IMAGES = np.random.default_rng(0).normal(size=(16, 12, 10, 1)).astype(np.float32)
 SMALL = {"name": "resnet8", "stages": (1, 1), "width": 0.5}  # the second block has a stride and a downsample
@@ -20,23 +19,8 @@ def test_training_gives_the_same_on_one_device_and_eight():
     module = models.create(**SMALL)
     variables = drawn.variables_of(module, IMAGES)
 
-    def outcome(variables, images, axis_name=None):
-        def loss(params):
-            h, updated = module.apply(
-                {**variables, "params": params}, images, train=True, axis_name=axis_name, mutable=["batch_stats"]
-            )
-            value = jnp.mean(jnp.sin(h))
-            return (value if axis_name is None else lax.pmean(value, axis_name)), updated
-
-        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
-
-    split = jax.shard_map(
-        lambda variables, images: outcome(variables, images, "data"),
-        mesh=Mesh(np.asarray(jax.devices()[:8]), ("data",)),
-        in_specs=(P(), P("data")),
-        out_specs=P(),
-        check_vma=True,
-    )
+    outcome = functools.partial(trained, module)
+    split = on_eight(functools.partial(outcome, axis_name="data"), out_specs=P())
     found, expected = jax.jit(lambda v, x: (split(v, x), outcome(v, x)))(variables, IMAGES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ssl_jax import models
-from ssl_jax.models import vit
+from ssl_jax.models import blocks, vit
 from ssl_jax.models.positions import relative_index, sincos_positions
 from tests.models import drawn
+from tests.models.devices import EACH, on_eight
 
 IMAGES = np.random.default_rng(0).normal(size=(64, 8, 4, 1)).astype(np.float32)
 
@@ -52,13 +52,7 @@ def test_drop_path_leaves_out_whole_branches_at_its_rate_on_any_number_of_device
     def features(variables, images, axis_name=None):
         return module.apply(variables, images, train=True, axis_name=axis_name, rngs={"dropout": jax.random.key(1)})
 
-    split = jax.shard_map(
-        lambda variables, images: features(variables, images, "data"),
-        mesh=Mesh(np.asarray(jax.devices()[:8]), ("data",)),
-        in_specs=(P(), P("data")),
-        out_specs=P("data"),
-        check_vma=True,
-    )
+    split = on_eight(functools.partial(features, axis_name="data"))
 
     @jax.jit
     def run(variables, without, images):
@@ -82,12 +76,7 @@ def test_of_each_group_of_images_as_many_keep_a_branch_on_any_number_of_devices(
     def features(variables, images, axis_name=None):
         return module.apply(variables, images, train=True, axis_name=axis_name, rngs={"dropout": jax.random.key(1)})
 
-    split = jax.shard_map(
-        functools.partial(features, axis_name="data"),
-        mesh=Mesh(np.asarray(jax.devices()[:8]), ("data",)),
-        in_specs=(P(), P("data")),
-        out_specs=P("data"),
-    )
+    split = on_eight(functools.partial(features, axis_name="data"))
 
     @jax.jit
     def run(variables, without, images):
@@ -111,7 +100,7 @@ def test_a_branch_is_added_to_the_images_that_keep_it_alone():
     @jax.jit
     def run(x, attend, drop, scales):
         branch = lambda x, attend: jnp.where(attend, 10.0 * x, 0.0)  # noqa: E731
-        return vit.add_branch(x, branch, drop, attend), vit.add_branch(x, lambda x, _: 10.0 * x, scales, None)
+        return blocks.add_branch(x, branch, drop, attend), blocks.add_branch(x, lambda x, _: 10.0 * x, scales, None)
 
     of_groups, of_scales = run(x, attend, drop, scales)
     # Twice the branch, as half of the images have it: rows 0, 3, 5, 6, of which attend lets 0 and 6 through.
@@ -259,9 +248,11 @@ def test_relative_positions_are_added_to_the_logits_of_every_block():
 
 def test_relative_positions_of_left_out_patches_and_of_another_size_are_refused():
     module = small(positions="relative", image_size=(8, 4))
-    with pytest.raises(ValueError, match="need a position of their own"):
+    with pytest.raises(ValueError, match="needs a position for each patch"):
         jax.eval_shape(lambda x: module.init(jax.random.key(0), x, keep=jnp.zeros((64, 2), int)), IMAGES)
-    with pytest.raises(ValueError, match=r"relative positions are of \(4, 2\) patches, got an image of \(3, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"relative positions are for a grid of \(4, 2\) patches, got an image of \(3, 2\)"
+    ):
         jax.eval_shape(module.init, jax.random.key(0), IMAGES[:, :6])
 
 
@@ -282,10 +273,9 @@ def test_recomputed_and_in_turn_the_blocks_are_the_same_on_any_number_of_devices
     variables = drawn.variables_of(plain, images)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     assert jax.tree.structure(variables) == jax.tree.structure(shapes)
-    split = jax.shard_map(
+    split = on_eight(
         lambda variables, images, attend: value_and_gradient(module, variables, images, attend, "data"),
-        mesh=Mesh(np.asarray(jax.devices()[:8]), ("data",)),
-        in_specs=(P(), P("data"), P()),
+        in_specs=(P(), EACH, P()),
         out_specs=P(),
     )
     run = jax.jit(lambda *arrays: (split(*arrays), value_and_gradient(plain, *arrays)))
@@ -342,7 +332,7 @@ def test_microbatches_hold_the_activations_of_few_images():
 def test_microbatches_that_do_not_divide_the_images_are_refused():
     module = small(microbatch=24)
     variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
-    with pytest.raises(ValueError, match="64 images a device do not divide into microbatches of 24"):
+    with pytest.raises(ValueError, match="microbatch=24 does not divide the 64 images of a device"):
         jax.eval_shape(functools.partial(module.apply, train=True), variables, IMAGES)
     with pytest.raises(ValueError, match="microbatch must be at least 0"):
         small(microbatch=-1)
@@ -350,7 +340,7 @@ def test_microbatches_that_do_not_divide_the_images_are_refused():
 
 def test_swiglu_is_the_silu_of_one_linear_map_times_another():
     x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-    module = vit.FeedForward(12, jnp.float32, "swiglu")
+    module = blocks.FeedForward(12, jnp.float32, "swiglu")
     variables = drawn.variables_of(module, x)
     p = variables["params"]
     assert p["fc1"]["kernel"].shape == (4, 12) and p["fc2"]["kernel"].shape == (6, 4)

@@ -166,13 +166,13 @@ def test_what_loops_do_not_say_is_told():
     assert program.warnings(hlo.parse(TPU)) == []
     endless = TPU.replace("direction=LT", "direction=NE")
     assert program.warnings(hlo.parse(endless)) == [
-        "loops that do not say how many rounds they have, and count as one: (the compiler's)"
+        "loops of unknown length, which count as one round: (the compiler's)"
     ]
     named = TEXT.partition("%add (")[0] + endless.partition("\n\n")[2].replace(
         "condition=%condition", 'metadata={op_name="while" stack_frame_id=3}, condition=%condition'
     )
     assert program.warnings(hlo.parse(named)) == [
-        "loops that do not say how many rounds they have, and count as one: models/norm.py:158 average"
+        "loops of unknown length, which count as one round: models/norm.py:158 average"
     ]
     now_and_then = (
         endless.replace("ENTRY %main", "%rare")
@@ -189,7 +189,7 @@ def test_products_in_loops_that_a_library_makes_are_told():
     product, call = "convolution(%l, %r), dim_labels=bf_io->bf", 'custom-call(%l), custom_call_target="__cublas$gemm"'
     gemm = TPU.replace(product, call)
     assert program.warnings(hlo.parse(gemm)) == [
-        "products by cuBLAS and cuDNN in loops, of which FLOPs count the first round alone: 1"
+        "products by cuBLAS and cuDNN in loops, whose FLOPs count for the first round only: 1"
     ]
     outside = gemm.replace("body=%body", "body=%add").replace("ROOT %w", "%f = f32[] call(), to_apply=%body\n  %w")
     outside = outside.replace("ENTRY", TEXT[TEXT.index("%add (") : TEXT.index("%body")] + "ENTRY")

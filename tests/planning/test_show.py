@@ -54,11 +54,11 @@ def test_what_is_printed_says_of_what_it_is(capsys):
     for line in (
         "activations and other temporaries",
         "each step on each device: 0.512 GFLOP, 1 MiB of memory traffic",
-        "at least, with all collectives hidden behind the arithmetic / with none:",
+        "at least, with all collectives hidden behind the arithmetic / with none hidden:",
         "a step: 4.00 / 5.00 ms, bound by links (arithmetic 0.00100, memory 0.00200, links 4.00 ms; 1 KiB over each",
         "at most 0.400 / 0.500 % of the peak arithmetic",
         "10 steps: 0.00400 / 0.00500 hours, 0.00400 / 0.00500 chip-hours on v5litepod-16",
-        "64,000 images a second of all hosts together, 4,000 for each chip",
+        "64,000 images a second from all hosts together, 4,000 for each chip",
     ):
         assert line in printed
     assert printed.endswith(

@@ -113,3 +113,14 @@ def browse(source, tmp_path):
     run = subprocess.run([*chromium, page.as_uri()], capture_output=True, text=True, timeout=240, check=True)
     found = json.loads(html.unescape(re.search("<title>(.*?)</title>", run.stdout, re.DOTALL)[1]))
     return found, [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+
+
+def check(found, console):
+    """Fails for what is wrong with a page that was browsed."""
+    assert console == []
+    assert [frame["width"] for frame in found] == list(WIDTHS)
+    for frame in found:
+        assert frame["texts"] > 10
+        assert frame["overlaps"] == []
+        assert frame["outside"] == []
+        assert frame["fetched"] == []

@@ -189,7 +189,7 @@ def test_page_is_written_beside_the_first_run_or_where_it_is_told(runs, tmp_path
 
 @pytest.mark.parametrize("again", ["a run", "a run/"])
 def test_a_run_twice_is_no_comparison(measured, again):
-    with pytest.raises(ValueError, match="takes two runs or more"):
+    with pytest.raises(ValueError, match="needs two or more different runs"):
         report.write_comparison([measured, measured.parent / again])
 
 

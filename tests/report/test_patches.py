@@ -90,8 +90,8 @@ def test_attention_is_scaled_within_its_image_and_the_image_shows_through():
     [
         (np.full((2, 1, 2, 2), -0.1, np.float32), "after its softmax"),
         (np.full((2, 1, 2, 2), np.nan, np.float32), "after its softmax"),
-        (np.ones((3, 1, 2, 2), np.float32), "for 3 images with 1 heads, images are 2"),
-        (np.ones((2, 0, 2, 2), np.float32), "of at least one head"),
+        (np.ones((3, 1, 2, 2), np.float32), "has 3 images and 1 heads, but there are 2 images"),
+        (np.ones((2, 0, 2, 2), np.float32), "with at least one head"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

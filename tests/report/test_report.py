@@ -151,7 +151,7 @@ def test_arrays_that_would_fill_the_memory_are_not_read(workdir, monkeypatch):
     monkeypatch.setattr("ssl_jax.report.read.MAX_BYTES", 10**6)
     images = np.zeros((64, 128, 128, 1), np.uint8)  # in a file of a thousandth of that
     np.savez_compressed(workdir / "samples" / "views.npz", original=images, views=images[:, None])
-    assert re.search(r"its arrays are of 2,097,\d+ bytes; no more than 1,000,000", Page(workdir).missing["header"])
+    assert re.search(r"its arrays take 2,097,\d+ bytes; no more than 1,000,000", Page(workdir).missing["header"])
 
 
 def test_strings_from_files_stay_text(workdir):
@@ -243,4 +243,4 @@ def test_images_that_a_program_gave_are_named_not_those_of_the_config(workdir):
     edit(workdir, "evaluation.json", lambda found: found.update(data={"name": "cifar10/train", "kind": "TFDSSource"}))
     text = " ".join(Page(workdir).text.split())
     assert "SimCLR on cells" in text and "Fashion-MNIST" not in text
-    assert "The share of the test images of CIFAR-10 whose class is found" in text
+    assert "How well the labels of the test images of CIFAR-10 are predicted" in text

@@ -3,7 +3,7 @@
 from typing import Protocol, runtime_checkable
 
 from ssl_jax.methods.contract import Base, Schedule
-from ssl_jax.models.abilities import has_feature_map
+from ssl_jax.models.abilities import has_feature_map, mean_of_map_is_h
 
 
 @runtime_checkable
@@ -24,12 +24,12 @@ def check_queue(schedule: Schedule, queue_size: int, name: str = "queue_size", *
     """
     if queue_size % schedule.batch_size:
         nearest = max(round(queue_size / schedule.batch_size), 1) * schedule.batch_size
-        raise ValueError(f"{name}={queue_size} is no multiple of batch_size={schedule.batch_size}; use {nearest}")
+        raise ValueError(f"{name}={queue_size} is not a multiple of batch_size={schedule.batch_size}; use {nearest}")
     if of_negatives and queue_size > schedule.num_images:
         most = schedule.num_images // schedule.batch_size * schedule.batch_size
         raise ValueError(
-            f"{name}={queue_size} is longer than the data set of {schedule.num_images} images, so that a key's own "
-            f"image would be among its negatives; use {most} or less"
+            f"{name}={queue_size} is longer than the data set of {schedule.num_images} images, so a "
+            f"key's own image would be among its negatives; use {most} or less"
         )
 
 
@@ -43,9 +43,15 @@ def check_predictor(method: Predicting) -> None:
 
 
 def check_feature_map(method: Base) -> None:
-    """Raises: ValueError for a backbone without a feature map."""
+    """Raises: ValueError for a backbone without a feature map, or whose features are not the mean of its map."""
     if not has_feature_map(method.backbone):
         raise ValueError(
-            f"{type(method).__name__} needs a feature map, which {type(method.backbone).__name__} has not; use a "
-            "ResNet, or give your own backbone a method feature_map(images, train, axis_name)"
+            f"{type(method).__name__} needs a feature map, which {type(method.backbone).__name__} "
+            "does not have; use a ResNet, or give your own backbone a method feature_map(images, "
+            "train, axis_name)"
+        )
+    if not mean_of_map_is_h(method.backbone):
+        raise ValueError(
+            f"{type(method).__name__} trains the mean of the feature map, but a {type(method.backbone).__name__} of "
+            'pool="mean" has other features: it normalizes after the mean; use model.pool="norm_mean"'
         )

@@ -9,9 +9,11 @@ method keeps it in its state:
 of ImageNet once, beforehand. A method here reads no files, and rebalances the images that it trains on.
 """
 
+# pyright: reportUnknownMemberType=false
+
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -161,13 +163,17 @@ def loss(
         "uniform_loss": math.log(len(BINS)) * jnp.mean(weights),
         "colored_share": jnp.mean(counted, dtype=jnp.float32),
         "color_distance": mean_where(
-            jnp.linalg.norm(annealed_mean(lax.stop_gradient(logits), temperature) - colors, axis=-1),
+            _lengths(annealed_mean(lax.stop_gradient(logits), temperature) - colors),
             everywhere,
             axis_name,
         ),
-        "gray_distance": mean_where(jnp.linalg.norm(colors, axis=-1), everywhere, axis_name),
+        "gray_distance": mean_where(_lengths(colors), everywhere, axis_name),
     }
     return value, prior, metrics
+
+
+def _lengths(colors: Colors) -> Float[Array, "batch height width"]:
+    return cast(Array, jnp.linalg.norm(colors, axis=-1))
 
 
 class ColorMethod(Base):

@@ -1,16 +1,18 @@
 """How papers draw a ViT's first weights, where that differs from timm's defaults."""
 
+# pyright: reportUnknownMemberType=false
+
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from ssl_jax.methods.toolkit.networks import Variables
-from ssl_jax.models.vit import weight_init
+from ssl_jax.models.blocks import weight_init
 
 BEIT_DEVIATION = 0.02  # of a normal distribution that is cut off at one deviation
 
@@ -44,7 +46,7 @@ def draw_beit(rng: Key[Array, ""], params: Variables) -> Variables:
     """
 
     def draw(key: Key[Array, ""], names: list[str], leaf: Array) -> Array:
-        if names[-1] not in ("kernel", "cls_token", "pos_embed"):
+        if names[-1] not in ("kernel", "cls_token", "reg_token", "pos_embed"):
             return leaf
         found = re.fullmatch(r"blocks_(\d+)/(attn/proj|mlp/fc2)/kernel", "/".join(names))
         drawn = beit_init(key, leaf.shape, leaf.dtype)
@@ -65,7 +67,7 @@ def draw_maskfeat(rng: Key[Array, ""], params: Variables) -> Variables:
     def draw(key: Key[Array, ""], names: list[str], leaf: Array) -> Array:
         if names[-1] == "bias" and names[0].startswith("blocks_"):
             return jnp.full_like(leaf, 0.02)
-        return weight_init(key, leaf.shape, leaf.dtype) if names[-1] in ("kernel", "cls_token") else leaf
+        return weight_init(key, leaf.shape, leaf.dtype) if names[-1] in ("kernel", "cls_token", "reg_token") else leaf
 
     return _draw_leaves(rng, params, draw)
 
@@ -79,7 +81,8 @@ def _draw_leaves(
     rng: Key[Array, ""], params: Variables, draw: Callable[[Key[Array, ""], list[str], Array], Array]
 ) -> Variables:
     """`params` with each leaf replaced by draw(key, names, leaf). `names` is the path of the leaf."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    flat = cast(tuple[list[tuple[Any, Array]], Any], jax.tree_util.tree_flatten_with_path(params))
+    leaves, structure = flat
     keys = jax.random.split(rng, len(leaves))
     return structure.unflatten(
         [draw(key, [entry.key for entry in path], leaf) for (path, leaf), key in zip(leaves, keys, strict=True)]

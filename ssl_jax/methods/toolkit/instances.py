@@ -1,5 +1,8 @@
 """Losses that ask which image of the data set this is, by a bank with a row for each image: InstDisc, PIRL, CMC."""
 
+# pyright: reportUnknownMemberType=false
+
+import functools
 import math
 
 import jax
@@ -43,7 +46,8 @@ def loss(
         return _cross_entropy(scores, index, temperature, axis_name), log_z
     num_images = len(bank)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, index)
-    drawn = jax.vmap(lambda key: jax.random.randint(key, (negatives,), 0, num_images))(keys)
+    draw = functools.partial(jax.random.randint, shape=(negatives,), minval=0, maxval=num_images)
+    drawn = jax.vmap(draw)(keys)
     rows = bank[jnp.concatenate([index[:, None], drawn], axis=1)]  # the own row first
     scores = jnp.einsum("bd,bkd->bk", z, rows, precision="highest")
     if softmax:

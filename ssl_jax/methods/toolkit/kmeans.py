@@ -1,7 +1,9 @@
 """k-means on the device, for methods that cluster their embeddings."""
 
+# pyright: reportUnknownMemberType=false
+
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,12 +46,15 @@ def kmeans(
     Source: DeepCluster-v2's, Caron et al. 2020, arXiv:2006.09882, in the authors' code.
     """
     if points.ndim != 2 or not 1 <= k <= len(points):
-        raise ValueError(f"{k} clusters need points [points, dim], as many of them at least, got {points.shape}")
+        raise ValueError(f"{k} clusters need points [points, dim] with at least {k} rows, got {points.shape}")
     if init is not None and init.shape != (k, points.shape[1]):
         raise ValueError(f"init must be [k, dim] = {(k, points.shape[1])}, got {init.shape}")
     if valid is not None and valid.shape != points.shape[:1]:
         raise ValueError(f"valid must be [points], got {valid.shape} for {points.shape}")
-    prepare = normalize if spherical else lambda x: x.astype(jnp.float32)
+
+    def prepare(rows: Float[Array, "rows dim"]) -> Float[Array, "rows dim"]:
+        return normalize(rows) if spherical else rows.astype(jnp.float32)
+
     points = prepare(points)
     valid = jnp.full(len(points), True) if valid is None else valid
     block_size = min(block_size, len(points))
@@ -68,7 +73,7 @@ def kmeans(
         return prepare(jnp.where(sizes > 0, sums / jnp.maximum(sizes, 1.0), centroids))
 
     init = points[_draw(rng, valid, k)] if init is None else prepare(init)
-    centroids = lax.fori_loop(0, iterations, move, init)
+    centroids = cast(Array, lax.fori_loop(0, iterations, move, init))
     assignments = nearest(points, centroids, spherical=spherical, block_size=block_size)
     return centroids, jnp.where(valid, assignments, -1)
 
@@ -85,7 +90,8 @@ def nearest(
     Of several that are equally near it is the first. block_size: see `kmeans`.
     """
     blocks = in_blocks(points, min(block_size, len(points)))
-    return lax.map(lambda block: _assign(centroids, block, spherical), blocks).reshape(-1)[: len(points)]
+    assignments = cast(Array, lax.map(functools.partial(_assign, centroids, spherical=spherical), blocks))
+    return assignments.reshape(-1)[: len(points)]
 
 
 def _assign(

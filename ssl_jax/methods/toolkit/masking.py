@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Params
-from ssl_jax.models.abilities import has_tokens
+from ssl_jax.models.abilities import has_masked_map, has_tokens
 from ssl_jax.models.patches import patchify, unpatchify
 
 
@@ -23,8 +23,8 @@ def check_vit(method: Base, *, class_token: bool = True) -> None:
     backbone = method.backbone
     if not has_tokens(backbone):
         raise ValueError(
-            f"this method masks patches, which a {type(backbone).__name__} has not; "
-            "use a vision transformer, as model.name=vit_small_patch16_224"
+            f"this method masks patches, which a {type(backbone).__name__} does not have; use a ViT, "
+            "such as model.name=vit_small_patch16_224"
         )
     if not class_token:
         if backbone.class_token or backbone.pool == "mean":
@@ -74,11 +74,24 @@ def encode_masked(
     axis_name: str | None,
     rng: Key[Array, ""] | None,
 ) -> Float[Array, "batch patches dim"]:
-    """The patches of one view through params["backbone"], in training mode.
+    """The patches of one view through params["backbone"], in training mode; of a masked map, its places row by row.
 
     Where the mask is True, params["mask_token"] stands in for the patch.
     """
     token = params["mask_token"]
+    if has_masked_map(backbone):
+        found, _ = toolkit.train_apply(
+            backbone,
+            params["backbone"],
+            {},
+            images,
+            axis_name=axis_name,
+            rng=rng,
+            method="masked_map",
+            mask=mask,
+            mask_token=token,
+        )
+        return found.reshape(*mask.shape, -1)
     _, (patches,) = encode(
         backbone, params["backbone"], [images], masks=[mask], mask_token=token, axis_name=axis_name, rng=rng
     )

@@ -3,7 +3,10 @@
 Their rows have unit length, are float32, are the same on every device and carry no gradient.
 """
 
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -78,4 +81,4 @@ def gather(x: Shaped[Array, "batch ..."], axis_name: str | None) -> Shaped[Array
     They are gathered as invarying: a state has to be the same on every device, and check_vma must see that it is.
     """
     x = lax.stop_gradient(x)
-    return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True, to="invarying")
+    return x if axis_name is None else cast(Array, lax.all_gather(x, axis_name, tiled=True, to="invarying"))

@@ -4,6 +4,8 @@ They are a dict of modules in the order in which data flow through them: {"backb
 params and state["batch_stats"] have the same names.
 """
 
+# pyright: reportUnknownMemberType=false
+
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -142,7 +144,7 @@ def forward_views(
       each view passes by itself and has its own statistics.
     """
     groups = [list(group) for _, group in itertools.groupby(views, jnp.shape)] if together else [[v] for v in views]
-    parts = []
+    parts: list[dict[str, Any]] = []
     new_stats = dict(batch_stats)
     for number, group in enumerate(groups):
         rng_group = None if rng is None else jax.random.fold_in(rng, number)

@@ -29,10 +29,11 @@ def far_permutations(
         raise ValueError(f"tiles must be in 1..9, got {tiles}")
     # [tiles, permutations]: each comparison reads one row.
     pool = np.array(list(itertools.permutations(range(tiles))), np.int8).T.copy()
-    if not 1 <= count <= pool.shape[1]:
-        raise ValueError(f"there are {pool.shape[1]} permutations of {tiles} tiles, not {count}")
-    best = np.full(pool.shape[1], tiles, np.int32) if criterion == "min" else np.zeros(pool.shape[1], np.int32)
-    chosen = [int(np.random.default_rng(seed).integers(pool.shape[1]))]
+    all_of_them: int = pool.shape[1]
+    if not 1 <= count <= all_of_them:
+        raise ValueError(f"there are {all_of_them} permutations of {tiles} tiles, not {count}")
+    best = np.full(all_of_them, tiles, np.int32) if criterion == "min" else np.zeros(all_of_them, np.int32)
+    chosen = [int(np.random.default_rng(seed).integers(all_of_them))]
     while len(chosen) < count:
         distance = sum((row != row[chosen[-1]]).astype(np.int32) for row in pool)
         best = np.minimum(best, distance) if criterion == "min" else best + distance

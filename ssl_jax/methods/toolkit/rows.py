@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Num, Shaped
 
-from ssl_jax.ops.collectives import mean_where
+from ssl_jax.ops.collectives import all_rows, mean_where
 
 
 def neighbors(rows: Num[Array, "batch ..."]) -> Num[Array, "batch ..."]:
@@ -16,7 +16,8 @@ def neighbors(rows: Num[Array, "batch ..."]) -> Num[Array, "batch ..."]:
     """
     if len(rows) % 2:
         raise ValueError(
-            f"this method pairs the images of a device, which has {len(rows)}; use an even number for each"
+            f"this method pairs the images on a device, and a device has {len(rows)} of them; use an "
+            "even number for each device"
         )
     return rows.reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
 
@@ -36,7 +37,7 @@ def take_rows(
     if axis_name is None:
         return x[order]
     mine = lax.dynamic_slice_in_dim(order, lax.axis_index(axis_name) * len(x), len(x))
-    return lax.all_gather(x, axis_name, tiled=True)[mine]
+    return all_rows(x, axis_name)[mine]
 
 
 def row_bytes(batch_size: int, dim: int = 1) -> int:

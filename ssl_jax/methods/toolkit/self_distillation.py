@@ -1,7 +1,9 @@
 """What DINO, iBOT and DINOv2 share: their views, their schedules, and the centers of the teacher's scores."""
 
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -47,8 +49,9 @@ def check_sharper(method: SelfDistillation, *names: str) -> None:
         value = getattr(method, name)
         if value >= most:
             raise ValueError(
-                f"{name}={value} must be below student_temperature={most}: without sharpening every class becomes "
-                "equally likely; the authors found 0.07 the most that is stable beside 0.1"
+                f"{name}={value} must be below student_temperature={most}: without sharpening every "
+                "class becomes equally likely; the authors found 0.07 to be the highest stable value "
+                "beside 0.1"
             )
 
 
@@ -119,7 +122,7 @@ def move_center(
     weights = jnp.ones(scores.shape[:-1]) if weights is None else weights.astype(jnp.float32)
     total, count = jnp.einsum("...k,...->k", scores, weights, precision="highest"), jnp.sum(weights)
     if axis_name is not None:
-        total, count = lax.psum((total, count), axis_name)
+        total, count = cast(tuple[Array, Array], lax.psum((total, count), axis_name))
     mean = jnp.where(count > 0, total / jnp.maximum(count, 1.0), center)
     return decay * center + (1.0 - decay) * lax.stop_gradient(mean)
 

@@ -3,6 +3,7 @@
 state["teacher"] = {"params": ..., "batch_stats": ...}, both by the networks' names.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,8 +50,8 @@ def forward_teacher(
         networks, teacher["params"], teacher["batch_stats"], views, axis_name=axis_name, together=together
     )
     if order is not None:
-        back = jnp.argsort(order)
-        outputs = {name: jax.vmap(lambda x: take_rows(x, back, axis_name))(x) for name, x in outputs.items()}
+        put_back = functools.partial(take_rows, order=jnp.argsort(order), axis_name=axis_name)
+        outputs = {name: jax.vmap(put_back)(x) for name, x in outputs.items()}
     return lax.stop_gradient(outputs), {**teacher, "batch_stats": lax.stop_gradient(batch_stats)}
 
 

@@ -3,6 +3,8 @@
 What an image becomes depends on `rng` and the image's index alone, and not on the other images of the batch.
 """
 
+# pyright: reportUnknownMemberType=false
+
 import functools
 from collections.abc import Sequence
 
@@ -47,7 +49,7 @@ def overlapping(images: Images, *, grid: int, side: int) -> Tiles:
 
     Raises: ValueError if the image's sides allow no equal spacing.
     """
-    places = []
+    places: list[Array] = []
     for size in images.shape[1:3]:
         step, rest = divmod(size - side, max(grid - 1, 1))
         if rest or size < side or step < 1:
@@ -99,7 +101,7 @@ def keep_one_channel(rng: Key[Array, ""], index: Int[Array, " batch"], tiles: Ti
     count, side, _, channels = tiles.shape[1:]
     kept = offsets(rng_channel, index, (count, 1, 1, 1), channels)
     keys = image_keys(rng_noise, index)
-    noise = jax.vmap(lambda key: jax.random.normal(key, (count, side, side, channels)))(keys)
+    noise = jax.vmap(functools.partial(jax.random.normal, shape=(count, side, side, channels)))(keys)
     channel = jnp.take_along_axis(tiles, kept, axis=4)
     channel = channel - jnp.mean(channel, axis=(2, 3), keepdims=True)
     noise *= 0.01 * jnp.std(channel, axis=(2, 3), keepdims=True)
@@ -130,12 +132,13 @@ def offsets(
     rng: Key[Array, ""], index: Int[Array, " batch"], shape: tuple[int, ...], room: int | Int[Array, "..."]
 ) -> Int[Array, "batch ..."]:
     """Draws integers of the given shape for each image, uniform in 0, ..., room - 1."""
-    return jax.vmap(lambda key: jax.random.randint(key, shape, 0, room))(image_keys(rng, index))
+    draw = functools.partial(jax.random.randint, shape=shape, minval=0, maxval=room)
+    return jax.vmap(draw)(image_keys(rng, index))
 
 
 def uniform(rng: Key[Array, ""], index: Int[Array, " batch"], shape: tuple[int, ...]) -> Float[Array, "batch ..."]:
     """Draws numbers of the given shape for each image, uniform in [0, 1)."""
-    return jax.vmap(lambda key: jax.random.uniform(key, shape))(image_keys(rng, index))
+    return jax.vmap(functools.partial(jax.random.uniform, shape=shape))(image_keys(rng, index))
 
 
 def rotations(images: Images) -> Float[Array, "batch 4 height width channels"]:

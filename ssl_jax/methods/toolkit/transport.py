@@ -1,7 +1,10 @@
 """Optimal transport: labels that share all images out equally among clusters, for SeLa; and what Sinkhorn sends."""
 
+# pyright: reportUnknownMemberType=false
+
 import functools
 import math
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +92,11 @@ def balanced_labels(
 
     total, _ = lax.scan(columns, nothing, (blocks, weights))
     *_, log_r, _ = lax.while_loop(unfinished, step, step((jnp.zeros((), jnp.int32), total, weights)))
-    labels = lax.map(lambda block: jnp.argmax(log_kernel(block) + log_r, axis=1), blocks)
+
+    def largest(block: Float[Array, "block dim"]) -> Int[Array, " block"]:
+        return jnp.argmax(log_kernel(block) + log_r, axis=1)
+
+    labels = cast(Array, lax.map(largest, blocks))
     return jnp.where(valid, labels.reshape(-1)[: len(points)], -1), log_r
 
 

@@ -1,0 +1,7 @@
+from collections.abc import Iterable
+from typing import Any
+
+class PyTreeDef:
+    def unflatten(self, leaves: Iterable[Any], /) -> Any: ...
+
+def __getattr__(name: str) -> Any: ...
