@@ -528,7 +528,7 @@ def scale_layers(layer_decay: float, depth: int) -> optax.GradientTransformation
 def _layer(path: str) -> int | None:
     """The layer of a leaf of a ViT: i + 1 in block i, 0 before the blocks, None after them and in other networks."""
     found = re.match(
-        r"(?:backbone/(?:.*/)?)?"
+        r"(?:(?:backbone|low_rank)/(?:.*/)?)?"
         r"(?:blocks_(\d+)|(?:patch_embed|pos_embed|cls_token|reg_token|norm_pre|mask_token))(?:/|$)",
         path,
     )

@@ -136,6 +136,13 @@ class Config:
         str,
         "Prefix of the backbone's tensors in a file with several networks, with its dot, such as teacher.backbone.",
     ] = ""
+    lora_rank: Annotated[
+        int,
+        NOT_NEGATIVE,
+        "Low-rank adaptation (LoRA): the weights of begin stay as they are, and of the backbone only products of two",
+        "matrices of this rank are trained, each added to a kernel of attention or an MLP. 0: the weights are trained.",
+    ] = 0
+    lora_alpha: Annotated[float, POSITIVE, "The products of lora_rank are multiplied by this over lora_rank."] = 16.0
     seed: Annotated[
         int, SEED, "Seed of initialization, order, crops and augmentation. The same seed gives the same run."
     ] = 0

@@ -41,6 +41,11 @@ class Beginning:
         if path and begin is not None:
             raise configs.ConfigError(f"begin is given, and config.begin={path!r} names other weights; leave one out")
         self._goes_on = facts.has_checkpoints(workdir)
+        if config.get("lora_rank") and not (path or begin or self._goes_on):
+            raise configs.ConfigError(
+                f"config.lora_rank={config.lora_rank} adapts weights that a run begins with, and there are none; give "
+                "--config.begin=FILE.safetensors, or the directory of a run"
+            )
         self._loaded: Backbone | None = None
         now: dict[str, Any] | None = None
         if begin is not None:

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,7 @@ from ssl_jax.methods import METHODS, Distill, Method, MethodFactory, Schedule, T
 from ssl_jax.methods.contract import MEMBERS
 from ssl_jax.models import abilities
 from ssl_jax.models.adapt import as_backbone
+from ssl_jax.training.low_rank import LowRank
 from ssl_jax.training.state import TrainState, create_state
 from ssl_jax.training.step import Preparing, TrainStep, standing_still
 from ssl_jax.weights import Backbone, load_backbone
@@ -82,12 +83,13 @@ def schedule(config: Config, num_images: int, num_classes: int) -> Schedule:
 def training(config: Config, schedule: Schedule, given: Given = Given()) -> Training:
     """The `Training` of a run. Raises: ConfigError if the config, or what is given, does not allow it."""
     made, data = method(config, schedule, given), config.data
+    trained = cast(Method, LowRank(made, config.lora_rank, config.lora_alpha)) if config.lora_rank else made
     crops = augmentations(config, made.views, given)
     _check_upright(made, crops)
     tx, rate = optimizer(config, schedule.steps, made, given)
     views = augment.make_augment(crops, normalization(config), masks=masks(config, made, crops))
     train_step = TrainStep(
-        method=made,
+        method=trained,
         tx=tx,
         augment=views,
         axis_name=dist.AXIS,
@@ -97,16 +99,16 @@ def training(config: Config, schedule: Schedule, given: Given = Given()) -> Trai
     prepare = None
     if made.preparing_steps:
         prepare = dataclasses.replace(
-            train_step, method=Preparing(made), tx=standing_still(tx), log_every=made.preparing_steps
+            train_step, method=Preparing(trained), tx=standing_still(tx), log_every=made.preparing_steps
         )
     example = view_shape(crops[0], data.channels)
     return Training(
-        method=made,
+        method=trained,
         schedule=schedule,
         augmentations=crops,
         views=views,
         learning_rate=rate and jax.jit(rate),  # or each of its operations is compiled by itself
-        create_state=lambda: create_state(made, tx, jnp.zeros((1, *example)), config.seed),
+        create_state=lambda: create_state(trained, tx, jnp.zeros((1, *example)), config.seed),
         step=train_step,
         prepare=prepare,
     )

@@ -29,7 +29,11 @@ class TrainState(flax.struct.PyTreeNode):
 def create_state(method: Trainable, tx: optax.GradientTransformation, images: Any, seed: int) -> TrainState:
     """The state before the first step. `images`: [batch, height, width, channels] of the shape of a view."""
     rng_init, rng = jax.random.split(jax.random.key(seed))
-    params, model_state = method.init(rng_init, images)
+    return begun(*method.init(rng_init, images), tx, rng)
+
+
+def begun(params: Any, model_state: Any, tx: optax.GradientTransformation, rng: Any) -> TrainState:
+    """The state before the first step, of what a method begins with."""
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
