@@ -65,15 +65,17 @@ class Embeddings:
             pyarrow.parquet.write_table(pyarrow.table(columns), file)
 
 
-def check_format(path: Path) -> None:
-    """Raises: ValueError if the file's name does not end in one of FORMATS, or the format's library is missing."""
-    if path.suffix not in FORMATS:
-        raise ValueError(f"the file's name must end in {' or '.join(FORMATS)}, got {path.name!r}")
+def check_format(path: Path, formats: tuple[str, str] = FORMATS) -> None:
+    """Raises: ValueError if the file's name does not end in one of `formats`, or the format's library is missing."""
+    if path.suffix not in formats:
+        raise ValueError(f"the file's name must end in {' or '.join(formats)}, got {path.name!r}")
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401  # pyright: ignore[reportUnusedImport]
         except ImportError as error:
-            raise ValueError(f"{path.name} needs pyarrow: pip install 'ssl_jax[parquet]', or use .npz") from error
+            raise ValueError(
+                f"{path.name} needs pyarrow: pip install 'ssl_jax[parquet]', or use {formats[0]}"
+            ) from error
 
 
 def embed(

@@ -32,6 +32,11 @@ class Recipe:
       method: options of methods/supervised.py: label_smoothing, mixup, cutmix.
       model: options that replace those of the backbone's model, such as drop_path. Parameters that they add start at
         their initial values.
+      lora_rank: above 0: low-rank adaptation. Only products of two matrices of this rank, each added to a kernel of
+        attention or an MLP, and the classifier are trained; see `training.low_rank.LowRank`.
+      lora_alpha: the products are multiplied by this over lora_rank.
+      ema_decay: above 0: what is measured and kept are exponential moving averages of all weights, with this decay; see
+        `training.averaged.Averaged`.
       classifier_std: standard deviation of the classifier's initial weights, which are normal; None for the
         initialization of methods/supervised.py.
     """
@@ -47,6 +52,9 @@ class Recipe:
     )
     method: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    ema_decay: float = 0.0
     classifier_std: float | None = None
 
     def __post_init__(self):
@@ -57,6 +65,11 @@ class Recipe:
             )
         if min(self.steps, self.batch_size) < 1:
             raise ValueError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
+        if self.lora_rank < 0 or self.lora_alpha <= 0 or not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(
+                f"lora_rank must be at least 0, lora_alpha above 0 and ema_decay in [0, 1), got {self.lora_rank}, "
+                f"{self.lora_alpha:g} and {self.ema_decay:g}"
+            )
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise ValueError(f"learning_rates must be numbers above 0, got {self.learning_rates}")
 

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Int, Integer, Shaped
 
 from ssl_jax.data import splits
 
+Draw = tuple[Int[np.ndarray, " images"], Bool[np.ndarray, " images"]]  # of labels: see `draw_labels`
 # The share of each class's labels that hyper-parameters are chosen on.
 HELD_OUT = 0.2
 
@@ -15,7 +16,7 @@ def draw_labels(
     per_class: int | None,
     seed: int,
     groups: Shaped[np.ndarray, "train"] | None = None,
-) -> tuple[Int[np.ndarray, "images"], Bool[np.ndarray, "images"]]:
+) -> Draw:
     """(indices of `per_class` random images of each class, which of them are held out to choose hyper-parameters on).
 
     Args:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from ssl_jax.evaluation import logistic
 from ssl_jax.evaluation._checks import check_labeled, check_same_dim
-from ssl_jax.evaluation.labels import draw_labels
+from ssl_jax.evaluation.labels import Draw, draw_labels
 
 # Strengths of the penalty to choose from, relative to the sum of the cross entropies: 1 / C of scikit-learn. On
 # Fashion-MNIST the best lay between 1 and 200: with 10 labels per class up to all of them, for pixels and for 64
@@ -96,10 +97,51 @@ def linear_probe(
         draw_labels(train_labels, num_classes, per_class, seed, groups)
         for seed in (seeds[:1] if per_class is None else seeds)
     ]
-    standardize = _standardizer(train_features)
+    standardize = _Standardization.of(train_features)
     drawn = [standardize(train_features[index]) for index, _ in draws]
-    bases = [_Basis.of(features) for features in drawn]
+    bases, weights, chosen = _fit_draws(drawn, train_labels, draws, num_classes, strengths)
 
+    test = standardize(test_features)
+    logits = [basis.project(test) @ w[:, :-1].T + w[:, -1] for basis, w in zip(bases, weights, strict=True)]
+    predictions = np.argmax(logits, axis=-1).astype(np.int32)
+    accuracies = 100.0 * np.mean(predictions == test_labels, axis=-1)
+    return LinearProbe(tuple(accuracies.tolist()), tuple(chosen.tolist()), predictions)
+
+
+def linear_layer(
+    features: Float[np.ndarray, "train dim"],
+    labels: Integer[np.ndarray, "train"],
+    *,
+    num_classes: int,
+    per_class: int | None,
+    seed: int = 0,
+    groups: Shaped[np.ndarray, "train"] | None = None,
+) -> tuple[Float[np.ndarray, "dim classes"], Float[np.ndarray, " classes"], float, int]:
+    """(kernel, bias, strength of the penalty, number of labels) of the probe of `linear_probe` with this one seed.
+
+    Logits are features @ kernel + bias, for features as they are. Arguments, errors and warnings are those of
+    `linear_probe`.
+    """
+    check_labeled("train", features, labels, num_classes)
+    draw = draw_labels(labels, num_classes, per_class, seed, groups)
+    standardize = _Standardization.of(features)
+    drawn = standardize(features[draw[0]])
+    (basis,), (weights,), (strength,) = _fit_draws([drawn], labels, [draw], num_classes, STRENGTHS)
+    kernel = basis.components @ weights[:, :-1].T  # of standardized features, less their mean over the draw
+    bias = weights[:, -1] - basis.mean @ kernel
+    kernel = standardize.scale[:, None] * kernel
+    return kernel, bias - standardize.mean @ kernel, float(strength), len(drawn)
+
+
+def _fit_draws(
+    drawn: Sequence[Float[np.ndarray, "images dim"]],
+    labels: Integer[np.ndarray, "train"],
+    draws: Sequence[Draw],
+    num_classes: int,
+    strengths: Sequence[float],
+) -> tuple[list["_Basis"], Float[np.ndarray, "draws classes components"], Float[np.ndarray, " draws"]]:
+    """(basis, weights, chosen strength) of each draw. drawn: the standardized features of its images."""
+    bases = [_Basis.of(features) for features in drawn]
     # Padded to whole chunks, so that draws of 10 and of 100 labels per class share a compiled program.
     images = len(drawn[0])
     rows = -(-images // logistic.CHUNK) * logistic.CHUNK
@@ -108,17 +150,11 @@ def linear_probe(
     held_out = np.zeros((len(draws), rows), bool)
     for i, (index, held) in enumerate(draws):
         x[i, :images, :-1] = bases[i].project(drawn[i])
-        y[i, :images] = train_labels[index]
+        y[i, :images] = labels[index]
         held_out[i, :images] = held
     variances = np.stack([np.append(basis.variances, np.float32(1)) for basis in bases])
-
     weights, chosen = _choose_and_fit(jnp.asarray(x), y, held_out, variances, num_classes, strengths)
-
-    test = standardize(test_features)
-    logits = [basis.project(test) @ w[:, :-1].T + w[:, -1] for basis, w in zip(bases, weights, strict=True)]
-    predictions = np.argmax(logits, axis=-1).astype(np.int32)
-    accuracies = 100.0 * np.mean(predictions == test_labels, axis=-1)
-    return LinearProbe(tuple(accuracies.tolist()), tuple(chosen.tolist()), predictions)
+    return bases, weights, chosen
 
 
 def _choose_and_fit(
@@ -145,19 +181,26 @@ def _choose_and_fit(
             f"most {TOLERANCE} is wanted, at strengths {chosen[:, 0].tolist()}; leave out the "
             "smallest of `strengths`",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return np.asarray(fit.weights)[:, 0], chosen[:, 0]
 
 
-def _standardizer(features: Float[np.ndarray, "train dim"]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that shifts and scales to mean 0 and standard deviation 1 over `features`. A column that is constant
-    there becomes 0."""
-    # Summed in float64: over a million images a float32 sum loses a digit of the mean.
-    mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    std = np.sqrt(np.square(features - mean).mean(axis=0, dtype=np.float64)).astype(np.float32)
-    scale = np.divide(1, std, out=np.zeros_like(std), where=std > 0)
-    return lambda rows: ((rows - mean) * scale).astype(np.float32)
+class _Standardization(NamedTuple):
+    """Shifts and scales features to mean 0 and standard deviation 1. A column that is constant becomes 0."""
+
+    mean: Float[np.ndarray, "dim"]
+    scale: Float[np.ndarray, "dim"]
+
+    @classmethod
+    def of(cls, features: Float[np.ndarray, "train dim"]) -> "_Standardization":
+        # Summed in float64: over a million images a float32 sum loses a digit of the mean.
+        mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        std = np.sqrt(np.square(features - mean).mean(axis=0, dtype=np.float64)).astype(np.float32)
+        return cls(mean, np.divide(1, std, out=np.zeros_like(std), where=std > 0))
+
+    def __call__(self, rows: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
+        return ((rows - self.mean) * self.scale).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Linear probes of frozen features where images have several labels each, or measurements, in place of one class."""
 
-import functools
 import itertools
 import time
 import warnings
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
+from scipy.special import expit, logit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import average_precision_score, log_loss, r2_score, roc_auc_score
@@ -60,14 +60,13 @@ def measure(name: str, train: Extracted, test: Extracted, of_train: Source, of_t
         (np.asarray(scale.transform(found.features), np.float32), source.values[found.index], kept)
         for found, source, kept in ((train, targets, groups), (test, of_tested, None))
     ]
-    probe = _labels if targets.kind == MULTILABEL else _numbers
     found: dict[str, dict[str, float]] = {}
     for output, called in enumerate(targets.names):
         fitted, tested = (_known(*of_rows, output) for of_rows in rows)
-        if reason := _unfit(targets, fitted, tested):
+        if reason := _unfit(targets, fitted) or _same(tested.y, "test"):
             print(f"{called} left out: {reason}")
         else:
-            found[called] = probe(fitted, tested)
+            found[called] = _score(targets.kind, _line(targets.kind, fitted), tested)
     if not found:
         return {}
     scores = _scores(targets, found)
@@ -81,11 +80,10 @@ def _known(x: np.ndarray, y: np.ndarray, groups: np.ndarray | None, output: int)
     return _Data(x[known], y[known, output].astype(np.float64), None if groups is None else groups[known])
 
 
-def _unfit(targets: Targets, train: _Data, test: _Data) -> str:
-    """Why an output cannot be measured; "" if it can."""
-    for where, y in (("training", train.y), ("test", test.y)):
-        if len(np.unique(y)) < 2:
-            return f"it is the same in all {len(y)} {where} images, or not known"
+def _unfit(targets: Targets, train: _Data) -> str:
+    """Why an output cannot be fitted; "" if it can."""
+    if reason := _same(train.y, "training"):
+        return reason
     if targets.kind == MULTILABEL and min(np.sum(train.y == 0), np.sum(train.y == 1)) < FEWEST:
         return f"fewer than {FEWEST} training images have the label, or have it not"
     if targets.kind != MULTILABEL and train.groups is not None and len(np.unique(train.groups)) < FEWEST:
@@ -93,45 +91,94 @@ def _unfit(targets: Targets, train: _Data, test: _Data) -> str:
     return ""
 
 
-def _labels(train: _Data, test: _Data) -> dict[str, float]:
-    def fit(data: _Data, strength: float) -> Callable[[np.ndarray], np.ndarray]:
-        model = LogisticRegression(C=1 / strength, max_iter=MAX_ITERATIONS)
-        with warnings.catch_warnings():  # a penalty too weak to converge is not the best one
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(data.x, data.y)
-        return lambda x: model.predict_proba(x)[:, 1]
-
-    strength = _choose(train, fit, functools.partial(log_loss, labels=[0, 1]), STRENGTHS["multilabel"], both=True)
-    probability = fit(train, strength)(test.x)
-    return {
-        "map": float(average_precision_score(test.y, probability)),
-        "auroc": float(roc_auc_score(test.y, probability)),
-        "strength": strength,
-    }
+def _same(y: Float[np.ndarray, " images"], where: str) -> str:
+    return f"it is the same in all {len(y)} {where} images, or not known" if len(np.unique(y)) < 2 else ""
 
 
-def _numbers(train: _Data, test: _Data) -> dict[str, float]:
-    mean, deviation = train.y.mean(), train.y.std()
+class _Line(NamedTuple):
+    """One output's prediction, x @ weights + bias; of a label, its logit. strength: of the penalty that was chosen."""
 
-    def fit(data: _Data, strength: float) -> Callable[[np.ndarray], np.ndarray]:
-        model = Ridge(alpha=strength).fit(data.x, (data.y - mean) / deviation)
-        return lambda x: model.predict(x) * deviation + mean
+    weights: Float[np.ndarray, " dim"]
+    bias: float
+    strength: float
 
-    def squared(y: np.ndarray, predicted: np.ndarray) -> float:
-        return float(np.mean((y - predicted) ** 2))
+    def __call__(self, x: Float[np.ndarray, "images dim"]) -> Float[np.ndarray, " images"]:
+        return x @ self.weights + self.bias
 
-    strength = _choose(train, fit, squared, STRENGTHS["regression"], both=False)
-    predicted = fit(train, strength)(test.x)
-    return {
-        "r2": float(r2_score(test.y, predicted)),
-        "mae": float(np.mean(np.abs(test.y - predicted))),
-        "strength": strength,
-    }
+
+def linear_layer(
+    features: Float[np.ndarray, "images dim"], targets: Targets, groups: Shaped[np.ndarray, " images"] | None = None
+) -> tuple[Float[np.ndarray, "dim outputs"], Float[np.ndarray, " outputs"], dict[str, float]]:
+    """(kernel, bias, the penalty that was chosen for each output) of the probes of `measure`, for features as they are.
+
+    An output that cannot be fitted, see `measure`, has a kernel of 0, and the bias that suits its mean.
+    """
+    scale = StandardScaler().fit(features)
+    x = np.asarray(scale.transform(features), np.float32)
+    kernel, bias = np.zeros((x.shape[1], len(targets.names))), np.zeros(len(targets.names))
+    strengths: dict[str, float] = {}
+    for output, called in enumerate(targets.names):
+        data = _known(x, targets.values, groups, output)
+        if reason := _unfit(targets, data):
+            print(f"{called} is predicted as its mean: {reason}")
+            mean = data.y.mean() if len(data.y) else 0.0
+            bias[output] = logit(np.clip(mean, 1e-3, 1 - 1e-3)) if targets.kind == MULTILABEL else mean
+            continue
+        line = _line(targets.kind, data)
+        kernel[:, output] = line.weights / np.asarray(scale.scale_)
+        bias[output] = line.bias - np.asarray(scale.mean_) @ kernel[:, output]
+        strengths[called] = line.strength
+    return kernel.astype(np.float32), bias.astype(np.float32), strengths
+
+
+def scores_of(
+    kind: str, predicted: Float[np.ndarray, " images"], truth: Float[np.ndarray, " images"]
+) -> dict[str, float]:
+    """Of one output. Several labels: "map" and "auroc"; `predicted` in any order-preserving scale. Measurements: "r2",
+    and "mae" in the measurement's own unit."""
+    if kind == MULTILABEL:
+        return {
+            "map": float(average_precision_score(truth, predicted)),
+            "auroc": float(roc_auc_score(truth, predicted)),
+        }
+    return {"r2": float(r2_score(truth, predicted)), "mae": float(np.mean(np.abs(truth - predicted)))}
+
+
+def _line(kind: str, train: _Data) -> _Line:
+    """Fitted to all, with the penalty that is chosen on a part."""
+    fit, error, both = (_label, _error_of_label, True) if kind == MULTILABEL else (_number, _squared, False)
+    return fit(train, _choose(train, fit, error, STRENGTHS[kind], both=both))
+
+
+def _label(data: _Data, strength: float) -> _Line:
+    model = LogisticRegression(C=1 / strength, max_iter=MAX_ITERATIONS)
+    with warnings.catch_warnings():  # a penalty too weak to converge is not the best one
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(data.x, data.y)
+    return _Line(model.coef_[0], np.asarray(model.intercept_).item(), strength)
+
+
+def _error_of_label(y: np.ndarray, logits: np.ndarray) -> float:
+    return float(log_loss(y, expit(logits), labels=[0, 1]))
+
+
+def _number(data: _Data, strength: float) -> _Line:
+    mean, deviation = data.y.mean(), data.y.std() or 1.0
+    model = Ridge(alpha=strength).fit(data.x, (data.y - mean) / deviation)
+    return _Line(np.asarray(model.coef_) * deviation, float(model.intercept_ * deviation + mean), strength)
+
+
+def _squared(y: np.ndarray, predicted: np.ndarray) -> float:
+    return float(np.mean((y - predicted) ** 2))
+
+
+def _score(kind: str, line: _Line, test: _Data) -> dict[str, float]:
+    return scores_of(kind, line(test.x), test.y) | {"strength": line.strength}
 
 
 def _choose(
     data: _Data,
-    fit: Callable[[_Data, float], Callable[[np.ndarray], np.ndarray]],
+    fit: Callable[[_Data, float], _Line],
     error: Callable[[np.ndarray, np.ndarray], float],
     strengths: tuple[float, ...],
     *,

@@ -61,12 +61,12 @@ def test_what_was_trained_is_kept(small, tuned):
 def test_probabilities_are_of_the_classes(tuned):
     source = stripes(80, 1)
     images, labels = np.stack([source[i] for i in range(80)]), source.labels
-    found = tuned.classifier.probabilities(images)
+    found = tuned.classifier.predict(images)
     assert found.shape == (80, 2)
     np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-5)
     hits = np.argmax(found, axis=1) == labels
     assert 100 * hits[labels >= 0].mean() == pytest.approx(tuned.scores["top1"], abs=1e-4)
-    np.testing.assert_allclose(tuned.classifier.probabilities(images[:3]), found[:3], atol=1e-5)
+    np.testing.assert_allclose(tuned.classifier.predict(images[:3]), found[:3], atol=1e-5)
 
 
 def test_it_comes_back_from_its_files(tuned, tmp_path):
@@ -78,8 +78,8 @@ def test_it_comes_back_from_its_files(tuned, tmp_path):
     loaded = ssl_jax.load_classifier(tmp_path / "out")
     source = stripes(10, 2)
     images = np.stack([source[i] for i in range(10)])
-    np.testing.assert_allclose(loaded.probabilities(images), tuned.classifier.probabilities(images), atol=1e-6)
-    assert loaded.class_names == ("down", "across") and loaded.facts["seed"] == 0
+    np.testing.assert_allclose(loaded.predict(images), tuned.classifier.predict(images), atol=1e-6)
+    assert loaded.names == ("down", "across") and loaded.facts["seed"] == 0
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["top1"] == tuned.scores["top1"]
 
 
@@ -109,8 +109,8 @@ def test_the_command_tunes_and_writes(small, tmp_path, capsys):
     arguments = [f"--workdir={tmp_path}", f"--data={tmp_path / 'data.npz'}", f"--out={out}"]
     finetune_command.main([*arguments, "--steps=3", "--batch_size=32", "--learning_rates=0.01"])
     scores = json.loads((out / "scores.json").read_text())
-    assert scores["steps"] == 3 and scores["learning_rate"] == 0.01 and scores["held_out_cross_entropy"] == {}
-    assert ssl_jax.load_classifier(out).class_names == ("0", "1")
+    assert scores["steps"] == 3 and scores["learning_rate"] == 0.01 and scores["held_out_error"] == {}
+    assert ssl_jax.load_classifier(out).names == ("0", "1")
     assert "test images are classified correctly" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--steps must be an integer of at least 0, got 'x'"):
         finetune_command.main([*arguments, "--steps=x"])
@@ -133,11 +133,11 @@ def test_files_that_are_no_classifier_are_refused(tuned, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*classifier\.safetensors; ssl_jax finetune --out"):
         classifier.load_classifier(tmp_path)
     tuned.save(tmp_path)
-    (tmp_path / "classifier.json").write_text('{"classes": ["a", "b", "c"], "facts": {}}')
-    with pytest.raises(ValueError, match=r"has 2 classes, but .* names 3 classes"):
+    (tmp_path / "classifier.json").write_text('{"kind": "classes", "names": ["a", "b", "c"], "facts": {}}')
+    with pytest.raises(ValueError, match=r"has 2 outputs, but .* names 3"):
         classifier.load_classifier(tmp_path)
     (tmp_path / "classifier.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
         classifier.load_classifier(tmp_path)
     with pytest.raises(SystemExit, match="is damaged"):
-        predict_command.main([f"--workdir={tmp_path}", "--data=X", "--out=Y"])
+        predict_command.main([f"--workdir={tmp_path}", "--data=X", "--out=Y.csv"])

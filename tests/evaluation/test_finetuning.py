@@ -12,10 +12,12 @@ from ssl_jax.data.normalization import Normalization
 from ssl_jax.data.sources import ArraySource
 from ssl_jax.evaluation.finetuning import _Trainer, measure_finetuning
 from ssl_jax.evaluation.finetuning_recipes import Recipe, augmented, mae_recipe
+from ssl_jax.evaluation.tasks import Classes
 from ssl_jax.models.vit import ViT
 from ssl_jax.weights import Backbone
 
 SIZE = (12, 12)
+TASK = Classes(("down", "across"))
 RECIPE = Recipe(Augmentation(size=SIZE, crop_area=(0.9, 1.0)), steps=20, batch_size=32, learning_rates=(1e-6, 1e-2))
 
 
@@ -67,7 +69,7 @@ def test_is_the_same_every_time_and_depends_on_the_seed(small):
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
 def test_the_learning_rate_in_the_state_is_the_optimizers(small, name):
     recipe = dataclasses.replace(RECIPE, optimizer={"name": name, "weight_decay": 0.1, "warmup_steps": 2}, steps=5)
-    trainer = _Trainer(small, recipe, 2, SIZE, num_images=64, memory_bytes=2**20)
+    trainer = _Trainer(small, recipe, TASK, SIZE, num_images=64, memory_bytes=2**20)
     state = trainer.first_state(0.03, seed=0)
     expected_tx, _ = optim.create(name, lr=0.03, weight_decay=0.1, warmup_steps=2, steps=5)
 
@@ -89,7 +91,7 @@ def test_the_learning_rate_in_the_state_is_the_optimizers(small, name):
 def test_a_vits_first_layers_learn_more_slowly():
     vit = backbone("vit_tiny_patch16_224", dim=16, heads=2, depth=2, patch_size=4, image_size=12)
     recipe = dataclasses.replace(RECIPE, optimizer={**RECIPE.optimizer, "warmup_steps": 0, "weight_decay": 0.0})
-    trainer = _Trainer(vit, recipe, 2, SIZE, num_images=64, memory_bytes=2**20)
+    trainer = _Trainer(vit, recipe, TASK, SIZE, num_images=64, memory_bytes=2**20)
     state = trainer.first_state(1.0, seed=0)
     ones = jax.tree.map(np.ones_like, state.params)
     updates, _ = jax.jit(trainer.tx.update)(ones, state.opt_state, state.params)
@@ -108,7 +110,7 @@ def test_a_vit_that_was_trained_in_groups_is_fine_tuned_in_any_batch():
         "vit_tiny_patch16_224", dim=16, heads=2, depth=1, patch_size=4, image_size=12,
         drop_path=0.5, drop_path_uniform=True, drop_path_group=64, microbatch=64,
     )  # fmt: skip
-    model = _Trainer(vit, RECIPE, 2, SIZE, num_images=64, memory_bytes=2**20).method.backbone
+    model = _Trainer(vit, RECIPE, TASK, SIZE, num_images=64, memory_bytes=2**20).method.backbone
     assert (model.drop_path, model.drop_path_group, model.microbatch) == (0.5, 0, 0)
 
 
@@ -131,7 +133,7 @@ def test_maes_recipe_is_of_its_size(dim, expected):
 def test_maes_recipe_begins_at_the_given_weights_with_a_norm_of_its_own():
     vit = backbone("vit_tiny_patch16_224", **VIT)
     recipe = mae_recipe(vit.model, 64, SIZE)
-    trainer = _Trainer(vit, recipe, 2, SIZE, num_images=64, memory_bytes=2**20)
+    trainer = _Trainer(vit, recipe, TASK, SIZE, num_images=64, memory_bytes=2**20)
     assert trainer.batch_size == 64
     params = jax.device_get(trainer.first_state(1.0, seed=0).params)
     given = vit.variables["params"]
