@@ -1,6 +1,7 @@
 """Files with other libraries' and the authors' names: the same features as in their own code."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -41,6 +42,22 @@ def test_a_file_gives_what_its_own_library_gives(key, tmp_path):
     backbone = load_backbone(write(tmp_path / "weights.safetensors", case), module)
     h = backbone.features(MADE["images"](tuple(case["size"])), normalized=True)
     np.testing.assert_allclose(h, FOUND[key], atol=1e-4)
+
+
+def test_a_convnext_v2_without_its_last_norm_has_it_as_it_begins(tmp_path):
+    case = CASES["convnextv2"]
+
+    def without(tensors):
+        for name in [name for name in tensors if re.match(r"norm\.|head\.norm\.", name)]:
+            del tensors[name]
+
+    module = models.create(case["model"], **case["fields"])
+    path = write(tmp_path / "fcmae.safetensors", case, without)
+    norm = load_backbone(path, module).variables["params"]["head"]["norm"]
+    np.testing.assert_array_equal(norm["scale"], np.ones_like(norm["scale"]))
+    np.testing.assert_array_equal(norm["bias"], np.zeros_like(norm["scale"]))
+    whole = load_backbone(write(tmp_path / "whole.safetensors", case), module).variables["params"]
+    assert np.any(whole["head"]["norm"]["bias"])
 
 
 VIT = CASES["mae"]

@@ -137,6 +137,28 @@ TORCHVISION_CONVNEXT: tuple[Rule, ...] = (
     (r"\.layer_scale$", ".gamma"),
     (r"^classifier\.0\.", "head.norm."),
 )
+TORCHVISION_EFFICIENTNET: tuple[Rule, ...] = (
+    (r"^features\.0\.0\.", "conv_stem."),
+    (r"^features\.0\.1\.", "bn1."),
+    (r"^features\.8\.0\.", "conv_head."),
+    (r"^features\.8\.1\.", "bn2."),
+    _shifted(r"^features\.(\d)\.(\d+)\.block\.", "blocks.{}.{}.", lambda n: n - 1),
+    (r"\.fc1\.", ".conv_reduce."),
+    (r"\.fc2\.", ".conv_expand."),
+    # The first stage's blocks do not expand their channels.
+    (r"^(blocks\.0\.\d+)\.0\.0\.", r"\1.conv_dw."),
+    (r"^(blocks\.0\.\d+)\.0\.1\.", r"\1.bn1."),
+    (r"^(blocks\.0\.\d+)\.1\.conv_", r"\1.se.conv_"),
+    (r"^(blocks\.0\.\d+)\.2\.0\.", r"\1.conv_pw."),
+    (r"^(blocks\.0\.\d+)\.2\.1\.", r"\1.bn2."),
+    (r"^(blocks\.[1-9]\.\d+)\.0\.0\.", r"\1.conv_pw."),
+    (r"^(blocks\.[1-9]\.\d+)\.0\.1\.", r"\1.bn1."),
+    (r"^(blocks\.[1-9]\.\d+)\.1\.0\.", r"\1.conv_dw."),
+    (r"^(blocks\.[1-9]\.\d+)\.1\.1\.", r"\1.bn2."),
+    (r"^(blocks\.[1-9]\.\d+)\.2\.conv_", r"\1.se.conv_"),
+    (r"^(blocks\.[1-9]\.\d+)\.3\.0\.", r"\1.conv_pwl."),
+    (r"^(blocks\.[1-9]\.\d+)\.3\.1\.", r"\1.bn3."),
+)
 CONVNEXT: tuple[Rule, ...] = (  # the authors', DINOv3's, Hugging Face's of both
     (r"^(?:model|encoder)\.", ""),
     (r"^(?:stages\.0\.downsample_layers|downsample_layers\.0)\.", "stem."),
@@ -172,6 +194,7 @@ LAYOUTS = (  # the first whose marker is found
     Layout("OpenAI's CLIP", "ln_pre.weight", OPENAI),
     Layout("torchvision's Swin", "features.1.0.attn.relative_position_bias_table", TORCHVISION_SWIN),
     Layout("torchvision's ConvNeXt", "features.1.0.layer_scale", TORCHVISION_CONVNEXT),
+    Layout("torchvision's EfficientNet", "features.1.0.block.0.0.weight", TORCHVISION_EFFICIENTNET),
     Layout("torchvision's ViT", "conv_proj.weight", TORCHVISION_VIT),
     Layout("Hugging Face's ResNet", "embedder.embedder.convolution.weight", RESNET),
     Layout("Hugging Face's ConvNeXt", "encoder.stages.0.layers.0.dwconv.weight", CONVNEXT),
@@ -231,6 +254,19 @@ def _join(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
             bias = name.removesuffix("_mask")
             joined[bias] = joined[bias].map(_without_keys, joined[bias].shape)
     return joined
+
+
+def with_last_norm(tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """A ConvNeXt V2's tensors, with its last LayerNorm as it begins, 1 and 0, if the file has none.
+
+    FCMAE trains the network before it; timm, too, loads such files (`convnextv2_*.fcmae`) in this way.
+    """
+    if "stages.0.blocks.0.mlp.grn.weight" not in tensors or "head.norm.weight" in tensors:
+        return tensors
+    shape = tensors[max(name for name in tensors if name.endswith(".conv_dw.weight"))].shape[:1]
+    first = {"weight": np.ones, "bias": np.zeros}
+    made = {f"head.norm.{part}": Stored(shape, "F32", lambda make=make: make(shape)) for part, make in first.items()}
+    return {**tensors, **made}
 
 
 def _without_keys(bias: np.ndarray) -> np.ndarray:

@@ -206,7 +206,7 @@ def _translated(path: Path, tensors: dict[str, Stored], prefix: str | None) -> d
         )
     if prefix is not None and prefix not in prefixes:
         raise ValueError(f"{path} has no backbone with prefix={prefix!r}; its tensors' prefix is {listed}")
-    return layouts.translate(tensors, layout, prefixes[0] if prefix is None else prefix)
+    return layouts.with_last_norm(layouts.translate(tensors, layout, prefixes[0] if prefix is None else prefix))
 
 
 def _module(

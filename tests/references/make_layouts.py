@@ -85,7 +85,7 @@ def saved_names(network):
 
 def torchvision_cases(make):
     import torch
-    from torchvision.models import convnext, resnet, swin_transformer, vision_transformer
+    from torchvision.models import convnext, efficientnet, resnet, swin_transformer, vision_transformer
 
     vit = vision_transformer.VisionTransformer(32, 16, 2, 3, 48, 192)
     heads = dict.fromkeys(("heads.head.weight",), (1000, 48)) | {"heads.head.bias": (1000,)}
@@ -100,6 +100,15 @@ def torchvision_cases(make):
     swin.head = torch.nn.Identity()
     fields = {"base_width": 24, "stages": [2, 2], "head_width": 8, "image_size": 56}
     make.add("torchvision_swin", "swin_tiny_patch4_window7_224", fields, swin, lambda n, x: n(x), size=(56, 56))
+    kinds = ((1, 3, 1, 32, 16), (6, 3, 2, 16, 24), (6, 5, 2, 24, 40), (6, 3, 2, 40, 80))
+    kinds += ((6, 5, 1, 80, 112), (6, 5, 2, 112, 192), (6, 3, 1, 192, 320))
+    stages = [1, 2, 1, 1, 1, 1, 1]
+    settings = [efficientnet.MBConvConfig(*kind, count, 0.25) for kind, count in zip(kinds, stages, strict=True)]
+    net = efficientnet.EfficientNet(settings, dropout=0.0, num_classes=1)
+    net.classifier = torch.nn.Identity()
+    fields = {"stages": stages, "width": 0.25}
+    more = {"classifier.1.weight": (1000, 320), "classifier.1.bias": (1000,)}
+    make.add("torchvision_efficientnet", "efficientnet_b0", fields, net, lambda n, x: n(x), more=more, size=(64, 64))
     net = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1])
     sequence = torch.nn.Sequential(*list(net.children())[:-1])
     fields = {"stages": [1, 1, 1, 1]}
