@@ -7,6 +7,7 @@ config = ssl_jax.get_config("simclr:tiny")                  # of a method, at a 
 run = ssl_jax.pretrain(config, images, workdir="runs/own")  # images: an array, a folder, any object with items
 print(ssl_jax.evaluate(run.backbone, train, test))
 names, h = ssl_jax.embed(run.backbone, images)
+found = ssl_jax.retrieve(run.backbone, images, queries)     # found.names, found.indices, found.similarities
 tuned = ssl_jax.finetune(run.backbone, train, test)         # tuned.classifier, tuned.scores
 ssl_jax.export(run.backbone, "backbone.onnx", to="onnx")
 backbone = ssl_jax.load_backbone("runs/own")                # in another process
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ssl_jax.evaluation.classifier import finetune, load_classifier, predict
     from ssl_jax.evaluation.embedding import embed
     from ssl_jax.evaluation.evaluate import evaluate
+    from ssl_jax.evaluation.neighbors import retrieve
     from ssl_jax.exporting import export
     from ssl_jax.pretraining import Run, pretrain
     from ssl_jax.weights import load_backbone
@@ -35,6 +37,7 @@ __all__ = [
     "load_classifier",
     "predict",
     "pretrain",
+    "retrieve",
 ]
 __version__ = "0.1.0"
 
@@ -50,6 +53,7 @@ _MODULES = {
     "load_classifier": "ssl_jax.evaluation.classifier",
     "predict": "ssl_jax.evaluation.classifier",
     "pretrain": "ssl_jax.pretraining",
+    "retrieve": "ssl_jax.evaluation.neighbors",
 }
 
 

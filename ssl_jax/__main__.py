@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("ssl_jax.cli.train", "pre-trains a backbone on images without labels"),
     "evaluate": ("ssl_jax.cli.evaluate", "measures what the features of a backbone are worth"),
     "embed": ("ssl_jax.cli.embed", "writes the features of images to a file"),
+    "retrieve": ("ssl_jax.cli.retrieve", "finds the images most similar to given ones"),
     "finetune": ("ssl_jax.cli.finetune", "trains a backbone and a linear layer on labelled images"),
     "predict": ("ssl_jax.cli.predict", "predicts the classes of images, their labels, or measurements"),
     "export": ("ssl_jax.cli.export", "writes a backbone for other programs"),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Num
 
 from ssl_jax import compiled
 from ssl_jax import config as configs
@@ -64,18 +65,24 @@ def for_images(backbone: Backbone, source: Source) -> Backbone:
 
     Raises: ConfigError for images of other channels, or that cannot be measured.
     """
-    image, channels = first_image(source), backbone.facts["channels"]
-    if image.shape[-1] != channels:
-        raise configs.ConfigError(
-            f"the weights are for images of {channels} channels, and those of {source.name} have {image.shape[-1]}; "
-            f"give --channels={image.shape[-1]}, and --inflate={'|'.join(INFLATIONS)} as you like"
-        )
+    image = check_channels(backbone, source)
     if backbone.mean and (backbone.facts.get("method") or str(image.dtype) == backbone.dtype):
         return backbone
     found = configs.call(statistics, {}, "--data", source)
     found.pop("channels")
     print(f"{source.name}: normalized by its own " + ", ".join(f"{key} {value}" for key, value in found.items()))
     return dataclasses.replace(backbone, **found)
+
+
+def check_channels(backbone: Backbone, source: Source) -> Num[np.ndarray, "height width channels"]:
+    """The first image that can be read. Raises: ConfigError if the backbone is for images of other channels."""
+    image, channels = first_image(source), backbone.facts["channels"]
+    if image.shape[-1] != channels:
+        raise configs.ConfigError(
+            f"the weights are for images of {channels} channels, and those of {source.name} have {image.shape[-1]}; "
+            f"give --channels={image.shape[-1]}, and --inflate={'|'.join(INFLATIONS)} as you like"
+        )
+    return image
 
 
 def how_to_read(backbone: Backbone) -> dict[str, Any]:

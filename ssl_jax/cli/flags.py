@@ -140,6 +140,21 @@ def check_file(name: str, path: Path) -> None:
         raise ConfigError(f"--{name}={path}: it cannot be written; make it writable, or give another file")
 
 
+def written_files(name: str, text: str, endings: Sequence[str]) -> list[Path]:
+    """The files that the flag names, separated by commas, after the check of `check_file`.
+
+    Raises: ConfigError for a file of another ending.
+    """
+    paths = [Path(part) for part in text.split(",")]
+    for path in paths:
+        if path.suffix not in endings:
+            raise ConfigError(
+                f"--{name}={text}: the name of a file must end in {' or '.join(endings)}, got {path.name!r}"
+            )
+        check_file(name, path)
+    return paths
+
+
 def check_directory(name: str, path: Path) -> None:
     """Checks, before any work, that the directory which the flag names can be made or used. Raises: ConfigError."""
     there = next(place for place in (path, *path.absolute().parents) if place.exists())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_jax import report
+from ssl_jax.cli import showing
 from ssl_jax.cli.flags import check_file, user_errors
 
 
@@ -30,13 +31,13 @@ def main(argv: list[str] | None = None) -> None:
         type=_numbers(int),
         default=(),
         metavar="R,G,B",
-        help="bands of the images that are shown: one, or three for red, green and blue, from 0; default: the first",
+        help=showing.FLAGS["bands"],
     )
     parser.add_argument(
         "--stretch",
         type=_numbers(float),
         metavar="LOW,HIGH",
-        help="percentiles of each band that are shown as black and white; default: 1,99, and photos as they are",
+        help=showing.FLAGS["stretch"],
     )
     flags = parser.parse_args(argv)
     with user_errors(ValueError, FileNotFoundError):

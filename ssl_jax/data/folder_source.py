@@ -1,6 +1,7 @@
 """Image files below a folder as a source of images. data/folders.py finds the files, their splits and their classes."""
 
 import copy
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +59,23 @@ def folder_pair(
     names = folders.class_names(splits.values())
     first, second = (_folder_source(root, part, names, channels, bands, pages) for part in (train, test))
     return first, second
+
+
+def image_file(path: str | Path, *, channels: int | None = 3, bands: Sequence[int] = (), pages: str = "") -> Source:
+    """The image of one file, or the images that it holds, without labels.
+
+    Args:
+      channels, bands, pages: see `folder`.
+    Raises: FileNotFoundError if there is no such file; ValueError for channels, bands or pages that do not fit.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r} (looked from {Path.cwd()})")
+    root = _folder(str(path.parent), channels, bands, pages)
+    facts = _look(root, [path.name], pages)
+    found = FolderSource(root, [path.name], None, (), channels, bands, pages, facts)
+    found.name = str(path)
+    return found
 
 
 def folder_splits(path: str | Path, channels: int | None) -> dict[str, Source]:
@@ -144,6 +162,13 @@ class FolderSource(Source):
 
     def image_name(self, index: int):
         return _named(*self._place(index))
+
+    def origin(self, index: int):
+        return f"{self._real_root}/{self.image_name(index)}"
+
+    @functools.cached_property
+    def _real_root(self) -> Path:
+        return self._root.resolve()
 
     def digest(self):
         if self.groups is None:  # each file holds one image, whose name it has

@@ -1,6 +1,8 @@
 """The images of a list as a source. data/lists.py reads and checks the list."""
 
 import copy
+import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,6 +117,14 @@ class ListSource(Source):
 
     def image_name(self, index: int):
         return self._images[index].name
+
+    def origin(self, index: int):
+        files = (os.path.normpath(self._real_folder / file) for file in self._images[index].files)
+        return os.pathsep.join(files)
+
+    @functools.cached_property
+    def _real_folder(self) -> Path:
+        return self._folder.resolve()
 
     def digest(self):
         """Made from the names of images and files, the labels and the targets."""

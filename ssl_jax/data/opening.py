@@ -19,7 +19,8 @@ from ssl_jax.data import array_files, folders, shards, splits
 from ssl_jax.data.array_files import array_splits
 from ssl_jax.data.array_record_source import array_record_splits
 from ssl_jax.data.bands import Bands
-from ssl_jax.data.folder_source import folder, folder_pair, folder_splits
+from ssl_jax.data.folder_source import folder, folder_pair, folder_splits, image_file
+from ssl_jax.data.formats import table
 from ssl_jax.data.list_source import REMEDY, list_splits
 from ssl_jax.data.parquet_source import has_images, parquet_splits
 from ssl_jax.data.sources import Source, Subset
@@ -169,6 +170,22 @@ def open_data(
         return load("folder", path=text, **options)
     with _no_folder(text):
         return load(text, **options)
+
+
+def open_images(
+    text: str,
+    *,
+    split: str = "train",
+    channels: int | None = 3,
+    bands: Sequence[int] = (),
+    pages: str = "",
+    window: int = 0,
+) -> Source:
+    """As `open_data`, but `text` may also be one image file, of any format that a folder may hold."""
+    path = Path(text).expanduser()
+    if any(re.fullmatch(kind.matches, text) for kind in KINDS) or not path.is_file() or table.of_file(path) is None:
+        return open_data(text, split=split, channels=channels, bands=bands, pages=pages, window=window)
+    return _parts(image_file(path, channels=channels, bands=bands, pages=pages), (), window)
 
 
 def open_pair(

@@ -88,6 +88,11 @@ class Source(abc.ABC):
         """What the larger image is called that an image is a window of; of no window, its own name."""
         return self.image_name(index)
 
+    def origin(self, index: int) -> str | None:
+        """The file that an image is read from, in full, and its place there: the same for the same image of two
+        sources. None for an image that has no file of its own."""
+        return None
+
     def __getitem__(self, index: int) -> Num[np.ndarray, "height width channels"]:
         return self.read(index)[0]
 
@@ -210,6 +215,9 @@ class Subset(Source):
     def whole_name(self, index: int) -> str:
         return self._source.whole_name(int(self._indices[index]))
 
+    def origin(self, index: int) -> str | None:
+        return self._source.origin(int(self._indices[index]))
+
     def digest(self) -> str:
         return digest_of(itertools.chain([self._source.digest()], map(str, self._indices)))
 
@@ -234,6 +242,9 @@ class SameImages(Source):
 
     def whole_name(self, index: int) -> str:
         return self._source.whole_name(index)
+
+    def origin(self, index: int) -> str | None:
+        return self._source.origin(index)
 
     def digest(self) -> str:
         return self._source.digest()

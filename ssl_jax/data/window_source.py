@@ -100,6 +100,10 @@ class Windows(Source):
     def whole_name(self, index: int) -> str:
         return self._source.image_name(int(self._image[index]))
 
+    def origin(self, index: int) -> str | None:
+        found, (top, left) = self._source.origin(int(self._image[index])), self._place(index)
+        return found and f"{found}@{top},{left}"
+
     def digest(self) -> str:
         return digest_of([self._source.digest(), str(self.side), str(self.stride)])
 

@@ -100,14 +100,20 @@ def embeddings(
     backbone: Backbone, source: Source, *, image_size: tuple[int, int] | None = None, windows: str = "mean"
 ) -> Embeddings:
     """As `embed`, but with labels."""
-    size = image_size_of(backbone, image_size)
-    names, found = named_rows(
+    names, found = named_features(backbone, source, image_size=image_size, windows=windows)
+    return Embeddings(names, found.features, found.labels if source.class_names else None, source.class_names)
+
+
+def named_features(
+    backbone: Backbone, source: Source, *, image_size: tuple[int, int] | None = None, windows: str = "mean"
+) -> tuple[list[str], Extracted]:
+    """As `embed`, but with labels and the images' indices in the source."""
+    return named_rows(
         lambda images: backbone.features(images, batch_size=BATCH),
         Uniform(source, backbone.normalization),
-        size,
+        image_size_of(backbone, image_size),
         windows,
     )
-    return Embeddings(names, found.features, found.labels if source.class_names else None, source.class_names)
 
 
 def named_rows(
@@ -118,7 +124,9 @@ def named_rows(
 ) -> tuple[list[str], Extracted]:
     """(names of the images that can be decoded, what `function` gives for them), see `embed`."""
     check_windows(windows)
-    found = over_windows(source, extract(function, _read(source, image_size), BATCH), windows)
+    # A few images need no full batch. Powers of two, so that few programs are compiled.
+    batch_size = min(BATCH, 1 << (len(source) - 1).bit_length())
+    found = over_windows(source, extract(function, _read(source, image_size), batch_size), windows)
     name = source.image_name if windows == "all" else source.whole_name
     return [name(int(index)) for index in found.index], found
 

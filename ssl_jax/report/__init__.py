@@ -1,12 +1,13 @@
-"""Self-contained pages: about one run (what it was worth, how its embeddings look), comparing several runs, or about
-a data set."""
+"""Self-contained pages: about one run (what it was worth, how its embeddings look), comparing several runs, about a
+data set, or about the images that are most similar to given ones."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_jax.data.inspection import Inspection
-from ssl_jax.report import comparison, files, inspection, page, read
+from ssl_jax.report import comparison, files, inspection, page, read, retrieval
 from ssl_jax.report.display import displayed
+from ssl_jax.report.retrieval import Retrieval
 from ssl_jax.workdir.files import replacing
 
 NAME, COMPARISON_NAME = "report.html", "comparison.html"
@@ -44,6 +45,11 @@ def write_comparison(workdirs: Sequence[str | Path], output: str | Path | None =
 def write_inspection(found: Inspection, output: str | Path, start: str = "") -> Path:
     """Writes the page about a data set to `output`. `start`: the command that training starts with, to be shown."""
     return _put(Path(output), inspection.render(found, start))
+
+
+def write_retrieval(found: Retrieval, output: str | Path) -> Path:
+    """Writes the page about the images that are most similar to given ones to `output`."""
+    return _put(Path(output), retrieval.render(found))
 
 
 def write_files(

@@ -14,17 +14,22 @@ from ssl_jax.data.inspection.pictures import shown_bands
 LARGEST_SIDE = 96
 SHEET_SIDE, SHEET_COLUMNS = 32, 50  # of the thumbnails on one sheet
 NEIGHBORS, QUERIES = 8, 10
+SMALL = 64  # images below it keep sharp pixels when scaled up
+WEBP = (cv2.IMWRITE_WEBP_QUALITY, 80)
 
 
-def data_uri(image: UInt8[np.ndarray, "height width channels"]) -> str:
-    """A data URI: the image, made `displayable`, as a PNG."""
+def data_uri(image: UInt8[np.ndarray, "height width channels"], *, exact: bool = True) -> str:
+    """A data URI: the image, made `displayable`, as a PNG. exact: if not, as WebP if it is no small one, which loses a
+    little and takes a fifth of the room."""
     image = displayable(image)
     scale = LARGEST_SIDE / max(image.shape[:2])
     if scale < 1:
         height, width = (max(round(side * scale), 1) for side in image.shape[:2])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)
     stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
-    return _uri("png", stored)
+    if exact or max(image.shape[:2]) < SMALL:
+        return _uri("png", stored)
+    return _uri("webp", stored if image.shape[2] == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), WEBP)
 
 
 def sheet(images: UInt8[np.ndarray, "n height width channels"]) -> str:
@@ -43,7 +48,7 @@ def sheet(images: UInt8[np.ndarray, "n height width channels"]) -> str:
         row, column = divmod(i, SHEET_COLUMNS)
         made[row, top : top + height, column, left : left + width] = small[..., ::-1]  # as OpenCV wants them: BGR
     pixels = made.reshape(rows * SHEET_SIDE, SHEET_COLUMNS * SHEET_SIDE, 3)
-    return _uri("webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, 80])
+    return _uri("webp", pixels, WEBP)
 
 
 def displayable(image: UInt8[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "height width shown"]:
@@ -53,7 +58,7 @@ def displayable(image: UInt8[np.ndarray, "height width channels"]) -> UInt8[np.n
 
 def css_class(images: np.ndarray | None) -> str:
     """The CSS class for images of this size: small ones keep sharp pixels when scaled up."""
-    return " pixelated" if images is not None and max(images.shape[1:3]) < 64 else ""
+    return " pixelated" if images is not None and max(images.shape[1:3]) < SMALL else ""
 
 
 def view_gallery(views: Mapping[str, np.ndarray]) -> list[tuple[str, list[str]]]:

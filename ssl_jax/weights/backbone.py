@@ -4,6 +4,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -53,6 +54,20 @@ class Backbone:
     @property
     def dim(self) -> int:
         return self.model.dim
+
+    def described(self, image_size: tuple[int, int]) -> dict[str, Any]:
+        """What it is and how it is given images of this (height, width), as JSON has it: "model", "method" if it is of
+        a run, "image_size", "channels", and the fields of `Normalization` but nodata."""
+        known = {key: self.facts[key] for key in ("model", "method") if self.facts.get(key)}
+        normalized = self.normalization
+        found = {
+            "model": {"name": type(self.model).__name__},
+            **known,
+            "image_size": image_size,
+            "channels": normalized.channels,
+            **{name: getattr(normalized, name) for name in ("dtype", "value_range", "mean", "std")},
+        }
+        return json.loads(json.dumps(found, default=str))
 
     def preprocess(
         self, images: Num[np.ndarray | Array, "batch height width channels"]

@@ -95,3 +95,23 @@ def test_errors_name_what_is_wrong(change, message):
     arguments = {**dict(zip(names, (*QUERIES, *GALLERY), strict=True)), "num_classes": 5}
     with pytest.raises(ValueError, match=message):
         retrieve(**{**arguments, **change})
+
+
+def test_precision_is_the_share_of_the_class_among_the_most_similar():
+    gallery = np.array([[1, 0], [4, 3], [3, 4], [0, 1], [-1, 0]], np.float32)  # cosines 1, 0.8, 0.6, 0, -1
+    query, labels = (np.array([[9, 0]], np.float32), np.array([1])), np.array([1, 1, 0, 1, 1])
+    found = retrieve(*query, gallery, labels, num_classes=2, k=(1, 3, 5))
+    assert found.precision == {1: 100, 3: pytest.approx(200 / 3), 5: 80}
+
+
+def test_a_query_is_not_compared_with_its_own_row():
+    features, labels = GALLERY
+    order = np.random.default_rng(5).permutation(200)
+    itself = retrieve(features[order], labels[order], features, labels, num_classes=5, k=(1, 7), own=order)
+    apart = retrieve(*GALLERY, num_classes=5, k=(1, 7))
+    for value, expected in zip(itself, apart, strict=True):
+        assert value == (expected if isinstance(expected, dict) else pytest.approx(expected))
+    outside = retrieve(*QUERIES, *GALLERY, num_classes=5, k=(1, 7), own=np.full(90, -1))
+    assert outside == retrieve(*QUERIES, *GALLERY, num_classes=5, k=(1, 7))
+    with pytest.raises(ValueError, match="own says where each of 200 queries is in a gallery"):
+        retrieve(*GALLERY, num_classes=5, own=order)

@@ -1,14 +1,37 @@
 """Small versions of images of any type and number of channels: to be compared, and to be looked at."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, Float64, Num, UInt8
+from tqdm import tqdm
 
 from ssl_jax.data import crop
+from ssl_jax.data.formats import UndecodableImage
+from ssl_jax.data.sources import Source
+from ssl_jax.data.threads import in_order
 
 SIDE = 96  # of a picture, in pixels
+
+
+def read(
+    source: Source, indices: Iterable[int], threads: int = 8
+) -> dict[int, Num[np.ndarray, "height width channels"]]:
+    """Index -> the image, as `shrink` makes it small. One that cannot be read is left out."""
+
+    def picture(index: int) -> Num[np.ndarray, "height width channels"] | None:
+        try:
+            return shrink(source.read(index)[0], source.nodata)
+        except UndecodableImage:
+            return None
+
+    wanted = sorted(set(indices))
+    with ThreadPoolExecutor(threads, thread_name_prefix="pictures") as pool:
+        made = in_order(pool, picture, wanted, 2 * threads)
+        made = tqdm(made, f"pictures of {source.name}", total=len(wanted), unit=" images", delay=1)
+        return {index: found for index, found in made if found is not None}
 
 
 def shrink(
