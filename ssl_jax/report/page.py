@@ -6,17 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ssl_jax.report import charts, health, images, names, patches, scatter, scores, templates
-from ssl_jax.report.confusion import confusion
-from ssl_jax.report.palette import STYLES, SUBJECT_STYLES
+from ssl_jax.report import charts, health, images, measured, names, scores, templates
 from ssl_jax.report.read import Record
 
 
 def render(record: Record) -> str:
     """The page as HTML."""
-    rows = scores.rows(record.evaluation)
-    embeddings = record.embeddings
-    groups = scatter.layout(embeddings)
     return templates.render(
         "page.html.jinja",
         title=_title(record),
@@ -24,48 +19,18 @@ def render(record: Record) -> str:
         workdir=shlex.quote(str(record.workdir)),
         facts=_facts(record),
         progress=_progress(record),
-        rows=rows,
-        measured=names.measured(record.evaluation.get("data", {})),
-        lead=scores.lead(rows),
-        headline=scores.headline(rows),
-        subjects=subjects_of(record),
-        subject_styles=SUBJECT_STYLES,
-        variants=scores.variants(record.evaluation),
-        largest=scores.largest_class(record.evaluation),
-        by_class=any(score.differs for row in rows for score in row.scores.values()),
+        lead=scores.lead(scores.rows(record.evaluation)),
         charts=charts_of(record),
-        by_labels={
-            f"labels-{kind}": (scores.BY_LABELS[kind], {subject: scores.SUBJECTS[subject] for subject in lines})
-            for kind, lines in scores.label_lines(record.evaluation).items()
-        },
-        confusion=confusion(record.predictions),
         loss=_loss(record),
         knn=_knn(record),
         health=health.panels(record),
         views=images.view_gallery(record.views),
         pictures=images.picture_rows(record.pictures),
-        patches={kind: images.picture_rows(made) for kind, made in patches.figures(record.patches).items()},
-        queries=images.neighbor_gallery(embeddings),
-        agreement=images.agreement(embeddings),
-        map=groups,
-        thumbnails=scatter.thumbnails(groups),
-        sheet=images.sheet(embeddings["images"][: scatter.MOST]) if groups else "",
-        sheet_columns=images.SHEET_COLUMNS,
-        map_size=(scatter.WIDTH, scatter.HEIGHT),
-        styles=STYLES,
-        pixelated={
-            "views": images.css_class(record.views.get("original")),
-            "embeddings": images.css_class(embeddings.get("images")),
-        },
         config=json.dumps(record.config, indent=2) if record.config else "",
         versions=record.facts.get("versions", {}),
         skipped=record.facts.get("skipped", {}),
+        **measured.values(record),
     )
-
-
-def subjects_of(record: Record) -> dict[str, str]:
-    """Key -> name of the subjects that were measured. Baselines may have been left out."""
-    return {subject: name for subject, name in scores.SUBJECTS.items() if subject in record.evaluation}
 
 
 def charts_of(record: Record) -> dict[str, str]:
@@ -79,14 +44,7 @@ def charts_of(record: Record) -> dict[str, str]:
     steps, values = record.series("knn_top1")
     if np.isfinite(values).any():
         made["knn"] = charts.curve(steps, values, percent=True)
-    if rows := scores.rows(record.evaluation):
-        made["scores"] = charts.dots({row.name: row.scores for row in rows})
-    for kind, lines in scores.label_lines(record.evaluation).items():
-        every = scores.all_labels(record.evaluation)
-        made[f"labels-{kind}"] = charts.label_efficiency(lines, all_labels=every)
-    if confused := confusion(record.predictions):
-        made["confusion"] = charts.matrix(confused.percents, confused.names)
-    return made
+    return made | measured.charts_of(record)
 
 
 def _title(record: Record) -> str:
