@@ -1,5 +1,5 @@
 """ssl_jax evaluate --workdir DIR [--data DATA] [--protocols knn,linear,finetune] [--baselines random,pixels]
-ssl_jax evaluate --backbone FILE [--model NAME] --data DATA [--out FILE]
+ssl_jax evaluate --backbone FILE [--model NAME] --data DATA [--out scores.json,scores.html]
 
 Evaluates the backbone, random initialization and the raw pixels, all under the same protocols. For a run, writes
 DIR/evaluation.json and, for the report, embeddings, predictions and pictures of patches to DIR/samples. Features are
@@ -8,17 +8,20 @@ kept in DIR/features for the next evaluation.
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from ssl_jax import config as configs
-from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import check_file, read_flags, user_errors
+from ssl_jax import report
+from ssl_jax.cli import backbones, showing
+from ssl_jax.cli.flags import read_flags, user_errors, written_files
 from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation import protocols
 from ssl_jax.evaluation.evaluate import evaluate
-from ssl_jax.evaluation.evaluation import BASELINES
+from ssl_jax.evaluation.evaluation import BASELINES, Evaluation
 from ssl_jax.workdir import files
+from ssl_jax.workdir.samples import FOLDER as SAMPLES
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,7 +39,11 @@ def main(argv: list[str] | None = None) -> None:
                 "baselines": f"some of {', '.join(BASELINES)}, separated by commas, or none; default: both",
                 "image_size": f"only with --backbone: {backbones.IMAGE_SIZE}",
                 "windows": backbones.WINDOWS,
-                "out": "JSON file for the numbers; with --workdir, they are written to its evaluation.json as well",
+                **showing.FLAGS,
+                "out": (
+                    "files to write, separated by commas: .json the scores, .html a page of them; with --workdir, the "
+                    "scores are written to its evaluation.json as well"
+                ),
             },
         )
         options: dict[str, Any] = {
@@ -46,30 +53,48 @@ def main(argv: list[str] | None = None) -> None:
         }
         configs.call(protocols.check, {}, "--protocols", options["protocols"])
         backbones.check(flags)
-        if flags.out:
-            check_file("out", Path(flags.out))
-        if flags.workdir:
-            if flags.image_size:
-                raise configs.ConfigError(
-                    "--image_size goes with --backbone only; leave it out: a run is evaluated at its own image size"
-                )
-            options["data"] = flags.data
-            found = configs.call(evaluate, options, "ssl_jax evaluate", flags.workdir)
-        else:
-            backbones.require(flags, "data")
-            backbone = backbones.load(flags)
-            pair = configs.call(opening.open_pair, backbones.how_to_read(backbone), "--data", flags.data)
-            backbone = backbones.for_images(backbone, pair[0])
-            options["image_size"] = backbones.image_size(flags.image_size, backbone)
-            if options["image_size"] is None:
-                raise configs.ConfigError(
-                    f"{flags.backbone} does not say at which image size it was trained; give one, "
-                    "such as --image_size=224"
-                )
-            found = configs.call(evaluate, options, "ssl_jax evaluate", backbone, *pair)
-        print(f"\n{found}")
-        if flags.out:
-            files.write(Path(flags.out), json.dumps(found, indent=2))
+        written = written_files("out", flags.out, (".json", ".html")) if flags.out else []
+        with tempfile.TemporaryDirectory() as folder:
+            page = any(path.suffix == ".html" for path in written)
+            workdir = Path(flags.workdir or folder)
+            found, shown = _of_run(flags, options) if flags.workdir else _of_file(flags, options, page and workdir)
+            print(f"\n{found}")
+            for path in written:
+                if path.suffix == ".html":
+                    configs.call(report.write_scores, shown, "--bands, --stretch", found, workdir, path)
+                else:
+                    files.write(path, json.dumps(found, indent=2))
+                print(path)
+
+
+def _of_run(flags: Any, options: dict[str, Any]) -> tuple[Evaluation, dict[str, Any]]:
+    """(scores, options of `report.write_scores`)."""
+    if flags.image_size:
+        raise configs.ConfigError(
+            "--image_size goes with --backbone only; leave it out: a run is evaluated at its own image size"
+        )
+    shown = showing.options(flags)
+    found = configs.call(evaluate, {**options, "data": flags.data}, "ssl_jax evaluate", flags.workdir)
+    found["backbone"]["file"] = flags.workdir
+    return found, shown
+
+
+def _of_file(flags: Any, options: dict[str, Any], folder: Path | bool) -> tuple[Evaluation, dict[str, Any]]:
+    """As `_of_run`. folder: where pictures for a page go; False for no page."""
+    backbones.require(flags, "data")
+    backbone = backbones.load(flags)
+    shown = showing.options(flags, backbone.facts["channels"])
+    pair = configs.call(opening.open_pair, backbones.how_to_read(backbone), "--data", flags.data)
+    backbone = backbones.for_images(backbone, pair[0])
+    options["image_size"] = backbones.image_size(flags.image_size, backbone)
+    if options["image_size"] is None:
+        raise configs.ConfigError(
+            f"{flags.backbone} does not say at which image size it was trained; give one, such as --image_size=224"
+        )
+    options["samples_dir"] = folder / SAMPLES if isinstance(folder, Path) else None
+    found = configs.call(evaluate, options, "ssl_jax evaluate", backbone, *pair)
+    found["backbone"]["file"] = flags.backbone
+    return found, shown
 
 
 def _baselines(text: str) -> tuple[str, ...]:

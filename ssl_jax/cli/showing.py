@@ -14,10 +14,15 @@ FLAGS = {
 }
 
 
-def options(flags: Any, channels: int) -> dict[str, Any]:
-    """`bands` and `stretch` of the pages. Raises: ConfigError for what images of so many channels do not have."""
+def options(flags: Any, channels: int | None = None) -> dict[str, Any]:
+    """`bands` and `stretch` of the pages.
+
+    channels: of the images; None if they are checked later.
+    Raises: ConfigError for what is no number, and for what images of so many channels do not have.
+    """
     bands, stretch = _numbers(flags, "bands", int), _numbers(flags, "stretch", float) or None
-    configs.call(display.check, {}, "--bands, --stretch", channels, bands, stretch)
+    if channels is not None:
+        configs.call(display.check, {}, "--bands, --stretch", channels, bands, stretch)
     return {"bands": bands, "stretch": stretch}
 
 

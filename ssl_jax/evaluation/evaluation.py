@@ -30,6 +30,7 @@ class Evaluation(dict[str, Any]):
 
     "data": name, kind and digest of the training images; how many train and test images there are; the classes, and the
     largest one in the test set.
+    "backbone": what was measured and how it was given images, see `Backbone.described`.
     "metrics": label-free metrics of the test features, for "pretrained" and each untrained network.
     "pretrained", "random" (for each protocol the best of "random_variants") and "pixels": protocol -> score, see
     `subject.Scores`. Baselines that were not requested are missing. All scores are missing if the images have no
@@ -91,6 +92,7 @@ def evaluate_backbone(
             "classes": list(train.class_names),
             **({"windows": windows} if train.image_of is not None else {}),
         },
+        backbone=backbone.described(images.image_size),
         backbone_sha256=cache.checksum(backbone.variables),
     )
     kept = _Kept(backbone, images, result["backbone_sha256"], features_dir)

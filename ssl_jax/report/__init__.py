@@ -1,11 +1,13 @@
-"""Self-contained pages: about one run (what it was worth, how its embeddings look), comparing several runs, about a
-data set, or about the images that are most similar to given ones."""
+"""Self-contained pages: about one run (what it was worth, how its embeddings look), comparing several runs, about the
+scores of any backbone, a data set, or about the images that are most similar to given ones."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ssl_jax.data.inspection import Inspection
-from ssl_jax.report import comparison, files, inspection, page, read, retrieval
+from ssl_jax.report import comparison, files, inspection, page, read, retrieval, scores_page
 from ssl_jax.report.display import displayed
 from ssl_jax.report.retrieval import Retrieval
 from ssl_jax.workdir.files import replacing
@@ -22,8 +24,8 @@ def write(
 ) -> Path:
     """Writes `workdir`/report.html, or `output`, from the run's files. The page names the command for missing ones.
 
-    bands, stretch: of the images that are shown, see `display.displayed`.
-    Raises: FileNotFoundError if `workdir` is no directory; ValueError as `display.displayed`.
+    bands, stretch: of the images that are shown, see `display.check`.
+    Raises: FileNotFoundError if `workdir` is no directory; ValueError as `display.check`.
     """
     record = displayed(read.read(Path(workdir)), bands, stretch)
     return _put(Path(output or record.workdir / NAME), page.render(record))
@@ -45,6 +47,24 @@ def write_comparison(workdirs: Sequence[str | Path], output: str | Path | None =
 def write_inspection(found: Inspection, output: str | Path, start: str = "") -> Path:
     """Writes the page about a data set to `output`. `start`: the command that training starts with, to be shown."""
     return _put(Path(output), inspection.render(found, start))
+
+
+def write_scores(
+    evaluation: Mapping[str, Any],
+    folder: str | Path,
+    output: str | Path,
+    *,
+    bands: Sequence[int] = (),
+    stretch: tuple[float, ...] | None = None,
+) -> Path:
+    """Writes the page about the scores of a backbone to `output`.
+
+    evaluation: as evaluation.json has it. folder: with the samples/ that the evaluation wrote, or with none.
+    bands, stretch: of the images that are shown, see `display.check`.
+    Raises: FileNotFoundError if `folder` is no directory; ValueError as `display.check`.
+    """
+    record = dataclasses.replace(read.read(Path(folder)), evaluation=evaluation)
+    return _put(Path(output), scores_page.render(displayed(record, bands, stretch)))
 
 
 def write_retrieval(found: Retrieval, output: str | Path) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 from ssl_jax.report import charts, names, scores, templates
 from ssl_jax.report.groups import Group, differences, group_runs, measured_on
 from ssl_jax.report.palette import STYLES
+from ssl_jax.report.protocols import describe
 from ssl_jax.report.read import Record
 from ssl_jax.report.scores import Score
 
@@ -76,7 +77,7 @@ def _title(groups: Sequence[Group]) -> str:
 def _table(groups: Sequence[Group], data: str) -> Table:
     of = {group.name: found for group in groups if (found := group.scores("pretrained", data))}
     styles = {group.name: group.style for group in groups}
-    protocols = {protocol: scores.describe(protocol)[0] for found in of.values() for protocol in found}
+    protocols = {protocol: describe(protocol)[0] for found in of.values() for protocol in found}
     rows = {
         name: {group: found[protocol] for group, found in of.items() if protocol in found}
         for protocol, name in protocols.items()
@@ -126,7 +127,7 @@ def _lead(table: Table) -> str:
     (first, leader), (second, follower) = ranked[:2]
     points = first.mean - second.mean
     within = ", no more than the spread" if points <= max(first.std, second.std) else ""
-    asked = scores.describe(protocol)[1]
+    asked = describe(protocol)[1]
     return (
         f"Judged by {asked}, {leader} is ahead: right on {first.mean:.1f}% of the test images, "
         f"{points:.1f} points above {follower}{within}."

@@ -1,5 +1,6 @@
 """What the pages of a run and of scores share: the scores of an evaluation, and what was kept of its test images."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ssl_jax.report import charts, images, names, patches, scatter, scores
@@ -18,7 +19,7 @@ def values(record: Record) -> dict[str, Any]:
         rows=rows,
         measured=names.measured(record.evaluation.get("data", {})),
         headline=scores.headline(rows),
-        subjects=subjects_of(record),
+        subjects=subjects(record.evaluation),
         baselines=" and on ".join(text for key, text in BASELINES.items() if key in record.evaluation),
         subject_styles=SUBJECT_STYLES,
         variants=scores.variants(record.evaluation),
@@ -47,9 +48,9 @@ def values(record: Record) -> dict[str, Any]:
     )
 
 
-def subjects_of(record: Record) -> dict[str, str]:
+def subjects(evaluation: Mapping[str, Any]) -> dict[str, str]:
     """Key -> name of the subjects that were measured. Baselines may have been left out."""
-    return {subject: name for subject, name in scores.SUBJECTS.items() if subject in record.evaluation}
+    return {subject: name for subject, name in scores.SUBJECTS.items() if subject in evaluation}
 
 
 def charts_of(record: Record) -> dict[str, str]:

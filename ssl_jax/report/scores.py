@@ -8,18 +8,13 @@ from typing import Any
 import numpy as np
 
 from ssl_jax.report import names
+from ssl_jax.report.protocols import describe
 
 # Keys of evaluation.json -> what they are called in the report.
 SUBJECTS = {"pretrained": "Pre-trained", "random": "Random network", "pixels": "Raw pixels"}
 BASELINES = {"random": "the best random network", "pixels": "raw pixels"}
 # Protocols that are measured with several numbers of labels -> what they are called in the report.
 BY_LABELS = {"linear": "Linear probe", "finetune": "Fine-tuned"}
-# Of images with several labels or with measurements: (name, what decides), means over the outputs.
-OF_TARGETS = {
-    "multilabel/linear/map": ("Linear, average precision", "a linear classifier of each label"),
-    "multilabel/linear/auroc": ("Linear, area under the ROC curve", "a linear classifier of each label"),
-    "regression/ridge/r2": ("Linear, variance explained", "a linear prediction of each measurement"),
-}
 # End of a protocol's key -> what its percentage says.
 VERDICTS = {
     "/map": "reaches an average precision of {}%",
@@ -180,24 +175,19 @@ def lead(rows: list[Row]) -> str:
     return f"On features learnt without labels, {row.judge} {found}{f': {gains}' if gains else ''}."
 
 
-def describe(protocol: str) -> tuple[str, str]:
-    """(name, what decides) of a protocol's key, as "linear/10_per_class/top1"."""
-    if match := re.fullmatch(r"knn/k(\d+)_t([\d.]+)/top1", protocol):
-        k = match[1]
-        return f"kNN, {k} neighbors", f"a vote of the {k} most similar training images"
-    if match := re.fullmatch(r"linear/(\d+)_per_class/top1", protocol):
-        return f"Linear, {match[1]} labels per class", f"a linear classifier that saw {match[1]} labels per class"
-    if protocol == "linear/all/top1":
-        return "Linear, all labels", "a linear classifier that saw every label"
-    if match := re.fullmatch(r"finetune/(\d+)_per_class/top1", protocol):
-        return f"Fine-tuned, {match[1]} labels per class", f"the whole network trained on {match[1]} labels per class"
-    if protocol == "finetune/all/top1":
-        return "Fine-tuned, all labels", "the whole network trained on every label"
-    if protocol == "finetune_mae/all/top1":
-        return "Fine-tuned as MAE, all labels", "the whole network trained on every label as MAE is"
-    if protocol in OF_TARGETS:
-        return OF_TARGETS[protocol]
-    return protocol, f"the protocol {protocol}"
+def best_lead(rows: list[Row]) -> str:
+    """A sentence about the best of the accuracies over all classes of frozen features; of images with several labels or
+    measurements, about the first score. "" if nothing of this was measured."""
+    frozen = [row for row in rows if not row.protocol.startswith(("finetune", "prototypes/5_way"))]
+    accuracies = [row for row in frozen if row.protocol.endswith("/top1")]
+    others = [row for row in frozen if row.protocol.startswith(("multilabel", "regression"))]
+    if not accuracies + others:
+        return ""
+    row = max(accuracies, key=lambda row: row.scores["pretrained"].mean, default=None) or others[0]
+    gains = " and ".join(map(str, row.gains))
+    found = row.verdict.format(f"{row.scores['pretrained'].mean:.1f}")
+    said = f"{row.judge} {found} with the features frozen{f': {gains}' if gains else ''}."
+    return f"At best, {said}" if len(accuracies) > 1 else said[0].upper() + said[1:]
 
 
 def variants(evaluation: Mapping[str, dict[str, Any]]) -> list[tuple[str, list[Score | None]]]:

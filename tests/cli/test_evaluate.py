@@ -21,6 +21,7 @@ from ssl_jax.training import build
 from ssl_jax.training.measuring import measured
 from ssl_jax.workdir import config_file, facts
 from tests.cli.test_train import CONFIG, make_folder
+from tests.report.pages import Page
 
 PROTOCOLS = ("knn", "linear", "finetune")
 
@@ -317,6 +318,8 @@ def test_what_a_backbone_cannot_be_measured_on_is_told():
         ([], r"give --workdir \(of a run of ssl_jax train\) or --backbone"),
         (["--workdir=X", "--model=resnet8"], "--model=resnet8 goes with --backbone only"),
         (["--backbone=X"], "--data is missing"),
+        (["--workdir=X", "--out=scores.txt"], r"must end in .json or .html, got 'scores.txt'"),
+        (["--workdir=X", "--bands=red"], "--bands must be numbers separated by commas, got 'red'"),
     ],
 )
 def test_what_the_command_cannot_do_is_told(arguments, message):
@@ -335,3 +338,24 @@ def test_the_command_measures_weights_of_a_file_on_an_array_file(workdir, tmp_pa
     assert (found["data"]["train_images"], found["data"]["test_images"]) == (48, 12)
     assert found["data"]["classes"] == ["0", "1"] and "random" not in found
     assert re.search(r"^knn/k20_t0.07/top1 +\d", capsys.readouterr().out, re.MULTILINE)
+    assert found["backbone"]["file"] == str(file) and found["backbone"]["image_size"] == [16, 16]
+
+
+def test_the_command_writes_a_page_of_the_scores_beside_them(workdir, tmp_path, capsys):
+    images, labels = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), np.uint8), np.arange(60) % 2
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    given = [f"--data={tmp_path / 'mine.npz'}", "--protocols=knn,linear"]
+    of_file, of_run, scores = (tmp_path / name for name in ("of_file.html", "of_run.html", "scores.json"))
+    main([f"--backbone={workdir / weights.FILE}", *given, "--baselines=pixels", f"--out={scores},{of_file}"])
+    assert capsys.readouterr().out.endswith(f"{scores}\n{of_file}\n")
+    page = Page(of_file, lambda path: path)
+    assert [attributes["id"] for tag, attributes in page.elements if tag == "section"] == [
+        *("worth", "metrics", "patches", "neighbors", "map")
+    ]
+    mean = json.loads(scores.read_text())["pretrained"]["knn/k20_t0.07/top1"]["mean"]
+    assert f"{mean:.1f}" in page.text and "Raw pixels" in page.text and weights.FILE in page.text
+    assert "What is taken for what" in page.text
+    assert {path.suffix for path in tmp_path.iterdir()} == {".npz", ".json", ".html"}  # no samples are left
+    main([f"--workdir={workdir}", *given, "--baselines=none", f"--out={of_run}"])
+    page = Page(of_run, lambda path: path)
+    assert f"{mean:.1f}" in page.text and "no baseline beside it" in page.text and page.open == []

@@ -55,8 +55,20 @@ def test_page_opens_with_one_knn_and_the_fewest_labels():
     assert "saw 10 labels per class is right on 50.0%" in scores.lead(rows)
 
 
+def best_of(**means):
+    return scores.best_lead(scores.rows({"pretrained": {key: {"mean": mean} for key, mean in means.items()}}))
+
+
+def test_the_best_of_frozen_accuracies_is_said():
+    knn, linear = {"knn/k20_t0.07/top1": 60.0}, {"linear/10_per_class/top1": 55.0}
+    assert best_of(**knn).startswith("A vote of the 20 most similar training images is right on 60.0% of the test")
+    others = {"finetune/all/top1": 90.0, "prototypes/5_way_5_shot/top1": 80.0, "retrieval/recall_at_10": 99.0}
+    assert best_of(**linear, **knn, **others).startswith("At best, a vote of the 20 most similar")
+    assert best_of(**others) == ""
+
+
 def test_nothing_measured_says_nothing():
-    assert (scores.rows({}), scores.headline([]), scores.lead([])) == ([], [], "")
+    assert (scores.rows({}), scores.headline([]), scores.lead([]), scores.best_lead([])) == ([], [], "", "")
 
 
 def test_the_mean_over_classes_is_kept_and_averaged_over_seeds():
