@@ -13,7 +13,7 @@ KNN_K, KNN_TEMPERATURE = (20, 200), 0.07
 KNN_SWEEP_K, KNN_SWEEP_TEMPERATURES = (10, 20, 100, 200), (0.07, 0.1)
 LABELS_PER_CLASS = (10, 100, None)  # None: all
 FEW_LABELS_PER_CLASS, SHARES = (2, 5), (0.01, 0.1)
-PROTOTYPES_PER_CLASS, WAYS, SHOTS = (1, 2, 5, 10), 5, (1, 5)
+PROTOTYPES_PER_CLASS, WAYS, SHOTS, QUERIES = (1, 2, 5, 10), 5, (1, 5), 15
 RETRIEVED = (1, 5, 10)
 
 
@@ -74,9 +74,14 @@ def nearest_prototypes(data: Labeled) -> Scores:
                 "class_mean": measured.classes.mean,
             }
     if data.num_classes >= WAYS:
+        fewest = int(np.bincount(data.test_labels, minlength=data.num_classes).min())
         for shots in SHOTS:
+            if fewest < shots + QUERIES:
+                needed = f"{shots + QUERIES} test images of each class, and one has only {fewest}"
+                print(f"episodes of {WAYS} classes with {shots} labels each left out: they need {needed}")
+                continue
             measured = prototypes.few_shot(
-                data.test, data.test_labels, num_classes=data.num_classes, ways=WAYS, shots=shots
+                data.test, data.test_labels, num_classes=data.num_classes, ways=WAYS, shots=shots, queries=QUERIES
             )
             # An episode has equally many queries of each class, so the two means are the same.
             found[f"prototypes/{WAYS}_way_{shots}_shot/top1"] = measured._asdict() | {"class_mean": measured.mean}

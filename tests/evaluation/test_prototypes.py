@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import pairwise_distances_argmin
 
+from ssl_jax.evaluation import of_features
 from ssl_jax.evaluation.prototypes import few_shot, nearest_class_mean
+from ssl_jax.evaluation.subject import Labeled
 
 
 def clusters(images, *, classes=6, dim=8, noise=1.0, seed=0):
@@ -111,3 +113,13 @@ def test_errors_name_what_is_wrong(change, message):
 def test_few_shot_errors_name_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message):
         few_shot(*TRAIN, **{"num_classes": 6, **change})
+
+
+def test_classes_too_small_for_an_episode_leave_episodes_out(capsys):
+    train_labels, test_labels = np.repeat(np.arange(5), 3), np.repeat(np.arange(5), 17)
+    rng = np.random.default_rng(0)
+    train, test = (rng.normal(size=(len(x), 4)).astype(np.float32) for x in (train_labels, test_labels))
+    data = Labeled(train, train_labels, test, test_labels, num_classes=5)
+    found = of_features.nearest_prototypes(data)
+    assert "prototypes/5_way_1_shot/top1" in found and "prototypes/5_way_5_shot/top1" not in found
+    assert "episodes of 5 classes with 5 labels each left out: they need 20 test images" in capsys.readouterr().out
