@@ -9,6 +9,7 @@ print(ssl_jax.evaluate(run.backbone, train, test))
 names, h = ssl_jax.embed(run.backbone, images)
 found = ssl_jax.retrieve(run.backbone, images, queries)     # found.names, found.indices, found.similarities
 tuned = ssl_jax.finetune(run.backbone, train, test)         # tuned.classifier, tuned.scores
+found = ssl_jax.segment(run.backbone, data.masked(images, masks))  # found.segmenter, found.scores
 ssl_jax.export(run.backbone, "backbone.onnx", to="onnx")
 backbone = ssl_jax.load_backbone("runs/own")                # in another process
 """
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ssl_jax.evaluation.embedding import embed
     from ssl_jax.evaluation.evaluate import evaluate
     from ssl_jax.evaluation.neighbors import retrieve
+    from ssl_jax.evaluation.segmenter import load_segmenter
+    from ssl_jax.evaluation.segmenting import segment
     from ssl_jax.exporting import export
     from ssl_jax.pretraining import Run, pretrain
     from ssl_jax.weights import load_backbone
@@ -35,9 +38,11 @@ __all__ = [
     "get_config",
     "load_backbone",
     "load_classifier",
+    "load_segmenter",
     "predict",
     "pretrain",
     "retrieve",
+    "segment",
 ]
 __version__ = "0.1.0"
 
@@ -51,9 +56,11 @@ _MODULES = {
     "get_config": "ssl_jax.config",
     "load_backbone": "ssl_jax.weights",
     "load_classifier": "ssl_jax.evaluation.classifier",
+    "load_segmenter": "ssl_jax.evaluation.segmenter",
     "predict": "ssl_jax.evaluation.classifier",
     "pretrain": "ssl_jax.pretraining",
     "retrieve": "ssl_jax.evaluation.neighbors",
+    "segment": "ssl_jax.evaluation.segmenting",
 }
 
 

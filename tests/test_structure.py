@@ -81,6 +81,7 @@ DATA_FLOW = [
         "given",
         "statistics",
         "pipeline",
+        "segmentation",
         "augment",
     ),
 ]

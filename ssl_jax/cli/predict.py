@@ -1,4 +1,5 @@
 """ssl_jax predict --workdir DIR --data NEW --out FILE: predicts with what ssl_jax finetune wrote.
+ssl_jax predict --workdir DIR --data NEW --out DIRECTORY: predicts masks with what ssl_jax segment wrote.
 
 Writes a row for each image that can be decoded: name, class, its probability, and the probability of each class. Of
 several labels: the labels that it has, and the probability of each. Of measurements: their values.
@@ -10,26 +11,32 @@ from pathlib import Path
 from ssl_jax import config as configs
 from ssl_jax.cli import backbones
 from ssl_jax.cli.flags import check_file, read_flags, user_errors
+from ssl_jax.cli.predict_masks import predict_masks
 from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation import classifier as classifiers
 from ssl_jax.evaluation import predictions_file
 from ssl_jax.evaluation.embedding import check_format
+from ssl_jax.evaluation.segmenter import has_segmenter
 
 
 def main(argv: list[str] | None = None) -> None:
     with user_errors(pipeline.ImagesError):
         flags = read_flags(
             sys.argv[1:] if argv is None else argv,
-            program="ssl_jax predict: the classes of images, their labels, or measurements",
+            program="ssl_jax predict: the classes of images, their labels, measurements, or masks",
             strings={
-                "workdir": "directory that ssl_jax finetune wrote (required)",
+                "workdir": "directory that ssl_jax finetune or ssl_jax segment wrote (required)",
                 "data": f"{backbones.DATA} (required)",
                 "split": "split of the data; default: train",
                 "windows": backbones.WINDOWS,
-                "out": f"file to write, {' or '.join(predictions_file.FORMATS)} (required)",
+                "out": f"file to write, {' or '.join(predictions_file.FORMATS)}; with a segmenter, a directory for a "
+                "mask of each image (required)",
             },
         )
         backbones.require(flags, "workdir", "data", "out")
+        if has_segmenter(flags.workdir):
+            predict_masks(flags)
+            return
         check_file("out", Path(flags.out))
         configs.call(check_format, {}, "--out", Path(flags.out), predictions_file.FORMATS)
         classifier = configs.call(classifiers.load_classifier, {}, "--workdir", flags.workdir)

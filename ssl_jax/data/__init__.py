@@ -2,8 +2,8 @@
 
 `open_data` gives the images of a path or a name: folders, lists, arrays, records, TFDS data sets. folder, from_list,
 tfds, arrays and any object with `__len__` and `__getitem__` are sources of images. `split` divides one, `windows` cuts
-its images into windows, `statistics` measures it, and `inspect` looks at every image. `Augmentation` and `Mask` say how
-views are made.
+its images into windows, `masked` adds masks, `statistics` measures it, and `inspect` looks at every image.
+`Augmentation` and `Mask` say how views are made.
 """
 
 from ssl_jax.data.augment import Augmentation
@@ -14,6 +14,7 @@ from ssl_jax.data.list_source import from_list
 from ssl_jax.data.masks import Mask
 from ssl_jax.data.normalization import DTYPES, Normalization
 from ssl_jax.data.opening import open_data, open_pair
+from ssl_jax.data.segmentation import Masked, masked
 from ssl_jax.data.sources import ArraySource, Source, Subset
 from ssl_jax.data.statistics import statistics
 from ssl_jax.data.tfds_source import tfds
@@ -26,6 +27,7 @@ __all__ = [
     "Inspection",
     "Items",
     "Mask",
+    "Masked",
     "Normalization",
     "ObjectSource",
     "Source",
@@ -36,6 +38,7 @@ __all__ = [
     "folder",
     "from_list",
     "inspect",
+    "masked",
     "open_data",
     "open_pair",
     "split",

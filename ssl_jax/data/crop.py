@@ -156,7 +156,7 @@ def center_crop(
     scale = share * min(height / size[0], width / size[1])
     h, w = (max(round(scale * side), 1) for side in size)
     top, left = (height - h) // 2, (width - w) // 2
-    return _resize(image[top : top + h, left : left + w], size)
+    return resize(image[top : top + h, left : left + w], size)
 
 
 def shrink(
@@ -168,17 +168,19 @@ def shrink(
         return images
     scale = side / max(height, width)
     size = (max(round(height * scale), 1), max(round(width * scale), 1))
-    return np.stack([_resize(image, size) for image in images])
+    return np.stack([resize(image, size) for image in images])
 
 
-def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(
+    image: Num[np.ndarray, "height width channels"], size: tuple[int, int]
+) -> Num[np.ndarray, "new_height new_width channels"]:
     """Resizes to (height, width), antialiased. Shrinking averages over each new pixel's area; enlarging is bilinear."""
     height, width = size
     if image.shape[:2] == (height, width):
         return image
     if image.shape[2] > OPENCV_CHANNELS:
         parts = np.split(image, range(OPENCV_CHANNELS, image.shape[2], OPENCV_CHANNELS), axis=2)
-        return np.concatenate([_resize(np.ascontiguousarray(part), size) for part in parts], axis=2)
+        return np.concatenate([resize(np.ascontiguousarray(part), size) for part in parts], axis=2)
     shrinks = image.shape[0] >= height and image.shape[1] >= width
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return resized.reshape(height, width, -1)  # OpenCV drops the axis of a single channel

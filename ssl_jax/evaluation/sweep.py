@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, Num
+from tqdm import tqdm
 
 from ssl_jax import optim
 from ssl_jax.evaluation.many_heads import Block, Head, Heads, Logits, Params, Training
@@ -40,13 +41,12 @@ def training(
       seed: of the order of the batches.
     Raises: ValueError for numbers out of range.
     """
-    if steps < 1 or batch_size < 1:
-        raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
+    check_steps(steps, batch_size)
     warmup = max(round(WARMUP * steps), 1)
 
     def batches(rows: Int[np.ndarray, "rows"]) -> Iterator[Block]:
         rng, waiting, count = np.random.default_rng(seed), rows[:0], min(batch_size, len(rows))
-        for step in range(steps):
+        for step in tqdm(range(steps), "training", unit=" steps", delay=5, leave=False):
             while len(waiting) < count:
                 waiting = np.concatenate([waiting, rng.permutation(rows)])
             batch, waiting = waiting[:count], waiting[count:]
@@ -71,14 +71,25 @@ def choose_and_fit(
 
     Raises: ValueError for rates out of range, and if none gives a finite cross entropy.
     """
-    if not learning_rates or min(learning_rates) <= 0:
-        raise ValueError(f"learning_rates must be one or more numbers above 0, got {tuple(learning_rates)}")
+    check_rates(learning_rates)
     heads = training.train(fitted, [(rate, WEIGHT_DECAY) for rate in learning_rates])
     losses = training.score(heads, held_out, batch_size=batch_size).losses
     if not np.isfinite(losses).any():
         raise ValueError(f"training diverged at each of the learning_rates {tuple(learning_rates)}; give smaller ones")
     chosen = float(learning_rates[int(np.nanargmin(losses))])
     return training.train(np.concatenate([fitted, held_out]), [(chosen, WEIGHT_DECAY)]), chosen
+
+
+def check_steps(steps: int, batch_size: int) -> None:
+    """Raises: ValueError for numbers out of range."""
+    if steps < 1 or batch_size < 1:
+        raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
+
+
+def check_rates(learning_rates: Sequence[float]) -> None:
+    """Raises: ValueError for rates out of range."""
+    if not learning_rates or min(learning_rates) <= 0:
+        raise ValueError(f"learning_rates must be one or more numbers above 0, got {tuple(learning_rates)}")
 
 
 def standardization(inputs: Float[np.ndarray, "images *map dim"]) -> Params:

@@ -73,14 +73,56 @@ def test_pixels_that_do_not_count_change_nothing():
     assert found.pixel_accuracy > 90
 
 
-def test_logits_are_interpolated_as_opencv_does():
+def test_pixels_are_named_as_their_logits_were_trained():
+    """Trained by interpolation on the device, named by OpenCV's on the host."""
     params = {"kernel": np.eye(DIM, CLASSES, dtype=np.float32), "bias": np.arange(3, dtype=np.float32)}
     fixed = {"mean": np.zeros(DIM, np.float32), "scale": np.ones(DIM, np.float32)}
     maps = TRAIN[0][:2]
-    found = jax.jit(segmentation._logits, static_argnums=3)(params, fixed, maps, (2, 16, 18))
+    found = jax.jit(segmentation._LOGITS["linear"], static_argnums=3)(params, fixed, maps, (2, 16, 18))
     logits = maps[..., :CLASSES].astype(np.float32) + np.arange(3, dtype=np.float32)
-    expected = [cv2.resize(one, (18, 16), interpolation=cv2.INTER_LINEAR) for one in logits]
+    np.testing.assert_allclose(segmentation.patch_logits("linear", {**params, **fixed}, maps), logits, atol=1e-5)
+    expected = np.stack([cv2.resize(one, (18, 16), interpolation=cv2.INTER_LINEAR) for one in logits])
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    named = segmentation.predict_masks("linear", {**params, **fixed}, maps, (16, 18), batch_size=1)
+    np.testing.assert_array_equal(named, expected.argmax(axis=-1))
+
+
+def test_the_convolution_is_that_of_its_kernel():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 4, 6, DIM)).astype(np.float32)
+    head = segmentation.HEADS["conv"]
+    params = head.first(jax.random.key(0), DIM, segmentation.HIDDEN)
+    params |= {"kernel": np.eye(segmentation.HIDDEN), "bias": np.zeros(segmentation.HIDDEN)}
+    params["conv_bias"] = rng.normal(size=segmentation.HIDDEN).astype(np.float32)
+    convolved = jax.lax.conv_general_dilated(
+        x, params["conv_kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+    )
+    found = jax.jit(head.patches)(params, x)
+    np.testing.assert_allclose(found, jax.nn.gelu(convolved + params["conv_bias"]), atol=1e-5)
+
+
+def test_a_head_that_sees_neighbors_learns_what_a_patch_alone_does_not_tell():
+    """The class of a patch is whether its feature is that of the patch to its left."""
+    rng = np.random.default_rng(0)
+    signs = rng.integers(0, 2, (60, 6, 6))
+    classes = (signs == np.roll(signs, 1, axis=2)).astype(np.uint8)
+    classes[:, :, 0] = IGNORE  # has no patch to its left
+    maps, masks = (2.0 * signs[..., None] - 1).astype(np.float16), classes.repeat(2, axis=1).repeat(2, axis=2)
+    found = {}
+    for head in ("linear", "conv"):
+        options = dict(num_classes=2, learning_rates=(0.01,), steps=100, batch_size=16)
+        fitted = segmentation.fit_head(head, maps[:40], masks[:40], **options)
+        predictions = segmentation.predict_masks(head, fitted.parameters, maps[40:], (12, 12))
+        found[head] = segmentation.measure(masks[40:], predictions, 2, fitted.learning_rate)
+    assert found["linear"].mean_iou < 40 < 85 < found["conv"].mean_iou
+
+
+def test_the_largest_class_is_the_baseline():
+    truth = np.array([[[0, 0, 0], [0, 1, IGNORE]]], np.uint8)
+    found = segmentation.measure(truth, np.zeros_like(truth), 3, 0.1)
+    np.testing.assert_allclose(found.shares, [80, 20, 0])
+    assert found.largest == 0 and found.pixel_accuracy == 80
+    assert found.largest_mean_iou == pytest.approx(40) == found.mean_iou
 
 
 def test_masks_of_the_test_may_be_of_another_size():
