@@ -26,7 +26,8 @@ def predict_masks(flags: Any) -> None:
     how = {**backbones.how_to_read(segmenter.backbone), "window": 0, "split": flags.split or "train"}
     source = configs.call(opening.open_data, how, "--data", flags.data)
     count = configs.call(segmenters.write_masks, {}, "ssl_jax predict", segmenter, source, out)
-    values = ", ".join(f"{number} {name}" for number, name in enumerate(segmenter.class_names))
+    named = ((str(number), name) for number, name in enumerate(segmenter.class_names))
+    values = ", ".join(number if name == number else f"{number} {name}" for number, name in named)
     print(f"{out}: {count:,} masks, whose values are {values}")
     if count < len(source):
         print(f"left out {len(source) - count:,} of {len(source):,} images that cannot be decoded; each is named above")

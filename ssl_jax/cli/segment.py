@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         backbone = backbones.for_images(backbone, pairs[0].images)
         found = configs.call(segment, options, "ssl_jax segment", backbone, *pairs)
         found.save(out)
-        names, described = found.segmenter.class_names, found.segmenter.facts["train"]
-        page = Segmented(described, names, found.scores, dict(backbone.facts), *found.samples)
+        names = found.segmenter.class_names
+        page = Segmented(sources[0].name, names, found.scores, dict(backbone.facts), *found.samples)
         report.write_segmentation(page, out / report.NAME)
         scores, largest = found.scores, found.scores["majority"]
         if count := scores["images_without_mask"]:

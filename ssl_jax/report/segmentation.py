@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ class Segmented:
     """What the page shows.
 
     Attributes:
-      source: "name" and "kind" of the training images, and how many there are.
+      name: of the images.
       class_names: one for each class.
       scores: as scores.json of `ssl_jax segment` has them, with those of the test.
       facts: of the backbone.
@@ -29,7 +30,7 @@ class Segmented:
       predicted: the class of each pixel.
     """
 
-    source: Mapping[str, Any]
+    name: str
     class_names: Sequence[str]
     scores: Mapping[str, Any]
     facts: Mapping[str, Any]
@@ -56,7 +57,7 @@ def render(found: Segmented) -> str:
     colors = _colors(found)
     return templates.render(
         "segmentation.html.jinja",
-        title=names.measured(found.source) or "Segmentation",
+        title=names.DATA_NAMES.get(found.name, Path(found.name).name or found.name),
         lead=_lead(found),
         facts=_facts(found),
         scores=found.scores,
@@ -73,11 +74,13 @@ def render(found: Segmented) -> str:
 
 def _lead(found: Segmented) -> str:
     scores, largest = found.scores, found.scores["majority"]
-    return (
+    lead = (
         f"Mean IoU {scores['mean_iou']:.1f}% over {len(found.class_names)} classes; {scores['pixel_accuracy']:.1f}% of "
         f"the pixels are right. Calling every pixel {names.short(largest['class'], 60)} gives "
         f"{largest['mean_iou']:.1f}% and {largest['percent']:.1f}%."
     )
+    better = scores["mean_iou"] > largest["mean_iou"]
+    return lead if better else f"{lead} The head is no better than that."
 
 
 def _facts(found: Segmented) -> list[tuple[str, str]]:

@@ -27,10 +27,11 @@ def segmented(channels=3):
     scores = dict(head="conv", image_size=[40, 56], learning_rate=0.01, steps=300, train_images=1200, test_images=300)
     scores |= dict(images_without_mask=7, mean_iou=43.21, pixel_accuracy=61.5, classes=classes)
     scores["majority"] = {"class": "background", "percent": 40.0, "mean_iou": 3.6}
-    source = {"name": "/somewhere/wings", "kind": "FolderSource"}
     facts = {"model": {"name": "vit_tiny_patch16_224"}, "method": "dino"}
     predicted = np.where(truth == 255, 0, truth)
-    return Segmented(source, NAMES, scores, facts, [f"{ATTACK} {k}" for k in range(4)], images, truth, predicted)
+    return Segmented(
+        "somewhere/wings", NAMES, scores, facts, [f"{ATTACK} {k}" for k in range(4)], images, truth, predicted
+    )
 
 
 def written(found, tmp_path):
@@ -49,8 +50,9 @@ def rgb(color):
 def test_the_page_is_well_formed_and_says_what_was_found(tmp_path):
     page = written(segmented(), tmp_path)
     assert page.open == [] and not [tag for tag, _ in page.elements if tag in ("script", "link")]
-    for said in ("wings", "43.2%", "61.5%", "3.6%", "40.0%", "vit_tiny_patch16_224, dino, frozen", "7 without a mask"):
+    for said in ("43.2%", "61.5%", "3.6%", "40.0%", "vit_tiny_patch16_224, dino, frozen", "7 without a mask"):
         assert said in page.text
+    assert "<h1>wings</h1>" in page.source
     assert "1,200 for training, 300 for testing" in page.text and "convolutional" in page.text
     assert page.text.count(ATTACK) >= 6  # a class, in the table and the key, and four images
     rows = [attributes for tag, attributes in page.elements if tag == "tr"]
@@ -72,6 +74,13 @@ def test_masks_have_the_colors_of_their_classes_on_light_and_dark_pages(tmp_path
             np.testing.assert_array_equal(found[:8], np.broadcast_to(rgb(palette["paper"]), (8, 56, 3)))
             np.testing.assert_array_equal(found[8:], np.broadcast_to(rgb(palette[color]), (32, 56, 3)))
     assert pixels(predictions[1])[0, 0].tolist() == rgb(LIGHT["rest"])
+
+
+def test_a_head_that_is_no_better_than_the_baseline_is_called_so(tmp_path):
+    found = segmented()
+    assert "no better" not in written(found, tmp_path).text
+    worse = {**found.scores, "mean_iou": 3.6}
+    assert "The head is no better than that." in written(dataclasses.replace(found, scores=worse), tmp_path).text
 
 
 def test_gray_images_and_a_backbone_of_no_run(tmp_path):
