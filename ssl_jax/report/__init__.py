@@ -1,10 +1,5 @@
-<<<<<<< HEAD
 """Self-contained pages: about one run (what it was worth, how its embeddings look), comparing several runs, about the
-scores of any backbone, a data set, or about the images that are most similar to given ones."""
-=======
-"""Self-contained pages: about one run (what it was worth, how its embeddings look), comparing several runs, about a
-data set, or about a segmenter."""
->>>>>>> 4bbdf8e (ssl_jax segment: a linear or convolutional head names the class of each pixel, from a folder of masks; predict writes masks)
+scores of any backbone, a data set, a segmenter, or the images that are most similar to given ones."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,11 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_jax.data.inspection import Inspection
-<<<<<<< HEAD
-from ssl_jax.report import comparison, files, inspection, page, read, retrieval, scores_page
-=======
-from ssl_jax.report import comparison, files, inspection, page, read, segmentation
->>>>>>> 4bbdf8e (ssl_jax segment: a linear or convolutional head names the class of each pixel, from a folder of masks; predict writes masks)
+from ssl_jax.report import comparison, files, inspection, page, read, retrieval, scores_page, segmentation
 from ssl_jax.report.display import displayed
 from ssl_jax.report.retrieval import Retrieval
 from ssl_jax.workdir.files import replacing
@@ -58,7 +49,6 @@ def write_inspection(found: Inspection, output: str | Path, start: str = "") -> 
     return _put(Path(output), inspection.render(found, start))
 
 
-<<<<<<< HEAD
 def write_scores(
     evaluation: Mapping[str, Any],
     folder: str | Path,
@@ -80,11 +70,11 @@ def write_scores(
 def write_retrieval(found: Retrieval, output: str | Path) -> Path:
     """Writes the page about the images that are most similar to given ones to `output`."""
     return _put(Path(output), retrieval.render(found))
-=======
+
+
 def write_segmentation(found: segmentation.Segmented, output: str | Path) -> Path:
     """Writes the page about a segmenter to `output`."""
     return _put(Path(output), segmentation.render(found))
->>>>>>> 4bbdf8e (ssl_jax segment: a linear or convolutional head names the class of each pixel, from a folder of masks; predict writes masks)
 
 
 def write_files(

@@ -18,14 +18,11 @@ SMALL = 64  # images below it keep sharp pixels when scaled up
 WEBP = (cv2.IMWRITE_WEBP_QUALITY, 80)
 
 
-<<<<<<< HEAD
-def data_uri(image: UInt8[np.ndarray, "height width channels"], *, exact: bool = True) -> str:
-    """A data URI: the image, made `displayable`, as a PNG. exact: if not, as WebP if it is no small one, which loses a
-    little and takes a fifth of the room."""
-=======
-def data_uri(image: UInt8[np.ndarray, "height width channels"], largest_side: int = LARGEST_SIDE) -> str:
-    """A data URI: the image, made `displayable`, as a PNG. Its sides are shrunk to at most `largest_side`."""
->>>>>>> 4bbdf8e (ssl_jax segment: a linear or convolutional head names the class of each pixel, from a folder of masks; predict writes masks)
+def data_uri(
+    image: UInt8[np.ndarray, "height width channels"], largest_side: int = LARGEST_SIDE, *, exact: bool = True
+) -> str:
+    """A data URI: the image, made `displayable`, as a PNG. Its sides are shrunk to at most `largest_side`. exact: if
+    not, as WebP if it is no small one, which loses a little and takes a fifth of the room."""
     image = displayable(image)
     scale = largest_side / max(image.shape[:2])
     if scale < 1:
