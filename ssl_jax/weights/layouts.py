@@ -264,8 +264,8 @@ def with_last_norm(tensors: dict[str, Stored]) -> dict[str, Stored]:
     if "stages.0.blocks.0.mlp.grn.weight" not in tensors or "head.norm.weight" in tensors:
         return tensors
     shape = tensors[max(name for name in tensors if name.endswith(".conv_dw.weight"))].shape[:1]
-    first = {"weight": np.ones, "bias": np.zeros}
-    made = {f"head.norm.{part}": Stored(shape, "F32", lambda make=make: make(shape)) for part, make in first.items()}
+    ones, zeros = (functools.partial(np.full, shape, value, np.float32) for value in (1.0, 0.0))
+    made = {"head.norm.weight": Stored(shape, "F32", ones), "head.norm.bias": Stored(shape, "F32", zeros)}
     return {**tensors, **made}
 
 
