@@ -95,7 +95,12 @@ class Graph:
     def translate(self, equation: core.JaxprEqn) -> None:
         kind, params = equation.primitive.name, equation.params
         if (inner := params.get("jaxpr", params.get("call_jaxpr"))) is not None and kind in CALLS:
-            self.call(equation, inner)
+            self.call(equation, inner, equation.invars)
+        elif kind == "platform_index":  # what is computed where no platform is named, is not made for any
+            self.set_value(equation.outvars[0], len(params["platforms"]) - 1)
+        elif kind == "cond" and self.known(equation.invars[0]):
+            which, *arguments = equation.invars
+            self.call(equation, params["branches"][int(self.value(which))], arguments)
         elif all(map(self.known, equation.invars)) and not any(self.depends(shape_of(x)) for x in equation.outvars):
             primitive: Any = equation.primitive
             values: Any = primitive.bind(*map(self.value, equation.invars), **params)
@@ -108,10 +113,10 @@ class Graph:
         else:
             raise NoTranslation(f"the network has an operation without a translation to ONNX: {kind}")
 
-    def call(self, equation: core.JaxprEqn, inner: Any) -> None:
+    def call(self, equation: core.JaxprEqn, inner: Any, arguments: Sequence[Any]) -> None:
         """What a function computes that is called, in its place."""
         jaxpr, constants = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-        for outer, own in zip(equation.invars, jaxpr.invars, strict=True):
+        for outer, own in zip(arguments, jaxpr.invars, strict=True):
             self.alias(own, outer)
         self.run(jaxpr, constants)
         for outer, own in zip(equation.outvars, jaxpr.outvars, strict=True):

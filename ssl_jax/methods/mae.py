@@ -15,6 +15,7 @@ from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import drawing, masking
 from ssl_jax.models.blocks import Block, layer_norm
+from ssl_jax.models.dense import Dense
 from ssl_jax.models.patches import patchify
 from ssl_jax.models.positions import patch_grid, sincos_positions
 
@@ -41,7 +42,7 @@ class Decoder(nn.Module):
         axis_name: str | None = None,
     ) -> Float[Array, "batch patches pixels"]:
         """tokens: those before the patches, then those of the patches where `mask` is False, in order."""
-        x = nn.Dense(self.dim, kernel_init=nn.initializers.xavier_uniform(), name="embed")(tokens)
+        x = Dense(self.dim, kernel_init=nn.initializers.xavier_uniform(), name="embed")(tokens)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.dim,))
         hidden = jnp.broadcast_to(mask_token, (len(x), 1, self.dim))
         # Where each patch's token is found among [the seen ones, the mask token].
@@ -52,7 +53,7 @@ class Decoder(nn.Module):
             block = Block(self.heads, 4 * self.dim, layer_scale=0.0, dtype=x.dtype, name=f"blocks_{i}")
             x = block(x)
         x = layer_norm(jnp.float32, "norm")(x)
-        return nn.Dense(self.pixels, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x[:, self.prefix :])
+        return Dense(self.pixels, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x[:, self.prefix :])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float
 
 from ssl_jax.models.conv import Conv
+from ssl_jax.models.dense import Dense
 from ssl_jax.models.heads import torch_init
 from ssl_jax.models.positions import Rope, rotate
 from ssl_jax.ops.shards import gather_all, has_shards
@@ -140,8 +142,7 @@ class Attention(nn.Module):
     def __call__(self, x, attend, bias, rope):
         queries, keys, values = self.project(x, rope)
         mask = None if attend is None else attend[:, None]  # the same for all heads
-        # dot_product_attention computes the softmax in float32.
-        y = jax.nn.dot_product_attention(queries, keys, values, bias, mask)
+        y = attention(queries, keys, values, bias, mask)
         return dense(x.shape[-1], self.dtype, "proj")(y.reshape(x.shape))
 
     def project(
@@ -157,6 +158,30 @@ class Attention(nn.Module):
         if rope is not None:
             queries, keys = rotate(queries, rope), rotate(keys, rope)
         return queries, keys, values
+
+
+def attention(
+    queries: Float[Array, "batch tokens heads head_dim"],
+    keys: Float[Array, "batch keys heads head_dim"],
+    values: Float[Array, "batch keys heads head_dim"],
+    bias: Float[Array, "#batch #heads #tokens #keys"] | None = None,
+    mask: Bool[Array, "#batch #heads #tokens #keys"] | None = None,
+) -> Float[Array, "batch tokens heads head_dim"]:
+    """jax.nn.dot_product_attention, whose softmax is in float32.
+
+    On a CPU the heads are moved beside the batch, so that each product is of two matrices: 0.8 of the time.
+    """
+
+    def of_heads(queries, keys, values, bias, mask):
+        scale = queries.shape[-1] ** -0.5
+        queries, keys, values = (x.swapaxes(1, 2) for x in (queries, keys, values))
+        logits = scale * jnp.matmul(queries, keys.swapaxes(2, 3), preferred_element_type=jnp.float32)
+        logits = logits if bias is None else logits + bias
+        logits = logits if mask is None else jnp.where(mask, logits, 0.7 * jnp.finfo(logits.dtype).min)
+        return jnp.matmul(nn.softmax(logits).astype(values.dtype), values).swapaxes(1, 2)
+
+    plain = jax.nn.dot_product_attention
+    return lax.platform_dependent(queries, keys, values, bias, mask, cpu=of_heads, default=plain)
 
 
 class FeedForward(nn.Module):
@@ -178,7 +203,7 @@ class FeedForward(nn.Module):
 
 
 def dense(features: int, dtype: Any, name: str, bias: bool = True) -> nn.Module:
-    return nn.Dense(features, use_bias=bias, kernel_init=weight_init, dtype=dtype, name=name)
+    return Dense(features, use_bias=bias, kernel_init=weight_init, dtype=dtype, name=name)
 
 
 def layer_norm(dtype: Any, name: str, eps: float = 1e-6) -> nn.Module:

@@ -6,11 +6,15 @@ runs at a third of the speed of the forward pass. The same convolution over a fe
 times faster. It is also faster than im2col patches and their matrix product. For a 1x1 convolution, the gradient is a
 matrix product, which is 4 times faster (benchmarks/conv_gradient.py).
 
+Some convolutions are products of matrices on a CPU (conv_products.py), and convolutions of single channels sums of
+shifted images (depthwise.py).
+
 The gradient of a convolution in groups of several channels takes XLA seconds: 16 s for 32 images of 14x14 positions and
-128 channels in 32 groups, which takes 0.1 s group by group. Convolutions of single channels are left to XLA.
+128 channels in 32 groups, which takes 0.1 s group by group.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -19,12 +23,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ssl_jax.models.conv_products import Geometry, Pair, is_product, is_tiling, patches, product
+from ssl_jax.models.depthwise import depthwise
+
 # Images and output gradients of a chunk together: they should stay in the second-level cache of a core. Measured with a
 # cache of 2 MB: chunks of 0.4 to 1.6 MB are equally fast, 3.2 MB is up to 3.5 times slower.
 CHUNK_BYTES = 2**20
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-Pair = tuple[int, int]
 
 
 def _plain(x, kernel, strides, padding, dilation, groups):
@@ -46,7 +52,11 @@ def convolve(
 
     groups: equal groups of neighboring channels, in and out; a group's outputs are computed from its inputs alone.
     """
-    return _plain(x, kernel, strides, padding, dilation, groups)
+    plain = functools.partial(_plain, strides=strides, padding=padding, dilation=dilation, groups=groups)
+    geometry = Geometry(strides, padding, dilation)
+    if groups > 1 or not is_product(x.shape, kernel.shape, geometry):
+        return plain(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=functools.partial(product, geometry=geometry), default=plain)
 
 
 def _forward(x, kernel, *geometry):
@@ -56,7 +66,17 @@ def _forward(x, kernel, *geometry):
 def _backward(strides, padding, dilation, groups, residuals, g):
     x, kernel = residuals
     plain = functools.partial(_plain, strides=strides, padding=padding, dilation=dilation, groups=groups)
-    (dx,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(g)
+
+    def image_gradient(compute: Callable[..., Array], g: Array, kernel: Array) -> Array:
+        return jax.linear_transpose(lambda x: compute(x, kernel), x)(g)[0]
+
+    geometry = Geometry(strides, padding, dilation)
+    of_plain = functools.partial(image_gradient, plain)
+    if groups > 1 or not is_product(x.shape, kernel.shape, geometry):
+        dx = of_plain(g, kernel)
+    else:
+        of_product = functools.partial(image_gradient, functools.partial(product, geometry=geometry))
+        dx = lax.platform_dependent(g, kernel, cpu=of_product, default=of_plain)
     dkernel = lax.platform_dependent(
         x,
         g,
@@ -104,11 +124,14 @@ def kernel_gradient(
     It is accumulated in float32. The result has x's type.
     """
 
+    geometry = Geometry(strides, padding, dilation)
+
     def of_chunk(x, g):
         x, g = x.astype(jnp.float32), g.astype(jnp.float32)
-        if kernel_size == (1, 1) and padding == ((0, 0), (0, 0)):
-            x = x[:, :: strides[0], :: strides[1]]
-            return (x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1]))[None, None]
+        if is_tiling(x.shape, kernel_size, geometry):
+            rows = patches(x, kernel_size, geometry)
+            product = rows.reshape(-1, rows.shape[-1]).T @ g.reshape(-1, g.shape[-1])
+            return product.reshape(*kernel_size, x.shape[-1], g.shape[-1])
         # The gradient at kernel position p is the sum of x[o * stride + p * dilation - before] * g[o] over outputs o.
         # This is a convolution with g as the kernel, channels as the batch and images as channels. Its padding is such
         # that it has kernel_size outputs.
@@ -157,11 +180,12 @@ def conv_general_dilated(
 ) -> Array:
     """lax.conv_general_dilated as nn.Conv calls it, computed by `convolve` where possible.
 
-    lax itself computes the rest: other than two dimensions, groups of one channel, a dilated input, or a given
-    precision.
+    lax itself computes the rest: other than two dimensions, several outputs for each of single channels, a dilated
+    input, or a given precision.
     """
-    depthwise = feature_group_count == x.shape[-1] > 1
-    if x.ndim != 4 or depthwise or any(d != 1 for d in lhs_dilation or ()) or precision is not None:
+    of_one = feature_group_count == x.shape[-1] > 1
+    several = of_one and kernel.shape[-1] != x.shape[-1]  # outputs of a channel
+    if x.ndim != 4 or several or any(d != 1 for d in lhs_dilation or ()) or precision is not None:
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -173,7 +197,7 @@ def conv_general_dilated(
             feature_group_count=feature_group_count,
             precision=precision,
         )
-    dilation = tuple(rhs_dilation or (1, 1))
+    dilation = (rhs_dilation[0], rhs_dilation[1]) if rhs_dilation else (1, 1)
     if isinstance(padding, str):
         reach = [(k - 1) * d + 1 for k, d in zip(kernel.shape[:2], dilation, strict=True)]
         padding = lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
@@ -181,7 +205,10 @@ def conv_general_dilated(
     # cotangents with the varying axes of its arguments, and the transpose of pcast sums the devices' gradients.
     missing = _varying_axes(x) - _varying_axes(kernel)
     kernel = lax.pcast(kernel, tuple(missing), to="varying") if missing else kernel
-    return convolve(x, kernel, tuple(strides), tuple(map(tuple, padding)), dilation, feature_group_count)
+    strides, padding = tuple(strides), tuple(map(tuple, padding))
+    if of_one:
+        return depthwise(x, kernel, Geometry(strides, padding, dilation))
+    return convolve(x, kernel, strides, padding, dilation, feature_group_count)
 
 
 def _varying_axes(x: Array) -> frozenset[str]:

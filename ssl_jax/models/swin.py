@@ -16,6 +16,7 @@ from ssl_jax.keys import COUNT, POSITIVE, Range
 from ssl_jax.models import stochastic_depth
 from ssl_jax.models._options import BranchDType, Remat
 from ssl_jax.models.blocks import Attention, FeedForward, PatchEmbed, add_branch, layer_norm, weight_init
+from ssl_jax.models.dense import Dense
 from ssl_jax.models.patches import from_tiles, to_tiles
 from ssl_jax.models.positions import patch_grid, relative_index
 from ssl_jax.ops.shards import gather_all, has_shards
@@ -245,7 +246,7 @@ class PatchMerging(nn.Module):
         x = x.reshape(batch, rows // 2, 2, columns // 2, 2, channels)
         x = x.transpose(0, 1, 3, 4, 2, 5).reshape(batch, -1, 4 * channels)  # not as to_tiles: column by column
         x = layer_norm(self.dtype, "norm", EPSILON)(x)
-        x = nn.Dense(2 * channels, use_bias=False, kernel_init=weight_init, dtype=self.dtype, name="reduction")(x)
+        x = Dense(2 * channels, use_bias=False, kernel_init=weight_init, dtype=self.dtype, name="reduction")(x)
         return x.astype(jnp.float32)
 
 

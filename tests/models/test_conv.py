@@ -21,6 +21,9 @@ CASES = [
     ((3, 16, 15, 1), 6, (7, 7), (2, 2), ((3, 3), (3, 3))),
     ((3, 8, 8, 2), 3, (3, 2), (1, 2), ((2, 0), (1, 3))),
     ((1, 4, 4, 2), 3, (4, 4), (4, 4), "VALID"),
+    ((3, 8, 12, 2), 5, (4, 4), (4, 4), "SAME"),  # patches: a product of matrices
+    ((3, 9, 8, 2), 5, (4, 4), (4, 4), "VALID"),  # the last row is in no patch
+    ((3, 8, 8, 2), 5, (2, 2), (2, 2), "VALID"),
 ]
 
 
@@ -57,6 +60,32 @@ def equals_flaxs(cases, before=lambda shape: None, **tolerance):
         shapes = jax.eval_shape(flaxs.init, jax.random.key(0), x)
         assert jax.tree.map(np.shape, v) == jax.tree.map(np.shape, shapes), case
         jax.tree.map(functools.partial(np.testing.assert_allclose, err_msg=str(case), **tolerance), found, expected)
+
+
+def test_single_channels_are_nn_convs():
+    cases = [
+        ((5, 9, 7, 3), (3, 3), (1, 1), "SAME", (1, 1)),
+        ((5, 9, 7, 3), (7, 7), (1, 1), "SAME", (1, 1)),
+        ((5, 9, 8, 3), (5, 3), (2, 2), ((2, 1), (0, 1)), (1, 1)),
+        ((5, 9, 8, 3), (3, 3), (2, 1), "VALID", (1, 1)),  # the last row is in no window
+        ((5, 9, 8, 3), (3, 3), (1, 2), ((4, 0), (3, 3)), (1, 1)),  # more zeros than the kernel reaches
+        ((5, 9, 8, 3), (3, 2), (1, 1), "SAME", (2, 3)),
+        ((5, 2, 1, 3), (3, 3), (1, 1), "SAME", (1, 1)),
+    ]
+    options = [dict(feature_group_count=3, kernel_dilation=dilation) for *_, dilation in cases]
+    equals_flaxs(
+        [(shape, 3, *case[:3], option) for (shape, *case), option in zip(cases, options, strict=True)],
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_maps_smaller_than_the_kernel_are_nn_convs():
+    shapes = [(5, 2, 2, 3), (5, 1, 1, 3), (5, 2, 7, 3), (5, 4, 4, 3)]
+    cases = [(shape, 4, (3, 3), (stride, stride), "SAME", {}) for shape in shapes for stride in (1, 2)]
+    equals_flaxs(
+        [*cases, ((5, 3, 3, 3), 4, (3, 3), (1, 1), "SAME", dict(kernel_dilation=(2, 2)))], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("chunks", ["one", "several"])
@@ -96,9 +125,14 @@ def test_bfloat16():
     np.testing.assert_allclose(gradient["params"]["kernel"], expected["params"]["kernel"], atol=0.01 * scale)
 
 
-def test_gradients_under_a_mapping_are_those_of_the_whole_batch():
-    module = conv.Conv(4, (3, 3), strides=(2, 2))
-    x = np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype(np.float32)
+@pytest.mark.parametrize(
+    "options",
+    [dict(strides=(2, 2)), dict(feature_group_count=4), dict(strides=(3, 3))],
+    ids=["plain", "of single channels", "smaller than the kernel"],
+)
+def test_gradients_under_a_mapping_are_those_of_the_whole_batch(options):
+    module = conv.Conv(4, (3, 3), **options)
+    x = np.random.default_rng(0).normal(size=(8, 6, 6, 4)).astype(np.float32)
     variables = drawn.variables_of(module, x)
     weight = np.cos(np.arange(8, dtype=np.float32))[:, None, None, None]
 
