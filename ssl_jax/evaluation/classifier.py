@@ -23,17 +23,19 @@ from ssl_jax.data import pipeline
 from ssl_jax.data.sources import Source
 from ssl_jax.data.targets import MULTILABEL, REGRESSION
 from ssl_jax.data.uniform import Uniform
-from ssl_jax.evaluation import tasks
+from ssl_jax.evaluation import saving, tasks
 from ssl_jax.evaluation.embedding import named_rows
 from ssl_jax.evaluation.evaluation import image_size_of
 from ssl_jax.evaluation.features import BATCH, extract
 from ssl_jax.evaluation.finetuning import fit
 from ssl_jax.evaluation.finetuning_recipes import Recipe, small_recipe
+from ssl_jax.evaluation.saving import as_json, described
 from ssl_jax.evaluation.tasks import CLASSES, Outputs, Task, Truth
-from ssl_jax.weights import Backbone, load_backbone, save_backbone
+from ssl_jax.weights import Backbone, load_backbone
 from ssl_jax.workdir import files
 
-FILE, FACTS, SCORES = "classifier.safetensors", "classifier.json", "scores.json"
+NAME = "classifier"
+FILE, FACTS, SCORES = f"{NAME}.safetensors", f"{NAME}.json", "scores.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,20 +69,8 @@ class Classifier:
 
         Raises: ValueError for a backbone whose image size is unknown.
         """
-        directory, backbone = Path(directory), self.backbone
-        facts = {
-            **backbone.facts,
-            "model": backbone.facts.get("model", {"name": type(backbone.model).__name__}),
-            "image_size": list(image_size_of(backbone, None)),
-            "channels": len(backbone.mean),
-            **dataclasses.asdict(backbone.normalization),
-        }
-        directory.mkdir(parents=True, exist_ok=True)
-        save_backbone(directory, backbone.variables, facts)
-        layer = {"weight": np.ascontiguousarray(self.kernel.T, np.float32), "bias": np.asarray(self.bias, np.float32)}
-        with files.replacing(directory / FILE) as file:
-            file.write(safetensors.numpy.save(layer))
-        files.write(directory / FACTS, _json({"kind": self.kind, "names": list(self.names), "facts": dict(self.facts)}))
+        said = {"kind": self.kind, "names": list(self.names), "facts": dict(self.facts)}
+        saving.save(Path(directory), self.backbone, NAME, {"weight": self.kernel.T, "bias": self.bias}, said)
 
 
 def load_classifier(directory: str | os.PathLike[str], model: nn.Module | None = None) -> Classifier:
@@ -131,7 +121,7 @@ class Tuned:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """As `Classifier.save`; also writes the scores to scores.json."""
         self.classifier.save(directory)
-        files.write(Path(directory) / SCORES, _json(self.scores))
+        files.write(Path(directory) / SCORES, as_json(self.scores))
 
 
 def finetune(
@@ -181,8 +171,8 @@ def finetune(
     if tested is not None:
         scores |= {"test_images": len(tested[1]), **task.scores(*tested)}
     facts = {
-        "train": _described(train),
-        "test": None if test is None else _described(test),
+        "train": described(train),
+        "test": None if test is None else described(test),
         "trained": _trained(options.recipe, head_only),
         "per_class": per_class,
         "seed": seed,
@@ -304,16 +294,3 @@ def _called(classifier: Classifier, row: Float[np.ndarray, " outputs"]) -> str:
     if classifier.kind == MULTILABEL:
         return ";".join(name for name, share in zip(classifier.names, row, strict=True) if share > 0.5)
     return ""
-
-
-def _described(source: Source) -> dict[str, Any]:
-    return {
-        "name": source.name,
-        "kind": type(source).__name__,
-        "digest": source.digest(),
-        "images": len(source),
-    }
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, sort_keys=True) + "\n"

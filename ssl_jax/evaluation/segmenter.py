@@ -24,13 +24,14 @@ from ssl_jax.data.mask_files import stem
 from ssl_jax.data.segmentation import read_images
 from ssl_jax.data.sources import Source
 from ssl_jax.data.uniform import Uniform
-from ssl_jax.evaluation import segmentation
+from ssl_jax.evaluation import saving, segmentation
 from ssl_jax.evaluation.evaluation import image_size_of
 from ssl_jax.evaluation.segmentation import HEADS
-from ssl_jax.weights import Backbone, load_backbone, save_backbone
+from ssl_jax.weights import Backbone, load_backbone
 from ssl_jax.workdir import files
 
-FILE, FACTS = "segmenter.safetensors", "segmenter.json"
+NAME = "segmenter"
+FILE, FACTS = f"{NAME}.safetensors", f"{NAME}.json"
 BATCH = 64  # images per call of the backbone: the features of all their patches are kept for a moment
 
 
@@ -75,21 +76,8 @@ class Segmenter:
 
         Raises: ValueError for a backbone whose image size is unknown.
         """
-        directory, backbone = Path(directory), self.backbone
-        facts = {
-            **backbone.facts,
-            "model": backbone.facts.get("model", {"name": type(backbone.model).__name__}),
-            "image_size": list(image_size_of(backbone, None)),
-            "channels": len(backbone.mean),
-            **dataclasses.asdict(backbone.normalization),
-        }
-        directory.mkdir(parents=True, exist_ok=True)
-        save_backbone(directory, backbone.variables, facts)
-        parameters = {name: np.ascontiguousarray(value, np.float32) for name, value in self.parameters.items()}
-        with files.replacing(directory / FILE) as file:
-            file.write(safetensors.numpy.save(parameters))
         said = {"head": self.head, "classes": list(self.class_names), "facts": dict(self.facts)}
-        files.write(directory / FACTS, as_json(said))
+        saving.save(Path(directory), self.backbone, NAME, self.parameters, said)
 
 
 def load_segmenter(directory: str | os.PathLike[str], model: nn.Module | None = None) -> Segmenter:
@@ -186,7 +174,3 @@ def _shapes(head: str, dim: int, classes: int) -> dict[str, tuple[int, ...]]:
 
     found: Any = jax.eval_shape(first, jax.random.key(0))
     return {"mean": (dim,), "scale": (dim,), **{name: value.shape for name, value in found.items()}}
-
-
-def as_json(value: Any) -> str:
-    return json.dumps(value, indent=2, sort_keys=True) + "\n"

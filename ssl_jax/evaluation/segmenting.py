@@ -21,8 +21,9 @@ from ssl_jax.data.sources import spread
 from ssl_jax.data.uniform import Uniform
 from ssl_jax.evaluation import segmentation, sweep
 from ssl_jax.evaluation.evaluation import image_size_of
+from ssl_jax.evaluation.saving import as_json, described
 from ssl_jax.evaluation.segmentation import BATCH_SIZE, LEARNING_RATES, STEPS, Segmentation
-from ssl_jax.evaluation.segmenter import BATCH, Segmenter, as_json, patch_maps
+from ssl_jax.evaluation.segmenter import BATCH, Segmenter, patch_maps
 from ssl_jax.weights import Backbone
 from ssl_jax.workdir import files
 
@@ -201,12 +202,4 @@ def _samples(
 
 
 def _described(pairs: Masked) -> dict[str, Any]:
-    source = pairs.images
-    return {
-        "name": source.name,
-        "kind": type(source).__name__,
-        "digest": source.digest(),
-        "masks_digest": pairs.masks_digest,
-        "images": len(source),
-        "without_mask": pairs.without,
-    }
+    return {**described(pairs.images), "masks_digest": pairs.masks_digest, "without_mask": pairs.without}

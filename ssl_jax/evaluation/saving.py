@@ -1,0 +1,46 @@
+"""What trained heads share of their files: the backbone beside them, their parameters, and what is said of both."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from ssl_jax.data.sources import Source
+from ssl_jax.evaluation.evaluation import image_size_of
+from ssl_jax.weights import Backbone, save_backbone
+from ssl_jax.workdir import files
+
+
+def save(
+    directory: Path, backbone: Backbone, name: str, parameters: Mapping[str, np.ndarray], said: Mapping[str, Any]
+) -> None:
+    """Writes backbone.safetensors with backbone.json, NAME.safetensors and NAME.json, each whole or not at all.
+
+    Raises: ValueError for a backbone whose image size is unknown.
+    """
+    facts = {
+        **backbone.facts,
+        "model": backbone.facts.get("model", {"name": type(backbone.model).__name__}),
+        "image_size": list(image_size_of(backbone, None)),
+        "channels": len(backbone.mean),
+        **dataclasses.asdict(backbone.normalization),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    save_backbone(directory, backbone.variables, facts)
+    arrays = {called: np.ascontiguousarray(value, np.float32) for called, value in parameters.items()}
+    with files.replacing(directory / f"{name}.safetensors") as file:
+        file.write(safetensors.numpy.save(arrays))
+    files.write(directory / f"{name}.json", as_json(said))
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
+def described(source: Source) -> dict[str, Any]:
+    """What is said of the images that something was trained or measured on."""
+    return {"name": source.name, "kind": type(source).__name__, "digest": source.digest(), "images": len(source)}
