@@ -10,6 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
+use_tcmalloc
 workdir=$(workdir_of "$@")
 python=.venv/bin/python
 [[ -x $python ]] || python=python3

@@ -60,6 +60,17 @@ def test_the_page_holds_what_was_measured(kind, tmp_path):
         assert text in page.text
 
 
+def test_of_many_classes_those_with_the_most_mistakes_are_shown():
+    labels = np.arange(40) % 20
+    outputs = np.eye(20)[np.where(labels == 3, 4, labels)]
+    scores = {"test_images": 40, "top1": 95.0, "class_mean": 95.0, "majority": 5.0}
+    names = tuple(f"class {i}" for i in range(20))
+    page = tuned.render("classes", names, TRAINING | scores, FACTS, (outputs, labels))
+    assert "The 12 of 20 classes with the most mistakes. Most often class 3 for class 4 (100%)." in " ".join(
+        page.split()
+    )
+
+
 def _written(path, text):
     path.write_text(text)
     return path
