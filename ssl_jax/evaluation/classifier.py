@@ -7,7 +7,6 @@ names, classes, probabilities = predict(load_classifier("runs/a-tuned"), source)
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jaxtyping import Float, Num
 
 from ssl_jax.data import pipeline
@@ -31,7 +28,7 @@ from ssl_jax.evaluation.finetuning import fit
 from ssl_jax.evaluation.finetuning_recipes import Recipe, small_recipe
 from ssl_jax.evaluation.saving import as_json, described
 from ssl_jax.evaluation.tasks import CLASSES, Outputs, Task, Truth
-from ssl_jax.weights import Backbone, load_backbone
+from ssl_jax.weights import Backbone
 from ssl_jax.workdir import files
 
 NAME = "classifier"
@@ -79,20 +76,13 @@ def load_classifier(directory: str | os.PathLike[str], model: nn.Module | None =
     model: the backbone's module, if it is one of your own.
     Raises: FileNotFoundError if there is no classifier; ValueError for damaged files, or files of another backbone.
     """
+
+    def parse(backbone: Backbone, said: Any, parameters: Mapping[str, np.ndarray]) -> Any:
+        kind, names, facts = str(said["kind"]), tuple(map(str, said["names"])), dict(said["facts"])
+        return kind, names, facts, parameters["weight"].T, parameters["bias"]
+
     directory = Path(directory)
-    for name in (FILE, FACTS):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"no file {directory / name}; ssl_jax finetune --out {directory} writes it")
-    backbone = load_backbone(directory, model)
-    try:
-        text = json.loads((directory / FACTS).read_text())
-        kind, names, facts = str(text["kind"]), tuple(map(str, text["names"])), dict(text["facts"])
-        layer = safetensors.numpy.load((directory / FILE).read_bytes())
-        kernel, bias = layer["weight"].T, layer["bias"]
-    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-        raise ValueError(
-            f"the classifier in {directory} is damaged ({error!r}); copy it again, or run ssl_jax finetune again"
-        ) from error
+    backbone, (kind, names, facts, kernel, bias) = saving.load(directory, NAME, "finetune", model, parse)
     if kernel.shape != (backbone.dim, len(names)) or bias.shape != (len(names),):
         raise ValueError(
             f"{directory / FILE} takes {kernel.shape[0]} features and has {bias.size} outputs, but "

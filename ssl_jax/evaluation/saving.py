@@ -2,17 +2,21 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import flax.linen as nn
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from ssl_jax.data.sources import Source
 from ssl_jax.evaluation.evaluation import image_size_of
-from ssl_jax.weights import Backbone, save_backbone
+from ssl_jax.weights import Backbone, load_backbone, save_backbone
 from ssl_jax.workdir import files
+
+T = TypeVar("T")
 
 
 def save(
@@ -35,6 +39,33 @@ def save(
     with files.replacing(directory / f"{name}.safetensors") as file:
         file.write(safetensors.numpy.save(arrays))
     files.write(directory / f"{name}.json", as_json(said))
+
+
+def load(
+    directory: Path,
+    name: str,
+    command: str,
+    model: nn.Module | None,
+    parse: Callable[[Backbone, Any, Mapping[str, np.ndarray]], T],
+) -> tuple[Backbone, T]:
+    """(the backbone, what `parse` makes of it, of NAME.json and of the parameters) of what `save` wrote.
+
+    command: of ssl_jax, which writes such files. model: the backbone's module, if it is one of the user's.
+    Raises: FileNotFoundError if there are no such files; ValueError if they are damaged, which a ValueError, KeyError
+      or TypeError of `parse` shows, too.
+    """
+    parameters, facts = (directory / f"{name}.{ending}" for ending in ("safetensors", "json"))
+    for file in (parameters, facts):
+        if not file.is_file():
+            raise FileNotFoundError(f"no file {file}; ssl_jax {command} --out {directory} writes it")
+    backbone = load_backbone(directory, model)
+    try:
+        said = json.loads(facts.read_text())
+        return backbone, parse(backbone, said, safetensors.numpy.load(parameters.read_bytes()))
+    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"the {name} in {directory} is damaged ({error!r}); copy it again, or run ssl_jax {command} again"
+        ) from error
 
 
 def as_json(value: Any) -> str:

@@ -6,7 +6,6 @@ masks = load_segmenter("runs/a-segmenter").masks(images)
 # pyright: reportUnknownMemberType=false
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,8 +15,6 @@ import cv2
 import flax.linen as nn
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jaxtyping import Float, Num, UInt8
 
 from ssl_jax.data.mask_files import stem
@@ -27,7 +24,7 @@ from ssl_jax.data.uniform import Uniform
 from ssl_jax.evaluation import saving, segmentation
 from ssl_jax.evaluation.evaluation import image_size_of
 from ssl_jax.evaluation.segmentation import HEADS
-from ssl_jax.weights import Backbone, load_backbone
+from ssl_jax.weights import Backbone
 from ssl_jax.workdir import files
 
 NAME = "segmenter"
@@ -86,20 +83,14 @@ def load_segmenter(directory: str | os.PathLike[str], model: nn.Module | None = 
     model: the backbone's module, if it is one of your own.
     Raises: FileNotFoundError if there is no segmenter; ValueError for damaged files, or files of another backbone.
     """
+
+    def parse(backbone: Backbone, said: Any, parameters: Mapping[str, np.ndarray]) -> Any:
+        head, names, facts = str(said["head"]), tuple(map(str, said["classes"])), dict(said["facts"])
+        return head, names, facts, parameters, _shapes(head, backbone.dim, len(names))
+
     directory = Path(directory)
-    for name in (FILE, FACTS):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"no file {directory / name}; ssl_jax segment --out {directory} writes it")
-    backbone = load_backbone(directory, model)
-    try:
-        text = json.loads((directory / FACTS).read_text())
-        head, names, facts = str(text["head"]), tuple(map(str, text["classes"])), dict(text["facts"])
-        parameters = safetensors.numpy.load((directory / FILE).read_bytes())
-        wanted = _shapes(head, backbone.dim, len(names))
-    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-        raise ValueError(
-            f"the segmenter in {directory} is damaged ({error!r}); copy it again, or run ssl_jax segment again"
-        ) from error
+    backbone, parsed = saving.load(directory, NAME, "segment", model, parse)
+    head, names, facts, parameters, wanted = parsed
     found = {name: value.shape for name, value in parameters.items()}
     if found != wanted:
         raise ValueError(
