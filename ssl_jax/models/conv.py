@@ -54,7 +54,7 @@ def convolve(
     """
     plain = functools.partial(_plain, strides=strides, padding=padding, dilation=dilation, groups=groups)
     geometry = Geometry(strides, padding, dilation)
-    if groups > 1 or not is_product(x.shape, kernel.shape, geometry):
+    if not is_product(x.shape, kernel.shape, geometry, groups):
         return plain(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=functools.partial(product, geometry=geometry), default=plain)
 
@@ -72,7 +72,7 @@ def _backward(strides, padding, dilation, groups, residuals, g):
 
     geometry = Geometry(strides, padding, dilation)
     of_plain = functools.partial(image_gradient, plain)
-    if groups > 1 or not is_product(x.shape, kernel.shape, geometry):
+    if not is_product(x.shape, kernel.shape, geometry, groups):
         dx = of_plain(g, kernel)
     else:
         of_product = functools.partial(image_gradient, functools.partial(product, geometry=geometry))

@@ -31,8 +31,10 @@ class Geometry(NamedTuple):
         return rows, columns
 
 
-def is_product(shape: tuple[int, ...], kernel: tuple[int, ...], geometry: Geometry) -> bool:
-    """Whether the product is faster. shape: of the images; kernel: its shape."""
+def is_product(shape: tuple[int, ...], kernel: tuple[int, ...], geometry: Geometry, groups: int) -> bool:
+    """Whether the product is faster. shape: of the images; kernel: its shape; groups: of channels."""
+    if groups > 1:
+        return False
     size = (kernel[0], kernel[1])
     if is_tiling(shape, size, geometry):
         return True
