@@ -124,9 +124,9 @@ def serve(arguments):
 
 
 def ours(bank, k):
-    from ssl_jax.evaluation import knn
+    from ssl_jax.evaluation import search
 
-    return lambda queries: knn.nearest(bank, queries, k=k)[1]
+    return lambda queries: search.nearest(bank, queries, k=k)[1]
 
 
 def faiss(bank, k):

@@ -1,6 +1,7 @@
 """Work in threads: results in order, and things that several threads ask for."""
 
 import collections
+import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,6 +9,11 @@ from typing import Generic, TypeVar
 
 R = TypeVar("R")
 Key = TypeVar("Key", bound=Hashable)
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(

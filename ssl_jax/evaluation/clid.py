@@ -7,7 +7,7 @@ from jaxtyping import Float
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import minmax_scale
 
-from ssl_jax.evaluation.knn import nearest
+from ssl_jax.evaluation.search import nearest
 from ssl_jax.ops import check_finite
 
 

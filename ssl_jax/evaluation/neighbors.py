@@ -8,11 +8,10 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from tqdm import tqdm
 
 from ssl_jax.data import Items, as_source
 from ssl_jax.data.sources import Source
-from ssl_jax.evaluation import retrieval
+from ssl_jax.evaluation import retrieval, search
 from ssl_jax.evaluation.embedding import named_features
 from ssl_jax.evaluation.features import Extracted
 from ssl_jax.evaluation.retrieval import Retrieval
@@ -59,7 +58,7 @@ def retrieve(
     """Ranks the gallery for each query by the cosine similarity of frozen features.
 
     An image of the same file, or at the same place of the same data set, is the query itself and left out of its ranks.
-    A copy in another file is not. Memory holds the features, and similarities in blocks.
+    A copy in another file is not.
 
     Args:
       gallery, queries: as `data.as_source` takes them.
@@ -104,7 +103,7 @@ def nearest(
 ) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
     """(rows of the gallery, cosine similarities) of the k most similar to each query, the most similar first.
 
-    Of equally similar rows the first comes first. Similarities are held in blocks of `retrieval.SIMILARITIES`.
+    Of equally similar rows the first comes first.
 
     Args:
       query_features, gallery_features: finite, any scale; a row of zeros has the similarity 0 to all.
@@ -114,24 +113,11 @@ def nearest(
     """
     check_finite("queries", query_features)
     check_finite("gallery", gallery_features)
-    queries, gallery = _normalized(query_features), _normalized(gallery_features)
-    rows, similarities = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-    block = max(retrieval.SIMILARITIES // len(gallery), 1)
-    with tqdm(desc="ranking", total=len(queries), unit=" queries", delay=1) as progress:
-        for begin in range(0, len(queries), block):
-            for i, found in enumerate(queries[begin : begin + block] @ gallery.T, begin):
-                if own is not None and own[i] >= 0:
-                    found[own[i]] = -np.inf
-                least = np.partition(found, len(found) - k)[len(found) - k]
-                among = np.flatnonzero(found >= least)  # more than k if several are as similar as the last
-                rows[i] = among[np.argsort(-found[among], kind="stable")[:k]]
-                similarities[i] = found[rows[i]]
-            progress.update(min(block, len(queries) - begin))
-    return rows, np.clip(similarities, -1.0, 1.0)
-
-
-def _normalized(features: Float[np.ndarray, "images dim"]) -> Float[np.ndarray, "images dim"]:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    own = np.full(len(query_features), -1) if own is None else own
+    similarities, rows = search.nearest(gallery_features, query_features, k=k + bool((own >= 0).any()))
+    kept = rows != own[:, None]
+    kept[kept.all(axis=1), k:] = False  # where its own row is not among them, the last is one too many
+    return rows[kept].reshape(-1, k), np.clip(similarities[kept].reshape(-1, k), -1.0, 1.0)
 
 
 def own_rows(queries: Source, sought: Extracted, gallery: Source, held: Extracted) -> Int[np.ndarray, " queries"]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from ssl_jax.evaluation.knn import nearest, weighted_knn
+from ssl_jax.evaluation.knn import weighted_knn
 
 
 def clusters(images, *, classes=5, dim=12, seed=0):
@@ -48,14 +48,6 @@ LABELS = np.array([0, 1, 1, 2, 2, 2], np.int32)
 QUERY = np.array([[9, 0]], np.float32)
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 4, 2, 0]])
-def test_nearest_by_cosine(order):
-    similarities, rows = nearest(BANK[order], QUERY, k=6, block_size=2)
-    np.testing.assert_allclose(similarities, [[1, 0.8, 0.8, 0.6, 0, -1]], atol=1e-6)
-    found = np.array(order)[rows[0]].tolist()
-    assert set(found[1:3]) == {1, 2} and [found[0], *found[3:]] == [0, 3, 4, 5]
-
-
 @pytest.mark.parametrize(
     "temperature, winners",
     [
@@ -71,29 +63,6 @@ def test_votes(temperature, winners):
     for k, winner in winners.items():
         np.testing.assert_array_equal(predicted[k], [winner])
         assert predicted[k].dtype == np.int32
-
-
-# Queries of two chunks; blocks of the bank of more rows than k, and of fewer.
-@pytest.mark.parametrize("k, block_size", [(5, 300), (100, 300), (100, 900), (400, 300)])
-def test_equally_near_the_earlier_wins(k, block_size):
-    bank = np.ones((900, 2), np.float32)
-    _, rows = nearest(bank, bank[:600], k=k, block_size=block_size)
-    np.testing.assert_array_equal(rows, [np.arange(k)] * 600)
-
-
-@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["nearest first", "nearest last"])
-@pytest.mark.parametrize("k", [5, 100, 400])
-def test_the_bank_may_come_in_any_order(k, order):
-    """Nearest first, later blocks have nothing to add; nearest last, each replaces all that was found before."""
-    angles = np.linspace(0, np.pi, 900, dtype=np.float32)[order]
-    bank = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    _, rows = nearest(bank, np.array([[2, 0]] * 600, np.float32), k=k, block_size=300)
-    np.testing.assert_array_equal(rows, [np.arange(900)[order][:k]] * 600)
-
-
-def test_no_queries_have_no_neighbors():
-    similarities, rows = nearest(BANK, BANK[:0], k=6)
-    assert similarities.shape == rows.shape == (0, 6)
 
 
 @pytest.mark.parametrize(
