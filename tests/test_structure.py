@@ -80,6 +80,7 @@ DATA_FLOW = [
         "opening",
         "given",
         "statistics",
+        "reader",
         "pipeline",
         "segmentation",
         "augment",

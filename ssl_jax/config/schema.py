@@ -101,7 +101,11 @@ class DataConfig:
         "and the device crops it. A larger one is decoded and cropped on the host for each batch. 0: "
         "none is kept, so crops are taken from whole images.",
     ] = 2**31
-    threads: Annotated[int, COUNT, "Threads that decode images that are not kept in memory."] = 8
+    threads: Annotated[
+        int,
+        NOT_NEGATIVE,
+        "Threads that decode images. 0: one for each core that the process may use, and at least 4.",
+    ] = 0
     prefetch: Annotated[int, COUNT, "Batches prepared ahead of the device."] = 2
 
 

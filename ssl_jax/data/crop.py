@@ -1,16 +1,17 @@
 """Regions of an image, resized, on the host."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, Num
-from PIL import Image
+
+from ssl_jax.data.host_resample import resample
 
 CROP_TRIES = 10  # torchvision's
 OPENCV_CHANNELS = 4  # OpenCV resizes no more at once
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class RandomCrop:
       size: (height, width) of the result, in pixels.
       area: (low, high) area of the region, as a share of the image's area; uniform.
       aspect: (low, high) width / height of the region; its logarithm is uniform.
-      interpolation: a key of `FILTERS`, antialiased.
+      interpolation: a key of `host_resample.FILTERS`, antialiased.
       shorter_side: the image is resized until its shorter side has this many pixels, then a window of `size` is taken.
         0: a region of random area and aspect.
       padding: black pixels on each side of the resized image; the window may include them.
@@ -54,17 +55,15 @@ class RandomCrop:
         Ten regions are drawn, and the first that lies within the image is taken. If none does, see
         `_largest_centered_box`.
         """
-        draws = rng.random((CROP_TRIES, 4))
-        area = height * width * (self.area[0] + (self.area[1] - self.area[0]) * draws[:, 0])
-        low, high = np.log(self.aspect)
-        aspect = np.exp(low + (high - low) * draws[:, 1])
-        heights, widths = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
-        fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
-        if not fits.any():
-            return self._largest_centered_box(height, width)
-        first = int(np.argmax(fits))
-        h, w = int(heights[first]), int(widths[first])
-        return int(draws[first, 2] * (height - h + 1)), int(draws[first, 3] * (width - w + 1)), h, w
+        low, high = math.log(self.aspect[0]), math.log(self.aspect[1])
+        # One number at a time: in most images the first or second try fits, and NumPy takes longer for ten at once.
+        for area, aspect, top, left in rng.random((CROP_TRIES, 4)).tolist():
+            area = height * width * (self.area[0] + (self.area[1] - self.area[0]) * area)
+            aspect = math.exp(low + (high - low) * aspect)
+            h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if 0 < h <= height and 0 < w <= width:
+                return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+        return self._largest_centered_box(height, width)
 
     def shrinks(self, height: int, width: int, rng: np.random.Generator) -> float:
         """How many times the region that `rng` draws of an image is shrunk, in the direction where that is least."""
@@ -113,36 +112,6 @@ def _padded(image: np.ndarray, padding: int, black: Sequence[float]) -> np.ndarr
     padded[:] = np.asarray(black, image.dtype)
     padded[padding : padding + height, padding : padding + width] = image
     return padded
-
-
-def resample(
-    image: Num[np.ndarray, "height width channels"], size: tuple[int, int], interpolation: str
-) -> Num[np.ndarray, "new_height new_width channels"]:
-    """Resizes to (height, width) with Pillow, antialiased, as torchvision does. data/resample.py: on the device.
-
-    Integers of 16 bits are resized as floats, which hold them exactly, and are rounded to integers again.
-    """
-    if image.shape[:2] == tuple(size):
-        return image
-    if image.dtype != np.uint8:
-        floats = (np.ascontiguousarray(image[:, :, channel], np.float32) for channel in range(image.shape[2]))
-        resized = np.stack([_pillow(channel, "F", size, interpolation) for channel in floats], axis=2)
-        if image.dtype.kind == "f":
-            return resized
-        ends = np.iinfo(image.dtype)  # the cubic kernel overshoots
-        return np.clip(np.rint(resized), ends.min, ends.max).astype(image.dtype)
-    if image.shape[2] == 3:
-        # Pillow keeps four bytes a pixel. Given four, it does not convert; while it converts, it holds Python's lock.
-        four = _pillow(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), "RGBX", size, interpolation)
-        return cv2.cvtColor(four, cv2.COLOR_RGBA2RGB)
-    channels = (np.ascontiguousarray(image[:, :, channel]) for channel in range(image.shape[2]))
-    return np.stack([_pillow(channel, "L", size, interpolation) for channel in channels], axis=2)
-
-
-def _pillow(pixels: np.ndarray, mode: str, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    height, width = pixels.shape[:2]
-    image = Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
-    return np.asarray(image.resize((size[1], size[0]), FILTERS[interpolation]))
 
 
 def center_crop(

@@ -25,9 +25,9 @@ from ssl_jax.data.crop import resize
 from ssl_jax.data.formats import UndecodableImage
 from ssl_jax.data.given import as_source
 from ssl_jax.data.mask_files import files_of, mask_file, numbered, read_mask, stem
-from ssl_jax.data.pipeline import THREADS, ImagesError
+from ssl_jax.data.reader import ImagesError
 from ssl_jax.data.sources import DIGITS, Source, Subset, digest_of
-from ssl_jax.data.threads import in_order
+from ssl_jax.data.threads import default_threads, in_order
 
 R = TypeVar("R")
 IGNORE = 255  # the value of pixels that do not count
@@ -232,12 +232,12 @@ def _each(source: Source, read: Callable[[int], R], what: str) -> Iterator[tuple
             logging.warning("skipped %s", error)
             return None
 
-    named = f"reading {what} of {source.name}"
+    named, threads = f"reading {what} of {source.name}", default_threads()
     with (
-        ThreadPoolExecutor(THREADS) as pool,
+        ThreadPoolExecutor(threads) as pool,
         tqdm(desc=named, total=len(source), unit=f" {what}", delay=1, leave=False) as progress,
     ):
-        for index, found in in_order(pool, tried, range(len(source)), 4 * THREADS):
+        for index, found in in_order(pool, tried, range(len(source)), 4 * threads):
             progress.update()
             if found is not None:
                 yield index, found

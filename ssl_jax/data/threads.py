@@ -9,6 +9,17 @@ from typing import Generic, TypeVar
 
 R = TypeVar("R")
 Key = TypeVar("Key", bound=Hashable)
+LEAST_THREADS = 4  # while one waits for the disk, another can work
+
+
+def usable_cores() -> int:
+    """Of those that the machine has, the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """One for each usable core, and at least LEAST_THREADS."""
+    return max(usable_cores(), LEAST_THREADS)
 
 
 def cores() -> int:

@@ -15,7 +15,7 @@ from ssl_jax import dist
 from ssl_jax.data import color, photometric, resample
 from ssl_jax.data.augment import Augmentation, make_augment
 from ssl_jax.data.crop import CROP_TRIES, RandomCrop
-from ssl_jax.data.crop import resample as resample_to
+from ssl_jax.data.host_resample import resample as resample_to
 from ssl_jax.data.normalization import Normalization
 from tests.data.drawn_views import PLAIN, many_views, random_images, unit, views_and_boxes
 

@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from ssl_jax.data import resample
-from ssl_jax.data.crop import FILTERS, RandomCrop, center_crop, random_crop
+from ssl_jax.data.crop import RandomCrop, center_crop, random_crop
+from ssl_jax.data.host_resample import FILTERS
 
 REFERENCE = np.load(Path(__file__).parents[1] / "references" / "crop.npz")
 CASES = {  # as in references/make_crop.py, which has the boxes from torchvision

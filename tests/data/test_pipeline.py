@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.data import opening, pipeline, sources
+from ssl_jax.data.crop import center_crop
 from ssl_jax.data.formats import UndecodableImage
 from ssl_jax.data.normalization import Normalization
 from ssl_jax.data.pipeline import RandomCrop, eval_batches, train_batches
@@ -136,7 +137,7 @@ def test_in_memory_are_the_centers_of_the_images():
     (batch,) = batches(1, **IN_MEMORY)
     source = Textures()
     for image, index in zip(batch["image"], batch["index"], strict=True):
-        np.testing.assert_array_equal(image, pipeline.center_crop(source[int(index)], SIZE))
+        np.testing.assert_array_equal(image, center_crop(source[int(index)], SIZE))
 
 
 class OneByOne(sources.SameImages):
@@ -291,7 +292,7 @@ def test_evaluation_sees_every_image_once_in_order():
     np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in made]), indices % 5)
     images = np.concatenate([batch["image"] for batch in made])
     for image, index in zip(images, indices, strict=True):
-        np.testing.assert_array_equal(image, pipeline.center_crop(source[int(index)], SIZE))
+        np.testing.assert_array_equal(image, center_crop(source[int(index)], SIZE))
     assert found.skipped.keys() == {f"{index}.png" for index in BROKEN}
 
 
@@ -329,7 +330,17 @@ def test_a_folder_of_mixed_files(tmp_path):
 
 
 def test_the_data_side_up_to_here_knows_no_array_library_but_numpy():
-    for name in ("sources", "formats/__init__", "formats/stored", "folders", "fashion_mnist", "crop", "pipeline"):
+    for name in (
+        "sources",
+        "formats/__init__",
+        "formats/stored",
+        "folders",
+        "fashion_mnist",
+        "host_resample",
+        "crop",
+        "reader",
+        "pipeline",
+    ):
         nodes = list(ast.walk(ast.parse((Path(pipeline.__file__).parent / f"{name}.py").read_text())))
         imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
