@@ -1,13 +1,15 @@
-"""The time to read, decode and crop JPEGs for training, of two versions of the code, alternately.
+"""The processor time to read, decode and crop JPEGs for training, of two versions of the code, alternately.
 
     git worktree add ../before COMMIT
     python benchmarks/input_speed.py ../before . [--rounds 5]
 
-Prints the microseconds an image of each version, the medians over the rounds, and their ratio, for folders of JPEGs of
-several sizes. Two views of 224 pixels are cropped of each image, of 64 pixels for the smallest, as for SimCLR.
+Prints the images per core-second of each version, the medians over the rounds, and their ratio, for folders of JPEGs of
+several sizes. Two views of 224 pixels are cropped of each image, of 64 pixels for the smallest, by one thread.
+Processor time, since others may use the machine.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,14 +28,15 @@ from ssl_jax.data.crop import RandomCrop
 folder, side, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 batch = min(count, 64)
 batches = pipeline.train_batches(
-    data.folder(folder), seed=0, batch_size=batch, image_size=(side, side), memory_bytes=0, threads=2,
+    data.folder(folder), seed=0, batch_size=batch, image_size=(side, side), memory_bytes=0, threads=1, prefetch=0,
     crops=[RandomCrop((side, side), (0.08, 1.0), (3 / 4, 4 / 3))] * 2,
 )
 next(batches)
-begun, steps = time.perf_counter(), max(count // batch, 3)
-for _ in range(steps):
+begun, images = time.process_time(), 0
+while time.process_time() < begun + float(sys.argv[4]):
     next(batches)
-print(1e6 * (time.perf_counter() - begun) / steps / batch)
+    images += batch
+print(images / (time.process_time() - begun))
 """
 
 
@@ -42,6 +45,7 @@ def main() -> None:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a processor, for each round and version")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         for (height, width), count in KINDS.items():
@@ -56,12 +60,14 @@ def main() -> None:
             found: dict[Path, list[float]] = {given.before: [], given.after: []}
             for _ in range(given.rounds):
                 for root, times in found.items():
-                    command = [sys.executable, "-c", READ, str(folder), str(side), str(count)]
-                    times.append(float(subprocess.check_output(command, cwd=root)))
+                    command = [sys.executable, "-c", READ, str(folder), str(side), str(count), str(given.seconds)]
+                    env = {**os.environ, "PYTHONPATH": str(root.resolve())}
+                    times.append(float(subprocess.check_output(command, cwd=root, env=env)))
             before, after = (np.array(times) for times in found.values())
             ratios = after / before
             print(
-                f"{width} x {height}: {np.median(before):,.0f} us an image before, {np.median(after):,.0f} after; "
+                f"{width} x {height}: {np.median(before):,.0f} images per core-second before, "
+                f"{np.median(after):,.0f} after; "
                 f"ratio {np.median(ratios):.2f}, in single rounds {ratios.min():.2f} to {ratios.max():.2f}",
                 flush=True,
             )

@@ -10,6 +10,7 @@ from ssl_jax.config import nearest
 # Name -> (module whose `main` it is, what it does). Only the one that is asked for is imported.
 COMMANDS = {
     "inspect": ("ssl_jax.cli.inspect", "looks at a data set, and says what it means for a config"),
+    "bench-input": ("ssl_jax.cli.bench_input", "measures how fast images are read for training, and what limits it"),
     "train": ("ssl_jax.cli.train", "pre-trains a backbone on images without labels"),
     "evaluate": ("ssl_jax.cli.evaluate", "measures what the features of a backbone are worth"),
     "embed": ("ssl_jax.cli.embed", "writes the features of images to a file"),
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help", "help"):
         print("usage: ssl_jax COMMAND ARGUMENTS; ssl_jax COMMAND --help lists the arguments\n")
-        print("\n".join(f"  {name:9} {purpose}" for name, (_, purpose) in COMMANDS.items()))
+        print("\n".join(f"  {name:11} {purpose}" for name, (_, purpose) in COMMANDS.items()))
     elif command == "--version":
         print(ssl_jax.__version__)
     elif command in COMMANDS:

@@ -82,6 +82,7 @@ DATA_FLOW = [
         "statistics",
         "reader",
         "pipeline",
+        "input_speed",
         "segmentation",
         "augment",
     ),

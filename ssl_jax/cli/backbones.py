@@ -105,6 +105,11 @@ def image_size(text: str, backbone: Backbone) -> tuple[int, int] | None:
     if not text:
         own = getattr(backbone.model, "image_size", None)  # a ViT has one, as its positions are for one size
         return backbone.image_size or ((own, own) if isinstance(own, int) else own)
+    return size_of(text)
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """(height, width) of --image_size. Raises: ConfigError for what is not SIDE or HEIGHTxWIDTH."""
     sides = text.split("x")
     if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
         raise configs.ConfigError(f"--image_size must be SIDE or HEIGHTxWIDTH in pixels, such as 224, got {text!r}")

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -140,8 +141,13 @@ class FolderSource(Source):
     def read_reduced(self, index: int, reduce: formats.Reduce | None = None):
         file, position = self._place(index)
         name = _named(file, position)
-        image = formats.read_image(self._root / file, name, self._channels, self._bands, self._pages, position, reduce)
+        path = os.path.join(self._root, file)
+        image = formats.read_image(path, name, self._channels, self._bands, self._pages, position, reduce)
         return image, -1 if self._labels is None else int(self._labels[index])
+
+    def encoded(self, index: int):
+        file, position = self._place(index)
+        return (self._root / file).read_bytes() if position is None else None
 
     def open(self, index: int) -> OpenImage:
         """The image, for windows of it. Raises: UndecodableImage."""

@@ -104,6 +104,9 @@ class ListSource(Source):
         (file,) = image.files
         return read_image(self._folder / file, file, self._channels, reduce=reduce), label
 
+    def encoded(self, index: int):
+        return None if self.bands else (self._folder / self._images[index].files[0]).read_bytes()
+
     def open(self, index: int):
         if self.bands:
             return super().open(index)

@@ -9,7 +9,7 @@ for how long the lock is held.
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
@@ -45,17 +45,18 @@ class Reader:
       threads: 0: `default_threads()`.
 
     Attributes:
+      source: of the images.
       skipped: {name: reason} of the images that cannot be decoded, so far.
     """
 
     def __init__(self, source: Source, threads: int):
         self.skipped: dict[str, str] = {}
-        self._source, self._threads = source, threads or default_threads()
+        self.source, self._threads = source, threads or default_threads()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
 
     def first(self) -> np.ndarray:
         """The first image that can be decoded. Raises: ImagesError if none can."""
-        for index in range(len(self._source)):
+        for index in range(len(self.source)):
             if (found := self._read(index, lambda height, width: 1)) is not None:
                 return found[0]
         raise none_decodable(self.skipped)
@@ -63,13 +64,13 @@ class Reader:
     def read_all(self, size: tuple[int, int]) -> tuple[Batch, Bool[np.ndarray, " images"]]:
         """(`read_centers` with a row for each image of the source; whether each image could be decoded)."""
         everything: Batch = {}
-        indices = range(len(self._source))
-        if (images := self._source.in_memory(size)) is not None:
+        indices = range(len(self.source))
+        if (images := self.source.in_memory(size)) is not None:
             # One by one, the 60,000 images of Fashion-MNIST take 0.6 s.
-            labels = np.full(len(indices), -1, np.int32) if self._source.labels is None else self._source.labels
+            labels = np.full(len(indices), -1, np.int32) if self.source.labels is None else self.source.labels
             return {"image": images, "index": np.array(indices, np.int32), "label": labels}, np.ones(len(indices), bool)
         decoded = np.zeros(len(indices), bool)
-        with tqdm(desc=f"reading {self._source.name}", total=len(indices), unit=" images", delay=1) as progress:
+        with tqdm(desc=f"reading {self.source.name}", total=len(indices), unit=" images", delay=1) as progress:
             for start in indices[::READ_BATCH]:
                 part = indices[start : start + READ_BATCH]
                 batch = self.read_centers(part, size) or {}
@@ -117,26 +118,18 @@ class Reader:
 
         def fill(row: int) -> tuple[int, int]:
             def make(index: int) -> tuple[int, int] | None:
-                def draws() -> Iterator[tuple[RandomCrop, np.random.Generator]]:
-                    return ((crop, crop_rng(seed, step, index, view)) for view, crop in enumerate(crops))
-
-                def reduce(height: int, width: int) -> int:
-                    if any(height * width < 4 * crop.size[0] * crop.size[1] for crop in crops):
-                        return 1  # most photos; what follows takes time
-                    return reduction(min(crop.shrinks(height, width, rng) for crop, rng in draws()))
-
                 place = crop_rng(seed, step, index, PLACE) if at_random else None
-                if (found := self._read(index, reduce, place)) is None:
+                if (found := self._read(index, reduction_for(crops, seed, step, index), place)) is None:
                     return None
                 image, label = found
                 if (image.dtype, image.shape[2]) != (like.dtype, like.shape[2]):
                     raise ValueError(
-                        f"{self._source.image_name(index)} has {image.shape[2]} channels of {image.dtype}, others have "
+                        f"{self.source.image_name(index)} has {image.shape[2]} channels of {image.dtype}, others have "
                         f"{like.shape[2]} of {like.dtype}; all images must be of one kind"
                     )
                 # Written where it stays, in this thread: afterwards one thread would copy the whole batch.
-                for (crop, rng), view, box in zip(draws(), views, boxes, strict=True):
-                    view[row], box[row] = random_crop(image, crop, rng, black)
+                for number, (crop, view, box) in enumerate(zip(crops, views, boxes, strict=True)):
+                    view[row], box[row] = random_crop(image, crop, crop_rng(seed, step, index, number), black)
                 return index, label
 
             return self.or_another(make, indices[row], seed, step)
@@ -157,7 +150,7 @@ class Reader:
         for attempt in range(MAX_REPLACEMENTS):
             if (made := make(index)) is not None:
                 return made
-            index = int(np.random.default_rng((seed, step, index, attempt)).integers(len(self._source)))
+            index = int(np.random.default_rng((seed, step, index, attempt)).integers(len(self.source)))
         name, reason = next(reversed(self.skipped.items()))
         raise ImagesError(
             f"{MAX_REPLACEMENTS} images in a row cannot be decoded, for example {name}: {reason}. "
@@ -171,8 +164,8 @@ class Reader:
         cannot be decoded."""
         try:
             if place is not None:
-                return self._source.read_random(index, place)
-            return self._source.read_reduced(index, reduce)
+                return self.source.read_random(index, place)
+            return self.source.read_reduced(index, reduce)
         except UndecodableImage as error:
             if error.name not in self.skipped:
                 self.skipped[error.name] = error.reason
@@ -206,6 +199,18 @@ _key = functools.lru_cache(maxsize=8)(_Key)
 def crop_rng(seed: int, step: int, index: int, view: int) -> np.random.Generator:
     """Philox maps (key, counter) to random bits. The counter's lowest word, 0 here, counts this generator's draws."""
     return np.random.Generator(np.random.Philox(cast(Any, _key(seed)), counter=[0, view, index, step]))
+
+
+def reduction_for(crops: Sequence[RandomCrop], seed: int, step: int, index: int) -> Reduce:
+    """By what an image may be reduced for the crops that are taken of it in this step."""
+
+    def reduce(height: int, width: int) -> int:
+        if any(height * width < 4 * crop.size[0] * crop.size[1] for crop in crops):
+            return 1  # most photos; what follows takes time
+        rngs = (crop_rng(seed, step, index, view) for view in range(len(crops)))
+        return reduction(min(crop.shrinks(height, width, rng) for crop, rng in zip(crops, rngs, strict=True)))
+
+    return reduce
 
 
 def reduction(shrinks: float) -> int:

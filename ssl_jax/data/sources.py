@@ -64,6 +64,13 @@ class Source(abc.ABC):
         """As `read`, for training: of an image that is a window of a larger one, a place near it that `rng` draws."""
         return self.read(index)
 
+    def encoded(self, index: int) -> bytes | None:
+        """The bytes that an image is decoded from; None where it is not decoded, or not from bytes of its own.
+
+        Raises: UndecodableImage, OSError.
+        """
+        return None
+
     def in_memory(self, size: tuple[int, int]) -> Num[np.ndarray, "images height width channels"] | None:
         """All images, as `read` gives them, if they are one array in memory of `size`, (height, width); else None."""
         return None
@@ -205,6 +212,9 @@ class Subset(Source):
 
     def read_random(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
         return self._source.read_random(int(self._indices[index]), rng)
+
+    def encoded(self, index: int) -> bytes | None:
+        return self._source.encoded(int(self._indices[index]))
 
     def open(self, index: int) -> OpenImage:
         return self._source.open(int(self._indices[index]))

@@ -26,6 +26,9 @@ class Uniform(SameImages):
         image, label = self._source.read_random(index, rng)
         return self._conform(image, index), label
 
+    def encoded(self, index: int):
+        return self._source.encoded(index)
+
     def in_memory(self, size: tuple[int, int]) -> np.ndarray | None:
         images = self._source.in_memory(size)
         try:

@@ -117,11 +117,11 @@ def check_bytes(size: int) -> None:
         raise Unreadable(f"{size:,} bytes; no more than {MAX_BYTES:,} are read, so scale it down")
 
 
-def whole_file(source: Path | bytes, size: int | None = None) -> bytes:
-    """The bytes of a file, of this `size` if it is known. Raises: Unreadable as `check_bytes`, OSError."""
+def whole_file(source: Path | bytes) -> bytes:
+    """The bytes of a file. Raises: Unreadable as `check_bytes`, OSError."""
     if isinstance(source, bytes):
         return source
-    check_bytes(source.stat().st_size if size is None else size)
+    check_bytes(source.stat().st_size)
     return source.read_bytes()
 
 
