@@ -22,11 +22,6 @@ def default_threads() -> int:
     return max(usable_cores(), LEAST_THREADS)
 
 
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_order(
     pool: ThreadPoolExecutor, work: Callable[[int], R], indices: Sequence[int], ahead: int
 ) -> Iterator[tuple[int, R]]:

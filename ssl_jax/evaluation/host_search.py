@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from ssl_jax.data.threads import cores, in_order
+from ssl_jax.data.threads import in_order, usable_cores
 from ssl_jax.ops import normalize
 
 QUERIES = 1024  # searched at a time by each thread, at most
@@ -39,7 +39,7 @@ def nearest(
 ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
     """(cosine similarities, rows), see `search.nearest`. k: at most the number of rows."""
     similarities, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    threads = cores()
+    threads = usable_cores()
     # As many chunks for each thread, so that none is idle at the end.
     count = min(-(-len(queries) // (threads * QUERIES)) * threads, len(queries))
     ends = np.linspace(0, len(queries), count + 1).astype(int)
