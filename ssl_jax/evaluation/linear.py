@@ -144,7 +144,8 @@ def _fit_draws(
     bases = [_Basis.of(features) for features in drawn]
     # Padded to whole chunks, so that draws of 10 and of 100 labels per class share a compiled program.
     images = len(drawn[0])
-    rows = -(-images // logistic.CHUNK) * logistic.CHUNK
+    chunk = logistic.CHUNK if images < logistic.CHUNK_OF_ONE else logistic.CHUNK_OF_ONE
+    rows = -(-images // chunk) * chunk
     x = np.ones((len(draws), rows, len(bases[0].variances) + 1), np.float32)
     y = np.full((len(draws), rows), logistic.FILLER, np.int32)
     held_out = np.zeros((len(draws), rows), bool)

@@ -11,8 +11,10 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-# Images whose logits are computed at a time. The number of rows given to `fit` must be a multiple of it.
+# Images whose logits are computed at a time. The number of rows given to `fit` must be a multiple of CHUNK.
 CHUNK = 1024
+# The same of a single strength, if it divides the rows: with fewer, the products take a CPU twice as long.
+CHUNK_OF_ONE = 4096
 # The label of rows that only pad a chunk.
 FILLER = -1
 
@@ -74,7 +76,8 @@ def fit(
     intercept = jnp.arange(x.shape[-1]) == x.shape[-1] - 1
     penalty = jnp.where(intercept, 0.0, strengths[..., None, None]) / images
     scale = lax.rsqrt(jnp.where(intercept, 1.0, variances)[:, None, None] / 10 + penalty)
-    chunks = tuple(a.reshape(-1, CHUNK, *a.shape[2:]) for a in (x, y, fitted, held_out))
+    chunk = CHUNK_OF_ONE if strengths.shape[1] == 1 and x.shape[1] % CHUNK_OF_ONE == 0 else CHUNK
+    chunks = tuple(a.reshape(-1, chunk, *a.shape[2:]) for a in (x, y, fitted, held_out))
     lbfgs: Any = optax.scale_by_lbfgs()
 
     def objective(u):

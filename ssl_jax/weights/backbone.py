@@ -87,7 +87,7 @@ class Backbone:
                 f"images must be {normalization.accepted}, got {images.dtype} in {images.min():g}..{images.max():g}; "
                 "images that are normalized already take normalized=True"
             )
-        return jnp.asarray(normalization(jnp.asarray(images)))
+        return self._normalize(images)
 
     def features(
         self,
@@ -153,20 +153,26 @@ class Backbone:
 
     def _by_batches(self, function: Function, images: Any, normalized: bool, batch_size: int) -> np.ndarray:
         """Applies `function` to the variables and the images, batch by batch."""
-        h = None
+        outputs: list[np.ndarray] = []
+        waiting: Array | None = None
         for start in range(0, len(images), batch_size):
             x = images[start : start + batch_size]
-            x = jnp.asarray(x, jnp.float32) if normalized else self.preprocess(x)
-            rows = len(x)
-            if start and rows < batch_size:
-                x = jnp.pad(x, ((0, batch_size - rows), (0, 0), (0, 0), (0, 0)))
-            found = function(self.variables, x)[:rows]
-            h = np.empty((len(images), *found.shape[1:]), np.float32) if h is None else h
-            h[start : start + rows] = found
-        if h is None:
+            if start and len(x) < batch_size:
+                x = np.concatenate([x, np.zeros((batch_size - len(x), *x.shape[1:]), x.dtype)])
+            found = function(self.variables, jnp.asarray(x, jnp.float32) if normalized else self.preprocess(x))
+            # The device computes this batch while the one before is fetched.
+            if waiting is not None:
+                outputs.append(np.asarray(waiting, np.float32))
+            waiting = found
+        if waiting is None:
             example = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
             return np.empty((0, *jax.eval_shape(function, self.variables, example).shape[1:]), np.float32)
-        return h
+        return np.concatenate([*outputs, np.asarray(waiting, np.float32)])[: len(images)]
+
+    @functools.cached_property
+    def _normalize(self) -> Callable[[Any], Array]:
+        normalization = self.normalization
+        return jax.jit(lambda images: jnp.asarray(normalization(images)))
 
     @functools.cached_property
     def _apply(self) -> Function:
