@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/common.sh
 
 make_environment requirements.txt
-use_tcmalloc
+use_cheap_memory
 say "getting the images"
 get_fashion_mnist
 

@@ -117,6 +117,15 @@ def test_train_preloads_tcmalloc_where_it_is_installed(tmp_path, stand_in, prelo
     assert expected in found
 
 
+def test_train_takes_large_pages_without_tcmalloc(tmp_path, stand_in):
+    (tmp_path / "ldconfig").write_text("#!/bin/sh\n")
+    (tmp_path / "ldconfig").chmod(0o755)
+    environment = stand_in(f"echo $LD_PRELOAD $GLIBC_TUNABLES > {tmp_path}/used; touch {tmp_path}/backbone.safetensors")
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LD_PRELOAD": "", "GLIBC_TUNABLES": ""}
+    code, *_ = run(LAUNCH / "train.sh", f"--workdir={tmp_path}", **environment)
+    assert code == 0 and (tmp_path / "used").read_text() == "glibc.malloc.hugetlb=1\n"
+
+
 def test_train_passes_sigterm_on_and_waits(tmp_path, stand_in):
     lines = f"trap 'sleep 0.5; echo saved; exit 0' TERM\ntouch {tmp_path}/ready\nwhile true; do sleep 0.1; done"
     command = ["bash", str(LAUNCH / "train.sh"), "--workdir", str(tmp_path)]
