@@ -17,20 +17,22 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# name: (our model, our options, timm's model, timm's options, side of an image, images a step)
+# name: (our model, our options, timm's model, timm's options, (side, channels) of an image, images a step). timm has no
+# resnet8: see `resnet8` below.
 NETWORKS = {
-    "ViT-S/16, 224": ("vit_small_patch16_224", {}, "vit_small_patch16_224", {}, 224, 8),
+    "resnet8, 28": ("resnet8", {}, "", {}, (28, 1), 512),
+    "ViT-S/16, 224": ("vit_small_patch16_224", {}, "vit_small_patch16_224", {}, (224, 3), 8),
     "ViT-Ti/4, 32": (
         "vit_tiny_patch16_224",
         {"patch_size": 4, "image_size": 32},
         "vit_tiny_patch16_224",
         {"patch_size": 4, "img_size": 32},
-        32,
+        (32, 3),
         64,
     ),
-    "ResNet-50, 224": ("resnet50", {}, "resnet50", {}, 224, 8),
-    "ResNet-18, 64": ("resnet18", {}, "resnet18", {}, 64, 64),
-    "ConvNeXt-T, 64": ("convnext_tiny", {}, "convnext_tiny", {}, 64, 16),
+    "ResNet-50, 224": ("resnet50", {}, "resnet50", {}, (224, 3), 8),
+    "ResNet-18, 64": ("resnet18", {}, "resnet18", {}, (64, 3), 64),
+    "ConvNeXt-T, 64": ("convnext_tiny", {}, "convnext_tiny", {}, (64, 3), 16),
 }
 PEERS = ("eager", "channels last", "compile")
 
@@ -108,9 +110,9 @@ def ours(name):
 
     from ssl_jax import models
 
-    model, options, _, _, side, batch = NETWORKS[name]
+    model, options, _, _, (side, channels), batch = NETWORKS[name]
     module = models.create(model, **options)
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(batch, side, side, 3)), jnp.float32)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(batch, side, side, channels)), jnp.float32)
     variables = jax.jit(module.init)(jax.random.key(0), images[:1])
 
     def loss(params, images):
@@ -125,9 +127,9 @@ def peers(name, kind):
     import timm
     import torch
 
-    _, _, model, options, side, batch = NETWORKS[name]
-    network = timm.create_model(model, num_classes=0, **options).train()
-    images = torch.randn(batch, 3, side, side)
+    _, _, model, options, (side, channels), batch = NETWORKS[name]
+    network = (timm.create_model(model, num_classes=0, **options) if model else resnet8()).train()
+    images = torch.randn(batch, channels, side, side)
     if kind == "channels last":
         network, images = network.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     call = torch.compile(network) if kind == "compile" else network
@@ -137,6 +139,20 @@ def peers(name, kind):
         call(images).square().mean().backward()
 
     return step
+
+
+def resnet8():
+    """The network that ssl_jax.models has by this name: three stages of one block each."""
+    from timm.models.resnet import BasicBlock, downsample_conv
+    from torch import nn
+
+    def block(inputs, channels, stride):
+        shortcut = downsample_conv(inputs, channels, 1, stride) if stride > 1 else None
+        return BasicBlock(inputs, channels, stride, shortcut)
+
+    stem = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+    stages = block(16, 16, 1), block(16, 32, 2), block(32, 64, 2)
+    return nn.Sequential(stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 if __name__ == "__main__":
