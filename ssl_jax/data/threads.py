@@ -3,9 +3,9 @@
 import collections
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 R = TypeVar("R")
 Key = TypeVar("Key", bound=Hashable)
@@ -34,6 +34,28 @@ def in_order(
             yield first, future.result()
     for first, future in waiting:
         yield first, future.result()
+
+
+def one_ahead(items: Iterable[R]) -> Iterator[R]:
+    """The items. Each is made in a thread while the one before it is used."""
+    iterator, end = iter(items), object()
+
+    def make(made: Future[Any]) -> None:
+        try:
+            made.set_result(next(iterator, end))
+        except BaseException as error:  # raised again where the item is asked for
+            made.set_exception(error)
+
+    def begin() -> Future[Any]:
+        made: Future[Any] = Future()
+        # A daemon, so that a program that is stopped does not wait for what may take an hour.
+        threading.Thread(target=make, args=(made,), daemon=True, name="one ahead").start()
+        return made
+
+    following = begin()
+    while (item := following.result()) is not end:
+        following = begin()
+        yield item
 
 
 class LastUsed(Generic[Key, R]):

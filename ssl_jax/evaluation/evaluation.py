@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssl_jax.data.sources import Source
+from ssl_jax.data.threads import one_ahead
 from ssl_jax.data.uniform import Uniform
 from ssl_jax.evaluation import baselines as untrained_networks
 from ssl_jax.evaluation import cache, protocols, samples, targets
@@ -96,14 +97,13 @@ def evaluate_backbone(
         backbone_sha256=cache.checksum(backbone.variables),
     )
     kept = _Kept(backbone, images, result["backbone_sha256"], features_dir)
-    untrained = {"image_size": images.image_size, "seed": seed}
 
     test_windows = kept("test")
     result["metrics"] = {"pretrained": metrics.summary(test_windows.features)}
     if samples_dir is not None:
         samples.save_embeddings(samples_dir, images, test_windows.features, test_windows.labels)
         samples.forget_predictions(samples_dir)  # they are of an earlier evaluation, maybe on other data
-        untrained_network = untrained_networks.untrained(backbone, **untrained)
+        untrained_network = untrained_networks.untrained(backbone, image_size=images.image_size, seed=seed)
         samples.save_patches(samples_dir, images, backbone, untrained_network)
     if train.class_names or train.targets is not None:
         result["pretrained"] = bench.scores("pretrained", kept("train"), test_windows, backbone)
@@ -114,19 +114,17 @@ def evaluate_backbone(
             all_labels = result["pretrained"].get("linear/all/top1", {})
             if samples_dir is not None and "predictions" in all_labels:
                 samples.save_predictions(samples_dir, train.class_names, labels, all_labels["predictions"])
-        if "pixels" in baselines:
-            pixels = functools.partial(untrained_networks.pixels, normalization)
-            result["pixels"] = bench.scores("pixels", *bench.features(pixels))
-        if "random" in baselines:
-            result["random_variants"] = {}
-            variants = untrained_networks.random_backbones(backbone, images.batches["train"], **untrained)
-            for name, network in variants.items():
-                found = bench.features(network.features)
-                result["metrics"][f"random, {name}"] = metrics.summary(found[1].features)
-                # Training replaces the calibrated statistics, so calibrated variants are not trained as well.
-                trained = not name.startswith("calibrated")
-                scores = bench.scores(f"random, {name}", *found, network, trained=trained)
-                result["random_variants"][name] = scores
+        # The features of a baseline are computed while the one before is measured: neither uses all cores all the time.
+        for name, found, network in one_ahead(bench.baselines(backbone, baselines, seed)):
+            if network is None:
+                result[name] = bench.scores(name, *found)
+                continue
+            result["metrics"][f"random, {name}"] = metrics.summary(found[1].features)
+            # Training replaces the calibrated statistics, so calibrated variants are not trained as well.
+            trained = not name.startswith("calibrated")
+            scores = bench.scores(f"random, {name}", *found, network, trained=trained)
+            result.setdefault("random_variants", {})[name] = scores
+        if "random_variants" in result:
             result["random"] = best_of(result["random_variants"])
         for scores in (*(result.get(c, {}) for c in COLUMNS), *result.get("random_variants", {}).values()):
             for one in scores.values():
@@ -215,6 +213,21 @@ class _Bench:
         """Of the training and the test images."""
         train, test = (extract(features, read(), BATCH) for read in self.images.batches.values())
         return train, test
+
+    def baselines(
+        self, backbone: Backbone, names: Sequence[str], seed: int
+    ) -> Iterator[tuple[str, tuple[Extracted, Extracted], Backbone | None]]:
+        """(name, features, network) of "pixels", whose network is None, and of each variant of "random"."""
+        images = self.images
+        if "pixels" in names:
+            pixels = functools.partial(untrained_networks.pixels, images.normalization)
+            yield "pixels", self.features(pixels), None
+        if "random" in names:
+            variants = untrained_networks.random_backbones(
+                backbone, images.batches["train"], image_size=images.image_size, seed=seed
+            )
+            for name, network in variants.items():
+                yield name, self.features(network.features), network
 
     def scores(
         self, name: str, train: Extracted, test: Extracted, backbone: Backbone | None = None, *, trained: bool = True
