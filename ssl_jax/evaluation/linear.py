@@ -142,20 +142,24 @@ def _fit_draws(
 ) -> tuple[list["_Basis"], Float[np.ndarray, "draws classes components"], Float[np.ndarray, " draws"]]:
     """(basis, weights, chosen strength) of each draw. drawn: the standardized features of its images."""
     bases = [_Basis.of(features) for features in drawn]
-    # Padded to whole chunks, so that draws of 10 and of 100 labels per class share a compiled program.
+    # Padded to whole chunks and to all dimensions, by columns of zeros whose weights stay 0. So draws of 10 and of 100
+    # labels per class share a compiled program.
     images = len(drawn[0])
     chunk = logistic.CHUNK if images < logistic.CHUNK_OF_ONE else logistic.CHUNK_OF_ONE
     rows = -(-images // chunk) * chunk
-    x = np.ones((len(draws), rows, len(bases[0].variances) + 1), np.float32)
+    known, dim = len(bases[0].variances), drawn[0].shape[1]
+    x = np.zeros((len(draws), rows, dim + 1), np.float32)
+    x[:, :, -1] = 1.0
     y = np.full((len(draws), rows), logistic.FILLER, np.int32)
     held_out = np.zeros((len(draws), rows), bool)
     for i, (index, held) in enumerate(draws):
-        x[i, :images, :-1] = bases[i].project(drawn[i])
+        x[i, :images, :known] = bases[i].project(drawn[i])
         y[i, :images] = labels[index]
         held_out[i, :images] = held
-    variances = np.stack([np.append(basis.variances, np.float32(1)) for basis in bases])
+    variances = np.zeros((len(draws), dim + 1), np.float32)
+    variances[:, :known] = [basis.variances for basis in bases]
     weights, chosen = _choose_and_fit(jnp.asarray(x), y, held_out, variances, num_classes, strengths)
-    return bases, weights, chosen
+    return bases, np.delete(weights, np.s_[known:-1], axis=2), chosen
 
 
 def _choose_and_fit(
