@@ -79,10 +79,10 @@ class Output(NamedTuple):
 class Traffic:
     """What a method sends between devices in a step, at most, beside each parameter's gradient once.
 
-    passes: of the student through BatchNorm; each sends its statistics, and again in the backward pass. Several views
-      that pass together are one pass, of two sizes two.
+    passes: of the student through BatchNorm; each gathers every device's statistics, and sums their gradient in the
+      backward pass. Several views that pass together are one pass, of two sizes two.
     teacher_passes: of the teacher through BatchNorm, forward only.
-    grouped: whether each pass sends the statistics of every group of a backbone with batch_norm="grouped", too.
+    grouped: whether each pass sums the gradients of every group of a backbone with batch_norm="grouped".
     reduced: bytes by all-reduce.
     gathered: bytes by all-gather, of the global batch.
     scattered: bytes by reduce-scatter: the gradient of what is gathered, where it has one.

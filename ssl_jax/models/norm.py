@@ -1,6 +1,7 @@
 """Batch normalization over the global batch, one device's rows, or groups of rows; LayerNorm of single images."""
 
 import functools
+import math
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ssl_jax.keys import COUNT, OneOf
 from ssl_jax.models._options import check_choice
+from ssl_jax.ops import of_each_device, vary_like
 
 KINDS = ("sync", "local", "grouped", "layer")
 
@@ -69,18 +71,25 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, dim, jnp.float32)
         x = x.astype(jnp.float32)
         if train:
-            if self.kind == "grouped":
-                mean, var = grouped_statistics(x, self.groups, axis_name)
-            else:
-                mean, var = statistics(x, axis_name if self.kind == "sync" else None)
+            found, over_all = self.measure(x, axis_name)
             if not self.is_initializing():
-                own_axis = None if self.kind == "sync" else axis_name  # "sync" statistics are averages already
-                for running, value in ((running_mean, mean), (running_var, var)):
-                    value = average(jnp.mean(value.reshape(-1, *dim), axis=0), own_axis)
+                for running, value in zip((running_mean, running_var), over_all, strict=True):
                     running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(value)
+            # Both vary from here on, in one array: then one reduction sums their gradients over the devices.
+            mean, var = vary_like(found, x)
         else:
             mean, var = running_mean.value, running_var.value
         return self.rescale(x, mean, var)
+
+    def measure(self, x, axis_name):
+        """(mean and variance that x is normalized by, [2, ..., dim]; those that the running ones follow, [2, dim])"""
+        if self.kind == "grouped":
+            return grouped_statistics(x, self.groups, axis_name)
+        found = statistics(x)
+        if self.kind == "local":
+            return found, average(found, axis_name)
+        found = found if axis_name is None else combined(of_each_device(found, axis_name))
+        return found, found
 
     def rescale(self, x, mean, var):
         """(x - mean) / sqrt(var + eps) * scale + bias; only `__call__` calls this."""
@@ -173,13 +182,22 @@ def average(value: Array, axis_name: str | None) -> Array:
     return value if axis_name is None else lax.pmean(value, axis_name)
 
 
-def statistics(
-    x: Float[Array, "batch *positions dim"], axis_name: str | None
-) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
-    """Mean and biased variance of each channel, over all devices of the axis."""
+def statistics(x: Float[Array, "batch *positions dim"]) -> Float[Array, "2 dim"]:
+    """Mean and biased variance of each channel, over these rows."""
     axes = tuple(range(x.ndim - 1))
-    mean = average(jnp.mean(x, axes), axis_name)
-    return mean, average(jnp.mean(centered_square(x, mean), axes), axis_name)
+    mean = jnp.mean(x, axes)
+    return jnp.stack([mean, jnp.mean(centered_square(x, mean), axes)])
+
+
+def combined(parts: Float[Array, "parts 2 *groups dim"]) -> Float[Array, "2 *groups dim"]:
+    """`statistics` of all rows, from those of parts of equal size: one collective can bring them all.
+
+    The variance is the mean of the variances plus the variance of the means. So nothing is subtracted but means (Chan
+    et al. 1979, Updating formulae and a pairwise algorithm for computing sample variances, eq. 2.1).
+    """
+    means, variances = parts[:, 0], parts[:, 1]
+    mean = jnp.mean(means, axis=0)
+    return jnp.stack([mean, jnp.mean(variances + jnp.square(means - mean), axis=0)])
 
 
 def centered_square(x: Array, mean: Array) -> Array:
@@ -199,30 +217,31 @@ def row_statistics(
 
 def grouped_statistics(
     x: Float[Array, "batch *positions dim"], groups: int, axis_name: str | None
-) -> tuple[Float[Array, "batch *ones dim"], Float[Array, "batch *ones dim"]]:
-    """For each row, the mean and biased variance of each channel in the row's group.
+) -> tuple[Float[Array, "2 batch *ones dim"], Float[Array, "2 dim"]]:
+    """For each row, the mean and biased variance of each channel in the row's group; and their means over all groups.
 
-    A group may span several devices, and a device may hold several groups. So sums over groups use a matrix that says
-    which row is in which group.
+    The rows of a device are cut into equal parts, each within one group. A group of several devices is combined from
+    the parts of them all.
 
     Raises: ValueError if the global batch does not divide into the groups.
     """
-    batch = len(x) * (1 if axis_name is None else lax.axis_size(axis_name))
+    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    batch = len(x) * devices
     if batch % groups:
         raise ValueError(
             f"batch_norm_groups={groups} does not divide a batch of {batch} rows; use a divisor of {batch}"
         )
-    first = 0 if axis_name is None else lax.axis_index(axis_name) * len(x)
-    group = (first + jnp.arange(len(x))) // (batch // groups)
-    member = jax.nn.one_hot(group, groups)  # [batch, groups]
-    positions = tuple(range(1, x.ndim - 1))
-
-    def group_mean(rows):
-        total = jnp.einsum("bg,bd->gd", member, jnp.mean(rows, positions), precision="highest")
-        if axis_name is not None:
-            total = lax.psum(total, axis_name)
-        of_rows = jnp.einsum("bg,gd->bd", member, total / (batch // groups), precision="highest")
-        return jnp.expand_dims(of_rows, positions)
-
-    mean = group_mean(x)
-    return mean, group_mean(centered_square(x, mean))
+    size = math.gcd(len(x), batch // groups)  # of a part
+    parts = x.reshape(-1, size, *x.shape[1:])
+    found = jax.vmap(statistics)(parts)  # [parts, 2, dim]
+    if size == batch // groups:  # no group spans devices
+        of_parts, over_all = found, average(jnp.mean(found, axis=0), axis_name)
+    else:
+        assert axis_name is not None  # as one device holds whole groups
+        found = of_each_device(found, axis_name)
+        of_groups = jax.vmap(combined)(found.reshape(groups, -1, *found.shape[2:]))
+        first = lax.axis_index(axis_name) * len(parts)
+        of_parts = of_groups[(first + jnp.arange(len(parts))) // (batch // groups // size)]
+        over_all = jnp.mean(of_groups, axis=0)
+    of_rows = jnp.repeat(of_parts.swapaxes(0, 1), size, axis=1)  # [2, batch, dim]
+    return jnp.expand_dims(of_rows, tuple(range(2, x.ndim))), over_all

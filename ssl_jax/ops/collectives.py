@@ -1,6 +1,6 @@
 """Rows of the global batch, and reductions over it. With axis_name=None, an array holds the whole batch."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,16 @@ def second_moment(
 def varies(x: Any, axis_name: str) -> bool:
     """Whether `x` may differ between devices, as far as shard_map's check knows; pmap has no such check."""
     return axis_name in jax.typeof(x).manual_axis_type.varying
+
+
+def of_each_device(x: Shaped[Array, "..."], axis_name: str) -> Shaped[Array, "devices ..."]:
+    """`x` of each device, in the devices' order, the same on every device.
+
+    With shard_map's check it is known to be the same, so a state may depend on it, and its gradient is not sent: each
+    device takes its own part of it.
+    """
+    checked = varies(lax.axis_index(axis_name), axis_name)
+    return cast(Array, lax.all_gather(x, axis_name, to="invarying" if checked else "varying"))
 
 
 def average_varying(tree: Any, axis_name: str) -> Any:

@@ -1,3 +1,4 @@
+import collections
 import functools
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ssl_jax.models.norm import BatchNorm
+from ssl_jax.planning import hlo, program
 
 AXIS = "data"
 
@@ -178,3 +180,67 @@ def test_groups_that_do_not_divide_the_batch_are_refused():
     module = BatchNorm("grouped", 3)
     with pytest.raises(ValueError, match="batch_norm_groups=3 does not divide a batch of 16 rows"):
         outcome(module, some_params(), jnp.asarray(some_images()))
+
+
+def far_from_zero(batch=16):
+    """Rows whose mean is 3,000 deviations from 0."""
+    x = np.random.default_rng(0).normal(3000.0, 1.0, size=(batch, 3, 2, 5))
+    return (x * np.arange(1, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind, groups", [("sync", 1), ("grouped", 4)])
+def test_values_and_gradients_of_eight_devices_are_those_of_float64_even_3000_deviations_from_0(kind, groups):
+    params, x = some_params(), far_from_zero()
+    same, of_rows = jax.jit(lambda params, x: on_devices(BatchNorm(kind, groups), params, x, 8))(params, x)
+    with jax.enable_x64():
+        wide = x.reshape(groups, -1, *x.shape[1:]).astype(np.float64)
+
+        def loss(x):
+            centered = x - jnp.mean(x, (1, 2, 3), keepdims=True)
+            y = centered * jax.lax.rsqrt(jnp.mean(centered**2, (1, 2, 3), keepdims=True) + 1e-5)
+            y = y * params["scale"].astype(np.float64) + params["bias"].astype(np.float64)
+            return jnp.mean(jnp.sin(y) * np.sin(np.arange(5.0))), y
+
+        (_, y), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(wide))
+    # x times a factor plus an offset, both some 3,000: float32 leaves 3,000 * 2^-23 = 4e-4.
+    np.testing.assert_allclose(of_rows["y"], y.reshape(x.shape), atol=3e-3)
+    np.testing.assert_allclose(of_rows["x"], gradient.reshape(x.shape), atol=5e-3 * np.max(np.abs(gradient)))
+    means = np.mean(wide, (1, 2, 3))
+    variances = np.mean(np.var(wide, (1, 2, 3)), axis=0)
+    np.testing.assert_allclose(same["stats"]["mean"], 0.1 * np.mean(means, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(same["stats"]["var"], 0.9 + 0.1 * variances, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "kind, groups, expected",
+    [
+        ("sync", 1, {"all-gather": 1, "all-reduce": 1}),
+        ("grouped", 4, {"all-gather": 1, "all-reduce": 1}),  # each of two devices
+        ("grouped", 16, {"all-reduce": 1}),  # each within a device: the running statistics alone
+        ("local", 1, {"all-reduce": 1}),
+    ],
+)
+def test_one_collective_forward_and_one_backward(kind, groups, expected):
+    """Beside the loss and the gradients of scale and bias, which the train step sends together with all others."""
+    module = BatchNorm(kind, groups, use_scale=False, use_bias=False)
+
+    def loss(x):
+        y, updated = module.apply(
+            {"batch_stats": {"mean": jnp.zeros(5), "var": jnp.ones(5)}},
+            x,
+            train=True,
+            axis_name=AXIS,
+            mutable=["batch_stats"],
+        )
+        return jnp.mean(jnp.sin(y)), updated["batch_stats"]
+
+    step = jax.shard_map(
+        jax.grad(loss, has_aux=True),
+        mesh=Mesh(jax.devices(), AXIS),
+        in_specs=P(AXIS),
+        out_specs=(P(AXIS), P()),
+        check_vma=True,
+    )
+    text = jax.jit(step).lower(jax.ShapeDtypeStruct((16, 3, 2, 5), jnp.float32)).compile().as_text()
+    found = collections.Counter(collective.kind for collective in program.collectives(hlo.parse(text)))
+    assert found == expected
