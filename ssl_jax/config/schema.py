@@ -166,6 +166,12 @@ class Config:
         "Shards weights, optimizer, teacher and queues over the devices, and gathers what is used. "
         "Results are the same, with less memory and more traffic. A run may go on with another value.",
     ] = False
+    reduce_dtype: Annotated[
+        str,
+        OneOf(("float32", "bfloat16")),
+        "Type in which gradients are sent between devices and summed over them. bfloat16 sends half as much, and "
+        "rounds each sum to 8 bits. One device sends none.",
+    ] = "float32"
     log_every: Annotated[
         int, COUNT, "Steps between lines of metrics.jsonl; the first and the last step have one, too."
     ] = 50

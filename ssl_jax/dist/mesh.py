@@ -1,5 +1,6 @@
 """The mesh: its one axis, arrays on it, and functions of rows mapped over it."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ssl_jax.ops.shards import Torus
 
 AXIS = "data"  # the mapped axis that batches are sharded over
 
@@ -24,6 +27,29 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 def make_local_mesh() -> Mesh:
     """A mesh of this process's devices, for what it computes without the others."""
     return Mesh(jax.local_devices(), (AXIS,))
+
+
+def find_torus(devices: Sequence[Any]) -> Torus | None:
+    """Where the devices of a mesh lie on the torus of a TPU slice.
+
+    None if they are no TPUs, not one whole slice, or in another order than that of a `Torus`, which `make_mesh` gives.
+    """
+    if devices[0].platform != "tpu" or len(devices) == 1:
+        return None
+    places = np.asarray([device.coords for device in devices])[:, ::-1]  # the x axis counts up fastest
+    sizes = np.ptp(places, axis=0) + 1
+    chips = np.ptp(places[[device.process_index == devices[0].process_index for device in devices]], axis=0) + 1
+    if math.prod(sizes) != len(devices) or np.any(sizes % chips):
+        return None
+    hosts = sizes // chips
+    # The place of each device, had they the order of a Torus.
+    digits = np.stack(np.unravel_index(np.arange(len(devices)), (*hosts, *chips)), axis=1)
+    count = len(sizes)
+    expected = digits[:, :count] * chips + digits[:, count:]
+    if not np.array_equal(places - places.min(axis=0), expected):
+        return None
+    several = np.flatnonzero(sizes > 1)  # axes of one chip have no links
+    return Torus(tuple(hosts[several].tolist()), tuple(chips[several].tolist()))
 
 
 def described_devices(topology: str, cores: int) -> Sequence[Any]:

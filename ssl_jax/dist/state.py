@@ -8,7 +8,7 @@ from jax import lax
 from jax.core import eval_jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ssl_jax.dist.mesh import AXIS
+from ssl_jax.dist.mesh import AXIS, find_torus
 from ssl_jax.ops.shards import REPLICATED, gathered_late
 
 SHARDED_FROM = 512  # leaves of fewer numbers are replicated
@@ -24,6 +24,8 @@ def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[A
     refuses a step whose new state would differ between devices.
     """
     replicated, sharded = PartitionSpec(), PartitionSpec(AXIS)
+    devices = list(mesh.devices.flat)
+    torus, in_loops = find_torus(devices), devices[0].platform != "cpu"
 
     def mapped(state: Any, batch: Any) -> tuple[Any, Any]:
         axes = shard_axes(state, mesh.size if shard_state else 1)
@@ -32,7 +34,7 @@ def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[A
             lambda path, spec: spec if gathered_late(path) else replicated, specs.model_state
         )
         gradients = jax.shard_map(
-            lambda state, batch: step.gradients(state, batch, axes, in_loops=mesh.devices.flat[0].platform != "cpu"),
+            lambda state, batch: step.gradients(state, batch, axes, torus=torus, in_loops=in_loops),
             mesh=mesh,
             in_specs=(specs, sharded),
             out_specs=(specs.params, {"model_state": late, "metrics": replicated, "finite": replicated}),

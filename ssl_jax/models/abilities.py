@@ -8,6 +8,7 @@ A backbone is a Linen module with `dim`: images [batch, height, width, channels]
         normalized one by one, and their mean is not h
     tokens(images, train, axis_name, *, mask, mask_token, keep, attend) -> [batch, prefix + patches, dim] after the last
         normalization, as in `vit.ViT.__call__`; it then also has the fields patch_size, num_prefix, class_token, pool
+    sizes_together  with tokens: whether images and mask may be tuples, of several sizes; the result then is one, too
     masked_map(images, train, axis_name, *, mask, mask_token) -> the feature map of images of which squares are hidden.
         A square has `stride` pixels a side and is one place of the map. mask [batch, places] is True where one is
         hidden; mask_token [token_dim] stands in for it. It then also has the fields stride and token_dim
@@ -29,6 +30,11 @@ def mean_of_map_is_h(backbone: nn.Module) -> bool:
 
 def has_tokens(backbone: nn.Module) -> bool:
     return hasattr(backbone, "tokens")
+
+
+def sizes_together(backbone: nn.Module) -> bool:
+    """Whether images of several sizes may pass its blocks together. Of a backbone with tokens."""
+    return getattr(backbone, "sizes_together", False)
 
 
 def has_masked_map(backbone: nn.Module) -> bool:

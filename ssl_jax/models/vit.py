@@ -4,7 +4,8 @@ Modules have timm's names, with "_" for "." before a number, so that weights/nam
 """
 
 import math
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,10 +26,22 @@ from ssl_jax.models.positions import (
     rope_rotations,
     sincos_positions,
 )
-from ssl_jax.ops.shards import gather_before_loop, has_shards
+from ssl_jax.ops.shards import gather_all, gather_before_loop, has_shards
 
 POOLS = ("cls", "mean", "norm_mean")
 POSITIONS = ("learned", "sincos", "relative", "rope")
+
+
+class Group(NamedTuple):
+    """Images of one size on their way through the blocks.
+
+    x: [batch, tokens, dim]. drops: `drop` of each block. attend, rope: as in `Block`.
+    """
+
+    x: Array
+    drops: Any
+    attend: Array | None
+    rope: Rope | None
 
 
 class ViT(nn.Module):
@@ -153,20 +166,25 @@ class ViT(nn.Module):
         size = self.image_size
         return patch_grid((size, size) if isinstance(size, int) else size, self.patch_size)
 
+    @property
+    def sizes_together(self) -> bool:
+        """Whether images of several sizes may pass the blocks together; see `tokens`."""
+        return not self.microbatch
+
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "batch height width channels"],
+        images: Float[Array, "batch height width channels"] | tuple[Float[Array, "_ _ _ channels"], ...],
         train: bool = False,
         axis_name: str | None = None,
         *,
-        mask: Bool[Array, "batch patches"] | None = None,
+        mask: Bool[Array, "batch patches"] | tuple[Bool[Array, "_ _"] | None, ...] | None = None,
         mask_token: Float[Array, " dim"] | None = None,
         keep: Int[Array, "batch kept"] | None = None,
         attend: Bool[Array, "#batch #queries #keys"] | None = None,
         tokens: bool = False,
         last_blocks: int = 0,
-    ) -> Float[Array, "batch *tokens dim"]:
+    ) -> Any:
         """Features [batch, dim].
 
         With `tokens`: all tokens after the last LayerNorm, [batch, num_prefix + patches, dim]: the class token if there
@@ -174,6 +192,9 @@ class ViT(nn.Module):
         last_blocks, num_prefix + patches, dim].
 
         Args:
+          images: or a tuple of images of several sizes, which pass each block side by side. Then blocks that are shards
+            are gathered once for all sizes, and their gradient is sent once. The result is a tuple, and so is `mask`.
+            The second size draws from the random stream "dropout1", the third from "dropout2", and so on.
           mask, mask_token: where `mask` is True, the token replaces the patch's embedding, before positions are added
             (as in BERT).
           keep: indices of the patches that enter the blocks, in this order; the others are left out (MAE).
@@ -184,77 +205,108 @@ class ViT(nn.Module):
         """
         if keep is not None and self.positions == "relative":
             raise ValueError('leaving patches out needs a position for each patch; use model.positions="sincos"')
-        dtype = jnp.dtype(self.dtype)
-        _, height, width, _ = images.shape
-        grid = patch_grid((height, width), self.patch_size)
+        several = isinstance(images, tuple)
+        if several and (self.microbatch or keep is not None or attend is not None or last_blocks):
+            raise ValueError("images of several sizes go together without microbatch, keep, attend and last_blocks")
+        sizes = images if several else (images,)
+        masks = mask if isinstance(mask, tuple) else (mask,) * len(sizes)
         train = train and not self.is_initializing()  # while initializing, there are no parameters to stack
-        embed = PatchEmbed(self.dim, self.patch_size, dtype, bias=not self.pre_norm, name="patch_embed")
-        x = embed(images.astype(dtype)).astype(jnp.float32)
-        if mask is not None:
-            if mask_token is None:
-                raise ValueError("mask needs a mask_token, which replaces the masked patches")
-            x = jnp.where(mask[..., None], mask_token, x)
-        cls_position, positions = self.position_embedding(grid)
-        x = x + positions
-        if keep is not None:
-            x = jnp.take_along_axis(x, keep[..., None], axis=1)
-        prefix = []
-        if self.class_token:
-            prefix.append(self.learned_token("cls_token", 1) + cls_position)
-        if self.registers:
-            prefix.append(self.learned_token("reg_token", self.registers))
-        x = jnp.concatenate([*(jnp.repeat(token, len(x), axis=0) for token in prefix), x], axis=1)
-        if self.pre_norm:
-            x = layer_norm(jnp.float32, "norm_pre", self.norm_eps)(x)
-        rope = self.rope(grid, keep, train) if self.positions == "rope" else None
-        bias = None
-        if self.positions == "relative":
-            if grid != self.learned_grid:
+        embed = PatchEmbed(self.dim, self.patch_size, jnp.dtype(self.dtype), bias=not self.pre_norm, name="patch_embed")
+        embedded = [embed(x.astype(self.dtype)).astype(jnp.float32) for x in sizes]
+        learned = self.learned_positions() if self.positions == "learned" else None
+        names = [("cls_token", 1)] * self.class_token + [("reg_token", self.registers)] * (self.registers > 0)
+        prefix = [self.learned_token(name, count) for name, count in names]
+        norm = layer_norm(jnp.float32, "norm_pre", self.norm_eps) if self.pre_norm else lambda x: x
+        groups = []
+        for number, (x, of_size, hidden) in enumerate(zip(embedded, sizes, masks, strict=True)):
+            _, height, width, _ = of_size.shape
+            grid = patch_grid((height, width), self.patch_size)
+            stream = f"dropout{number or ''}"
+            if self.positions == "relative" and grid != self.learned_grid:
                 raise ValueError(
                     f"relative positions are for a grid of {self.learned_grid} patches, got an "
                     f"image of {grid}; set model.image_size to the size of the images"
                 )
-            bias = RelativePositions(self.heads, grid, self.class_token, name="rel_pos_bias")()
-        drops = self.draw_drops(len(x), axis_name) if train and self.drop_path > 0.0 else [None] * self.depth
+            x = norm(self.enter(x, grid, prefix, learned, hidden, mask_token, keep))
+            rope = self.rope(grid, keep, train, stream) if self.positions == "rope" else None
+            drops = [None] * self.depth
+            if train and self.drop_path > 0.0:
+                drops = self.draw_drops(len(x), axis_name, stream)
+            groups.append(Group(x, drops, attend, rope))
+        bias = None
+        if self.positions == "relative":
+            bias = RelativePositions(self.heads, self.learned_grid, self.class_token, name="rel_pos_bias")()
         run = ViT.run_blocks
         if train and (self.microbatch or self.scan):
             run = ViT.run_in_turn if self.microbatch else ViT.scan_blocks
             if has_shards(self.variables):
                 run = nn.map_variables(run, "params", gather_before_loop)
-        outputs: Any = run(self, x, drops, attend, bias, rope, max(last_blocks, 1))
-        x = outputs[-1]
+        outputs: Any = run(self, groups, bias, max(last_blocks, 1))
         if last_blocks:
-            return jnp.stack(outputs, axis=1)
-        if self.pool == "mean":
-            if tokens:
-                raise ValueError('a model of pool="mean" has no LayerNorm for single tokens; use pool="norm_mean"')
-            x = jnp.mean(x[:, self.num_prefix :], axis=1, dtype=jnp.float32)
-            return layer_norm(jnp.float32, "fc_norm", self.norm_eps)(x)
-        if self.pool == "cls" and not tokens:
-            return layer_norm(jnp.float32, "norm", self.norm_eps)(x[:, 0])
-        x = layer_norm(jnp.float32, "norm", self.norm_eps)(x)
-        return x if tokens else jnp.mean(x[:, self.num_prefix :], axis=1)
+            return jnp.stack([of_block[0] for of_block in outputs], axis=1)
+        found = self.leave(outputs[-1], tokens)
+        return found if several else found[0]
 
     def tokens(
         self,
-        images: Float[Array, "batch height width channels"],
+        images: Float[Array, "batch height width channels"] | tuple[Float[Array, "_ _ _ channels"], ...],
         train: bool = False,
         axis_name: str | None = None,
         **options: Any,
-    ) -> Float[Array, "batch tokens dim"]:
-        """All tokens after the last LayerNorm. options: mask, mask_token, keep and attend of `__call__`."""
+    ) -> Any:
+        """All tokens after the last LayerNorm, [batch, tokens, dim]; a tuple of them for images of several sizes.
+
+        options: mask, mask_token, keep and attend of `__call__`.
+        """
         return self(images, train, axis_name, tokens=True, **options)
+
+    def enter(
+        self,
+        x: Float[Array, "batch patches dim"],
+        grid: tuple[int, int],
+        prefix: Sequence[Float[Array, "1 _ dim"]],
+        learned: Float[Array, "1 _ dim"] | None,
+        mask: Bool[Array, "batch patches"] | None,
+        mask_token: Float[Array, " dim"] | None,
+        keep: Int[Array, "batch kept"] | None,
+    ) -> Float[Array, "batch tokens dim"]:
+        """Embedded patches -> the tokens that enter the first block, with their positions."""
+        if mask is not None:
+            if mask_token is None:
+                raise ValueError("mask needs a mask_token, which replaces the masked patches")
+            x = jnp.where(mask[..., None], mask_token, x)
+        cls_position, positions = self.position_embedding(grid, learned)
+        x = x + positions
+        if keep is not None:
+            x = jnp.take_along_axis(x, keep[..., None], axis=1)
+        if self.class_token:
+            prefix = [prefix[0] + cls_position, *prefix[1:]]
+        return jnp.concatenate([*(jnp.repeat(token, len(x), axis=0) for token in prefix), x], axis=1)
+
+    def leave(self, xs: Sequence[Float[Array, "_ _ dim"]], tokens: bool) -> tuple[Array, ...]:
+        """What `__call__` returns, from the last block's output for each size."""
+        if self.pool == "mean":
+            if tokens:
+                raise ValueError('a model of pool="mean" has no LayerNorm for single tokens; use pool="norm_mean"')
+            means = [jnp.mean(x[:, self.num_prefix :], axis=1, dtype=jnp.float32) for x in xs]
+            norm = layer_norm(jnp.float32, "fc_norm", self.norm_eps)
+            return tuple(norm(x) for x in means)
+        norm = layer_norm(jnp.float32, "norm", self.norm_eps)
+        if self.pool == "cls" and not tokens:
+            return tuple(norm(x[:, 0]) for x in xs)
+        normed = tuple(norm(x) for x in xs)
+        return normed if tokens else tuple(jnp.mean(x[:, self.num_prefix :], axis=1) for x in normed)
 
     def learned_token(self, name: str, count: int) -> Float[Array, "1 count dim"]:
         return self.param(name, nn.initializers.normal(1e-6), (1, count, self.dim), jnp.float32)
 
-    def rope(self, grid: tuple[int, int], keep: Int[Array, "batch kept"] | None, train: bool) -> Rope:
-        """The rotations of all tokens that enter the blocks."""
+    def rope(self, grid: tuple[int, int], keep: Int[Array, "batch kept"] | None, train: bool, stream: str) -> Rope:
+        """The rotations of all tokens that enter the blocks. stream: of random numbers."""
         scale = 1.0
         if train and self.rope_jitter > 1.0:
             most = math.log(self.rope_jitter)
             # The same on all devices, so that results do not depend on their number.
-            scale = jnp.exp(jax.random.uniform(self.make_rng("dropout"), minval=-most, maxval=most))
+            scale = jnp.exp(jax.random.uniform(self.make_rng(stream), minval=-most, maxval=most))
         prefix = self.num_prefix
         rope = rope_rotations(grid, self.dim // self.heads, base=self.rope_base, prefix=prefix, scale=scale)
         if keep is None:
@@ -269,9 +321,9 @@ class ViT(nn.Module):
         grows = stochastic_depth.growing(self.drop_path, self.depth)
         return [self.drop_path] * self.depth if self.drop_path_uniform else grows
 
-    def draw_drops(self, batch: int, axis_name: str | None) -> list[Any]:
-        """Stochastic depth (arXiv:1603.09382): the `drop` of each `Block`."""
-        noise = stochastic_depth.draw(self.make_rng("dropout"), batch, self.depth, 2, axis_name)
+    def draw_drops(self, batch: int, axis_name: str | None, stream: str) -> list[Any]:
+        """Stochastic depth (arXiv:1603.09382): the `drop` of each `Block`. stream: of random numbers."""
+        noise = stochastic_depth.draw(self.make_rng(stream), batch, self.depth, 2, axis_name)
         group = self.drop_path_group
         if not group:
             return stochastic_depth.factors(noise, self.drop_rates)
@@ -301,37 +353,48 @@ class ViT(nn.Module):
             eps=self.norm_eps,
         )
 
-    def run_blocks(self, x, drops, attend, bias, rope, count):
-        """Outputs of the last `count` blocks."""
+    def run_blocks(self, groups, bias, count):
+        """Outputs of the last `count` blocks: for each block, those of each group."""
         block = nn.remat(Block) if self.remat else Block
-        outputs = []
-        for i, drop in enumerate(drops):
-            x = block(**self.block_options, name=f"blocks_{i}")(x, drop, attend, bias, rope)
-            outputs.append(x)
-        return tuple(outputs[-count:])
+        xs, outputs = [group.x for group in groups], []
+        for i in range(self.depth):
+            one = block(**self.block_options, name=f"blocks_{i}")
+            xs = [one(x, group.drops[i], group.attend, bias, group.rope) for x, group in zip(xs, groups, strict=True)]
+            outputs.append(xs)
+        return outputs[-count:]
 
-    def scan_blocks(self, x, drops, attend, bias, rope, count):
+    def scan_blocks(self, groups, bias, count):
         """`run_blocks` as one loop over the stacked parameters of the blocks."""
         of_blocks = [self.variables["params"][f"blocks_{i}"] for i in range(self.depth)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_blocks)
         block = Block(**self.block_options, parent=None)
 
-        def step(x: Any, of_block: Any) -> tuple[Any, Any]:
-            params, drop = of_block
-            x = block.apply({"params": params}, x, drop, attend, bias, rope)
-            return x, x if count > 1 else None
+        def step(xs: Any, of_block: Any) -> tuple[Any, Any]:
+            params, drops = of_block
+            params = gather_all(params)
+            xs = [
+                block.apply({"params": params}, x, drop, group.attend, bias, group.rope)
+                for x, drop, group in zip(xs, drops, groups, strict=True)
+            ]
+            return xs, xs if count > 1 else None
 
         # Within Flax's scan over microbatches, `x` may have fewer varying axes than the loop's result. Both must match.
         varying = set().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(stacked)))
-        if missing := varying - jax.typeof(x).manual_axis_type.varying:
-            x = lax.pcast(x, tuple(missing), to="varying")
-        by_block = None if drops[0] is None else jnp.stack(drops)
-        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
-        last, outputs = lax.scan(step, x, (stacked, by_block))
-        return (last,) if count == 1 else tuple(outputs[-count:])
 
-    def run_in_turn(self, x, drops, attend, bias, rope, count):
-        """The blocks on one microbatch after the other."""
+        def vary(x: Any) -> Any:
+            missing = varying - jax.typeof(x).manual_axis_type.varying
+            return lax.pcast(x, tuple(missing), to="varying") if missing else x
+
+        by_block = [None if group.drops[0] is None else jnp.stack(group.drops) for group in groups]
+        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+        last, outputs = lax.scan(step, [vary(group.x) for group in groups], (stacked, by_block))
+        if count == 1:
+            return [last]
+        return [[of_group[i] for of_group in outputs] for i in range(self.depth - count, self.depth)]
+
+    def run_in_turn(self, groups, bias, count):
+        """The blocks on one microbatch after the other; for one group."""
+        ((x, drops, attend, rope),) = groups
         batch, size = len(x), self.microbatch
         if batch % size:
             raise ValueError(
@@ -344,9 +407,9 @@ class ViT(nn.Module):
         def step(self, _, chunk):
             x, drops, own = chunk
             parts = [array if part is None else part for array, part in zip(of_images, own, strict=True)]
-            attend, rope = jax.tree.unflatten(tree, parts)
+            group = Group(x, drops, *jax.tree.unflatten(tree, parts))
             run = self.scan_blocks if self.scan else self.run_blocks
-            return None, run(x, drops, attend, bias, rope, count)
+            return None, run([group], bias, count)
 
         chunks = jax.tree.map(lambda a: a.reshape(batch // size, -1, *a.shape[1:]), (x, drops, own))
         scan = nn.scan(nn.remat(step, prevent_cse=False), variable_broadcast="params", split_rngs={"params": False})
@@ -358,19 +421,26 @@ class ViT(nn.Module):
         """Number of tokens before the patches."""
         return int(self.class_token) + self.registers
 
+    def learned_positions(self) -> Float[Array, "1 _ dim"]:
+        """The positions of the class token, if it has one, and of the patches of an image of `image_size`."""
+        height, width = self.learned_grid
+        of_class = int(self.class_token and self.class_position)
+        return self.param("pos_embed", weight_init, (1, of_class + height * width, self.dim), jnp.float32)
+
     def position_embedding(
-        self, grid: tuple[int, int]
+        self, grid: tuple[int, int], learned: Float[Array, "1 _ dim"] | None
     ) -> tuple[Float[Array, "1 _ dim"], Float[Array, "1 patches dim"]]:
-        """(position of the class token, if there is one; positions of the patches, row by row)"""
+        """(position of the class token, if there is one; positions of the patches, row by row)
+
+        learned: where positions are learned, `learned_positions()`.
+        """
         none = jnp.zeros((1, 1, self.dim))
         if self.positions == "sincos":
             return none, sincos_positions(grid, self.dim)
-        if self.positions != "learned":
+        if learned is None:
             return none, jnp.zeros((1, grid[0] * grid[1], self.dim))
         height, width = self.learned_grid
-        of_class = int(self.class_token and self.class_position)
-        shape = (1, of_class + height * width, self.dim)
-        learned = self.param("pos_embed", weight_init, shape, jnp.float32)
+        of_class = learned.shape[1] - height * width
         first, patches = learned[:, :of_class] if of_class else none, learned[:, of_class:]
         if grid == (height, width):
             return first, patches

@@ -1,30 +1,104 @@
-"""Parameters that are sharded over devices, and where they are gathered."""
+"""Parameters that are sharded over devices, where they are gathered, and how their gradients are summed."""
 
+import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 from jax import lax
 
 REPLICATED = -1  # in place of the axis that a leaf is sharded along: every device has the whole leaf
 
 
-class Shard(flax.struct.PyTreeNode):
-    """A shard that stands in for a parameter. The module that owns the parameter gathers it.
+@dataclasses.dataclass(frozen=True)
+class Torus:
+    """Where the devices of a mapped axis lie: hosts along each axis of the torus, and chips along each axis of a host.
 
-    in_loops: whether it may be gathered in each iteration of a loop. XLA's CPU backend (JAX 0.10.2) mixes up a loop's
-    collectives with others that run at the same time, and sometimes aborts.
+    Devices count up through the chips of a host and then through the hosts, both with the last axis fastest.
     """
+
+    hosts: tuple[int, ...]
+    chips: tuple[int, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Chips along each axis of the torus."""
+        return tuple(np.multiply(self.hosts, self.chips).tolist())
+
+    def lines(self, axis: int) -> list[list[int]]:
+        """The devices of each line along this axis of the torus."""
+        count = len(self.sizes)
+        devices = np.arange(np.prod(self.sizes)).reshape(*self.hosts, *self.chips)
+        return np.moveaxis(devices, (axis, count + axis), (-2, -1)).reshape(-1, self.sizes[axis]).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """How shards are gathered over the devices of `axis_name`, and their gradients summed and sharded again.
+
+    torus: None if it is not known, or its links do not matter.
+    dtype: in which gradients are sent and summed, "float32" or "bfloat16".
+    in_loops: whether shards may be gathered in each iteration of a loop. XLA's CPU backend (JAX 0.10.2) mixes up a
+      loop's collectives with others that run at the same time, and sometimes aborts.
+    """
+
+    axis_name: str
+    torus: Torus | None = None
+    dtype: str = "float32"
+    in_loops: bool = True
+
+
+class Shard(flax.struct.PyTreeNode):
+    """A shard that stands in for a parameter. The module that owns the parameter gathers it."""
 
     value: Any
     axis: int = flax.struct.field(pytree_node=False)
-    axis_name: str = flax.struct.field(pytree_node=False)
-    in_loops: bool = flax.struct.field(pytree_node=False)
+    route: Route = flax.struct.field(pytree_node=False)
 
-    def gathered(self, to: str = "varying") -> Any:
-        return lax.all_gather(self.value, self.axis_name, axis=self.axis, tiled=True, to=to)
+    def gathered(self) -> Any:
+        return gather_one(self.value, self.axis, self.route)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather_one(value: Any, axis: int, route: Route) -> Any:
+    """The whole of an array that is sharded along `axis`. Its gradient is summed over the devices and sharded again."""
+    return lax.all_gather(value, route.axis_name, axis=axis, tiled=True)
+
+
+def _gather_one(value: Any, axis: int, route: Route) -> tuple[Any, None]:
+    return gather_one(value, axis, route), None
+
+
+def _sum_and_shard(axis: int, route: Route, _: None, gradient: Any) -> tuple[Any]:
+    sent = gradient.astype(route.dtype)
+    if route.torus is None:
+        summed = lax.psum_scatter(sent, route.axis_name, scatter_dimension=axis, tiled=True)
+    else:
+        summed = _scatter_along_lines(sent, axis, route.axis_name, route.torus)
+    return (summed.astype(gradient.dtype),)
+
+
+gather_one.defvjp(_gather_one, _sum_and_shard)
+
+
+def _scatter_along_lines(x: Any, axis: int, axis_name: str, torus: Torus) -> Any:
+    """lax.psum_scatter(x, axis_name, scatter_dimension=axis, tiled=True), along one axis of the torus after the other.
+
+    libtpu (0.0.52) makes of a psum_scatter over a whole torus an all-reduce, which sends twice as much.
+    """
+    count = len(torus.sizes)
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    x = x.reshape(*before, *torus.hosts, *torus.chips, -1, *after)
+    together = np.arange(2 * count).reshape(2, count).T.ravel()  # hosts and chips of each axis of the torus
+    x = x.transpose(*range(axis), *(axis + together).tolist(), *range(axis + 2 * count, x.ndim))
+    x = x.reshape(*before, *torus.sizes, -1, *after)
+    for line_axis in range(count):
+        x = lax.psum_scatter(x, axis_name, scatter_dimension=axis, axis_index_groups=torus.lines(line_axis))
+    return x
 
 
 def is_shard(x: Any) -> bool:
@@ -46,7 +120,7 @@ def gather_all(tree: Any) -> Any:
 
 def gather_before_loop(tree: Any) -> Any:
     """The tree with all shards gathered that must not be gathered within a loop."""
-    return _map_shards(lambda shard: shard if shard.in_loops else shard.gathered(), tree)
+    return _map_shards(lambda shard: shard if shard.route.in_loops else shard.gathered(), tree)
 
 
 def values(tree: Any) -> Any:
@@ -63,19 +137,22 @@ def gathered_late(path: Sequence[Any]) -> bool:
     return any(re.fullmatch(r"blocks_\d+", getattr(entry, "key", "")) for entry in path)
 
 
-def gather(tree: Any, axes: Any, axis_name: str, *, to: str, in_loops: bool) -> Any:
+def gather(tree: Any, axes: Any, route: Route, *, to: str) -> Any:
     """The tree with each leaf gathered along its axis. A leaf that is gathered late becomes a `Shard`.
 
     Leaves whose axis is REPLICATED stay as they are.
 
     to: "invarying" marks the gathered leaves as the same on all devices. "varying" marks them as each device's own:
-    their gradient is summed over the devices and sharded again. in_loops: as in `Shard`.
+    their gradient is summed over the devices and sharded again.
     """
 
     def one(path, x, axis):
         if axis == REPLICATED:
             return x
-        shard = Shard(x, axis, axis_name, in_loops)
-        return shard if gathered_late(path) else shard.gathered(to)
+        if gathered_late(path):
+            return Shard(x, axis, route)
+        if to == "invarying":
+            return lax.all_gather(x, route.axis_name, axis=axis, tiled=True, to=to)
+        return gather_one(x, axis, route)
 
     return jax.tree_util.tree_map_with_path(one, tree, axes)

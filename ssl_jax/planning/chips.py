@@ -78,6 +78,14 @@ class Slice:
         """Hops between the two chips that are farthest apart."""
         return sum(size // 2 if self._wraps(size) else size - 1 for size in self.shape)
 
+    def reach(self, group: int) -> tuple[int, int]:
+        """(links of a chip, hops) of a collective among groups of so many chips: lines along an axis if it has as many,
+        otherwise as of all chips."""
+        if group == self.chips or group not in self.shape:
+            return self.links, self.hops
+        wraps = self._wraps(group)
+        return 1 + wraps, group // 2 if wraps else group - 1
+
     def _wraps(self, size: int) -> bool:
         sizes = self.shape if len(self.shape) == 3 else (size,)
         return all(size % self.chip.wraps == 0 for size in sizes)

@@ -16,8 +16,9 @@ ASSUMPTIONS = (
     "only products count",
     "memory traffic is that of the compiled instructions: only the parts that they slice or gather, "
     "otherwise whole arrays",
-    "collectives run at the links' full rate over all axes of the slice, permutations over one link "
-    "to a neighbor, with 1 us a hop; fastest: all are hidden behind the arithmetic, slowest: none is",
+    "collectives run at the links' full rate over all axes of the slice, those of a line of chips over "
+    "its axis, permutations over one link to a neighbor, with 1 us a hop; fastest: all are hidden behind "
+    "the arithmetic, slowest: none is",
     "the hosts deliver images in time; compiling, evaluating and saving take no time",
 )
 
@@ -58,7 +59,7 @@ def roofline(place: Slice, *, flops: float, memory_bytes: float, collectives: It
         if collective.conditional or not place.links:
             continue
         neighbors = collective.kind == "collective-permute"
-        links, hops = (1, 1) if neighbors else (place.links, place.hops)
+        links, hops = (1, 1) if neighbors else place.reach(collective.group)
         sent = collective.times * collective.sent_bytes / links
         rounds = collective.times * (2 if collective.kind == "all-reduce" else 1)
         link_bytes += sent

@@ -95,6 +95,7 @@ def training(config: Config, schedule: Schedule, given: Given = Given()) -> Trai
         axis_name=dist.AXIS,
         log_every=config.log_every,
         last_step=schedule.steps,
+        reduce_dtype=config.reduce_dtype,
     )
     prepare = None
     if made.preparing_steps:

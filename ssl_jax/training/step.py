@@ -34,12 +34,19 @@ class TrainStep:
     axis_name: str
     log_every: int
     last_step: int = 0  # of the run, whose metrics are logged, too; 0 if it is not known
+    reduce_dtype: str = "float32"  # in which gradients are sent and summed over devices, float32 or bfloat16
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         return self.apply(state, *self.gradients(state, batch))
 
     def gradients(
-        self, state: TrainState, batch: Any, axes: TrainState | None = None, *, in_loops: bool = True
+        self,
+        state: TrainState,
+        batch: Any,
+        axes: TrainState | None = None,
+        *,
+        torus: shards.Torus | None = None,
+        in_loops: bool = True,
     ) -> tuple[Any, dict[str, Any]]:
         """(the gradient of the whole batch's loss, what else `apply` needs); the same on every device.
 
@@ -47,16 +54,16 @@ class TrainStep:
           axes: the axis along which each leaf of the state is sharded, shards.REPLICATED if it is not. None: no leaf is
             sharded. A gradient is sharded like its parameter. Leaves of the new model state that are gathered late stay
             sharded.
-          in_loops: whether a loop may gather in each round.
+          torus, in_loops: as in `shards.Route`.
         """
         along: TrainState = jax.tree.map(lambda _: shards.REPLICATED, state) if axes is None else axes
         rng_augment, rng_loss = jax.random.split(jax.random.fold_in(state.rng, state.step))
         batch = self.augment(rng_augment, batch)  # uint8 [batch, height, width, channels] -> the method's views
-        gather = functools.partial(shards.gather, axis_name=self.axis_name, in_loops=in_loops)
-        old_model_state = gather(state.model_state, along.model_state, to="invarying")
+        route = shards.Route(self.axis_name, torus, self.reduce_dtype, in_loops)
+        old_model_state = shards.gather(state.model_state, along.model_state, route, to="invarying")
 
         def global_loss(params):
-            params = vary(gather(params, along.params, to="varying"), self.axis_name)
+            params = vary(shards.gather(params, along.params, route, to="varying"), self.axis_name, self.reduce_dtype)
             output = self.method.loss(params, old_model_state, batch, rng_loss, axis_name=self.axis_name)
             # The loss is averaged here, inside the differentiated function, and the gradient is averaged again below.
             # Together they are exact under shard_map, with and without its check, and under pmap. Either of them alone
@@ -142,15 +149,37 @@ def standing_still(tx: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformation(tx.init, update)
 
 
-def vary(tree: Any, axis_name: str) -> Any:
+def vary(tree: Any, axis_name: str, dtype: str = "float32") -> Any:
     """Marks leaves that are the same on all devices as each device's own.
 
     Then a gradient is summed over devices once, when it is complete, and not at each use of a parameter. With two views
-    that halves what is sent.
+    that halves what is sent. dtype: in which the gradients are sent and summed.
     """
     if not ops.varies(lax.axis_index(axis_name), axis_name):
         return tree
-    return jax.tree.map(lambda x: x if ops.varies(x, axis_name) else lax.pcast(x, axis_name, to="varying"), tree)
+
+    def one(x: Any) -> Any:
+        if ops.varies(x, axis_name):
+            return x
+        return lax.pcast(x, axis_name, to="varying") if dtype == "float32" else _vary(x, axis_name, dtype)
+
+    return jax.tree.map(one, tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _vary(x: Array, axis_name: str, dtype: str) -> Array:
+    return lax.pcast(x, axis_name, to="varying")
+
+
+def _vary_forward(x: Array, axis_name: str, dtype: str) -> tuple[Array, None]:
+    return _vary(x, axis_name, dtype), None
+
+
+def _vary_backward(axis_name: str, dtype: str, _: None, gradient: Array) -> tuple[Array]:
+    return (lax.psum(gradient.astype(dtype), axis_name).astype(gradient.dtype),)
+
+
+_vary.defvjp(_vary_forward, _vary_backward)
 
 
 def global_norm(tree: Any, axis_name: str) -> Float[Array, ""]:

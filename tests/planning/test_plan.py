@@ -83,7 +83,9 @@ def test_a_plan_for_the_devices_at_hand(tmp_path, capsys, monkeypatch):
     assert result["devices"] == 8 and result["fits"] is None and "estimate" not in result
     assert result["steps"] == 3200 and result["flops"] > 1e6
     gathered = [e for e in result["collectives"] if e["kind"] == "all-gather" and e["each_step"]]
-    assert sum(e["bytes"] for e in gathered) == 2 * 64 * 64 * 4  # two views of 64 embeddings of 64 float32
+    embeddings = 2 * 64 * 64 * 4  # two views of 64 embeddings of 64 float32
+    statistics = 8 * plan.tree_bytes(state.model_state["batch_stats"])  # BatchNorm's, of each device
+    assert sum(e["bytes"] for e in gathered) == embeddings + statistics
     assert gathered[0]["line"].startswith("ops/collectives.py")
     assert result["warnings"] == ["loops: 3"] and "counted too low: loops: 3" in printed
     assert "memory of the devices is not known" in printed and "GFLOP" in printed and "all-gather" in printed

@@ -28,6 +28,21 @@ def test_slices(text, count, accelerator, links, hops):
 
 
 @pytest.mark.parametrize(
+    "text, group, links, hops",
+    [
+        ("v5e:16x16", 16, 2, 8),  # a ring along one axis
+        ("v5e:4x4", 4, 1, 3),
+        ("v5e:4x8", 8, 1, 7),
+        ("v5p:4x4x8", 4, 2, 2),
+        ("v5e:16x16", 256, 4, 16),
+        ("v5e:16x16", 32, 4, 16),  # no line
+    ],
+)
+def test_a_line_of_chips_has_the_links_of_its_axis(text, group, links, hops):
+    assert chips.parse_slice(text).reach(group) == (links, hops)
+
+
+@pytest.mark.parametrize(
     "text, name",
     [
         ("V5E:4x4", "v5e:4x4"),

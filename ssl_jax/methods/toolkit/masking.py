@@ -9,8 +9,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Params
-from ssl_jax.models.abilities import has_masked_map, has_tokens
+from ssl_jax.models.abilities import has_masked_map, has_tokens, sizes_together
 from ssl_jax.models.patches import patchify, unpatchify
+from ssl_jax.ops.shards import has_shards
 
 
 def check_vit(method: Base, *, class_token: bool = True) -> None:
@@ -139,22 +140,65 @@ def encode(
     params: of the ViT. masks, keep: one for each view. masks, mask_token and keep are as the ViT takes them.
     """
 
-    def rows(x: Sequence[Shaped[Array, "batch ..."]]) -> Shaped[Array, "rows ..."]:
-        # An image's views lie side by side. Then the rows of all devices are those of one device, in its order, which
-        # drop_path depends on.
-        return jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:])
-
     tokens, _ = toolkit.train_apply(
         backbone,
         params,
         {},
-        rows(views),
+        _rows(views),
         axis_name=axis_name,
         rng=rng,
         method="tokens",
-        mask=None if masks is None else rows(masks),
+        mask=None if masks is None else _rows(masks),
         mask_token=mask_token,
-        keep=None if keep is None else rows(keep),
+        keep=None if keep is None else _rows(keep),
     )
-    tokens = tokens.reshape(-1, len(views), *tokens.shape[1:]).swapaxes(0, 1)
-    return tokens[:, :, 0], tokens[:, :, backbone.num_prefix :]
+    return _views_apart(tokens, len(views), backbone.num_prefix)
+
+
+def encode_sizes(
+    backbone: nn.Module,
+    params: Params,
+    sizes: Sequence[Sequence[Float[Array, "batch _ _ channels"]]],
+    *,
+    masks: Sequence[Bool[Array, "batch patches"]],
+    mask_token: Float[Array, " dim"],
+    axis_name: str | None,
+    rngs: Sequence[Key[Array, ""]],
+) -> list[tuple[Float[Array, "views batch dim"], Float[Array, "views batch _ dim"]]]:
+    """`encode` of the views of each size, of which the first have masks.
+
+    If the backbone can, and its blocks are shards, the sizes pass the blocks together: then each block is gathered once
+    for all of them. Otherwise one size passes after the other, which needs less memory. Results are the same.
+    """
+    of_sizes = [masks, *[None] * (len(sizes) - 1)]
+    if len(sizes) == 1 or not (sizes_together(backbone) and has_shards(params)):
+        return [
+            encode(backbone, params, views, masks=masks, mask_token=mask_token, axis_name=axis_name, rng=rng)
+            for views, masks, rng in zip(sizes, of_sizes, rngs, strict=True)
+        ]
+    found, _ = toolkit.train_apply(
+        backbone,
+        params,
+        {},
+        tuple(_rows(views) for views in sizes),
+        axis_name=axis_name,
+        rng=rngs,
+        method="tokens",
+        mask=tuple(None if masks is None else _rows(masks) for masks in of_sizes),
+        mask_token=mask_token,
+    )
+    return [_views_apart(tokens, len(views), backbone.num_prefix) for tokens, views in zip(found, sizes, strict=True)]
+
+
+def _rows(x: Sequence[Shaped[Array, "batch ..."]]) -> Shaped[Array, "rows ..."]:
+    # An image's views lie side by side. Then the rows of all devices are those of one device, in its order, which
+    # drop_path depends on.
+    return jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:])
+
+
+def _views_apart(
+    tokens: Float[Array, "rows tokens dim"], views: int, prefix: int
+) -> tuple[Float[Array, "views batch dim"], Float[Array, "views batch _ dim"]]:
+    """(class tokens, patches) of rows in which the views of an image lie side by side."""
+    tokens = tokens.reshape(-1, views, *tokens.shape[1:]).swapaxes(0, 1)
+    return tokens[:, :, 0], tokens[:, :, prefix:]

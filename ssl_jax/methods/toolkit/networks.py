@@ -40,20 +40,22 @@ def train_apply(
     batch_stats: State,
     *inputs: Any,
     axis_name: str | None,
-    rng: Key[Array, ""] | None = None,
+    rng: Key[Array, ""] | Sequence[Key[Array, ""]] | None = None,
     **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Applies `module` in training mode -> (its output, its new BatchNorm statistics).
 
-    rng: for the module's dropout, if it has any. options: go to the module, or to its method named `method`.
+    rng: for the module's dropout, if it has any; one for each size of images that pass together.
+    options: go to the module, or to its method named `method`.
     """
+    keys = rng if isinstance(rng, Sequence) else [] if rng is None else [rng]
     applied: Any = module.apply(
         {"params": params, "batch_stats": batch_stats},
         *inputs,
         train=True,
         axis_name=axis_name,
         mutable=["batch_stats"],
-        rngs=None if rng is None else {"dropout": rng},
+        rngs={f"dropout{number or ''}": key for number, key in enumerate(keys)},
         **options,
     )
     output, updated = applied

@@ -88,21 +88,17 @@ def encode(
     whole.
     """
     views, count = batch["views"], len(GLOBAL)
-    rng_global, rng_local = jax.random.split(rng)
-    h, patches = masking.encode(
+    sizes = [views[:count], views[count:]] if method.local_views else [views]
+    (h, patches), *local = masking.encode_sizes(
         method.backbone,
         params["backbone"],
-        views[:count],
+        sizes,
         masks=batch["masks"],
         mask_token=params["mask_token"],
         axis_name=axis_name,
-        rng=rng_global,
+        rngs=list(jax.random.split(rng))[: len(sizes)],
     )
-    if method.local_views:
-        local, _ = masking.encode(
-            method.backbone, params["backbone"], views[count:], axis_name=axis_name, rng=rng_local
-        )
-        h = jnp.concatenate([h, local])
+    h = jnp.concatenate([h, *(of_size for of_size, _ in local)])
     teacher = state["teacher"]["params"]["backbone"]
     whole = masking.encode(without_drop_path(method.backbone), teacher, views[:count], axis_name=axis_name)
     return h, patches, *lax.stop_gradient(whole)
