@@ -1,6 +1,8 @@
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import numpy as np
 import pytest
 
 from ssl_jax import compiled
@@ -45,3 +47,29 @@ def test_a_cache_that_is_turned_off_stays_off(unset):
     jax.config.update("jax_enable_compilation_cache", False)
     compiled.keep()
     assert not jax.config.jax_compilation_cache_dir
+
+
+def test_llvm_optimizes_less_on_a_cpu_unless_a_level_is_set(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    assert compiled.options("cpu") == {"xla_backend_optimization_level": 1}
+    assert compiled.options("cpu", once=True) == {
+        "xla_backend_optimization_level": 1,
+        "xla_cpu_use_fusion_emitters": False,
+    }
+    assert compiled.options("gpu") is None and compiled.options("tpu") is None
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
+    assert compiled.options("cpu") is None and compiled.options("cpu", once=True) is None
+
+
+def test_a_state_that_is_compiled_fast_has_the_values_of_one_that_is_optimized(monkeypatch):
+    """Bit for bit: initial values come from random bits by polynomials, which LLVM's level 0 rounds otherwise."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    fast = compiled.options("cpu", once=True)
+    module = nn.Conv(8, (3, 3))
+    lowered = jax.jit(module.init).lower(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+    full = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+    made, expected = (
+        lowered.compile(compiler_options=options)(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+        for options in (fast, full)
+    )
+    jax.tree.map(np.testing.assert_array_equal, made, expected)

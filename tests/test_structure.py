@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "recipes": {"config"},
     "losses": {"ops"},
     "health": {"ops"},
-    "dist": {"ops"},
+    "dist": {"compiled", "ops"},
     "models": {"keys", "ops"},
     "methods": {"keys", "losses", "models", "ops", "optim"},
     "workdir": {"config", "data", "dist"},
@@ -50,7 +50,7 @@ MAY_IMPORT = {
     },
     "planning": {"config", "dist", "keys", "models", "ops", "training", "workdir"},
     "evaluation": {
-        *("config", "data", "dist", "health", "methods", "models", "ops", "optim", "report"),
+        *("compiled", "config", "data", "dist", "health", "methods", "models", "ops", "optim", "report"),
         *("training", "weights", "workdir"),
     },
     "exporting": {"evaluation", "models", "report", "weights", "workdir"},

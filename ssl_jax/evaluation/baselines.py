@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssl_jax import compiled
 from ssl_jax.data.crop import shrink
 from ssl_jax.data.normalization import Normalization
 from ssl_jax.evaluation.features import Batches
@@ -46,7 +47,8 @@ def untrained(backbone: Backbone, *, image_size: tuple[int, int], seed: int, **o
     """The backbone with initial weights drawn by the seed; `options` replace fields of its model."""
     module = backbone.model.clone(**options)
     example = jnp.zeros((1, *image_size, len(backbone.mean)))
-    variables = jax.jit(module.init)(jax.random.key(seed), example)
+    init = jax.jit(module.init, compiler_options=compiled.options(jax.default_backend(), once=True))
+    variables = init(jax.random.key(seed), example)
     # Its facts are left out: they describe the training.
     values = dataclasses.asdict(backbone.normalization)
     return Backbone(module, variables, image_size=image_size, **values)
