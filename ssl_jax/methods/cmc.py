@@ -92,6 +92,7 @@ class CMC(Base):
                 index,
                 rng_negatives,
                 log_z,
+                num_images=self.schedule.num_images,
                 negatives=self.negatives,
                 softmax=self.softmax,
                 temperature=self.temperature,

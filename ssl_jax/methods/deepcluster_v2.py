@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import kmeans, prototype_heads
+from ssl_jax.methods.toolkit import kmeans, memories, prototype_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,8 @@ class DeepClusterV2(Base):
     centroids are the head's prototypes until the next clustering, and no gradient moves them. An image that the memory
     has not seen by then has no label: the last images of an epoch may not fill a batch.
 
-    The whole memory is on every device, 1.3 GB for ImageNet. Every device runs the whole k-means, in blocks of images.
+    A step has the whole memory on every device, 1.3 GB for ImageNet. Every device runs the whole k-means, in blocks of
+    images.
 
     Source: Caron et al. 2020, arXiv:2006.09882, appendix D, and the authors' code.
     """
@@ -67,7 +68,9 @@ class DeepClusterV2(Base):
             "batch_stats": batch_stats,
             "memory": prototype_heads.create_memory(rng_memory, self.schedule.num_images, self.projector[-1]),
             "prototypes": prototype_heads.create_heads(rng_prototypes, self.prototypes, self.projector[-1]),
-            "assignments": jnp.full((len(self.prototypes), self.schedule.num_images), -1, jnp.int32),
+            "assignments": jnp.full(
+                (len(self.prototypes), memories.bank_rows(self.schedule.num_images)), -1, jnp.int32
+            ),
             "rng": rng_cluster,
         }
 

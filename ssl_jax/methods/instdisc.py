@@ -82,6 +82,7 @@ class InstDisc(Base):
             index,
             rng_negatives,
             state["log_z"],
+            num_images=self.schedule.num_images,
             negatives=self.negatives,
             softmax=self.softmax,
             temperature=self.temperature,

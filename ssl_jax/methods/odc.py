@@ -82,12 +82,12 @@ class ODC(Base):
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         rng_networks, rng_centroids, rng_cluster = jax.random.split(rng, 3)
         params, batch_stats = toolkit.init(self.networks, rng_networks, images)
-        dim = self.projector[-1]
+        dim, rows = self.projector[-1], memories.bank_rows(self.schedule.num_images)
         return params, {
             "batch_stats": batch_stats,
             # An image that was not seen has a row of zeros. Its first feature replaces the row.
-            "features": jnp.zeros((self.schedule.num_images, dim)),
-            "labels": jnp.full(self.schedule.num_images, -1, jnp.int32),
+            "features": jnp.zeros((rows, dim)),
+            "labels": jnp.full(rows, -1, jnp.int32),
             "centroids": prototype_heads.create(rng_centroids, self.clusters, dim),
             "clustered": jnp.zeros((), bool),
             "rng": rng_cluster,
@@ -151,7 +151,7 @@ class ODC(Base):
         order = jnp.argsort(~small)  # the small ones first
         number = jnp.sum(small)
 
-        def merge(i: Int[Array, ""], labels: Int[Array, " num_images"]) -> Int[Array, " num_images"]:
+        def merge(i: Int[Array, ""], labels: Int[Array, " rows"]) -> Int[Array, " rows"]:
             # A small cluster has fewer members than min_size. The other indices are out of bounds, and dropped.
             members = jnp.nonzero(labels == order[i], size=self.min_size, fill_value=len(labels))[0]
             likeness = jnp.matmul(
@@ -191,7 +191,7 @@ def nearest(z: Float[Array, "batch dim"], centroids: Float[Array, "clusters dim"
 
 
 def means_of(
-    features: Float[Array, "num_images dim"], labels: Int[Array, " num_images"], clusters: int
+    features: Float[Array, "rows dim"], labels: Int[Array, " rows"], clusters: int
 ) -> tuple[Float[Array, "{clusters} dim"], Int[Array, "{clusters}"]]:
     """(the mean of each cluster's features, 0 for an empty one; its size). Label -1 belongs to no cluster."""
     weights = (labels >= 0).astype(jnp.float32)
@@ -200,6 +200,6 @@ def means_of(
     return sums / jnp.maximum(count, 1)[:, None], count
 
 
-def sizes(labels: Int[Array, " num_images"], clusters: int) -> Int[Array, "{clusters}"]:
+def sizes(labels: Int[Array, " rows"], clusters: int) -> Int[Array, "{clusters}"]:
     """Members of each cluster. Label -1 belongs to no cluster."""
     return jax.ops.segment_sum((labels >= 0).astype(jnp.int32), jnp.maximum(labels, 0), clusters)

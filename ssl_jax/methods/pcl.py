@@ -83,11 +83,11 @@ class PCL(Base):
             "queue": memories.create(rng_queue, self.queue_size, dim),
             "memory": {
                 "rows": memories.create_bank(rng_memory, self.schedule.num_images, dim),
-                "seen": jnp.zeros(self.schedule.num_images, bool),
+                "seen": jnp.zeros(memories.bank_rows(self.schedule.num_images), bool),
             },
             "prototypes": prototype_heads.create_heads(rng_prototypes, self.clusters, dim),
             "concentrations": [jnp.full(count, self.temperature) for count in self.clusters],
-            "assignments": jnp.full((len(self.clusters), self.schedule.num_images), -1, jnp.int32),
+            "assignments": jnp.full((len(self.clusters), memories.bank_rows(self.schedule.num_images)), -1, jnp.int32),
             "clustered": jnp.zeros((), bool),  # whether there was a clustering
             "rng": rng_cluster,
         }
@@ -179,7 +179,7 @@ class PCL(Base):
 
     def _one_clustering(
         self, rng: Key[Array, ""], memory: prototype_heads.Memory, count: int
-    ) -> tuple[Float[Array, "{count} dim"], Float[Array, "{count}"], Int[Array, " num_images"]]:
+    ) -> tuple[Float[Array, "{count} dim"], Float[Array, "{count}"], Int[Array, " rows"]]:
         """(prototypes, their concentrations, each image's cluster)"""
         rows, seen = memory["rows"], memory["seen"]
 

@@ -127,6 +127,7 @@ class PIRL(Base):
         z_image, z_transformed = unit(outputs["projector"]), unit(transformed)
         find = functools.partial(
             instances.loss,
+            num_images=self.schedule.num_images,
             negatives=self.negatives,
             softmax=self.softmax,
             temperature=self.temperature,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import prototype_heads, transport
+from ssl_jax.methods.toolkit import memories, prototype_heads, transport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class SeLaV2(Base):
     it comes, from its large crop, with the weights of the last transport. In step 1, before the first relabeling, there
     are no labels, and the loss is 0.
 
-    The whole memory is on every device, 1.3 GB for ImageNet. Every device runs the whole transport, in blocks of
-    images.
+    A step has the whole memory on every device, 1.3 GB for ImageNet. Every device runs the whole transport, in blocks
+    of images.
 
     Source: Asano et al. 2019, arXiv:1911.05371; v2: Caron et al. 2020, arXiv:2006.09882, appendix D, without code.
     """
@@ -80,7 +80,7 @@ class SeLaV2(Base):
         return params, {
             "batch_stats": batch_stats,
             "memory": prototype_heads.create_memory(rng_memory, self.schedule.num_images, self.projector[-1]),
-            "labels": jnp.full((len(self.prototypes), self.schedule.num_images), -1, jnp.int32),
+            "labels": jnp.full((len(self.prototypes), memories.bank_rows(self.schedule.num_images)), -1, jnp.int32),
             "log_r": [jnp.zeros(count) for count in self.prototypes],
             "labeled": jnp.zeros((), bool),  # whether labels were ever made
         }

@@ -88,7 +88,7 @@ class SMoG(Base):
         return params, {
             "batch_stats": batch_stats,
             "teacher": toolkit.make_teacher(self.encoder, params, batch_stats),
-            "groups": memories.create_bank(rng_groups, self.groups, dim),
+            "groups": memories.directions(rng_groups, self.groups, dim),
             "queue": memories.create(rng_queue, self.queue_size, dim),
             "step": jnp.zeros((), jnp.int32),
             "rng": rng_reset,

@@ -100,6 +100,19 @@ def test_eight_devices_hold_an_eighth_each(name):
     assert plan.state_bytes(state, 8, shard_state=False) == one
 
 
+@pytest.mark.parametrize("name", ["instdisc", "pirl", "cmc", "odc", "pcl", "deepcluster_v2", "sela_v2"])
+def test_between_steps_256_devices_hold_no_bank_of_imagenet_whole(name):
+    config = configs.parse(load(name))
+    training = build.training(config, build.schedule(config, 1_281_167, 1000))
+    banks = jax.eval_shape(training.create_state).model_state
+    large = {
+        jax.tree_util.keystr(path): dist.shard_axes(leaf, 256)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(banks)
+        if leaf.size >= 1_281_167
+    }
+    assert large and shards.REPLICATED not in large.values(), large
+
+
 def test_the_longest_axis_that_divides_is_split_and_small_leaves_are_not():
     shapes = [(3, 3, 16, 64), (1024,), (100,), (6, 1000), (7, 1001), ()]
     axes = dist.shard_axes([jnp.zeros(shape) for shape in shapes], 8)

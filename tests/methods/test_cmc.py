@@ -67,7 +67,7 @@ def test_each_half_is_found_in_the_bank_of_the_other():
 
 
 def test_chance_level_is_the_loss_of_equal_embeddings():
-    options = dict(negatives=NEGATIVES, softmax=False, temperature=0.5, axis_name=None)
+    options = dict(num_images=NUM_IMAGES, negatives=NEGATIVES, softmax=False, temperature=0.5, axis_name=None)
 
     @jax.jit
     def run(z, bank, index):

@@ -112,7 +112,7 @@ def test_softmax_is_cross_entropy_among_the_own_row_and_the_negatives():
 
 
 def test_an_images_negatives_depend_on_its_index_alone():
-    options = dict(negatives=5, softmax=True, temperature=1.0, axis_name=None)
+    options = dict(num_images=NUM_IMAGES, negatives=5, softmax=True, temperature=1.0, axis_name=None)
 
     @jax.jit
     def run(z, bank, index):
@@ -139,8 +139,11 @@ def test_chance_level_is_the_loss_of_equal_embeddings():
     @jax.jit
     def run(z, bank, index):
         def loss(method):
-            options = dict(negatives=method.negatives, softmax=method.softmax, temperature=0.1, axis_name=None)
-            return instances.loss(z, bank, index, jax.random.key(0), instances.first_log_z(), **options)[0]
+            options = dict(num_images=NUM_IMAGES, negatives=method.negatives, softmax=method.softmax)
+            log_z = instances.first_log_z()
+            return instances.loss(z, bank, index, jax.random.key(0), log_z, temperature=0.1, axis_name=None, **options)[
+                0
+            ]
 
         return [loss(method) for method in methods]
 
@@ -167,3 +170,25 @@ def test_projector_is_one_layer_and_the_bank_no_parameter():
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize("options", [dict(negatives=0, softmax=True), dict(negatives=9, softmax=False)], ids=str)
+def test_rows_that_no_image_has_do_not_count(options):
+    z, bank = np.eye(8, dtype=np.float32)[:6], start()[1]["bank"]
+    longer = np.concatenate([bank, np.ones_like(bank)])
+
+    @jax.jit
+    def run(z, bank, index):
+        return instances.loss(
+            z,
+            bank,
+            index,
+            jax.random.key(0),
+            instances.first_log_z(),
+            num_images=NUM_IMAGES,
+            temperature=0.1,
+            axis_name=None,
+            **options,
+        )
+
+    assert jax.device_get(run(z, longer, INDEX)) == jax.device_get(run(z, bank, INDEX))

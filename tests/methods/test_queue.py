@@ -62,6 +62,17 @@ def test_a_new_queue_has_unit_rows_that_follow_its_key():
     assert np.all(queue["rows"] != other["rows"])
 
 
+def test_a_large_bank_has_a_few_rows_more_which_are_zero_and_the_rows_of_its_images_are_those_of_a_queue():
+    count = memories.PADDED_FROM + 1
+    bank, queue = jax.device_get(
+        jax.jit(lambda key: (memories.create_bank(key, count, 2), memories.create(key, count, 2)))(jax.random.key(0))
+    )
+    assert len(bank) == memories.bank_rows(count) == memories.PADDED_FROM + 1024
+    np.testing.assert_array_equal(bank[:count], queue["rows"])
+    assert np.all(bank[count:] == 0)
+    assert [memories.bank_rows(n) for n in (10, 65_535, 65_536, 1_281_167)] == [10, 65_535, 65_536, 1_282_048]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_push_overwrites_the_oldest_rows_in_turn(dtype):
     queue = queue_of(6)

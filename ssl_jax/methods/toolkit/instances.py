@@ -23,11 +23,12 @@ def first_log_z() -> Float[Array, ""]:
 
 def loss(
     z: Float[Array, "batch dim"],
-    bank: Float[Array, "num_images dim"],
+    bank: Float[Array, "rows dim"],
     index: Int[Array, " batch"],
     rng: Key[Array, ""],
     log_z: Float[Array, ""],
     *,
+    num_images: int,
     negatives: int,
     softmax: bool,
     temperature: float,
@@ -35,6 +36,7 @@ def loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The loss of unit rows `z` of the images `index`, by their cosines with rows of the bank -> (loss, log Z).
 
+    num_images: rows of the bank that an image has, the first ones.
     negatives: rows that are drawn for each image, uniformly with replacement. Its own row may be among them. An image's
       key is `rng` with its index folded in. 0: all rows, by cross entropy.
     softmax: cross entropy over the image's own row and the negatives, in place of noise-contrastive estimation.
@@ -42,9 +44,8 @@ def loss(
       is returned as it is.
     """
     if negatives == 0:
-        scores = jnp.matmul(z, bank.T, precision="highest")
+        scores = jnp.matmul(z, bank[:num_images].T, precision="highest")
         return _cross_entropy(scores, index, temperature, axis_name), log_z
-    num_images = len(bank)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, index)
     draw = functools.partial(jax.random.randint, shape=(negatives,), minval=0, maxval=num_images)
     drawn = jax.vmap(draw)(keys)

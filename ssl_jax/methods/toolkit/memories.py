@@ -15,13 +15,16 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from ssl_jax import ops
 
+PADDED_FROM = 65_536  # images; ImageNet's 1,281,167 are divisible by no power of 2
+ROWS_MULTIPLE = 1024
+
 # {"rows": [size, dim], "pointer": int32 scalar, the oldest row, which is overwritten next}
 Queue = Mapping[str, Array]
 
 
 def create(rng: Key[Array, ""], size: int, dim: int) -> Queue:
     """A queue of `size` random directions."""
-    return {"rows": create_bank(rng, size, dim), "pointer": jnp.zeros((), jnp.int32)}
+    return {"rows": directions(rng, size, dim), "pointer": jnp.zeros((), jnp.int32)}
 
 
 def push(queue: Queue, rows: Float[Array, "batch dim"], axis_name: str | None) -> Queue:
@@ -48,19 +51,30 @@ def nearest(z: Float[Array, "batch dim"], rows: Float[Array, "size dim"]) -> Flo
     return rows[jnp.argmax(jnp.matmul(z, rows.T, precision="highest"), axis=-1)]
 
 
-def create_bank(rng: Key[Array, ""], num_images: int, dim: int) -> Float[Array, "num_images dim"]:
-    """A random direction for each image."""
-    return ops.normalize(jax.random.normal(rng, (num_images, dim)))
+def directions(rng: Key[Array, ""], count: int, dim: int) -> Float[Array, "{count} dim"]:
+    """Random directions."""
+    return ops.normalize(jax.random.normal(rng, (count, dim)))
+
+
+def bank_rows(num_images: int) -> int:
+    """Rows of what is kept of each image, such that a large one can be sharded over any number of devices that divides
+    `ROWS_MULTIPLE`: no image has the last rows, which stay as they are."""
+    return num_images if num_images < PADDED_FROM else -(-num_images // ROWS_MULTIPLE) * ROWS_MULTIPLE
+
+
+def create_bank(rng: Key[Array, ""], num_images: int, dim: int) -> Float[Array, "rows dim"]:
+    """A random direction for each image, and zeros in the rows that no image has; see `bank_rows`."""
+    return jnp.pad(directions(rng, num_images, dim), ((0, bank_rows(num_images) - num_images), (0, 0)))
 
 
 def update_bank(
-    bank: Float[Array, "num_images dim"],
+    bank: Float[Array, "rows_of_bank dim"],
     index: Int[Array, " batch"],
     rows: Float[Array, "batch dim"],
     axis_name: str | None,
     *,
     momentum: float = 0.5,
-) -> Float[Array, "num_images dim"]:
+) -> Float[Array, "rows_of_bank dim"]:
     """Moves the rows of the images `index` of all devices -> the new bank.
 
     A row becomes momentum * its old value + (1 - momentum) * the normalized new row, normalized again. Where an image

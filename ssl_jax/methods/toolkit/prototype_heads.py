@@ -16,7 +16,7 @@ from ssl_jax.methods.contract import Params, Schedule, Traffic
 from ssl_jax.methods.toolkit import memories
 from ssl_jax.models.heads import MLP, torch_init, unit
 
-# {"rows": [2, num_images, dim], one for each of the two large crops; "seen": [num_images]}
+# {"rows": [2, rows, dim], one for each of the two large crops; "seen": [rows]}
 Memory = Mapping[str, Array]
 
 
@@ -89,10 +89,13 @@ def create_heads(rng: Key[Array, ""], counts: Sequence[int], dim: int) -> list[F
 
 
 def create_memory(rng: Key[Array, ""], num_images: int, dim: int) -> Memory:
-    """A random row of each image for each of the two large crops, and no image seen."""
+    """A random row of each image for each of the two large crops, and no image seen.
+
+    A large memory has a few rows more; see `memories.bank_rows`.
+    """
     return {
         "rows": jnp.stack([memories.create_bank(key, num_images, dim) for key in jax.random.split(rng)]),
-        "seen": jnp.zeros(num_images, bool),
+        "seen": jnp.zeros(memories.bank_rows(num_images), bool),
     }
 
 
@@ -107,9 +110,7 @@ def remember(
     return {"rows": jnp.stack(rows), "seen": mark_seen(memory["seen"], index, axis_name)}
 
 
-def mark_seen(
-    seen: Bool[Array, " num_images"], index: Int[Array, " batch"], axis_name: str | None
-) -> Bool[Array, " num_images"]:
+def mark_seen(seen: Bool[Array, " rows"], index: Int[Array, " batch"], axis_name: str | None) -> Bool[Array, " rows"]:
     """`seen`, with True for the images `index` of all devices."""
     return seen.at[memories.gather(index, axis_name)].set(True)
 
