@@ -29,7 +29,8 @@ STATUSES = ("equal", "declared", "no source")
 # What a config says of the machine, the data set, given weights and the reports, which is no setting of the method.
 MACHINE = (
     "begin", "lora_", "data.", "checkpoint_", "evaluate_every", "log_every", "online_knn.", "reduce_dtype", "seed",
-    "shard_state", "stop_after_skipped", "compute_dtype", "model.remat", "model.scan", "model.mean", "model.std", "method.name",
+    "shard_state", "stop_after_skipped", "compute_dtype", "model.remat", "model.scan", "model.mean", "model.std",
+    "method.name",
 )  # fmt: skip
 
 HEAD = """# Fidelity: our settings beside the authors'
