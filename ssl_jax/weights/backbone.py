@@ -172,7 +172,11 @@ class Backbone:
     @functools.cached_property
     def _normalize(self) -> Callable[[Any], Array]:
         normalization = self.normalization
-        return jax.jit(lambda images: jnp.asarray(normalization(images)))
+
+        def normalize(images: Array) -> Array:
+            return jnp.asarray(normalization(images))
+
+        return jax.jit(normalize)
 
     @functools.cached_property
     def _apply(self) -> Function:
