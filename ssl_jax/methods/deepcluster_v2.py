@@ -105,17 +105,14 @@ class DeepClusterV2(Base):
 
     def _cluster(self, state: State, step: int | Int[Array, ""]) -> State:
         memory, rng = state["memory"], jax.random.fold_in(state["rng"], step)
-        clusterings = [
-            kmeans.kmeans(
-                jax.random.fold_in(rng, head),
-                memory["rows"][head % 2],
-                count,
-                iterations=self.iterations,
-                valid=memory["seen"],
+
+        def cluster(head: int | Int[Array, ""], old: Float[Array, "count dim"]) -> tuple[Array, Array]:
+            rows = memory["rows"][head % 2]
+            return kmeans.kmeans(
+                jax.random.fold_in(rng, head), rows, len(old), iterations=self.iterations, valid=memory["seen"]
             )
-            for head, count in enumerate(self.prototypes)
-        ]
-        prototypes, assignments = zip(*clusterings, strict=True)
+
+        prototypes, assignments = zip(*prototype_heads.of_heads(cluster, state["prototypes"]), strict=True)
         return {**state, "prototypes": list(prototypes), "assignments": jnp.stack(assignments)}
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic:

@@ -114,8 +114,9 @@ class SeLaV2(Base):
 
     def _relabel(self, params: Params, state: State) -> State:
         memory = state["memory"]
-        transported = [
-            transport.balanced_labels(
+
+        def relabel(head: int | Int[Array, ""], rows: Float[Array, "count dim"]) -> tuple[Array, Array]:
+            return transport.balanced_labels(
                 memory["rows"][head % 2],
                 rows,
                 iterations=self.iterations,
@@ -123,9 +124,8 @@ class SeLaV2(Base):
                 valid=memory["seen"],
                 **self._transport,
             )
-            for head, rows in enumerate(params["prototypes"])
-        ]
-        labels, log_r = zip(*transported, strict=True)
+
+        labels, log_r = zip(*prototype_heads.of_heads(relabel, params["prototypes"]), strict=True)
         return {**state, "labels": jnp.stack(labels), "log_r": list(log_r), "labeled": jnp.ones((), bool)}
 
     def constrain(self, params: Params) -> Params:

@@ -3,11 +3,15 @@
 Source: Caron et al. 2020, arXiv:2006.09882, and the authors' code.
 """
 
-from collections.abc import Mapping, Sequence
+# pyright: reportUnknownMemberType=false
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ssl_jax import losses
@@ -86,6 +90,23 @@ def steps_between(epochs: float, steps_per_epoch: int) -> int:
 def create_heads(rng: Key[Array, ""], counts: Sequence[int], dim: int) -> list[Float[Array, "_ dim"]]:
     """Prototypes of each head."""
     return [create(key, count, dim) for key, count in zip(jax.random.split(rng, len(counts)), counts, strict=True)]
+
+
+def of_heads(
+    one: Callable[..., tuple[Array, ...]], prototypes: Sequence[Float[Array, "_ dim"]]
+) -> Sequence[tuple[Array, ...]]:
+    """`one(number, its prototypes)` of each head.
+
+    Heads with equally many prototypes are one loop, which compiles in the time of one head.
+    """
+    if len(prototypes) == 1 or len({rows.shape for rows in prototypes}) > 1:
+        return [one(number, rows) for number, rows in enumerate(prototypes)]
+
+    def of(head: tuple[Array, Array]) -> tuple[Array, ...]:
+        return one(*head)
+
+    found = cast(tuple[Array, ...], lax.map(of, (jnp.arange(len(prototypes)), jnp.stack(prototypes))))
+    return [tuple(array[number] for array in found) for number in range(len(prototypes))]
 
 
 def create_memory(rng: Key[Array, ""], num_images: int, dim: int) -> Memory:
