@@ -14,7 +14,7 @@ say "getting the images"
 get_fashion_mnist
 
 say "pre-training into $workdir"
-.venv/bin/ssl_jax train --config simclr:tiny --workdir "$workdir"
+.venv/bin/ssl_jax train --config simclr:tiny --config.augment.view.size=24,24 --workdir "$workdir"
 weights=$workdir/backbone.safetensors
 [[ -f $weights ]] || fail "the training was stopped before its last step; the same command goes on from there"
 
