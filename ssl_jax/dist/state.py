@@ -26,7 +26,7 @@ def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[A
     """
     replicated, sharded = PartitionSpec(), PartitionSpec(AXIS)
     devices = list(mesh.devices.flat)
-    torus, platform = find_torus(devices), devices[0].platform
+    torus, in_loops = find_torus(devices), devices[0].platform != "cpu"
 
     def mapped(state: Any, batch: Any) -> tuple[Any, Any]:
         axes = shard_axes(state, mesh.size if shard_state else 1)
@@ -35,7 +35,7 @@ def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[A
             lambda path, spec: spec if gathered_late(path) else replicated, specs.model_state
         )
         gradients = jax.shard_map(
-            lambda state, batch: step.gradients(state, batch, axes, torus=torus, in_loops=platform != "cpu"),
+            lambda state, batch: step.gradients(state, batch, axes, torus=torus, in_loops=in_loops),
             mesh=mesh,
             in_specs=(specs, sharded),
             out_specs=(specs.params, {"model_state": late, "metrics": replicated, "finite": replicated}),
@@ -44,7 +44,7 @@ def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[A
         new, metrics = step.apply(state, *gradients(state, batch))
         return lax.with_sharding_constraint(new, _state_shardings(new, mesh, shard_state)), metrics
 
-    return jax.jit(mapped, donate_argnums=0, compiler_options=compiled.options(platform))
+    return jax.jit(mapped, donate_argnums=0)
 
 
 def shard_axes(tree: Any, devices: int) -> Any:
@@ -89,7 +89,7 @@ def create_state(create: Callable[..., Any], mesh: Mesh, *arrays: Any, shard_sta
     def run(constants: Any, given: Any) -> Any:
         return eval_jaxpr(traced.jaxpr, constants, *given)
 
-    options = compiled.options(mesh.devices.flat[0].platform, once=True)
+    options = compiled.options_of_once(mesh.devices.flat[0].platform)
     created = jax.jit(run, out_shardings=leaves, compiler_options=options)(traced.consts, jax.tree.leaves(arrays))
     return jax.tree.unflatten(structure, created)
 

@@ -47,7 +47,7 @@ def untrained(backbone: Backbone, *, image_size: tuple[int, int], seed: int, **o
     """The backbone with initial weights drawn by the seed; `options` replace fields of its model."""
     module = backbone.model.clone(**options)
     example = jnp.zeros((1, *image_size, len(backbone.mean)))
-    init = jax.jit(module.init, compiler_options=compiled.options(jax.default_backend(), once=True))
+    init = jax.jit(module.init, compiler_options=compiled.options_of_once(jax.default_backend()))
     variables = init(jax.random.key(seed), example)
     # Its facts are left out: they describe the training.
     values = dataclasses.asdict(backbone.normalization)

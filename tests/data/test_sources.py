@@ -214,16 +214,20 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         assert error.value.name == name
 
 
-@pytest.mark.parametrize("method", ["stat", "read_bytes"])
+@pytest.mark.parametrize("call", ["os.stat", "builtins.open"])
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
-def test_files_that_the_disk_or_its_rights_withhold_are_named(tmp_path, monkeypatch, method, number):
+def test_files_that_the_disk_or_its_rights_withhold_are_named(tmp_path, monkeypatch, call, number):
     write(tmp_path, "one.png")
     source = load("folder", path=str(tmp_path))
 
-    def refuse(path, **_):
-        raise OSError(number, os.strerror(number), str(path))
+    real = os.stat if call == "os.stat" else open
 
-    monkeypatch.setattr(Path, method, refuse)
+    def refuse(path, *arguments, **options):
+        if str(path).endswith("one.png"):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(call, refuse)
     with pytest.raises(UndecodableImage, match=f"one.png: {os.strerror(number)}"):
         source.read(0)
 

@@ -62,7 +62,7 @@ def test_blocks_gather_their_shards():
     specs = jax.tree.map(lambda axis: P("data") if axis == 0 else P(), axes)
 
     def on_device(params, images):
-        params = shards.gather(params, axes, "data", to="varying", in_loops=True)
+        params = shards.gather(params, axes, shards.Route("data"), to="varying")
         return module.apply({"params": params}, images, train=True, axis_name="data")
 
     mesh = Mesh(np.asarray(jax.devices()[:2]), ("data",))
