@@ -24,11 +24,11 @@ from ssl_jax.data.formats.stored import (
     Stored,
     arrange,
     bands_after,
-    check_bytes,
     check_channels,
     check_pages,
     own_dtype,
     own_type,
+    whole_file,
 )
 from ssl_jax.data.formats.table import ENDINGS
 
@@ -169,9 +169,7 @@ def read_image(
         text = os.fspath(path)  # the methods of a Path take 7 microseconds more
         size = _check_file(text)
         if text.lower().endswith(table.PHOTOS.endings):
-            check_bytes(size)
-            with open(text, "rb", buffering=0) as file:
-                data = file.read()
+            data = whole_file(text, size)
             if not data or table.PHOTOS.begins(data):
                 return photos.decode(data, channels, bands, reduce)
         opened = _open_again(Path(path), pages)
