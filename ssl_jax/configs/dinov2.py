@@ -140,7 +140,7 @@ def imagenet_vitg14() -> ConfigDict:
     config = _imagenet_long(dict(model="vit_giant_patch14_dinov2"))
     config.method.koleo_images = 12  # batch_size_per_gpu
     config.shard_state = True
-    config.model.update(remat=True, scan=True)
+    config.model.update(remat="block", scan=True)
     return config
 
 

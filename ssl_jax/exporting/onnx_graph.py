@@ -422,6 +422,7 @@ OPERATIONS: dict[str, Operation] = {
     "log1p": _log1p,
     "logistic": _same("Sigmoid"),
     "lt": _same("Less"),
+    "name": _same("Identity"),
     "ne": _unequal,
     "pad": _pad,
     "reduce_max": _reduce("ReduceMax"),

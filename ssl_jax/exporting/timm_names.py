@@ -20,8 +20,8 @@ from ssl_jax.weights.layouts import timm_tensors
 OURS = re.compile(r"resnet8|lightness_.*|split_.*|dcgan_.*")  # of models.MODELS, not of timm
 # Fields that change nothing about the features of trained weights, or only their rounding.
 IN_TRAINING = (
-    *("zero_init_residual", "batch_norm", "batch_norm_groups", "remat", "dtype", "scan", "microbatch", "rope_jitter"),
-    *("drop_path", "drop_path_uniform", "drop_path_group"),
+    *("zero_init_residual", "batch_norm", "batch_norm_groups", "dtype", "remat", "scan", "microbatch", "rope_jitter"),
+    *("attention", "drop_path", "drop_path_uniform", "drop_path_group"),
 )
 # Our field of a ViT -> timm's argument, of its VisionTransformer and of its Eva, which has DINOv3's ViTs.
 OF_BOTH = {

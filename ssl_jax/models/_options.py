@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 from ssl_jax.keys import POSITIVE, OneOf
+from ssl_jax.models.recompute import REMATS
 
 DTYPES = ("float32", "bfloat16")
 
@@ -16,7 +17,13 @@ BranchDType = Annotated[
     "autocast: with a layer_scale of 1e-4, bfloat16 would round away nearly all of a branch.",
 ]
 Mean = Annotated[tuple[float, ...], "Mean of each channel with which the data were normalized; the model undoes it."]
-Remat = Annotated[bool, "Computes each block's activations again in the backward pass instead of keeping them."]
+Remat = Annotated[
+    str,
+    OneOf(REMATS),
+    "What the backward pass computes again instead of keeping it. none: nothing. dots: in each block, all but the",
+    "results of matrix products and convolutions. block: each block, from its input. full: groups of about sqrt(depth)",
+    "blocks (a ConvNet's stages) from the group's input, and in each group each block (arXiv:1604.06174).",
+]
 Std = Annotated[
     tuple[float, ...],
     POSITIVE,

@@ -9,9 +9,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from ssl_jax.models.attention import attention
 from ssl_jax.models.conv import Conv
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.heads import torch_init
@@ -69,6 +69,7 @@ class Block(nn.Module):
     qkv_bias: bool = True
     qk_norm: bool = False
     eps: float = 1e-6  # of all LayerNorms
+    attention: str = "auto"  # see attention.AttentionKind
 
     @nn.compact
     def __call__(self, x, drop=None, attend=None, bias=None, rope=None):
@@ -79,18 +80,18 @@ class Block(nn.Module):
     def branches(self, x, drop, attend, bias, rope):
         norm_eps = self.eps if self.qk_norm else None
 
-        def attention(x, of_images):
+        def attend_to(x, of_images):
             y = layer_norm(self.dtype, "norm1", self.eps)(x)
             attend, rope = of_images
-            attention = Attention(self.heads, self.dtype, self.qkv_bias, norm_eps, name="attn")
-            return self.scale(attention(y, attend, bias, rope), "ls1")
+            layer = Attention(self.heads, self.dtype, self.qkv_bias, norm_eps, self.attention, name="attn")
+            return self.scale(layer(y, attend, bias, rope), "ls1")
 
         def feed_forward(x, _):
             y = layer_norm(self.dtype, "norm2", self.eps)(x)
             return self.scale(FeedForward(self.mlp_width, self.dtype, self.mlp, name="mlp")(y), "ls2")
 
         first, second = (None, None) if drop is None else drop.swapaxes(0, 1)
-        x = add_branch(x, attention, first, (attend, rope))
+        x = add_branch(x, attend_to, first, (attend, rope))
         return add_branch(x, feed_forward, second, None)
 
     def scale(self, y, name):
@@ -131,18 +132,19 @@ class LayerScale(nn.Module):
 
 class Attention(nn.Module):
     """x [batch, tokens, dim] -> the same shape. norm_eps: of the LayerNorm of each head's queries and keys (arXiv:
-    2302.05442), None for no LayerNorm. The other arguments are those of `Block`."""
+    2302.05442), None for no LayerNorm. kind: see attention.AttentionKind. The others are those of `Block`."""
 
     heads: int
     dtype: Any
     qkv_bias: bool = True
     norm_eps: float | None = None
+    kind: str = "auto"
 
     @nn.compact
     def __call__(self, x, attend, bias, rope):
         queries, keys, values = self.project(x, rope)
         mask = None if attend is None else attend[:, None]  # the same for all heads
-        y = attention(queries, keys, values, bias, mask)
+        y = attention(queries, keys, values, bias, mask, kind=self.kind)
         return dense(x.shape[-1], self.dtype, "proj")(y.reshape(x.shape))
 
     def project(
@@ -158,30 +160,6 @@ class Attention(nn.Module):
         if rope is not None:
             queries, keys = rotate(queries, rope), rotate(keys, rope)
         return queries, keys, values
-
-
-def attention(
-    queries: Float[Array, "batch tokens heads head_dim"],
-    keys: Float[Array, "batch keys heads head_dim"],
-    values: Float[Array, "batch keys heads head_dim"],
-    bias: Float[Array, "#batch #heads #tokens #keys"] | None = None,
-    mask: Bool[Array, "#batch #heads #tokens #keys"] | None = None,
-) -> Float[Array, "batch tokens heads head_dim"]:
-    """jax.nn.dot_product_attention, whose softmax is in float32.
-
-    On a CPU the heads are moved beside the batch, so that each product is of two matrices: 0.8 of the time.
-    """
-
-    def of_heads(queries, keys, values, bias, mask):
-        scale = queries.shape[-1] ** -0.5
-        queries, keys, values = (x.swapaxes(1, 2) for x in (queries, keys, values))
-        logits = scale * jnp.matmul(queries, keys.swapaxes(2, 3), preferred_element_type=jnp.float32)
-        logits = logits if bias is None else logits + bias
-        logits = logits if mask is None else jnp.where(mask, logits, 0.7 * jnp.finfo(logits.dtype).min)
-        return jnp.matmul(nn.softmax(logits).astype(values.dtype), values).swapaxes(1, 2)
-
-    plain = jax.nn.dot_product_attention
-    return lax.platform_dependent(queries, keys, values, bias, mask, cpu=of_heads, default=plain)
 
 
 class FeedForward(nn.Module):

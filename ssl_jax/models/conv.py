@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from ssl_jax.models.conv_products import Geometry, Pair, is_product, is_tiling, patches, product
 from ssl_jax.models.depthwise import depthwise
+from ssl_jax.models.recompute import keep
 
 # Images and output gradients of a chunk together: they should stay in the second-level cache of a core. Measured with a
 # cache of 2 MB: chunks of 0.4 to 1.6 MB are equally fast, 3.2 MB is up to 3.5 times slower.
@@ -186,7 +187,7 @@ def conv_general_dilated(
     of_one = feature_group_count == x.shape[-1] > 1
     several = of_one and kernel.shape[-1] != x.shape[-1]  # outputs of a channel
     if x.ndim != 4 or several or any(d != 1 for d in lhs_dilation or ()) or precision is not None:
-        return lax.conv_general_dilated(
+        of_lax = lax.conv_general_dilated(
             x,
             kernel,
             strides,
@@ -197,6 +198,7 @@ def conv_general_dilated(
             feature_group_count=feature_group_count,
             precision=precision,
         )
+        return keep(of_lax)
     dilation = (rhs_dilation[0], rhs_dilation[1]) if rhs_dilation else (1, 1)
     if isinstance(padding, str):
         reach = [(k - 1) * d + 1 for k, d in zip(kernel.shape[:2], dilation, strict=True)]
@@ -207,8 +209,8 @@ def conv_general_dilated(
     kernel = lax.pcast(kernel, tuple(missing), to="varying") if missing else kernel
     strides, padding = tuple(strides), tuple(map(tuple, padding))
     if of_one:
-        return depthwise(x, kernel, Geometry(strides, padding, dilation))
-    return convolve(x, kernel, strides, padding, dilation, feature_group_count)
+        return keep(depthwise(x, kernel, Geometry(strides, padding, dilation)))
+    return keep(convolve(x, kernel, strides, padding, dilation, feature_group_count))
 
 
 def _varying_axes(x: Array) -> frozenset[str]:

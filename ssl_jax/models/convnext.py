@@ -16,6 +16,7 @@ from ssl_jax.models import stochastic_depth
 from ssl_jax.models._options import BranchDType, Remat
 from ssl_jax.models.blocks import dense, layer_norm, weight_init
 from ssl_jax.models.conv import Conv
+from ssl_jax.models.recompute import block_of, group_of
 
 POOLS = ("mean", "norm_mean")
 KERNEL = 7  # side of the depthwise convolutions
@@ -67,7 +68,7 @@ class ConvNeXt(nn.Module):
         "Probability, in training, that an image skips the branch of the last block (arXiv:1603.09382). It grows",
         "linearly from 0 at the first block. The paper has 0.1 for tiny, 0.4 for small and 0.5 for base and large.",
     ] = 0.0
-    remat: Remat = False
+    remat: Remat = "none"
     dtype: BranchDType = "float32"
 
     def __post_init__(self):
@@ -104,9 +105,8 @@ class ConvNeXt(nn.Module):
         options = dict(layer_scale=self.layer_scale, grn=self.grn, conv_mlp=self.conv_mlp, dtype=dtype)
         for stage, count in enumerate(self.stages):
             first = sum(self.stages[:stage])
-            x = Stage(self.base_width * 2**stage, stage > 0, self.remat, options, name=f"stages_{stage}")(
-                x, drops[first : first + count]
-            )
+            made = Stage(self.base_width * 2**stage, stage > 0, self.remat, options, name=f"stages_{stage}")
+            x = group_of(Stage.__call__, self.remat)(made, x, drops[first : first + count])
         norm = layer_norm(jnp.float32, "norm_pre") if self.pool == "norm_mean" else Head(name="head")
         if not pooled:
             return norm(x)
@@ -146,7 +146,7 @@ class Stage(nn.Module):
 
     width: int
     halves: bool
-    remat: bool
+    remat: str
     options: Any  # of Block
 
     @nn.compact
@@ -155,7 +155,7 @@ class Stage(nn.Module):
         if self.halves:
             x = layer_norm(dtype, "downsample_0")(x)
             x = patches(self.width, 2, dtype, "downsample_1")(x).astype(jnp.float32)
-        block = nn.remat(Block) if self.remat else Block
+        block = block_of(Block, self.remat)
         for i, drop in enumerate(drops):
             x = block(**self.options, name=f"blocks_{i}")(x, drop)
         return x

@@ -11,6 +11,8 @@ import flax.linen as nn
 from jax import lax
 from jaxtyping import Array
 
+from ssl_jax.models.recompute import keep
+
 ROWS = (((1,), (0,)), ((), ()))
 
 
@@ -24,7 +26,7 @@ def dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any 
         y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, ROWS, precision=precision, **options)
         return y.reshape(*x.shape[:-1], kernel.shape[1])
 
-    return plain(x, kernel) if x.ndim < 3 else lax.platform_dependent(x, kernel, cpu=of_rows, default=plain)
+    return keep(plain(x, kernel) if x.ndim < 3 else lax.platform_dependent(x, kernel, cpu=of_rows, default=plain))
 
 
 Dense = functools.partial(nn.Dense, dot_general=dot_general)

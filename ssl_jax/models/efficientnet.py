@@ -17,6 +17,7 @@ from ssl_jax.models import stochastic_depth
 from ssl_jax.models._options import DType, Remat
 from ssl_jax.models.conv import Conv
 from ssl_jax.models.norm import BatchNorm, NormGroups, NormKind
+from ssl_jax.models.recompute import block_of, group_of
 from ssl_jax.models.resnet import convolution
 
 
@@ -67,7 +68,7 @@ class EfficientNet(nn.Module):
     ] = 0.0
     batch_norm: NormKind = "sync"
     batch_norm_groups: NormGroups = 1
-    remat: Remat = False
+    remat: Remat = "none"
     dtype: DType = "float32"
 
     def __post_init__(self):
@@ -97,22 +98,29 @@ class EfficientNet(nn.Module):
             drops = stochastic_depth.factors(noise, [self.drop_path * i / blocks for i in range(blocks)])
         x = conv(scaled(STEM, self.width), 3, 2, dtype, "conv_stem")(images.astype(dtype))
         x = nn.silu(BatchNorm(**norm, name="bn1")(x, train, axis_name))
-        block = nn.remat(Block, static_argnums=(3, 4)) if self.remat else Block  # train and axis_name
-        number = 0
-        for stage, (count, kind) in enumerate(zip(self.stages, STAGES, strict=False)):
-            for i in range(count):
-                x = block(
-                    size=kind.size,
-                    stride=kind.stride if i == 0 else 1,
-                    expansion=kind.expansion,
-                    channels=scaled(kind.channels, self.width),
-                    norm=norm,
-                    name=f"blocks_{stage}_{i}",
-                )(x, drops[number], train, axis_name)
-                number += 1
+        run, first = group_of(EfficientNet.run_stage, self.remat, constants=(3, 4, 5)), 0
+        for stage, count in enumerate(self.stages):
+            x = run(self, x, drops[first : first + count], stage, train, axis_name)
+            first += count
         x = conv(self.dim, 1, 1, dtype, "conv_head")(x)
         x = nn.silu(BatchNorm(**norm, name="bn2")(x, train, axis_name))
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32) if pool else x.astype(jnp.float32)
+
+    def run_stage(self, x, drops, stage, train, axis_name):
+        """The map after all blocks of a stage; only `__call__` calls this."""
+        block = block_of(Block, self.remat, constants=(3, 4))  # train and axis_name
+        norm = {"kind": self.batch_norm, "groups": self.batch_norm_groups, "dtype": jnp.dtype(self.dtype)}
+        kind = STAGES[stage]
+        for i, drop in enumerate(drops):
+            x = block(
+                size=kind.size,
+                stride=kind.stride if i == 0 else 1,
+                expansion=kind.expansion,
+                channels=scaled(kind.channels, self.width),
+                norm=norm,
+                name=f"blocks_{stage}_{i}",
+            )(x, drop, train, axis_name)
+        return x
 
     def feature_map(
         self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ssl_jax.keys import COUNT, OneOf
 from ssl_jax.models._options import check_choice
+from ssl_jax.models.recompute import keep
 from ssl_jax.ops import of_each_device, vary_like
 
 KINDS = ("sync", "local", "grouped", "layer")
@@ -88,7 +89,7 @@ class BatchNorm(nn.Module):
         found = statistics(x)
         if self.kind == "local":
             return found, average(found, axis_name)
-        found = found if axis_name is None else combined(of_each_device(found, axis_name))
+        found = found if axis_name is None else combined(keep(of_each_device(found, axis_name)))
         return found, found
 
     def rescale(self, x, mean, var):
@@ -185,8 +186,8 @@ def average(value: Array, axis_name: str | None) -> Array:
 def statistics(x: Float[Array, "batch *positions dim"]) -> Float[Array, "2 dim"]:
     """Mean and biased variance of each channel, over these rows."""
     axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes)
-    return jnp.stack([mean, jnp.mean(centered_square(x, mean), axes)])
+    mean = keep(jnp.mean(x, axes))
+    return jnp.stack([mean, keep(jnp.mean(centered_square(x, mean), axes))])
 
 
 def combined(parts: Float[Array, "parts 2 *groups dim"]) -> Float[Array, "2 *groups dim"]:
@@ -238,7 +239,7 @@ def grouped_statistics(
         of_parts, over_all = found, average(jnp.mean(found, axis=0), axis_name)
     else:
         assert axis_name is not None  # as one device holds whole groups
-        found = of_each_device(found, axis_name)
+        found = keep(of_each_device(found, axis_name))
         of_groups = jax.vmap(combined)(found.reshape(groups, -1, *found.shape[2:]))
         first = lax.axis_index(axis_name) * len(parts)
         of_parts = of_groups[(first + jnp.arange(len(parts))) // (batch // groups // size)]

@@ -16,6 +16,7 @@ from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, OneOf
 from ssl_jax.models._options import DType, Remat
 from ssl_jax.models.conv import Conv
 from ssl_jax.models.norm import BatchNorm, NormGroups, NormKind
+from ssl_jax.models.recompute import block_of, group_of
 
 # (side of the kernel, stride, whether a 3x3 max-pool of stride 2 follows)
 STEMS = {"imagenet": (7, 2, True), "small": (3, 1, False), "strided": (3, 2, False)}
@@ -59,7 +60,7 @@ class ResNet(nn.Module):
     ] = False
     batch_norm: NormKind = "sync"
     batch_norm_groups: NormGroups = 1
-    remat: Remat = False
+    remat: Remat = "none"
     dtype: DType = "float32"
 
     def __post_init__(self):
@@ -105,20 +106,27 @@ class ResNet(nn.Module):
         if max_pool:
             # Flax annotates padding as a string, but takes all that lax.reduce_window takes.
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
-        block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # all but x
-        for stage, blocks in enumerate(self.stages):
-            for i in range(blocks):
-                x = block(
-                    width=self.stage_width(stage),
-                    inner=self.inner_channels(stage),
-                    groups=self.groups,
-                    stride=2 if stage > 0 and i == 0 else 1,
-                    bottleneck=self.bottleneck,
-                    zero_init_residual=self.zero_init_residual,
-                    norm=norm,
-                    name=f"layer{stage + 1}_{i}",
-                )(x, train, axis_name)
+        run = group_of(ResNet.run_stage, self.remat, constants=(2, 3, 4))
+        for stage in range(len(self.stages)):
+            x = run(self, x, stage, train, axis_name)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32) if pool else x.astype(jnp.float32)
+
+    def run_stage(self, x, stage, train, axis_name):
+        """The map after all blocks of a stage; only `__call__` calls this."""
+        block = block_of(Block, self.remat, constants=(2, 3))  # train and axis_name
+        norm = {"kind": self.batch_norm, "groups": self.batch_norm_groups, "dtype": jnp.dtype(self.dtype)}
+        for i in range(self.stages[stage]):
+            x = block(
+                width=self.stage_width(stage),
+                inner=self.inner_channels(stage),
+                groups=self.groups,
+                stride=2 if stage > 0 and i == 0 else 1,
+                bottleneck=self.bottleneck,
+                zero_init_residual=self.zero_init_residual,
+                norm=norm,
+                name=f"layer{stage + 1}_{i}",
+            )(x, train, axis_name)
+        return x
 
     def feature_map(
         self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None

@@ -19,6 +19,7 @@ from ssl_jax.models.blocks import Attention, FeedForward, PatchEmbed, add_branch
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.patches import from_tiles, to_tiles
 from ssl_jax.models.positions import patch_grid, relative_index
+from ssl_jax.models.recompute import block_of, group_of
 from ssl_jax.ops.shards import gather_all, has_shards
 
 EPSILON = 1e-5  # of each LayerNorm
@@ -67,7 +68,7 @@ class Swin(nn.Module):
         "Probability, in training, that an image skips each branch of the last block (arXiv:1603.09382).",
         "It grows linearly from 0 at the first block.",
     ] = 0.0
-    remat: Remat = False
+    remat: Remat = "none"
     dtype: BranchDType = "float32"
 
     def __post_init__(self):
@@ -139,7 +140,7 @@ class Swin(nn.Module):
                 dtype=dtype,
             )
             stage = Stage(options, shift, grid, merge=i > 0, remat=self.remat, name=f"layers_{i}")
-            x = stage(x, drops[first : first + depth])
+            x = group_of(Stage.__call__, self.remat)(stage, x, drops[first : first + depth])
             grid, first = stage.out_grid, first + depth
         x = layer_norm(jnp.float32, "norm", EPSILON)(x)
         return jnp.mean(x, axis=1) if pool else x.reshape(len(x), *grid, self.dim)
@@ -214,7 +215,7 @@ class Stage(nn.Module):
     shift: Pair
     grid: Pair
     merge: bool
-    remat: bool
+    remat: str
 
     @property
     def out_grid(self) -> Pair:
@@ -225,7 +226,7 @@ class Stage(nn.Module):
     def __call__(self, x, drops):
         if self.merge:
             x = PatchMerging(self.grid, self.options["dtype"], name="downsample")(x)
-        block = nn.remat(Block) if self.remat else Block
+        block = block_of(Block, self.remat)
         for i, drop in enumerate(drops):
             shift = self.shift if i % 2 else (0, 0)
             x = block(**self.options, grid=self.out_grid, shift=shift, name=f"blocks_{i}")(x, drop)

@@ -3,6 +3,7 @@
 Modules have timm's names, with "_" for "." before a number, so that weights/names.py needs no table of names.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
@@ -17,6 +18,7 @@ from ssl_jax import keys
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, OneOf, Range
 from ssl_jax.models import stochastic_depth
 from ssl_jax.models._options import BranchDType, Remat
+from ssl_jax.models.attention import AttentionKind
 from ssl_jax.models.blocks import MLPS, Block, PatchEmbed, layer_norm, weight_init
 from ssl_jax.models.positions import (
     RelativePositions,
@@ -26,6 +28,7 @@ from ssl_jax.models.positions import (
     rope_rotations,
     sincos_positions,
 )
+from ssl_jax.models.recompute import block_of, group_of, group_size, loop_of
 from ssl_jax.ops.shards import gather_all, gather_before_loop, has_shards
 
 POOLS = ("cls", "mean", "norm_mean")
@@ -130,7 +133,8 @@ class ViT(nn.Module):
         "forward or backward (as in DINOv2, whose group is the views of a device). The group must divide a device's",
         "images and microbatch; then results do not depend on the number of devices.",
     ] = 0
-    remat: Remat = False
+    attention: AttentionKind = "auto"
+    remat: Remat = "none"
     scan: Annotated[
         bool,
         "In training, the blocks are one loop, so that a deep model compiles in the time of one block.",
@@ -351,17 +355,27 @@ class ViT(nn.Module):
             qkv_bias=self.qkv_bias,
             qk_norm=self.qk_norm,
             eps=self.norm_eps,
+            attention=self.attention,
         )
 
     def run_blocks(self, groups, bias, count):
         """Outputs of the last `count` blocks: for each block, those of each group."""
-        block = nn.remat(Block) if self.remat else Block
         xs, outputs = [group.x for group in groups], []
-        for i in range(self.depth):
+        run = group_of(ViT.run_some, self.remat, constants=(4, 5))
+        size = group_size(self.depth, self.remat)
+        for first in range(0, self.depth, size):
+            xs, found = run(self, xs, groups, bias, range(first, first + size), self.depth - count)
+            outputs += found
+        return outputs
+
+    def run_some(self, xs, groups, bias, numbers, wanted):
+        """(last output, outputs of the blocks from `wanted` on) of some of the blocks in a row."""
+        block, outputs = block_of(Block, self.remat), []
+        for i in numbers:
             one = block(**self.block_options, name=f"blocks_{i}")
             xs = [one(x, group.drops[i], group.attend, bias, group.rope) for x, group in zip(xs, groups, strict=True)]
-            outputs.append(xs)
-        return outputs[-count:]
+            outputs += [xs] * (i >= wanted)
+        return xs, outputs
 
     def scan_blocks(self, groups, bias, count):
         """`run_blocks` as one loop over the stacked parameters of the blocks."""
@@ -386,10 +400,15 @@ class ViT(nn.Module):
             return lax.pcast(x, tuple(missing), to="varying") if missing else x
 
         by_block = [None if group.drops[0] is None else jnp.stack(group.drops) for group in groups]
-        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
-        last, outputs = lax.scan(step, [vary(group.x) for group in groups], (stacked, by_block))
+        inputs, run = (stacked, by_block), loop_of(step, self.remat)
+        if self.remat == "full":  # a loop over groups, each a loop over its blocks
+            size = group_size(self.depth, self.remat)
+            inputs = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), inputs)
+            run = loop_of(functools.partial(lax.scan, run), self.remat)
+        last, outputs = lax.scan(run, [vary(group.x) for group in groups], inputs)
         if count == 1:
             return [last]
+        outputs = jax.tree.map(lambda a: a.reshape(self.depth, *a.shape[-3:]), outputs)
         return [[of_group[i] for of_group in outputs] for i in range(self.depth - count, self.depth)]
 
     def run_in_turn(self, groups, bias, count):

@@ -283,7 +283,7 @@ def advice(result: Mapping[str, Any], place: Slice | None) -> list[str]:
     room = memory["limit"] - fixed
     settings = {key: result[key] for key in ("compute_dtype", "shard_state")} | {"model": {"remat": result["remat"]}}
     changes = at_same_batch(settings, 1, devices)
-    found = [f"{spelled({key: changes[key]})}: {why}" for key, why in WHY.items() if key in changes]
+    found = [f"{spelled({key: value})}: {WHY[key]}" for key, value in changes if key in WHY]
     if room <= 0:
         return [
             *(line for line in found if "shard_state" in line),

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ssl_jax.models.recompute import REMATS
+
 # Key -> what changing it does to memory.
 WHY = {
     "shard_state": "each device keeps a shard of the state",
@@ -12,27 +14,28 @@ WHY = {
 }
 
 
-def at_same_batch(settings: Mapping[str, Any], images: int, devices: int) -> dict[str, Any]:
-    """Changes of the config's keys that leave the batch as it is, such as {"model.remat": True}.
+def at_same_batch(settings: Mapping[str, Any], images: int, devices: int) -> list[tuple[str, Any]]:
+    """Changes of the config's keys that leave the batch as it is, such as ("model.remat", "block").
 
-    First those that do not change the results: shard_state, which sends the weights twice more; model.remat, which
-    needs a third more arithmetic; a ViT's model.microbatch. Then bfloat16.
+    First those that do not change the results: shard_state, which sends the weights twice more; model.remat, from
+    "dots", which needs hardly more arithmetic, to "full", which needs two thirds more; a ViT's model.microbatch. Then
+    bfloat16.
 
     Args:
       settings: the config's compute_dtype, shard_state, and all options of its model under "model".
       images: number of images on each device.
     """
-    model, changes = settings["model"], {}
+    model, changes = settings["model"], []
     if devices > 1 and not settings["shard_state"]:
-        changes["shard_state"] = True
-    if model.get("remat") is False:
-        changes["model.remat"] = True
+        changes.append(("shard_state", True))
+    if model.get("remat"):
+        changes += [("model.remat", more) for more in REMATS[REMATS.index(model["remat"]) + 1 :]]
     if "microbatch" in model and (images := model["microbatch"] or images) % 4 == 0:
         group = model.get("drop_path_group", 0)  # must divide a microbatch
         if not group or images // 4 % group == 0:
-            changes["model.microbatch"] = images // 4
+            changes.append(("model.microbatch", images // 4))
     if settings["compute_dtype"] == "float32":
-        changes["compute_dtype"] = "bfloat16"
+        changes.append(("compute_dtype", "bfloat16"))
     return changes
 
 
@@ -44,7 +47,7 @@ def remedies(settings: Mapping[str, Any], kept: Mapping[str, Any], devices: int)
     between two changes.
     """
     batch = settings["batch_size"]
-    for key, value in at_same_batch(settings, batch // devices, devices).items():
+    for key, value in at_same_batch(settings, batch // devices, devices):
         yield {key: value}
     microbatch = kept.get("model.microbatch", settings["model"].get("microbatch", 0))
     group = settings["model"].get("drop_path_group", 0)

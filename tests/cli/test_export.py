@@ -232,7 +232,7 @@ def test_what_timm_has_no_argument_for_is_refused(tmp_path, options, reason):
 
 
 def test_what_differs_in_training_only_is_no_argument(tmp_path):
-    options = {**VIT, "drop_path": 0.1, "dtype": "bfloat16", "remat": True}
+    options = {**VIT, "drop_path": 0.1, "dtype": "bfloat16", "remat": "block"}
     form = timm_names.timm_form(network(options), SIZE)
     assert form.call == timm_names.timm_form(network(VIT), SIZE).call
     assert form.backbone.model.dtype == "float32"

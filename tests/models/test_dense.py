@@ -1,4 +1,4 @@
-"""What is computed otherwise on a CPU: linear layers of more than rows, and attention."""
+"""Linear layers of more than rows are computed otherwise on a CPU."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.models.blocks import attention
 from ssl_jax.models.dense import Dense
 
 RNG = np.random.default_rng(0)
@@ -41,34 +40,7 @@ def test_dense_is_flaxs(shape, dtype):
     )
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("biased", [False, True])
-def test_attention_is_jaxs(masked, biased):
-    queries, keys, values = (normal(2, 5, 3, 4) for _ in range(3))
-    mask = jnp.asarray(RNG.random((2, 1, 5, 5)) < 0.6).at[:, :, :, 0].set(True) if masked else None
-    bias = normal(1, 3, 5, 5) if biased else jnp.zeros((1, 3, 5, 5))
-    found, expected = (
-        value_and_gradients(lambda q, k, v, b, of=of: of(q, k, v, b, mask), queries, keys, values, bias)
-        for of in (attention, jax.nn.dot_product_attention)
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
-
-
-def test_attention_without_a_bias_is_the_softmax_of_scaled_products():
-    queries, keys, values = (RNG.normal(size=(1, 3, 1, 4)) for _ in range(3))
-    logits = queries[0, :, 0] @ keys[0, :, 0].T / 2
-    weights = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    found = attention(*(jnp.asarray(x, jnp.float32) for x in (queries, keys, values)))
-    np.testing.assert_allclose(found[0, :, 0], weights @ values[0, :, 0], rtol=1e-5, atol=1e-6)
-
-
 def test_other_platforms_keep_their_way():
-    lowered = jax.jit(attention).trace(*(normal(2, 5, 3, 4) for _ in range(3))).lower(lowering_platforms=("tpu",))
-    plain = jax.jit(jax.nn.dot_product_attention).trace(*(normal(2, 5, 3, 4) for _ in range(3)))
-    products = [
-        text.count("dot_general") for text in (lowered.as_text(), plain.lower(lowering_platforms=("tpu",)).as_text())
-    ]
-    assert products[0] == products[1]
     x, kernel = normal(2, 3, 4), {"params": {"kernel": normal(4, 5), "bias": normal(5)}}
     text = jax.jit(Dense(5).apply).trace(kernel, x).lower(lowering_platforms=("tpu",)).as_text()
     assert "tensor<6x4xf32>" not in text and "tensor<2x3x4xf32>" in text

@@ -37,7 +37,7 @@ def value_and_gradient(module, variables, images, axis_name=None):
 
 def test_recomputed_and_with_drop_path_it_is_the_same_on_any_number_of_devices():
     options = dict(stages=(2,), drop_path=0.5)  # the second block is shifted, and left out for half of the images
-    plain, remat = small(**options), small(**options, remat=True)
+    plain, remat = small(**options), small(**options, remat="block")
     variables = drawn.variables_of(plain, IMAGES)
     split = on_eight(functools.partial(value_and_gradient, remat, axis_name="data"), out_specs=P())
 
@@ -51,7 +51,7 @@ def test_recomputed_and_with_drop_path_it_is_the_same_on_any_number_of_devices()
 
 
 def test_blocks_gather_their_shards():
-    module = small(remat=True)
+    module = small(remat="block")
     params = drawn.variables_of(module, IMAGES)["params"]
 
     def axis(path, leaf):

@@ -267,7 +267,10 @@ def value_and_gradient(module, variables, images, attend, axis_name=None):
 
 
 def test_recomputed_and_in_turn_the_blocks_are_the_same_on_any_number_of_devices():
-    plain, module = small(drop_path=0.5), small(drop_path=0.5, remat=True, microbatch=4)  # two of them on each device
+    plain, module = (
+        small(drop_path=0.5),
+        small(drop_path=0.5, remat="block", microbatch=4),
+    )  # two of them on each device
     images = IMAGES[:, :4]  # four patches and the class token
     attend = np.random.default_rng(1).random((1, 5, 5)) < 0.7
     variables = drawn.variables_of(plain, images)
@@ -288,7 +291,7 @@ def test_groups_are_the_same_recomputed_in_turn_and_as_a_loop():
     images = IMAGES[:16, :4]
     attend = np.random.default_rng(1).random((16, 5, 5)) < 0.7
     options = dict(drop_path=0.5, drop_path_uniform=True, drop_path_group=4)
-    modules = [small(**options), small(**options, scan=True, remat=True, microbatch=8)]
+    modules = [small(**options), small(**options, scan=True, remat="block", microbatch=8)]
     run = jax.jit(lambda *arrays: [value_and_gradient(module, *arrays) for module in modules])
     expected, got = run(drawn.variables_of(modules[0], images), images, attend)
     jax.tree.map(lambda got, expected: np.testing.assert_allclose(got, expected, atol=1e-5), got, expected)
@@ -311,7 +314,7 @@ def test_a_loop_gives_the_last_blocks_too():
 
 def test_of_a_loop_the_program_does_not_grow_with_the_depth():
     def length(depth, **options):
-        module = small(depth=depth, remat=True, **options)
+        module = small(depth=depth, remat="block", **options)
         variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
         gradient = jax.grad(lambda variables, images: jnp.sum(module.apply(variables, images, train=True)))
         return str(jax.make_jaxpr(gradient)(variables, IMAGES)).count("dot_general")

@@ -200,7 +200,7 @@ def not_fitting(**changes):
     """4096 images on 16 chips, of which each would need 1 GiB of state and 30 GiB of temporaries, and has 16."""
     memory = {"limit": 16 * 2**30, "needed": 31 * 2**30, "parameters": 2**29, "optimizer": 2**28, "method_state": 2**28}
     result = {"memory": memory, "devices": 16, "batch_size": 4096, "compute_dtype": "bfloat16"}
-    return result | {"shard_state": True, "remat": True} | changes
+    return result | {"shard_state": True, "remat": "full"} | changes
 
 
 def test_advice_for_what_does_not_fit():
@@ -220,7 +220,10 @@ def test_advice_for_what_does_not_fit():
         "one image on a device does not fit: use a smaller model or image, or a chip with more memory"
     ]
     assert "shard_state=True" in plan.advice(not_fitting(shard_state=False), place)[0]
-    assert "model.remat=True" in plan.advice(not_fitting(remat=False), place)[0]
+    assert [line[:25] for line in plan.advice(not_fitting(remat="dots"), place)[:2]] == [
+        "--config.model.remat=bloc",
+        "--config.model.remat=full",
+    ]
     assert plan.advice(not_fitting(remat=None), place) == plan.advice(not_fitting(), place)
     too_large = not_fitting()
     too_large["memory"]["optimizer"] = 17 * 2**30
@@ -271,26 +274,27 @@ def test_activations_are_no_more_than_all_temporaries():
 
 
 def test_remedies_come_in_the_order_of_what_they_cost():
-    vit = {"remat": False, "microbatch": 0}
+    vit = {"remat": "none", "microbatch": 0}
     settings = {"batch_size": 64, "compute_dtype": "float32", "shard_state": False, "model": vit}
-    shard, remat, eighths = {"shard_state": True}, {"model.remat": True}, {"model.microbatch": 2}
+    shard, eighths = {"shard_state": True}, {"model.microbatch": 2}
+    remats = [{"model.remat": remat} for remat in ("dots", "block", "full")]
     half = {"compute_dtype": "bfloat16"}
     batches = [{"batch_size": 32}, {"batch_size": 16}, {"batch_size": 8}]
-    assert list(remedies(settings, {}, devices=8)) == [shard, remat, eighths, half, *batches]
+    assert list(remedies(settings, {}, devices=8)) == [shard, *remats, eighths, half, *batches]
     # A microbatch that is kept must divide the images of a device.
-    assert list(remedies(settings, eighths, devices=8))[4:] == [*batches[:2], batches[2] | {"model.microbatch": 1}]
-    assert spelled(shard | remat) == "--config.shard_state=True --config.model.remat=True"
-    done = {"batch_size": 64, "compute_dtype": "bfloat16", "shard_state": True, "model": vit | {"remat": True}}
+    assert list(remedies(settings, eighths, devices=8))[6:] == [*batches[:2], batches[2] | {"model.microbatch": 1}]
+    assert spelled(shard | remats[0]) == "--config.shard_state=True --config.model.remat=dots"
+    done = {"batch_size": 64, "compute_dtype": "bfloat16", "shard_state": True, "model": vit | {"remat": "full"}}
     assert list(remedies(done, {}, devices=64)) == []
     # Groups of 4 are made of the 2 views of 2 images; of one image they are of 2 at most. No microbatch divides them.
-    grouped = done | {"batch_size": 128, "model": vit | {"remat": True, "drop_path_group": 4}}
+    grouped = done | {"batch_size": 128, "model": vit | {"remat": "full", "drop_path_group": 4}}
     fewer = {"batch_size": 64, "model.drop_path_group": 2}
     assert list(remedies(grouped, {}, devices=64)) == [fewer]
     many = grouped | {"batch_size": 512}  # whole groups of one view, until there are fewer than 4 images
     fewer = [{"batch_size": 256}, *({"batch_size": 64 * n, "model.drop_path_group": g} for n, g in ((2, 2), (1, 0)))]
     assert list(remedies(many, {}, devices=64)) == fewer
-    resnet = done | {"shard_state": False, "model": {"remat": True}}
-    assert list(remedies(resnet, {}, devices=64)) == [shard]
+    resnet = done | {"shard_state": False, "model": {"remat": "block"}}
+    assert list(remedies(resnet, {}, devices=64)) == [shard, remats[-1]]
 
 
 def test_a_search_ends_with_the_first_that_fits(monkeypatch, capsys):
@@ -327,7 +331,7 @@ def test_a_search_ends_with_the_first_that_fits(monkeypatch, capsys):
             [
                 set(),
                 {"shard_state"},
-                {"model.remat"},
+                *[{"model.remat"}] * 3,
                 {"model.remat", "compute_dtype"},
                 {"model.remat", "compute_dtype", "batch_size"},
             ],
@@ -343,7 +347,7 @@ def test_a_search_drops_what_does_not_help(monkeypatch, limit, found, tried):
     def made_up(config, place):
         changes = {
             "shard_state": config.shard_state,
-            "model.remat": config.model.get("remat", False),
+            "model.remat": config.model.get("remat", "none") != "none",
             "compute_dtype": config.compute_dtype == "bfloat16",
         }
         sizes = {"shard_state": 7, "model.remat": -3, "compute_dtype": -4}
