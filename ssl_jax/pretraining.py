@@ -8,14 +8,13 @@ import functools
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
-from ssl_jax import compiled, dist, weights
+from ssl_jax import compiled, dist, paths, weights
 from ssl_jax import config as configs
 from ssl_jax.config import Config
 from ssl_jax.data import Augmentation, Items, as_source
@@ -24,6 +23,7 @@ from ssl_jax.data.uniform import Uniform
 from ssl_jax.evaluation.online import make_online_knn
 from ssl_jax.methods import MethodFactory, Schedule
 from ssl_jax.models.adapt import named
+from ssl_jax.paths import AnyPath
 from ssl_jax.training import build, resolution
 from ssl_jax.training.beginning import Beginning, show
 from ssl_jax.training.build import Given, OwnFunction
@@ -41,7 +41,7 @@ from ssl_jax.workdir.metrics import MetricsWriter, read_metrics
 class Run:
     """A finished pre-training. backbone: as `load_backbone` gives it."""
 
-    workdir: Path
+    workdir: AnyPath
     backbone: Backbone
 
     @property
@@ -77,7 +77,7 @@ def pretrain(
       images: a source of `ssl_jax.data`, an array, or any object with `__len__` and `__getitem__`; None for those that
         config.data names. Given images of another type or number of channels than config.data's bring their own, with
         their mean and std.
-      workdir: where the run's files go.
+      workdir: where the run's files go: a directory, or gs://BUCKET/DIRECTORY or s3://BUCKET/DIRECTORY.
       backbone: a `flax.linen.Module` or a `flax.nnx.Module`, images [batch, height, width, channels] -> [batch, dim];
         see ssl_jax/models/adapt.py. In place of config.model.
       method: `methods.TwoView(loss)`, a class that inherits from `methods.Base`, or another function (backbone,
@@ -91,20 +91,21 @@ def pretrain(
     Raises:
       ConfigError: a sentence, for what cannot be run.
       Stopped: after SIGTERM or Ctrl-C, with the state saved. It is a KeyboardInterrupt, so that a loop over runs ends.
-      Diverged, CheckpointError, MetricsError, ImagesError: sentences, for what went wrong.
+      Diverged, CheckpointError, MetricsError, ImagesError, StoreError: sentences, for what went wrong.
     """
     given = Given(backbone=backbone, method=method, optimizer=optimizer, augment=augment)
     source = None if images is None else configs.call(as_source, {}, "images", images)
+    where = configs.call(paths.path, {}, "workdir", workdir)
     compiled.keep()
     with contextlib.ExitStack() as the_end:
-        return _pretrain(the_end, config, source, Path(workdir), given, begin, on_metrics)
+        return _pretrain(the_end, config, source, where, given, begin, on_metrics)
 
 
 def _pretrain(
     the_end: contextlib.ExitStack,
     given_config: ConfigDict,
     given_source: Source | None,
-    workdir: Path,
+    workdir: AnyPath,
     given: Given,
     begin: Backbone | None,
     on_metrics: OnMetrics | None,
@@ -133,7 +134,7 @@ def _pretrain(
     facts.check_images(workdir, **images)
     facts.check_given(workdir, of_run)
     facts.check_constants(workdir, constants)
-    the_end.enter_context(lock.alone(workdir))
+    check_held = the_end.enter_context(lock.alone(workdir))
 
     if dist.is_first():
         resolution.warn(config, source, training.augmentations)
@@ -143,7 +144,9 @@ def _pretrain(
     state = loop.restore()
     start = int(state.step)
     first = dist.is_first()
-    writer = MetricsWriter(workdir, start) if first else None
+    writer = MetricsWriter(workdir, start, check_held) if first else None
+    if writer:
+        loop.checkpoints.before_commit = writer.sync
     evaluate = make_online_knn(config, normalization, source, training.method, loop.mesh)
     if begin is not None:
         if first and beginning.facts:
@@ -241,7 +244,7 @@ def print_banner(config: Config, of_run: Mapping[str, Any], schedule: Schedule, 
             print("compiling the train step ...", flush=True)
 
 
-def save_backbone(workdir: Path, config: Config, variables: Any, of_run: Mapping[str, Any], steps: int) -> None:
+def save_backbone(workdir: AnyPath, config: Config, variables: Any, of_run: Mapping[str, Any], steps: int) -> None:
     data, backbone = config.data, of_run["backbone"]
     meta = {
         "model": {"given": backbone["name"]} if backbone["given"] else build.model_options(config),

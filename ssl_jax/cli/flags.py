@@ -6,18 +6,23 @@ import contextlib
 import errno
 import os
 import sys
+import uuid
 from collections.abc import Generator, Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from absl import flags
+from etils import epath
 
+from ssl_jax import config as configs
+from ssl_jax import paths
 from ssl_jax.cli.show_config import show
 from ssl_jax.config import ConfigError, get_config, require
 from ssl_jax.config.files import cause_of
 from ssl_jax.config.kinds import KINDS
 from ssl_jax.config.overrides import Sections, override
+from ssl_jax.paths import AnyPath
+from ssl_jax.stores import SCHEMES, StoreError
 
 NO_DIRECTORY = "a directory is needed there, so use another path"
 NO_ROOM, NO_RIGHT = "make room there", "make it readable and writable, or use another path"
@@ -115,11 +120,11 @@ def _take_config(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
 def user_errors(*kinds: type[Exception]) -> Generator[None]:
     """Ends the program with a message instead of a traceback, for errors that are not the program's fault.
 
-    These are ConfigError and the given kinds, whose message is for the user, and errors of the disk.
+    These are ConfigError, StoreError and the given kinds, whose message is for the user, and errors of the disk.
     """
     try:
         yield
-    except (ConfigError, *kinds) as error:
+    except (ConfigError, StoreError, *kinds) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         if error.errno not in DISK_REMEDIES:
@@ -130,8 +135,38 @@ def user_errors(*kinds: type[Exception]) -> Generator[None]:
         )
 
 
-def check_file(name: str, path: Path) -> None:
+def path(name: str, text: str) -> AnyPath:
+    """The path that the flag names, on a disk or in a store. Raises: ConfigError as `paths.path`."""
+    return configs.call(paths.path, {}, f"--{name}", text)
+
+
+def check_store(name: str, path: epath.Path) -> None:
+    """Checks, before any work, that files can be written there: it writes one and removes it. Raises: ConfigError."""
+    scheme, _, rest = str(path).partition("://")
+    bucket = rest.partition("/")[0]
+    probe = path / f".probe-{uuid.uuid4().hex}"
+    try:
+        paths.upload(probe, b"")
+        paths.remove(probe)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"--{name}={path}: there is no bucket {bucket}; make it first, {SCHEMES[scheme].make}{bucket}"
+        ) from error
+    except StoreError:
+        raise
+    except Exception as error:  # of any type: of the rights, or of what asks for them
+        line = (str(error).splitlines() or [""])[0][:300]
+        raise ConfigError(
+            f"--{name}={path}: it cannot be written ({type(error).__name__}: {line}); give this machine the right to "
+            f"read, write and delete in the bucket {bucket}, or use another --{name}"
+        ) from error
+
+
+def check_file(name: str, path: AnyPath) -> None:
     """Checks, before any work, that the file which the flag names can be written. Raises: ConfigError."""
+    if isinstance(path, epath.Path):
+        check_store(name, path.parent)
+        return
     if not path.parent.is_dir():
         raise ConfigError(f"--{name}={path}: there is no directory {path.parent}; make it first")
     if path.is_dir():
@@ -140,23 +175,26 @@ def check_file(name: str, path: Path) -> None:
         raise ConfigError(f"--{name}={path}: it cannot be written; make it writable, or give another file")
 
 
-def written_files(name: str, text: str, endings: Sequence[str]) -> list[Path]:
+def written_files(name: str, text: str, endings: Sequence[str]) -> list[AnyPath]:
     """The files that the flag names, separated by commas, after the check of `check_file`.
 
     Raises: ConfigError for a file of another ending.
     """
-    paths = [Path(part) for part in text.split(",")]
-    for path in paths:
-        if path.suffix not in endings:
+    files = [path(name, part) for part in text.split(",")]
+    for file in files:
+        if file.suffix not in endings:
             raise ConfigError(
-                f"--{name}={text}: the name of a file must end in {' or '.join(endings)}, got {path.name!r}"
+                f"--{name}={text}: the name of a file must end in {' or '.join(endings)}, got {file.name!r}"
             )
-        check_file(name, path)
-    return paths
+        check_file(name, file)
+    return files
 
 
-def check_directory(name: str, path: Path) -> None:
+def check_directory(name: str, path: AnyPath) -> None:
     """Checks, before any work, that the directory which the flag names can be made or used. Raises: ConfigError."""
+    if isinstance(path, epath.Path):
+        check_store(name, path)
+        return
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():
         raise ConfigError(f"--{name}={path}: {there} is a file; use another --{name}")

@@ -6,7 +6,6 @@ backbone.safetensors with backbone.json. If started again with the same DIR, it 
 
 import signal
 import sys
-from pathlib import Path
 
 from ssl_jax import dist
 from ssl_jax.cli import flags
@@ -30,7 +29,10 @@ def main(argv: list[str] | None = None) -> None:
             program="ssl_jax train: self-supervised pre-training",
             sections=of_sections,
             strings={
-                "workdir": "directory for the run's files (required); a second start with the same one goes on",
+                "workdir": (
+                    "directory for the run's files, also gs://BUCKET/DIRECTORY or s3://BUCKET/DIRECTORY (required); a "
+                    "second start with the same one goes on"
+                ),
                 "coordinator": (
                     "HOST:PORT of process 0, needed where neither SLURM nor a TPU pod sets it; "
                     "default: $JAX_COORDINATOR_ADDRESS"
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         if not given.workdir:
             raise ConfigError("--workdir is missing; for example --workdir runs/first")
-        flags.check_directory("workdir", Path(given.workdir))
+        flags.check_directory("workdir", flags.path("workdir", given.workdir))
         dist.start_processes(given.coordinator, given.num_processes, given.process_id)
         try:
             pretrain(given.config, workdir=given.workdir)

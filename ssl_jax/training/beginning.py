@@ -1,15 +1,15 @@
 """The weights that a run begins with: those of config.begin, or those that a script gives."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
-from ssl_jax import dist, models
+from ssl_jax import dist, models, paths
 from ssl_jax.config import Config
 from ssl_jax.models.adapt import named
+from ssl_jax.paths import AnyPath
 from ssl_jax.training import build
 from ssl_jax.training.build import Given
 from ssl_jax.training.state import digest
@@ -31,7 +31,7 @@ class Beginning:
       for a file that is not there, and for others than those that the run in `workdir` began with.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, given: Given, begin: Backbone | None):
+    def __init__(self, config: ConfigDict, workdir: AnyPath, given: Given, begin: Backbone | None):
         path, self._given, self._begin = config.get("begin", ""), given, begin
         if path is None and begin is None:
             raise configs.ConfigError(
@@ -53,7 +53,7 @@ class Beginning:
         elif path and (file := find_file(path)).is_file():
             now = {"name": path, "digest": files.digest(file)[:DIGITS], "given": False}
         elif path and not self._goes_on:
-            raise configs.ConfigError(f"config.begin: no file {file} (looked from {Path.cwd()})")
+            raise configs.ConfigError(f"config.begin: no file {file}{paths.looked_from(file)}")
         elif path and dist.is_first():
             print(f"the weights {path} are no longer there; the run goes on from its checkpoint without them")
         if now:

@@ -5,18 +5,18 @@ import functools
 import itertools
 import json
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from ssl_jax import dist
-from ssl_jax.workdir import files
+from ssl_jax import dist, paths
+from ssl_jax.paths import AnyPath
+from ssl_jax.stores import StoreError
+from ssl_jax.workdir import facts, files
 
 if TYPE_CHECKING:
     from ssl_jax.training.checkpoint_manager import Manager
@@ -33,15 +33,21 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and the one with the best online kNN.
 
-    A checkpoint appears under its final name only when it is complete, so a kill while saving leaves the one before.
+    A checkpoint appears under its final name only when it is complete, so a kill while saving leaves the one before. In
+    a store, which cannot rename a directory, a file that Orbax writes last says that a checkpoint is complete.
     Each checkpoint holds digests of its files, because Orbax stores weights without a checksum: of 33 bits flipped in a
     file of weights, 29 were restored without an error.
     All processes of a run must call each method, at the same step.
+
+    Attributes:
+      before_commit: called in the first process, by another thread, before a checkpoint counts as complete. If it
+        raises, the checkpoint never does.
     """
 
-    def __init__(self, directory: Path, keep: int = 3):
-        self._directory, self._keep = directory.absolute(), keep
-        self._directory.mkdir(parents=True, exist_ok=True)
+    def __init__(self, directory: AnyPath, keep: int = 3):
+        self._directory, self._keep = paths.absolute(directory), keep
+        paths.make_directory(self._directory)
+        self.before_commit: Callable[[], None] = lambda: None
         self._failures: list[BaseException] = []  # of this process's writes
         self._opened: Manager | None = None
 
@@ -86,7 +92,7 @@ class Checkpoints:
         Raises: CheckpointError if all checkpoints are damaged, or if an undamaged one cannot be restored. Then nothing
           is moved.
         """
-        if not any(facts["saved"] for facts in dist.gather_facts({"saved": bool(self._steps_on_disk())})):
+        if not any(of["saved"] for of in dist.gather_facts({"saved": bool(self._steps_on_disk())})):
             return None
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         damaged: dict[int, str] = {}
@@ -137,7 +143,8 @@ class Checkpoints:
         except Exception as error:  # a disk error, of nearly any type: it depends on where in Orbax it surfaces
             # Orbax's other writes failed, too; asyncio would print the trace of each below this error.
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-            remedy = "Make room there, and make it writable"
+            remote = paths.is_remote(self._directory)
+            remedy = "See that it answers and may be written to" if remote else "Make room there, and make it writable"
             if jax.process_count() > 1:
                 remedy += ". If another process ended, its own output says why"
             raise CheckpointError(
@@ -147,16 +154,24 @@ class Checkpoints:
             ) from error
 
     def _steps_on_disk(self) -> list[int]:
-        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
+        return facts.complete_steps(self._directory)
 
     def _write_digests(self) -> None:
         # Called when all files are written, before the directory is given its final name.
         if not dist.is_first():
             return
-        for written in self._directory.glob(UNFINISHED):
-            paths = [path for path in written.rglob("*") if path.is_file() and path.name != UNDIGESTED]
-            found = digests(written, [str(path.relative_to(written)) for path in paths])
-            (written / DIGESTS).write_text(json.dumps(found, indent=1, sort_keys=True))
+        self.before_commit()
+        for written in self._unfinished():
+            names = [name for name in paths.files_below(written) if name.rpartition("/")[2] != UNDIGESTED]
+            text = json.dumps(digests(written, names), indent=1, sort_keys=True)
+            (written / DIGESTS).write_text(text)
+
+    def _unfinished(self) -> list[AnyPath]:
+        """The directories of checkpoints that are being written."""
+        if not paths.is_remote(self._directory):
+            return list(self._directory.glob(UNFINISHED))
+        steps = [int(name) for name in paths.names(self._directory) if name.isdigit()]
+        return [self._directory / str(step) for step in sorted(set(steps).difference(self._steps_on_disk()))]
 
     def _damage(self, step: int) -> str:
         """What is wrong with the checkpoint's files, by their digests; "" if nothing is, or if there are no digests.
@@ -169,16 +184,16 @@ class Checkpoints:
             damage = self._changed_file(step)
         except (FileNotFoundError, ValueError) as error:
             damage = name_and_line(error)
-        except OSError as error:
+        except (OSError, StoreError) as error:
             silence = name_and_line(error)
         everywhere = dist.gather_facts({"damage": damage, "silence": silence})
-        for silence in filter(None, (facts["silence"] for facts in everywhere)):
+        for silence in filter(None, (of["silence"] for of in everywhere)):
             raise CheckpointError(
                 f"checkpoint {step} in {self._directory} cannot be read now ({silence}); it may be "
                 "whole, and nothing was changed. When the disk answers again, the same command goes "
                 "on from it"
             )
-        return next(filter(None, (facts["damage"] for facts in everywhere)), "")
+        return next(filter(None, (of["damage"] for of in everywhere)), "")
 
     def _changed_file(self, step: int) -> str:
         directory = self._directory / str(step)
@@ -192,10 +207,10 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         if dist.is_first():
             aside = self._directory.with_name(self._directory.name + ".damaged")
-            aside.mkdir(exist_ok=True)
+            paths.make_directory(aside)
             names = itertools.chain([str(step)], (f"{step}.{count}" for count in itertools.count(2)))
             free = next(aside / name for name in names if not (aside / name).exists())
-            shutil.move(self._directory / str(step), free)
+            paths.move_folder(self._directory / str(step), free, first=facts.COMMITTED)
         dist.wait_for_all(f"checkpoint {step} set aside")
         self._manager.reload()
 
@@ -219,7 +234,7 @@ def mute_late_writes() -> None:
     sys.unraisablehook = without_late_writes(sys.unraisablehook)
 
 
-def digests(directory: Path, names: Sequence[str]) -> dict[str, str]:
+def digests(directory: AnyPath, names: Sequence[str]) -> dict[str, str]:
     """{name: digest} of files in the directory."""
     with ThreadPoolExecutor() as pool:
         return dict(zip(names, pool.map(lambda name: files.digest(directory / name), names), strict=True))

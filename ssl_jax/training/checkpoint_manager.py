@@ -2,11 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from ssl_jax.paths import AnyPath
+from ssl_jax.training import orbax_s3
 
 BEST_METRIC = "knn_top1"
 
@@ -20,7 +22,7 @@ class Manager(ocp.CheckpointManager):
       on_written: called when all files of a checkpoint are written, before its directory is given its final name.
     """
 
-    def __init__(self, directory: Path, keep: int, failures: list[BaseException], on_written: Callable[[], None]):
+    def __init__(self, directory: AnyPath, keep: int, failures: list[BaseException], on_written: Callable[[], None]):
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: metrics[BEST_METRIC], n=1, keep_checkpoints_without_metrics=False
         )
@@ -34,6 +36,8 @@ class Manager(ocp.CheckpointManager):
                 create_directories_asynchronously=False,
             ),
         )
+        if str(directory).startswith("s3://"):
+            orbax_s3.enable()
         handler, registry = _NotingHandler(failures), ocp.handlers.DefaultCheckpointHandlerRegistry()
         for kind in (ocp.args.StandardSave, ocp.args.StandardRestore):
             registry.add("state", kind, handler)

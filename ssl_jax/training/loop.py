@@ -2,7 +2,6 @@
 
 import collections
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from ssl_jax import dist
 from ssl_jax.config import Config
 from ssl_jax.data import pipeline
 from ssl_jax.data.sources import Source
+from ssl_jax.paths import AnyPath
 from ssl_jax.training import build
 from ssl_jax.training.build import Training
 from ssl_jax.training.checkpoint import Checkpoints
@@ -59,7 +59,7 @@ class Loop:
         config: Config,
         training: Training,
         source: Source,
-        workdir: Path,
+        workdir: AnyPath,
         termination: Termination,
         begin: Backbone | None = None,
     ):

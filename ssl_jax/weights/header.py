@@ -5,12 +5,13 @@
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import safetensors.numpy
 
+from ssl_jax import paths
 from ssl_jax.data.normalization import Normalization
+from ssl_jax.paths import AnyPath
 from ssl_jax.weights.backbone import Variables
 from ssl_jax.weights.names import torch_tensors
 from ssl_jax.workdir import files
@@ -37,7 +38,7 @@ def save_backbone(directory: str | os.PathLike[str], variables: Variables, meta:
     tensors = torch_tensors(variables)
     # One entry only, as the library writes several in no fixed order.
     header = {META: json.dumps(meta, sort_keys=True)}
-    directory = Path(directory)
+    directory = paths.path(directory)
     with files.replacing(directory / FILE) as file:
         file.write(safetensors.numpy.save(tensors, header))
     with files.replacing((directory / FILE).with_suffix(".json")) as file:
@@ -48,7 +49,7 @@ def as_tuple(value: Any) -> Any:
     return tuple(cast(list[Any], value)) if isinstance(value, list) else value
 
 
-def read_meta(file: Any, path: Path) -> dict[str, Any] | None:
+def read_meta(file: Any, path: AnyPath) -> dict[str, Any] | None:
     """The `meta` of save_backbone; None for a file that it did not write. Raises: ValueError for unusable meta."""
     header: Mapping[str, str] = file.metadata() or {}
     text = header.get(META)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -15,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from ssl_jax import models
+from ssl_jax import models, paths
 from ssl_jax.models import swin
 from ssl_jax.models.adapt import EXAMPLE, as_backbone
 from ssl_jax.models.positions import patch_grid
 from ssl_jax.models.vit import ViT
+from ssl_jax.paths import AnyPath
 from ssl_jax.weights import adapting, layouts
 from ssl_jax.weights.backbone import Backbone
 from ssl_jax.weights.header import FILE, META, VALUE_KEYS, as_tuple, checked_meta, read_meta
@@ -95,15 +95,15 @@ def load_backbone(
     changes = Changes(prefix, size, patch_size, channels, inflate)
     try:
         # The library compares the sizes in the header with the file's size before it returns any array.
-        with cast(Any, safetensors.safe_open(path, framework="numpy")) as file:
+        with paths.local(path) as copy, cast(Any, safetensors.safe_open(copy, framework="numpy")) as file:
             return _read(file, path, model, changes)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or save it again") from error
 
 
-def find_file(path: str | os.PathLike[str]) -> Path:
+def find_file(path: str | os.PathLike[str]) -> AnyPath:
     """The file that `load_backbone` reads for this path. It need not be there."""
-    path = Path(path)
+    path = paths.path(path)
     if not path.is_dir():
         return path
     return path / HUB_FILE if (path / HUB_FILE).is_file() and not (path / FILE).is_file() else path / FILE
@@ -115,7 +115,7 @@ def model_in(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises: as `load_backbone`.
     """
     path = find_file(path)
-    with cast(Any, safetensors.safe_open(path, framework="numpy")) as file:
+    with paths.local(path) as copy, cast(Any, safetensors.safe_open(copy, framework="numpy")) as file:
         meta = read_meta(file, path)
     if meta is not None:
         return meta["model"]
@@ -123,7 +123,7 @@ def model_in(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {"name": name.partition(".")[0]} if name else {}
 
 
-def _read(file: Any, path: Path, model: Any, changes: Changes) -> Backbone:
+def _read(file: Any, path: AnyPath, model: Any, changes: Changes) -> Backbone:
     meta = read_meta(file, path)
     tensors = {name: _stored(file, name) for name in file.keys()}  # noqa: SIM118  it is no dict
     hub = _hub_config(path) if meta is None else {}
@@ -178,7 +178,7 @@ def _stored(file: Any, name: str) -> Stored:
     return Stored(tuple(tensor.get_shape()), tensor.get_dtype(), lambda: file.get_tensor(name))
 
 
-def _values(path: Path, name: str, tensor: Stored) -> np.ndarray:
+def _values(path: AnyPath, name: str, tensor: Stored) -> np.ndarray:
     """Raises: ValueError for what is not floats, or not finite."""
     if tensor.dtype not in FLOATS:
         raise ValueError(f"{path}: tensor {name} holds {tensor.dtype}, not floats ({', '.join(FLOATS)})")
@@ -190,7 +190,7 @@ def _values(path: Path, name: str, tensor: Stored) -> np.ndarray:
     return values
 
 
-def _translated(path: Path, tensors: dict[str, Stored], prefix: str | None) -> dict[str, Stored]:
+def _translated(path: AnyPath, tensors: dict[str, Stored], prefix: str | None) -> dict[str, Stored]:
     """With timm's names. Raises: ValueError for an unknown prefix, or several to choose from."""
     found = layouts.find(tensors)
     if found is None:  # of a module of the user's own, perhaps
@@ -210,7 +210,7 @@ def _translated(path: Path, tensors: dict[str, Stored], prefix: str | None) -> d
 
 
 def _module(
-    path: Path,
+    path: AnyPath,
     model: Any,
     meta: dict[str, Any] | None,
     shapes: Mapping[str, tuple[int, ...]],
@@ -265,7 +265,7 @@ def _grid(module: nn.Module) -> tuple[int, int] | None:
     return patch_grid((size, size) if isinstance(size, int) else size, patch)
 
 
-def _hub_config(path: Path) -> dict[str, Any]:
+def _hub_config(path: AnyPath) -> dict[str, Any]:
     """What config.json and preprocessor_config.json beside timm's and Hugging Face's model.safetensors say: model (only
     timm's), image_size, normalization; and meta, as `save_backbone` has it, in a directory that we exported."""
     if path.name != HUB_FILE:
@@ -291,11 +291,11 @@ def _hub_config(path: Path) -> dict[str, Any]:
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: AnyPath) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(path: AnyPath, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ValueError for the first tensor that is missing, not in the architecture, or of another shape."""
     unknown = [name for name in found if name not in wanted and not UNUSED.fullmatch(name)]
     for name, shape in wanted.items():
@@ -352,7 +352,7 @@ def _options(name: str, usual: nn.Module, shapes: Mapping[str, tuple[int, ...]])
     return {}
 
 
-def _convert_recipe(path: Path) -> str:
+def _convert_recipe(path: AnyPath) -> str:
     converted = path.with_suffix(".safetensors").name
     return (
         f"{path} is pickled, and opening it could run code that it holds; convert it once, where torch is installed: "

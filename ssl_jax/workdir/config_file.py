@@ -1,18 +1,17 @@
 """config.json: the resolved config of a run. The workdir belongs to that config."""
 
-from pathlib import Path
-
 import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
-from ssl_jax import dist
+from ssl_jax import dist, paths
+from ssl_jax.paths import AnyPath
 from ssl_jax.workdir.files import load, write
 
 NAME = "config.json"
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
+def claim(workdir: AnyPath, config: ConfigDict) -> None:
     """Claims `workdir` for this config.
 
     Raises: ConfigError if it belongs to another config, with the differences; and if the processes of this run do not
@@ -29,7 +28,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             )
     dist.wait_for_all("workdir read")
     if dist.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
+        paths.make_directory(workdir)
         write(path, configs.dumps(config))
     dist.wait_for_all("workdir claimed")
     if not path.exists():
@@ -39,7 +38,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def saved(workdir: Path) -> ConfigDict | None:
+def saved(workdir: AnyPath) -> ConfigDict | None:
     """The config of the run in `workdir`; None if it holds none."""
     path = workdir / NAME
     return _completed(load(path, configs.loads)) if path.exists() else None
@@ -50,7 +49,7 @@ def _completed(config: ConfigDict) -> ConfigDict:
     return ConfigDict(configs.plain(configs.base_config()) | configs.plain(config))
 
 
-def read_config(workdir: Path) -> ConfigDict:
+def read_config(workdir: AnyPath) -> ConfigDict:
     """The config of the run in `workdir`. Raises: ConfigError if there is none."""
     found = saved(workdir)
     if found is None:

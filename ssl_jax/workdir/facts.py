@@ -13,11 +13,13 @@ import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
-from ssl_jax import dist
+from ssl_jax import dist, paths
 from ssl_jax.data.sources import Source
+from ssl_jax.paths import AnyPath
 from ssl_jax.workdir.files import load, write
 
 NAME = "run.json"
+COMMITTED = "commit_success.txt"  # Orbax writes it last, in a store, where it cannot rename a directory
 GIVEN = ("backbone", "method", "optimizer", "augment")  # what a script may give in place of a section of the config
 PACKAGES = ("ssl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "opencv-python-headless")
 
@@ -31,22 +33,30 @@ def of_source(source: Source, *, given: bool) -> dict[str, Any]:
     return {"name": source.name, "kind": type(source).__name__, "digest": source.digest(), "given": given}
 
 
-def trained_on(workdir: Path) -> dict[str, Any]:
+def trained_on(workdir: AnyPath) -> dict[str, Any]:
     """`of_source` of the run in `workdir`; {} if its run.json has none, as in earlier versions."""
     return read(workdir).get("source", {})
 
 
-def read(workdir: Path) -> dict[str, Any]:
+def read(workdir: AnyPath) -> dict[str, Any]:
     """run.json; {} if there is none."""
     path = workdir / NAME
     return load(path, lambda text: dict(json.loads(text))) if path.exists() else {}
 
 
-def has_checkpoints(workdir: Path) -> bool:
-    return any((workdir / "checkpoints").glob("[0-9]*"))
+def has_checkpoints(workdir: AnyPath) -> bool:
+    return bool(complete_steps(workdir / "checkpoints"))
 
 
-def check_given(workdir: Path, of_run: Mapping[str, Mapping[str, Any]]) -> None:
+def complete_steps(checkpoints: AnyPath) -> list[int]:
+    """The steps of the complete checkpoints in a directory, sorted."""
+    steps = sorted(int(name) for name in paths.names(checkpoints) if name.isdigit())
+    if not paths.is_remote(checkpoints):
+        return steps
+    return [step for step in steps if (checkpoints / str(step) / COMMITTED).exists()]
+
+
+def check_given(workdir: AnyPath, of_run: Mapping[str, Mapping[str, Any]]) -> None:
     """Checks the backbone, method, optimizer and augmentation that a script gave.
 
     `of_run`: {what: {"name", "given"}} of this start.
@@ -69,7 +79,7 @@ def check_given(workdir: Path, of_run: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def check_begin(workdir: Path, digest: str) -> None:
+def check_begin(workdir: AnyPath, digest: str) -> None:
     """Raises: ConfigError if the run in `workdir` has checkpoints and, by its run.json, began with other weights."""
     begun = read(workdir).get("begin") if has_checkpoints(workdir) else None
     if begun is None or begun["digest"] == digest:
@@ -81,7 +91,7 @@ def check_begin(workdir: Path, digest: str) -> None:
     )
 
 
-def check_constants(workdir: Path, digests: Mapping[str, str]) -> None:
+def check_constants(workdir: AnyPath, digests: Mapping[str, str]) -> None:
     """Checks what the method is given that no step changes, by its digests: {name: digest}.
 
     Raises: ConfigError if the run in `workdir` has checkpoints and, by its run.json, began with others.
@@ -98,7 +108,7 @@ def check_constants(workdir: Path, digests: Mapping[str, str]) -> None:
             )
 
 
-def check_images(workdir: Path, *, num_images: int, images_digest: str) -> None:
+def check_images(workdir: AnyPath, *, num_images: int, images_digest: str) -> None:
     """Raises: ConfigError if the run in `workdir` has checkpoints and, by its run.json, began on other images."""
     if not has_checkpoints(workdir):
         return
@@ -123,7 +133,7 @@ def check_images(workdir: Path, *, num_images: int, images_digest: str) -> None:
     )
 
 
-def check_measured(workdir: Path, found: Iterable[Source], data: str) -> None:
+def check_measured(workdir: AnyPath, found: Iterable[Source], data: str) -> None:
     """Checks that the run was trained on images of its config.
 
     found: the images of the config, whole or their training part; none is taken after one that the run was trained on.
@@ -145,7 +155,7 @@ def check_measured(workdir: Path, found: Iterable[Source], data: str) -> None:
     )
 
 
-def check_processes(config: ConfigDict, workdir: Path) -> None:
+def check_processes(config: ConfigDict, workdir: AnyPath) -> None:
     """Raises: ProcessError if the processes of this run differ in what they run."""
     devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
     settings = {f"config.{key}": value for key, value in configs.flatten(config).items()}
@@ -158,7 +168,7 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
-def describe(workdir: Path, *, skipped: Mapping[str, str], **facts: Any) -> None:
+def describe(workdir: AnyPath, *, skipped: Mapping[str, str], **facts: Any) -> None:
     """Writes run.json: packages, commit, machine, the images that any process skipped, and the given facts.
 
     All processes of a run must call it.

@@ -1,27 +1,41 @@
-"""Files that are replaced whole or not at all, and disk errors that name their file."""
+"""Files that are replaced whole or not at all, and disk errors that name their file.
+
+On a disk, a file is written beside its place, brought to the disk, and renamed. In an object store it is one upload:
+others see the old file until it has ended.
+"""
 
 import contextlib
 import hashlib
+import io
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
+from etils import epath
 
 from ssl_jax import config as configs
+from ssl_jax import paths
+from ssl_jax.paths import AnyPath
 
 R = TypeVar("R")
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to. It replaces `path` once it is on the disk.
+def replacing(path: AnyPath) -> Iterator[BinaryIO]:
+    """A file to write to. It replaces `path` once it is on the disk, or in the store.
 
     After an error or a kill, `path` is as it was before. After an error, the partial file is removed, too.
-    Raises: OSError, with `path` as its filename.
+    Raises: OSError, with `path` as its filename; StoreError.
     """
+    if isinstance(path, epath.Path):
+        content = io.BytesIO()
+        yield content
+        paths.upload(path, content.getvalue())
+        return
     partial = path.with_name(path.name + ".partial")
     try:
         with named_errors(path):
@@ -37,12 +51,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: AnyPath) -> Iterator[Path]:
     """An empty directory to write files to. It becomes `path`, which is missing or empty, once they are on the disk.
 
-    After an error or a kill, `path` is as it was before. After an error, the partial directory is removed, too.
-    Raises: OSError, with a filename.
+    After an error or a kill, `path` is as it was before. After an error, the partial directory is removed, too. In a
+    store the files are written one after another, so a kill may leave the first of them.
+    Raises: OSError, with a filename; StoreError.
     """
+    if isinstance(path, epath.Path):
+        with tempfile.TemporaryDirectory(prefix="ssl_jax-") as folder:
+            yield Path(folder)
+            for name in paths.files_below(Path(folder)):
+                paths.upload(path / name, Path(folder, name).read_bytes())
+        return
     partial = path.with_name(path.name + ".partial")
     try:
         with named_errors(path):
@@ -59,7 +80,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def named_errors(path: Path) -> Iterator[None]:
+def named_errors(path: AnyPath) -> Iterator[None]:
     """Raises an OSError of its context again, with `path` as its filename: the OSError of a write has none."""
     try:
         yield
@@ -69,19 +90,19 @@ def named_errors(path: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
-def write(path: Path, text: str) -> None:
+def write(path: AnyPath, text: str) -> None:
     """Writes the file whole or not at all; see `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: AnyPath, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a .npz whole or not at all; see `replacing`."""
     with replacing(path) as file:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  no array is called allow_pickle
 
 
-def load(path: Path, parse: Callable[[str], R]) -> R:
+def load(path: AnyPath, parse: Callable[[str], R]) -> R:
     try:
         return parse(path.read_text())
     except (ValueError, TypeError, RecursionError) as error:
@@ -92,7 +113,12 @@ def load(path: Path, parse: Callable[[str], R]) -> R:
         ) from error
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal. Raises: OSError."""
+def digest(path: AnyPath) -> str:
+    """SHA-256 of the file's bytes, in hexadecimal. Raises: OSError, StoreError."""
+    if isinstance(path, epath.Path):
+        found = hashlib.sha256()
+        for part in paths.parts(path):
+            found.update(part)
+        return found.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,5 @@
 """samples/views.npz and samples/pictures.npz: views that a run trains on, and pictures that its method draws."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,13 +9,14 @@ from ssl_jax import dist
 from ssl_jax.config import Config
 from ssl_jax.data import pipeline, sources
 from ssl_jax.data.normalization import Normalization
+from ssl_jax.paths import AnyPath
 from ssl_jax.workdir import samples
 
 SHOWN = 8  # images
 
 
 def save(
-    workdir: Path, config: Config, normalization: Normalization, source: sources.Source, views: Any, batch: Any
+    workdir: AnyPath, config: Config, normalization: Normalization, source: sources.Source, views: Any, batch: Any
 ) -> None:
     """Writes views.npz: the first images of the first batch, whole, and their views."""
     few = jax.tree.map(lambda rows: rows[:SHOWN], batch)
@@ -30,7 +30,13 @@ def save(
 
 
 def save_pictures(
-    workdir: Path, config: Config, normalization: Normalization, training: Any, batch: Any, state: Any, mesh: dist.Mesh
+    workdir: AnyPath,
+    config: Config,
+    normalization: Normalization,
+    training: Any,
+    batch: Any,
+    state: Any,
+    mesh: dist.Mesh,
 ) -> None:
     """Writes pictures.npz, if the method makes any: {title: uint8 [n, height, width, channels]} of the batch's first
     images. Every process must call it."""

@@ -1,0 +1,172 @@
+"""What a path is: of a local file, or of one in an object store, gs://BUCKET/... or s3://BUCKET/...."""
+
+# pyright: reportUnknownMemberType=false
+
+import contextlib
+import io
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from typing import Any, BinaryIO, TypeAlias, cast
+
+from etils import epath
+
+from ssl_jax import stores
+
+AnyPath: TypeAlias = pathlib.Path | epath.Path
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://.*", re.DOTALL)
+
+
+def path(text: str | os.PathLike[str]) -> AnyPath:
+    """A `pathlib.Path`, or for what begins with gs:// or s3:// an `etils.epath.Path`.
+
+    Raises: ValueError for an unknown scheme, for no bucket, and for a store whose extra is not installed.
+    """
+    if isinstance(text, epath.Path):
+        return text
+    found = os.fspath(text)
+    if not is_address(found):
+        return pathlib.Path(found)
+    stores.check(found)
+    stores.file_system(found.partition("://")[0])
+    return epath.Path(found)
+
+
+def is_address(text: str) -> bool:
+    """Whether it is SCHEME://..., known or not."""
+    return ADDRESS.fullmatch(text) is not None
+
+
+def is_remote(path: AnyPath) -> bool:
+    """Whether it is in an object store."""
+    return isinstance(path, epath.Path)
+
+
+def join(folder: AnyPath, name: str) -> AnyPath:
+    """`name`, which may be relative to `folder`, absolute, or an address."""
+    return path(name) if is_address(name) else folder / name
+
+
+def absolute(path: AnyPath) -> AnyPath:
+    return path if isinstance(path, epath.Path) else path.absolute()
+
+
+def expanded(path: AnyPath) -> AnyPath:
+    return path if isinstance(path, epath.Path) else path.expanduser()
+
+
+def looked_from(path: AnyPath) -> str:
+    """For a message about a path that is not there: " (looked from ...)" if it is relative to the current directory."""
+    return "" if is_remote(path) else f" (looked from {pathlib.Path.cwd()})"
+
+
+def make_directory(path: AnyPath) -> None:
+    """A store has no directories: there is nothing to make."""
+    if not isinstance(path, epath.Path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def names(folder: AnyPath) -> list[str]:
+    """The names in a folder, sorted; [] if it is not there."""
+    try:
+        return sorted(found.name for found in folder.iterdir() if found.name)
+    except FileNotFoundError:
+        return []
+
+
+def files_below(folder: AnyPath) -> list[str]:
+    """The files at any depth, relative to the folder, sorted; [] if it is not there."""
+    if not isinstance(folder, epath.Path):
+        return sorted(found.relative_to(folder).as_posix() for found in folder.rglob("*") if found.is_file())
+    start = _key(folder).rstrip("/") + "/"
+    found: list[str] = system(folder).find(_key(folder))
+    return sorted(name.removeprefix(start) for name in found if name.startswith(start) and not name.endswith("/"))
+
+
+def size(path: AnyPath) -> int:
+    """Bytes. Raises: FileNotFoundError."""
+    return int(system(path).info(_key(path))["size"]) if isinstance(path, epath.Path) else path.stat().st_size
+
+
+def read_range(path: epath.Path, start: int, stop: int) -> bytes:
+    """Bytes of a file in a store, from `start` to before `stop`; fewer where it ends before."""
+    return system(path).cat_file(_key(path), start=start, end=stop) if stop > start else b""
+
+
+def opened(path: AnyPath) -> BinaryIO:
+    """The file, to read from. One in a store is read as a whole."""
+    return io.BytesIO(path.read_bytes()) if isinstance(path, epath.Path) else path.open("rb")
+
+
+def seekable(path: AnyPath) -> BinaryIO:
+    """The file, to read from. Of one in a store, only what is read is fetched, in blocks."""
+    return cast(BinaryIO, system(path).open(_key(path), "rb")) if isinstance(path, epath.Path) else path.open("rb")
+
+
+def upload(path: epath.Path, content: bytes) -> None:
+    """Makes or replaces a file in a store. No one ever sees a part of it. Raises: StoreError."""
+    system(path).pipe_file(_key(path), content)
+
+
+def create(path: epath.Path, content: bytes) -> bool:
+    """Makes a file in a store; False if it is there already. A store without conditional writes replaces it."""
+    try:
+        system(path).pipe_file(_key(path), content, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+def remove(path: AnyPath) -> None:
+    """Removes a file, if it is there."""
+    if not isinstance(path, epath.Path):
+        path.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        system(path).rm_file(_key(path))
+
+
+def move_folder(folder: AnyPath, to: AnyPath, first: str = "") -> None:
+    """Moves a folder with all its files. first: the name of a file that in a store is removed before the others, so
+    that a move that is cut short leaves no folder that looks whole."""
+    if not isinstance(folder, epath.Path):
+        shutil.move(folder, to)
+        return
+    files = files_below(folder)
+    for name in files:
+        system(folder).copy(_key(folder / name), _key(to / name))
+    for name in sorted(files, key=lambda name: name != first):
+        remove(folder / name)
+
+
+@contextlib.contextmanager
+def local(path: AnyPath) -> Generator[pathlib.Path]:
+    """The file on a local disk: itself, or a copy that is there within this context."""
+    if not isinstance(path, epath.Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="ssl_jax-") as folder:
+        copied = pathlib.Path(folder, path.name)
+        with copied.open("wb") as file:
+            for part in parts(path):
+                file.write(part)
+        yield copied
+
+
+def parts(path: epath.Path, length: int = 2**25) -> Iterator[bytes]:
+    """The bytes of a file in a store, `length` at a time."""
+    total = size(path)
+    for start in range(0, total, length):
+        yield read_range(path, start, min(start + length, total))
+
+
+def system(path: AnyPath) -> Any:
+    """The file system of fsspec that a file in a store is in."""
+    return stores.file_system(os.fspath(path).partition("://")[0])
+
+
+def _key(path: AnyPath) -> str:
+    return os.fspath(path).partition("://")[2]
