@@ -1,6 +1,6 @@
 """What a path is: of a local file, or of one in an object store, gs://BUCKET/... or s3://BUCKET/...."""
 
-# pyright: reportUnknownMemberType=false
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 
 import contextlib
 import io
@@ -10,13 +10,15 @@ import re
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from etils import epath
 
 from ssl_jax import stores
 
-AnyPath: TypeAlias = pathlib.Path | epath.Path
+StorePath: TypeAlias = epath.Path
+AnyPath: TypeAlias = pathlib.Path | StorePath
+BLOCK = 2**20  # bytes that are fetched at least, where a file is read here and there
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://.*", re.DOTALL)
 
 
@@ -25,7 +27,7 @@ def path(text: str | os.PathLike[str]) -> AnyPath:
 
     Raises: ValueError for an unknown scheme, for no bucket, and for a store whose extra is not installed.
     """
-    if isinstance(text, epath.Path):
+    if isinstance(text, StorePath):
         return text
     found = os.fspath(text)
     if not is_address(found):
@@ -42,7 +44,7 @@ def is_address(text: str) -> bool:
 
 def is_remote(path: AnyPath) -> bool:
     """Whether it is in an object store."""
-    return isinstance(path, epath.Path)
+    return isinstance(path, StorePath)
 
 
 def join(folder: AnyPath, name: str) -> AnyPath:
@@ -50,12 +52,23 @@ def join(folder: AnyPath, name: str) -> AnyPath:
     return path(name) if is_address(name) else folder / name
 
 
+def glob(pattern: str) -> list[str]:
+    """The addresses that match a pattern in a store, *, ? and [...] in any part, sorted."""
+    scheme, _, rest = pattern.partition("://")
+    return sorted(f"{scheme}://{found}" for found in system(path(pattern)).glob(rest))
+
+
+def resolved(path: AnyPath) -> AnyPath:
+    """Absolute, and without links."""
+    return path if isinstance(path, StorePath) else path.resolve()
+
+
 def absolute(path: AnyPath) -> AnyPath:
-    return path if isinstance(path, epath.Path) else path.absolute()
+    return path if isinstance(path, StorePath) else path.absolute()
 
 
 def expanded(path: AnyPath) -> AnyPath:
-    return path if isinstance(path, epath.Path) else path.expanduser()
+    return path if isinstance(path, StorePath) else path.expanduser()
 
 
 def looked_from(path: AnyPath) -> str:
@@ -65,7 +78,7 @@ def looked_from(path: AnyPath) -> str:
 
 def make_directory(path: AnyPath) -> None:
     """A store has no directories: there is nothing to make."""
-    if not isinstance(path, epath.Path):
+    if not isinstance(path, StorePath):
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -79,7 +92,7 @@ def names(folder: AnyPath) -> list[str]:
 
 def files_below(folder: AnyPath) -> list[str]:
     """The files at any depth, relative to the folder, sorted; [] if it is not there."""
-    if not isinstance(folder, epath.Path):
+    if not isinstance(folder, StorePath):
         return sorted(found.relative_to(folder).as_posix() for found in folder.rglob("*") if found.is_file())
     start = _key(folder).rstrip("/") + "/"
     found: list[str] = system(folder).find(_key(folder))
@@ -88,30 +101,47 @@ def files_below(folder: AnyPath) -> list[str]:
 
 def size(path: AnyPath) -> int:
     """Bytes. Raises: FileNotFoundError."""
-    return int(system(path).info(_key(path))["size"]) if isinstance(path, epath.Path) else path.stat().st_size
+    return int(system(path).info(_key(path))["size"]) if isinstance(path, StorePath) else path.stat().st_size
 
 
-def read_range(path: epath.Path, start: int, stop: int) -> bytes:
+def read_range(path: StorePath, start: int, stop: int) -> bytes:
     """Bytes of a file in a store, from `start` to before `stop`; fewer where it ends before."""
     return system(path).cat_file(_key(path), start=start, end=stop) if stop > start else b""
 
 
-def opened(path: AnyPath) -> BinaryIO:
-    """The file, to read from. One in a store is read as a whole."""
-    return io.BytesIO(path.read_bytes()) if isinstance(path, epath.Path) else path.open("rb")
+def read_start(path: AnyPath, length: int) -> bytes:
+    """The first bytes of a file, at most so many."""
+    if not isinstance(path, StorePath):
+        with path.open("rb") as file:
+            return file.read(length)
+    try:
+        return read_range(path, 0, length)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RuntimeError):  # no range of an empty file can be read
+        if size(path) == 0:
+            return b""
+        raise
 
 
-def seekable(path: AnyPath) -> BinaryIO:
-    """The file, to read from. Of one in a store, only what is read is fetched, in blocks."""
-    return cast(BinaryIO, system(path).open(_key(path), "rb")) if isinstance(path, epath.Path) else path.open("rb")
+def opened(path: AnyPath) -> Any:
+    """The file, to read bytes from. One in a store is read as a whole."""
+    return io.BytesIO(path.read_bytes()) if isinstance(path, StorePath) else path.open("rb")
 
 
-def upload(path: epath.Path, content: bytes) -> None:
+def seekable(path: AnyPath) -> Any:
+    """The file, to read bytes from. Of one in a store, only what is read is fetched, in blocks."""
+    if not isinstance(path, StorePath):
+        return path.open("rb")
+    return system(path).open(_key(path), "rb", block_size=BLOCK, cache_type="readahead")
+
+
+def upload(path: StorePath, content: bytes) -> None:
     """Makes or replaces a file in a store. No one ever sees a part of it. Raises: StoreError."""
     system(path).pipe_file(_key(path), content)
 
 
-def create(path: epath.Path, content: bytes) -> bool:
+def create(path: StorePath, content: bytes) -> bool:
     """Makes a file in a store; False if it is there already. A store without conditional writes replaces it."""
     try:
         system(path).pipe_file(_key(path), content, mode="create")
@@ -122,7 +152,7 @@ def create(path: epath.Path, content: bytes) -> bool:
 
 def remove(path: AnyPath) -> None:
     """Removes a file, if it is there."""
-    if not isinstance(path, epath.Path):
+    if not isinstance(path, StorePath):
         path.unlink(missing_ok=True)
         return
     with contextlib.suppress(FileNotFoundError):
@@ -132,7 +162,7 @@ def remove(path: AnyPath) -> None:
 def move_folder(folder: AnyPath, to: AnyPath, first: str = "") -> None:
     """Moves a folder with all its files. first: the name of a file that in a store is removed before the others, so
     that a move that is cut short leaves no folder that looks whole."""
-    if not isinstance(folder, epath.Path):
+    if not isinstance(folder, StorePath):
         shutil.move(folder, to)
         return
     files = files_below(folder)
@@ -145,7 +175,7 @@ def move_folder(folder: AnyPath, to: AnyPath, first: str = "") -> None:
 @contextlib.contextmanager
 def local(path: AnyPath) -> Generator[pathlib.Path]:
     """The file on a local disk: itself, or a copy that is there within this context."""
-    if not isinstance(path, epath.Path):
+    if not isinstance(path, StorePath):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="ssl_jax-") as folder:
@@ -156,7 +186,7 @@ def local(path: AnyPath) -> Generator[pathlib.Path]:
         yield copied
 
 
-def parts(path: epath.Path, length: int = 2**25) -> Iterator[bytes]:
+def parts(path: StorePath, length: int = 2**25) -> Iterator[bytes]:
     """The bytes of a file in a store, `length` at a time."""
     total = size(path)
     for start in range(0, total, length):

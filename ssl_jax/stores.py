@@ -3,7 +3,7 @@
 `etils.epath`, and so Orbax, takes its file systems from fsspec. So what is registered here also waits for their calls.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 
 import asyncio
 import functools
@@ -15,8 +15,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeVar, cast
-
-import fsspec
 
 R = TypeVar("R")
 
@@ -75,6 +73,7 @@ def file_system(scheme: str) -> Any:
     # gcsfs would ask for the kind of each bucket, by an interface that needs further rights.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     of_scheme = {"gs": _google, "s3": _amazon}[scheme]()
+    fsspec = cast(Any, importlib.import_module("fsspec"))
     for name in ("gs", "gcs") if scheme == "gs" else ("s3",):
         fsspec.register_implementation(name, of_scheme, clobber=True)
     return fsspec.filesystem(scheme)
@@ -174,7 +173,7 @@ def _amazon() -> Any:
         async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
             named = {key: value for given in (*args, kwargs) for key, value in given.items()}
             what = "/".join(filter(None, ["s3:/", named.get("Bucket"), named.get("Key", named.get("Prefix"))]))
-            return await patiently(lambda: super(Amazon, self)._call_s3(method, *args, **kwargs), what)
+            return await patiently(lambda: cast(Any, super(Amazon, self))._call_s3(method, *args, **kwargs), what)
 
     return Amazon
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from absl import flags
-from etils import epath
 
 from ssl_jax import config as configs
 from ssl_jax import paths
@@ -21,7 +20,7 @@ from ssl_jax.config import ConfigError, get_config, require
 from ssl_jax.config.files import cause_of
 from ssl_jax.config.kinds import KINDS
 from ssl_jax.config.overrides import Sections, override
-from ssl_jax.paths import AnyPath
+from ssl_jax.paths import AnyPath, StorePath
 from ssl_jax.stores import SCHEMES, StoreError
 
 NO_DIRECTORY = "a directory is needed there, so use another path"
@@ -140,7 +139,7 @@ def path(name: str, text: str) -> AnyPath:
     return configs.call(paths.path, {}, f"--{name}", text)
 
 
-def check_store(name: str, path: epath.Path) -> None:
+def check_store(name: str, path: StorePath) -> None:
     """Checks, before any work, that files can be written there: it writes one and removes it. Raises: ConfigError."""
     scheme, _, rest = str(path).partition("://")
     bucket = rest.partition("/")[0]
@@ -164,7 +163,7 @@ def check_store(name: str, path: epath.Path) -> None:
 
 def check_file(name: str, path: AnyPath) -> None:
     """Checks, before any work, that the file which the flag names can be written. Raises: ConfigError."""
-    if isinstance(path, epath.Path):
+    if isinstance(path, StorePath):
         check_store(name, path.parent)
         return
     if not path.parent.is_dir():
@@ -192,7 +191,7 @@ def written_files(name: str, text: str, endings: Sequence[str]) -> list[AnyPath]
 
 def check_directory(name: str, path: AnyPath) -> None:
     """Checks, before any work, that the directory which the flag names can be made or used. Raises: ConfigError."""
-    if isinstance(path, epath.Path):
+    if isinstance(path, StorePath):
         check_store(name, path)
         return
     there = next(place for place in (path, *path.absolute().parents) if place.exists())

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from ssl_jax import paths
 from ssl_jax.data import splits
 from ssl_jax.data.array_stores import OPEN, readable
 from ssl_jax.data.formats import OpenImage, UndecodableImage
@@ -127,9 +128,9 @@ def array_splits(text: str) -> dict[str, Source]:
         raise ValueError(
             f"{text!r} names no file of arrays: NAME.npy, .npz, .h5 or .zarr, and behind # the array in it"
         )
-    path = Path(match["file"]).expanduser()
+    path = paths.expanded(paths.path(match["file"]))
     if not path.exists():
-        raise FileNotFoundError(f"there is no file {str(path)!r} (looked from {Path.cwd()})")
+        raise FileNotFoundError(f"there is no file {str(path)!r}{paths.looked_from(path)}")
     with readable(path, match["ending"]):
         store = OPEN[match["ending"]](path)
         of_split = _arrays(store, match["key"] or "")

@@ -3,15 +3,16 @@
 # pyright: reportMissingTypeStubs=false
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from ssl_jax import paths
 from ssl_jax.data import shards
 from ssl_jax.data.formats import UndecodableImage
 from ssl_jax.data.record_source import RecordSource
 from ssl_jax.data.sources import Source
+from ssl_jax.paths import AnyPath
 
 RANDOM_ACCESS = {"max_parallelism": "0"}  # as array_record recommends for it
 
@@ -26,9 +27,9 @@ class ArrayRecordSource(RecordSource):
     Raises: ValueError for a file that is no ArrayRecord, that is damaged, or that holds no single records.
     """
 
-    def __init__(self, name: str, files: Sequence[Path], channels: int | None):
+    def __init__(self, name: str, files: Sequence[AnyPath], channels: int | None):
         self._files = [_open(file) for file in tqdm(files, f"opening {name}", unit=" files", delay=1)]
-        self._bytes = [file.stat().st_size for file in files]
+        self._bytes = [paths.size(file) for file in files]
         counts = list(map(len, self._files))
         self._ends = np.cumsum(counts)
         names = [f"{file.name}[{k}]" for file, count in zip(files, counts, strict=True) for k in range(count)]
@@ -58,7 +59,12 @@ def array_record_splits(text: str, channels: int | None) -> dict[str, Source]:
     return {split: ArrayRecordSource(text, files, channels) for split, files in found.items()}
 
 
-def _open(path: Path):
+def _open(path: AnyPath):
+    if paths.is_remote(path):
+        raise ValueError(
+            f"{path} is in an object store, where the library of ArrayRecord cannot read; copy it to a disk, or save "
+            "the images as .tar or .parquet, which are read from a store"
+        )
     from array_record.python import array_record_data_source
 
     try:

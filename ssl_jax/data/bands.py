@@ -1,16 +1,16 @@
 """Images whose bands are files of their own, and some bands of images."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ssl_jax.data.formats import UndecodableImage, read_image
 from ssl_jax.data.normalization import DTYPES
 from ssl_jax.data.sources import SameImages, Source, digest_of
+from ssl_jax.paths import AnyPath
 
 
-def decode_bands(files: Sequence[tuple[Path, str]], name: str) -> np.ndarray:
+def decode_bands(files: Sequence[tuple[AnyPath, str]], name: str) -> np.ndarray:
     """The image whose bands are gray files, in the given order.
 
     Of a coarser band each pixel is repeated, where the largest band has a whole number of pixels for it, as

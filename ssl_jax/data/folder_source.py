@@ -4,21 +4,22 @@ import copy
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32
 from tqdm import tqdm
 
+from ssl_jax import paths
 from ssl_jax.data import folders, formats
 from ssl_jax.data.formats import Facts, OpenImage, UndecodableImage, check_channels, check_pages, table
 from ssl_jax.data.sources import Source, digest_of
+from ssl_jax.paths import AnyPath
 
 DEBIAN_FOLDERS = {"/usr/share/tuxpaint/stamps": "tuxpaint-stamps-default"}  # folder of images: its package
 
 
 def folder(
-    path: str | Path,
+    path: str | AnyPath,
     *,
     split: str = "train",
     channels: int | None = 3,
@@ -44,7 +45,7 @@ def folder(
 
 
 def folder_pair(
-    path: str | Path,
+    path: str | AnyPath,
     *,
     train_split: str,
     test_split: str,
@@ -62,16 +63,16 @@ def folder_pair(
     return first, second
 
 
-def image_file(path: str | Path, *, channels: int | None = 3, bands: Sequence[int] = (), pages: str = "") -> Source:
+def image_file(path: str | AnyPath, *, channels: int | None = 3, bands: Sequence[int] = (), pages: str = "") -> Source:
     """The image of one file, or the images that it holds, without labels.
 
     Args:
       channels, bands, pages: see `folder`.
     Raises: FileNotFoundError if there is no such file; ValueError for channels, bands or pages that do not fit.
     """
-    path = Path(path).expanduser()
+    path = paths.expanded(paths.path(path))
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r} (looked from {Path.cwd()})")
+        raise FileNotFoundError(f"there is no file {str(path)!r}{paths.looked_from(path)}")
     root = _folder(str(path.parent), channels, bands, pages)
     facts = _look(root, [path.name], pages)
     found = FolderSource(root, [path.name], None, (), channels, bands, pages, facts)
@@ -79,7 +80,7 @@ def image_file(path: str | Path, *, channels: int | None = 3, bands: Sequence[in
     return found
 
 
-def folder_splits(path: str | Path, channels: int | None) -> dict[str, Source]:
+def folder_splits(path: str | AnyPath, channels: int | None) -> dict[str, Source]:
     """Split -> its images, all with the same class names. A split without images is left out. Raises: as `folder`."""
     root = _folder(str(path), channels, (), "")
     splits = folders.find_splits(root)
@@ -106,7 +107,7 @@ class FolderSource(Source):
 
     def __init__(
         self,
-        root: Path,
+        root: AnyPath,
         files: Sequence[str],
         labels: Int32[np.ndarray, " files"] | None,
         class_names: tuple[str, ...],
@@ -173,8 +174,8 @@ class FolderSource(Source):
         return f"{self._real_root}/{self.image_name(index)}"
 
     @functools.cached_property
-    def _real_root(self) -> Path:
-        return self._root.resolve()
+    def _real_root(self) -> AnyPath:
+        return paths.resolved(self._root)
 
     def digest(self):
         if self.groups is None:  # each file holds one image, whose name it has
@@ -194,21 +195,21 @@ def _named(file: str, position: int | None) -> str:
     return file if position is None else f"{file}#{position}"
 
 
-def _folder(path: str, channels: int | None, bands: Sequence[int], pages: str) -> Path:
+def _folder(path: str, channels: int | None, bands: Sequence[int], pages: str) -> AnyPath:
     check_channels(channels, bands)
     check_pages(pages)
     if not path:
         raise ValueError("a folder of images needs its path, --config.data.path=MY_IMAGES")
-    if path in DEBIAN_FOLDERS and not Path(path).exists():
+    if path in DEBIAN_FOLDERS and not os.path.exists(path):
         raise FileNotFoundError(
             f"there is no folder {path!r}; on Debian, as root: apt install {DEBIAN_FOLDERS[path]}, or give a folder of "
             "your own, --config.data.path=MY_IMAGES"
         )
-    return Path(path).expanduser()
+    return paths.expanded(paths.path(path))
 
 
 def _folder_source(
-    root: Path,
+    root: AnyPath,
     split: folders.Split,
     class_names: tuple[str, ...],
     channels: int | None,
@@ -220,7 +221,7 @@ def _folder_source(
     return FolderSource(root, split.files, labels, class_names, channels, bands, pages, facts)
 
 
-def _look(root: Path, files: Sequence[str], pages: str) -> list[Facts]:
+def _look(root: AnyPath, files: Sequence[str], pages: str) -> list[Facts]:
     """What the headers say, of files that may hold several images. A damaged file counts as one, and is named when it
     is read."""
     found = [Facts()] * len(files)

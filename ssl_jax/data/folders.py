@@ -10,7 +10,7 @@ A split for testing is called test, validation or val.
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +18,11 @@ import numpy as np
 from jaxtyping import Int32
 from tqdm import tqdm
 
+from ssl_jax import paths
 from ssl_jax.data import splits as by_name
 from ssl_jax.data.formats import table
 from ssl_jax.data.splits import TEST_NAMES
+from ssl_jax.paths import AnyPath
 
 MOST_TOLD = 10  # endings in a warning
 REMEDY = "for a split of its own, put the images into folders train/ and test/"
@@ -33,7 +35,7 @@ class Split(NamedTuple):
     classes: list[str | None]
 
 
-def find_splits(root: Path) -> dict[str, Split]:
+def find_splits(root: AnyPath) -> dict[str, Split]:
     """{"train": split}, with "test", "validation" and "val" if the folder has them.
 
     Each folder is read once, even if links lead to it again. Names that begin with a dot are left out.
@@ -43,17 +45,21 @@ def find_splits(root: Path) -> dict[str, Split]:
     Raises: FileNotFoundError if there is no `root`; ValueError if it is no folder or has no images.
     """
     if not root.exists():
-        raise FileNotFoundError(f"there is no folder {str(root)!r} (looked from {Path.cwd()})")
+        raise FileNotFoundError(f"there is no folder {str(root)!r}{paths.looked_from(root)}")
     if not root.is_dir():
         raise ValueError(f"{str(root)!r} is a file; give the folder that holds the images")
-    folders = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    listed = paths.files_below(root) if paths.is_remote(root) else None  # in a store, all at once
+    if listed is None:
+        folders = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    else:
+        folders = sorted({name.split("/")[0] for name in listed if "/" in name and not name.startswith(".")})
     named = [name for name in ("train", *TEST_NAMES) if name in folders]
     # A lone train/ is a split, too. Beside other folders it is a class, of vehicles for example.
     others: Counter[str] = Counter()  # files that are not read: their ending, and what would read them
     if "train" in named and (len(named) > 1 or len(folders) == 1):
-        splits = {name: _list_split(root, name, others) for name in named}
+        splits = {name: _list_split(root, name, others, listed) for name in named}
     else:
-        splits = {"train": _list_split(root, "", others)}
+        splits = {"train": _list_split(root, "", others, listed)}
     if not any(split.files for split in splits.values()):
         there = f"only {_told(others)}" if others else "put files there"
         raise ValueError(
@@ -71,7 +77,22 @@ def _told(others: Counter[str]) -> str:
     return ", ".join([*parts[:MOST_TOLD], *rest])
 
 
-def _list_split(root: Path, below: str, others: Counter[str]) -> Split:
+def _list_split(root: AnyPath, below: str, others: Counter[str], listed: Sequence[str] | None) -> Split:
+    """listed: all files of the root in a store; None on a disk."""
+    files = _on_disk(root, below, others) if listed is None else _in_store(root, below, others, listed)
+    files.sort()
+    depth = 1 if below else 0
+    classes = [parts[depth] if len(parts) > depth + 1 else None for parts in (file.split("/") for file in files)]
+    return Split(files, classes)
+
+
+def _in_store(root: AnyPath, below: str, others: Counter[str], listed: Sequence[str]) -> list[str]:
+    inside = [name for name in listed if name.startswith(f"{below}/" if below else "")]
+    shown = [name for name in inside if not any(part.startswith(".") for part in name.split("/"))]
+    return [name for name in shown if _is_read(root / name, others)]
+
+
+def _on_disk(root: AnyPath, below: str, others: Counter[str]) -> list[str]:
     files: list[str] = []
     seen: set[str] = set()
     with tqdm(desc=f"listing {root / below}", unit=" images", delay=1) as progress:
@@ -86,13 +107,10 @@ def _list_split(root: Path, below: str, others: Counter[str]) -> Split:
             prefix = Path(directory).relative_to(root)
             files.extend((prefix / name).as_posix() for name in images)
             progress.update(len(images))
-    files.sort()
-    depth = 1 if below else 0
-    classes = [parts[depth] if len(parts) > depth + 1 else None for parts in (file.split("/") for file in files)]
-    return Split(files, classes)
+    return files
 
 
-def _is_read(path: Path, others: Counter[str]) -> bool:
+def _is_read(path: AnyPath, others: Counter[str]) -> bool:
     form = table.of_file(path)
     if form is not None and form.available:
         return True

@@ -4,20 +4,21 @@ import copy
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from ssl_jax import paths
 from ssl_jax.data import lists, splits
 from ssl_jax.data.bands import decode_bands
 from ssl_jax.data.formats import Reduce, check_channels, open_image, read_image
 from ssl_jax.data.sources import Source, digest_of
 from ssl_jax.data.targets import Targets
+from ssl_jax.paths import AnyPath
 
 REMEDY = "name it in the list's column split"
 
 
-def from_list(path: str | Path, *, split: str = "train", channels: int | None = 3) -> Source:
+def from_list(path: str | AnyPath, *, split: str = "train", channels: int | None = 3) -> Source:
     """The images of a list, `.csv` or `.parquet`, with the columns path, and optionally label, split and group.
 
     Columns label_NAME or target_NAME are `Source.targets`.
@@ -33,9 +34,9 @@ def from_list(path: str | Path, *, split: str = "train", channels: int | None = 
     return splits.pick(list_splits(path, channels), split, str(path), REMEDY)
 
 
-def list_splits(path: str | Path, channels: int | None) -> dict[str, Source]:
+def list_splits(path: str | AnyPath, channels: int | None) -> dict[str, Source]:
     """Split -> its images, all with the same class names. See `from_list`."""
-    path = Path(path).expanduser()
+    path = paths.expanded(paths.path(path))
     listed = lists.read(path)
     if not listed.bands:
         check_channels(channels)
@@ -72,7 +73,7 @@ class ListSource(Source):
 
     def __init__(
         self,
-        path: Path,
+        path: AnyPath,
         images: Sequence[lists.Image],
         class_names: tuple[str, ...],
         bands: tuple[str, ...],
@@ -100,18 +101,18 @@ class ListSource(Source):
     def read_reduced(self, index: int, reduce: Reduce | None = None):
         image, label = self._images[index], -1 if self._labels is None else int(self._labels[index])
         if self.bands:
-            return decode_bands([(self._folder / file, file) for file in image.files], image.name), label
+            return decode_bands([(paths.join(self._folder, file), file) for file in image.files], image.name), label
         (file,) = image.files
-        return read_image(self._folder / file, file, self._channels, reduce=reduce), label
+        return read_image(paths.join(self._folder, file), file, self._channels, reduce=reduce), label
 
     def encoded(self, index: int):
-        return None if self.bands else (self._folder / self._images[index].files[0]).read_bytes()
+        return None if self.bands else paths.join(self._folder, self._images[index].files[0]).read_bytes()
 
     def open(self, index: int):
         if self.bands:
             return super().open(index)
         (file,) = self._images[index].files
-        return open_image(self._folder / file, channels=self._channels, name=file)
+        return open_image(paths.join(self._folder, file), channels=self._channels, name=file)
 
     def with_channels(self, channels: int):
         found = copy.copy(self)
@@ -122,12 +123,12 @@ class ListSource(Source):
         return self._images[index].name
 
     def origin(self, index: int):
-        files = (os.path.normpath(self._real_folder / file) for file in self._images[index].files)
-        return os.pathsep.join(files)
+        files = (paths.join(self._real_folder, file) for file in self._images[index].files)
+        return os.pathsep.join(str(file) if paths.is_remote(file) else os.path.normpath(file) for file in files)
 
     @functools.cached_property
-    def _real_folder(self) -> Path:
-        return self._folder.resolve()
+    def _real_folder(self) -> AnyPath:
+        return paths.resolved(self._folder)
 
     def digest(self):
         """Made from the names of images and files, the labels and the targets."""

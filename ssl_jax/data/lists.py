@@ -16,18 +16,20 @@ t01/B10.tif        t01      B10      `image`: which image it is a band of; with 
 
 import csv
 import difflib
+import io
 import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from tqdm import tqdm
 
+from ssl_jax import paths
 from ssl_jax.data import targets
 from ssl_jax.data.splits import natural
 from ssl_jax.data.targets import Targets
+from ssl_jax.paths import AnyPath
 
 ENDINGS = (".csv", ".parquet")
 OF_IMAGE = ("label", "split", "group")  # the same in all rows of an image
@@ -64,7 +66,7 @@ class Listed(NamedTuple):
     targets: Targets | None
 
 
-def read(path: Path) -> Listed:
+def read(path: AnyPath) -> Listed:
     """The images of a list.
 
     Its columns are path, and optionally label, split and group (empty for an image without a label; otherwise filled
@@ -76,7 +78,7 @@ def read(path: Path) -> Listed:
       make whole images, a group in two splits, and numbers to predict that are none.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r} (looked from {Path.cwd()})")
+        raise FileNotFoundError(f"there is no file {str(path)!r}{paths.looked_from(path)}")
     table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     columns, rows = table
     _check_columns(path, table)
@@ -94,10 +96,10 @@ def read(path: Path) -> Listed:
     return Listed(images, bands, frozenset(columns), _targets(path, table, images))
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: AnyPath) -> Table:
     """The first row has the columns' names; separated by commas, or else semicolons or tabs. UTF-8."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(paths.opened(path), encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
             separator = next((one for one in SEPARATORS if one in header), ",")
@@ -122,7 +124,7 @@ def _read_csv(path: Path) -> Table:
     return Table(columns, rows)
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: AnyPath) -> Table:
     """Numbers are turned into text. Rows are counted from 1."""
     try:
         import pyarrow
@@ -133,7 +135,7 @@ def _read_parquet(path: Path) -> Table:
         ) from error
     arrow = cast(Any, pyarrow)  # has no types
     try:
-        with arrow.parquet.ParquetFile(path) as file:
+        with arrow.parquet.ParquetFile(paths.opened(path) if paths.is_remote(path) else path) as file:
             names: list[str] = file.schema_arrow.names
             table = file.read(columns=[name for name in names if name in COLUMNS or _kind(name)])
             rows = list(range(1, file.metadata.num_rows + 1))
@@ -149,7 +151,7 @@ def _text(value: Any) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
-def _check_columns(path: Path, table: Table) -> None:
+def _check_columns(path: AnyPath, table: Table) -> None:
     names = ", ".join(table.columns) or "none"
     near = {
         name: difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.8)
@@ -179,7 +181,7 @@ def _kind(column: str) -> str:
     return next((kind for start, kind in OUTPUTS.items() if column.startswith(start)), "")
 
 
-def _targets(path: Path, table: Table, images: Sequence[Image]) -> Targets | None:
+def _targets(path: AnyPath, table: Table, images: Sequence[Image]) -> Targets | None:
     of_kind = {kind: [column for column in table.columns if _kind(column) == kind] for kind in OUTPUTS.values()}
     found = {kind: columns for kind, columns in of_kind.items() if columns}
     if not found:
@@ -196,7 +198,7 @@ def _targets(path: Path, table: Table, images: Sequence[Image]) -> Targets | Non
     return targets.make(values, names, kind, f"{path}: columns {', '.join(columns)}")
 
 
-def _number(path: Path, column: str, table: Table, row: int) -> float:
+def _number(path: AnyPath, column: str, table: Table, row: int) -> float:
     text = table.columns[column][row]
     try:
         return float(text) if text else float("nan")
@@ -207,14 +209,24 @@ def _number(path: Path, column: str, table: Table, row: int) -> float:
         ) from None
 
 
-def _check_files(path: Path, table: Table) -> None:
+def _check_files(path: AnyPath, table: Table) -> None:
     files = tqdm(table.columns["path"], f"looking for the files of {path}", unit=" files", delay=1)
-    gone = [k for k, file in enumerate(files) if not os.path.exists(path.parent / file)]
+    listed: dict[AnyPath, set[str]] = {}  # folder in a store -> its files
+
+    def is_there(file: str) -> bool:
+        found = paths.join(path.parent, file)
+        if not paths.is_remote(found):
+            return os.path.exists(found)
+        if found.parent not in listed:
+            listed[found.parent] = set(paths.names(found.parent))
+        return found.name in listed[found.parent]
+
+    gone = [k for k, file in enumerate(files) if not is_there(file)]
     if gone:
         named = [f"row {table.rows[k]} {table.columns['path'][k]!r}" for k in gone]
         raise FileNotFoundError(
             f"{path}: files that are not there: {_some(named, len(table.rows))}; paths are absolute or relative to "
-            f"{path.parent.absolute()}"
+            f"{paths.absolute(path.parent)}"
         )
 
 
@@ -224,7 +236,7 @@ def _of_rows(table: Table) -> list[Image]:
     return [Image(file, (file,), *texts) for file, *texts in zip(files, *rest, strict=True)]
 
 
-def _with_bands(path: Path, table: Table) -> tuple[list[Image], tuple[str, ...]]:
+def _with_bands(path: AnyPath, table: Table) -> tuple[list[Image], tuple[str, ...]]:
     columns, rows = table
     bands = tuple(sorted(set(columns["band"]), key=natural))
     of_image: dict[str, dict[str, int]] = defaultdict(dict)  # image -> band -> position
@@ -256,7 +268,7 @@ def _with_bands(path: Path, table: Table) -> tuple[list[Image], tuple[str, ...]]
     return images, bands
 
 
-def _check_groups(path: Path, images: Sequence[Image]) -> None:
+def _check_groups(path: AnyPath, images: Sequence[Image]) -> None:
     of_group: defaultdict[str, set[str]] = defaultdict(set)
     for image in images:
         of_group[image.group].add(image.split)
@@ -268,7 +280,7 @@ def _check_groups(path: Path, images: Sequence[Image]) -> None:
         )
 
 
-def _none(path: Path, rows: Sequence[int], fault: str) -> None:
+def _none(path: AnyPath, rows: Sequence[int], fault: str) -> None:
     """Raises: ValueError if there are rows with the fault."""
     if rows:
         raise ValueError(f"{path}: rows that {fault}: {_some(rows)}; change or remove them")

@@ -10,11 +10,11 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ssl_jax import paths
 from ssl_jax.data import array_files, folders, shards, splits
 from ssl_jax.data.array_files import array_splits
 from ssl_jax.data.array_record_source import array_record_splits
@@ -182,7 +182,7 @@ def open_images(
     window: int = 0,
 ) -> Source:
     """As `open_data`, but `text` may also be one image file, of any format that a folder may hold."""
-    path = Path(text).expanduser()
+    path = paths.expanded(paths.path(text))
     if any(re.fullmatch(kind.matches, text) for kind in KINDS) or not path.is_file() or table.of_file(path) is None:
         return open_data(text, split=split, channels=channels, bands=bands, pages=pages, window=window)
     return _parts(image_file(path, channels=channels, bands=bands, pages=pages), (), window)
@@ -226,14 +226,16 @@ def open_splits(text: str, channels: int | None) -> dict[str, Source]:
 
 def is_path(text: str) -> bool:
     """Whether DATA is a path; else it is the name of a TFDS data set."""
-    path = Path(text).expanduser()
-    return bool(_kind(text)) or path.exists() or text.startswith((".", "~", os.sep))
+    if paths.is_address(text) or text.startswith((".", "~", os.sep)):
+        return True
+    return bool(_kind(text)) or os.path.exists(text)
 
 
 def _kind(text: str) -> Kind | None:
     """The kind of file; None for a folder and for a name. Raises: ValueError for a file of no kind."""
+    path = paths.expanded(paths.path(text))
     kind = next((kind for kind in KINDS if re.fullmatch(kind.matches, text)), None)
-    if kind is None and Path(text).expanduser().is_file():
+    if kind is None and path.is_file():
         raise ValueError(f"{text!r} is a file of another kind than is read: {WHAT}")
     return kind
 
@@ -251,5 +253,5 @@ def _no_folder(text: str) -> Generator[None]:
         yield
     except ValueError as error:
         raise ValueError(
-            f"there is no folder {text!r} (looked from {Path.cwd()}), and TFDS cannot open it as a name: {error}"
+            f"there is no folder {text!r} (looked from {os.getcwd()}), and TFDS cannot open it as a name: {error}"
         ) from error

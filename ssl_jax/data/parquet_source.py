@@ -10,12 +10,12 @@ import json
 import logging
 import operator
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from tqdm import tqdm
 
+from ssl_jax import paths
 from ssl_jax.data import shards, splits, targets
 from ssl_jax.data.formats import UndecodableImage, check_channels
 from ssl_jax.data.formats.errors import undecodable
@@ -23,6 +23,7 @@ from ssl_jax.data.formats.stored import whole_file
 from ssl_jax.data.record_source import RecordSource
 from ssl_jax.data.sources import Source
 from ssl_jax.data.threads import LastUsed
+from ssl_jax.paths import AnyPath
 
 CACHED_BYTES = 2**28  # of row groups that are kept
 MAX_GROUP_BYTES = 2**30  # of the images of a row group, which is read whole
@@ -64,9 +65,9 @@ class ParquetSource(RecordSource):
     ):
         labels = splits.indices([label for file in files for label in file.labels], class_names)
         groups = np.array([group for file in files for group in file.groups])
-        paths = [path for file in files for path in file.paths]
-        named = all(paths) and len(set(paths)) == len(paths)  # those of `datasets` may be the same in every folder
-        names = paths if named else [f"{file.path.name}[{k}]" for file in files for k in range(file.count)]
+        listed = [path for file in files for path in file.paths]
+        named = all(listed) and len(set(listed)) == len(listed)  # those of `datasets` may be the same in every folder
+        names = listed if named else [f"{file.path.name}[{k}]" for file in files for k in range(file.count)]
         found = None
         if several_names:
             index = {label: k for k, label in enumerate(several_names)}
@@ -102,7 +103,7 @@ class ParquetSource(RecordSource):
             data, path = value.get("bytes"), value.get("path")
             if data is None and path:
                 with undecodable(name):
-                    return whole_file(file.path.parent / path)
+                    return whole_file(paths.join(file.path.parent, path))
             return self._whole(data, name)
         return self._whole(value, name)
 
@@ -112,7 +113,7 @@ class ParquetSource(RecordSource):
         return data
 
     def sizes(self):
-        return [file.path.stat().st_size for file in self._files]
+        return [paths.size(file.path) for file in self._files]
 
 
 def parquet_splits(text: str, channels: int | None) -> dict[str, Source]:
@@ -137,14 +138,14 @@ def parquet_splits(text: str, channels: int | None) -> dict[str, Source]:
     }
 
 
-def has_images(path: Path) -> bool:
+def has_images(path: AnyPath) -> bool:
     """Whether the file has images in it; otherwise it may be a list of files. Raises: as `parquet_splits`."""
     with _parquet_file(path) as file:
         schema = file.schema_arrow
     return "path" not in schema.names or _image_column(schema, _features(schema)) is not None
 
 
-def _columns(path: Path) -> Columns:
+def _columns(path: AnyPath) -> Columns:
     types = _arrow().types
     with _parquet_file(path) as file:
         schema = file.schema_arrow
@@ -227,7 +228,7 @@ class _File:
     each row, "" for none; groups and paths are [] if there are none at all. `several`: the list of labels of each row,
     None where it is null; [] without lists."""
 
-    def __init__(self, path: Path, columns: Columns):
+    def __init__(self, path: AnyPath, columns: Columns):
         self.path = path
         with _parquet_file(path) as file:
             names: list[str] = file.schema_arrow.names
@@ -262,7 +263,7 @@ class _File:
         self.paths: list[str] = [(row and row.get("path")) or "" for row in rows] or [""] * self.count
 
 
-def _labels(path: Path, labels: list[Any], class_names: tuple[str, ...]) -> list[str]:
+def _labels(path: AnyPath, labels: list[Any], class_names: tuple[str, ...]) -> list[str]:
     """Labels as text, "" for none. Integers are indices into class_names, if there are any."""
     if not (class_names and any(isinstance(label, int) for label in labels)):
         return ["" if label is None else str(label) for label in labels]
@@ -271,7 +272,7 @@ def _labels(path: Path, labels: list[Any], class_names: tuple[str, ...]) -> list
     return ["" if label is None or label < 0 else class_names[label] for label in labels]
 
 
-def _lists(path: Path, lists: list[Any], class_names: tuple[str, ...]) -> list[list[str] | None]:
+def _lists(path: AnyPath, lists: list[Any], class_names: tuple[str, ...]) -> list[list[str] | None]:
     """As `_labels`, for lists of labels; None for null.
 
     Raises: ValueError for integers without class names of which one stands twice in a list: 1 and 0 for each label.
@@ -286,14 +287,16 @@ def _lists(path: Path, lists: list[Any], class_names: tuple[str, ...]) -> list[l
     return found
 
 
-def _parquet_file(path: Path, metadata: Any = None) -> Any:
+def _parquet_file(path: AnyPath, metadata: Any = None) -> Any:
     """Raises: ValueError if pyarrow is missing, or the file is no Parquet file."""
     try:
         arrow = _arrow()
     except ImportError as error:
         raise ValueError(f"reading {path.name} needs pyarrow: pip install 'ssl_jax[parquet]'") from error
     try:
-        return arrow.parquet.ParquetFile(path, metadata=metadata)
+        # Of a file in a store, pyarrow reads only the columns and the row groups that it needs.
+        source = paths.seekable(path) if paths.is_remote(path) else path
+        return arrow.parquet.ParquetFile(source, metadata=metadata)
     except (OSError, arrow.ArrowException) as error:
         raise ValueError(f"{path} is no Parquet file, or damaged: {error}") from error
 

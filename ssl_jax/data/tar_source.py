@@ -12,17 +12,18 @@ import os
 import tarfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from tqdm import tqdm
 
+from ssl_jax import paths
 from ssl_jax.data import shards, splits
 from ssl_jax.data.formats import ENDINGS, UndecodableImage, check_channels
 from ssl_jax.data.formats.stored import MAX_BYTES
 from ssl_jax.data.record_source import RecordSource
 from ssl_jax.data.sources import Source
+from ssl_jax.paths import AnyPath, StorePath
 
 IMAGES = tuple(ending.removeprefix(".") for ending in ENDINGS)
 THREADS = 8  # files that are indexed at a time
@@ -32,7 +33,7 @@ MAX_FACTS = 2**20  # bytes of a .cls or .json
 class Sample(NamedTuple):
     """`offset`, `size`: of the image's bytes in `file`. `label`, `group`: "" without one."""
 
-    file: Path
+    file: AnyPath
     name: str
     offset: int
     size: int
@@ -65,10 +66,9 @@ class TarSource(RecordSource):
         name, size = self._names[index], int(self._size[index])
         if size > MAX_BYTES:
             raise UndecodableImage(name, f"{size:,} bytes; no more than {MAX_BYTES:,} are read")
+        file, offset = self._files[int(self._file[index])], int(self._offset[index])
         try:
-            # Opened each time: threads then share no position, and a set may have more shards than files may be open.
-            with open(self._files[int(self._file[index])], "rb", buffering=0) as file:
-                data = os.pread(file.fileno(), size, int(self._offset[index]))
+            data = _read_at(file, offset, size)
         except OSError as error:
             raise UndecodableImage(name, os.strerror(error.errno) if error.errno else str(error)) from error
         if len(data) < size:
@@ -77,6 +77,14 @@ class TarSource(RecordSource):
 
     def sizes(self):
         return self._size.tolist()
+
+
+def _read_at(path: AnyPath, offset: int, size: int) -> bytes:
+    if isinstance(path, StorePath):
+        return paths.read_range(path, offset, offset + size)
+    # Opened each time: threads then share no position, and a set may have more shards than files may be open.
+    with open(path, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), size, offset)
 
 
 def tar_splits(text: str, channels: int | None) -> dict[str, Source]:
@@ -100,14 +108,14 @@ def tar_splits(text: str, channels: int | None) -> dict[str, Source]:
     }
 
 
-def index_tar(path: Path) -> list[Sample]:
+def index_tar(path: AnyPath) -> list[Sample]:
     """The samples of a tar that have an image, by reading its headers and labels only.
 
     Raises: FileNotFoundError, ValueError; see `tar_splits`.
     """
     samples: list[Sample] = []
     try:
-        with tarfile.open(path, "r:") as tar:
+        with paths.seekable(path) as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
             key = ""
             members: dict[str, tarfile.TarInfo] = {}
             for member in tar:
@@ -129,7 +137,7 @@ def index_tar(path: Path) -> list[Sample]:
     return samples
 
 
-def _sample(path: Path, tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]) -> Iterable[Sample]:
+def _sample(path: AnyPath, tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]) -> Iterable[Sample]:
     images = [ending for ending in members if ending.rpartition(".")[2] in IMAGES]
     images = [ending for ending in images if "." not in ending] or images  # cat.jpg has a mask cat.seg.png
     if not images:
@@ -141,7 +149,7 @@ def _sample(path: Path, tar: tarfile.TarFile, key: str, members: dict[str, tarfi
     return [Sample(path, image.name, image.offset_data, image.size, label, group)]
 
 
-def _facts(path: Path, tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]) -> tuple[str, str]:
+def _facts(path: AnyPath, tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]) -> tuple[str, str]:
     """(label, group)."""
     texts: dict[str, bytes] = {}
     for ending in ("cls", "json"):

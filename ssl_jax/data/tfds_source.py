@@ -23,6 +23,7 @@ from ssl_jax.data import fashion_mnist
 from ssl_jax.data.formats import check_channels, decode_image
 from ssl_jax.data.sources import ArraySource, Source, digest_of
 from ssl_jax.data.targets import Targets, from_lists
+from ssl_jax.paths import is_address
 
 PREPARE = """
 import sys, tensorflow_datasets as tfds
@@ -43,6 +44,8 @@ def tfds(name: str, *, split: str = "train", data_dir: str | None = None, channe
     Raises: ValueError; the message says what to do.
     """
     check_channels(channels)
+    if is_address(data_dir or ""):
+        raise ValueError(f"TFDS data sets are read from a disk, not from {data_dir}; copy {name} to one")
     return _named_source(name, split, data_dir, channels)
 
 

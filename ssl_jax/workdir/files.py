@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-from etils import epath
 
 from ssl_jax import config as configs
 from ssl_jax import paths
-from ssl_jax.paths import AnyPath
+from ssl_jax.paths import AnyPath, StorePath
 
 R = TypeVar("R")
 
@@ -31,7 +30,7 @@ def replacing(path: AnyPath) -> Iterator[BinaryIO]:
     After an error or a kill, `path` is as it was before. After an error, the partial file is removed, too.
     Raises: OSError, with `path` as its filename; StoreError.
     """
-    if isinstance(path, epath.Path):
+    if isinstance(path, StorePath):
         content = io.BytesIO()
         yield content
         paths.upload(path, content.getvalue())
@@ -58,7 +57,7 @@ def new_directory(path: AnyPath) -> Iterator[Path]:
     store the files are written one after another, so a kill may leave the first of them.
     Raises: OSError, with a filename; StoreError.
     """
-    if isinstance(path, epath.Path):
+    if isinstance(path, StorePath):
         with tempfile.TemporaryDirectory(prefix="ssl_jax-") as folder:
             yield Path(folder)
             for name in paths.files_below(Path(folder)):
@@ -115,7 +114,7 @@ def load(path: AnyPath, parse: Callable[[str], R]) -> R:
 
 def digest(path: AnyPath) -> str:
     """SHA-256 of the file's bytes, in hexadecimal. Raises: OSError, StoreError."""
-    if isinstance(path, epath.Path):
+    if isinstance(path, StorePath):
         found = hashlib.sha256()
         for part in paths.parts(path):
             found.update(part)

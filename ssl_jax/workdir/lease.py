@@ -18,10 +18,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
 from ssl_jax import config as configs
 from ssl_jax import paths
+from ssl_jax.paths import StorePath
 from ssl_jax.stores import StoreError
 
 RENEWED, EXPIRES = 15.0, 60.0  # seconds: between two renewals; without one, until another may take it
@@ -31,7 +30,7 @@ SETTLES, LOOKS = 1.0, 2.0  # seconds: until what was written is read back; betwe
 class Lease:
     """Held from the call of `take` until `release`. A thread renews it."""
 
-    def __init__(self, path: epath.Path):
+    def __init__(self, path: StorePath):
         self._path, self._number, self._lost = path, 0, ""
         self._own = {
             "id": uuid.uuid4().hex,

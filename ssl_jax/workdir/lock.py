@@ -7,11 +7,9 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 
-from etils import epath
-
 from ssl_jax import config as configs
 from ssl_jax import dist
-from ssl_jax.paths import AnyPath
+from ssl_jax.paths import AnyPath, StorePath
 from ssl_jax.workdir.lease import EXPIRES, Lease
 
 NAME = ".lock"
@@ -27,7 +25,7 @@ def alone(workdir: AnyPath) -> Iterator[Callable[..., None]]:
     """
     with contextlib.ExitStack() as stack:
         holder, check, remedy = "", _held, ""
-        if dist.is_first() and isinstance(workdir, epath.Path):
+        if dist.is_first() and isinstance(workdir, StorePath):
             lease = Lease(workdir / NAME)
             holder, check = lease.take(), lease.check
             if not holder:

@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from etils import epath
-
-from ssl_jax.paths import AnyPath
+from ssl_jax.paths import AnyPath, StorePath
 from ssl_jax.workdir import files
 from ssl_jax.workdir.mirror import Mirror
 
@@ -36,7 +34,7 @@ class MetricsWriter:
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  made at run time
 
         kept = [metrics for metrics in read_metrics(workdir / "metrics.jsonl") if step and metrics["step"] <= step]
-        self._mirror = Mirror(workdir) if isinstance(workdir, epath.Path) else None
+        self._mirror = Mirror(workdir) if isinstance(workdir, StorePath) else None
         folder, self._check = workdir if self._mirror is None else self._mirror.folder, check
         self._path, self._directory = folder / "metrics.jsonl", folder / "tensorboard"
         lines = [json.dumps(metrics) + "\n" for metrics in kept]

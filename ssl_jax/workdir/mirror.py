@@ -8,9 +8,8 @@ import threading
 import time
 from pathlib import Path
 
-from etils import epath
-
 from ssl_jax import paths
+from ssl_jax.paths import StorePath
 
 LEAST_WAIT = 20.0  # seconds between two uploads in the background
 SHARE = 0.05  # at most, of the time that uploads take
@@ -23,7 +22,7 @@ class Mirror:
     take long; and by `sync` and `close`.
     """
 
-    def __init__(self, directory: epath.Path):
+    def __init__(self, directory: StorePath):
         self._directory, self._temporary = directory, tempfile.TemporaryDirectory(prefix="ssl_jax-")
         self.folder = Path(self._temporary.name)
         self._uploaded: dict[str, tuple[int, int]] = {}

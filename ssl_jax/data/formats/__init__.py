@@ -1,21 +1,22 @@
 """Image files of any format: which are read, how many images one holds, one of them as a whole or by windows.
 
-with formats.open_image(Path("scene.tif"), bands=(3, 2, 1)) as image:
+with formats.open_image("scene.tif", bands=(3, 2, 1)) as image:
     image.shape, image.dtype                        # (20000, 20000, 3), uint16
     image.read(1000, 2000, 256, 256)                # top, left, height, width: decodes the tiles that it needs
 """
 
+import contextlib
 import dataclasses
 import errno
 import os
 import stat
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Num
 
+from ssl_jax import paths
 from ssl_jax.data.formats import photos, table
 from ssl_jax.data.formats.errors import UndecodableImage, Unreadable, printable, undecodable
 from ssl_jax.data.formats.photos import REDUCTIONS, Reduce
@@ -31,6 +32,7 @@ from ssl_jax.data.formats.stored import (
     whole_file,
 )
 from ssl_jax.data.formats.table import ENDINGS
+from ssl_jax.paths import AnyPath
 
 __all__ = [
     "ENDINGS",
@@ -111,7 +113,7 @@ class OpenImage:
 
 
 def open_image(
-    path: Path | str,
+    path: AnyPath | str,
     *,
     index: int | None = None,
     channels: int | None = None,
@@ -127,7 +129,7 @@ def open_image(
       name: of the image, for errors; the path if not given.
     Raises: UndecodableImage.
     """
-    path, name = Path(path), name or str(path)
+    path, name = paths.path(path), name or str(path)
     with undecodable(name):
         opened = _open(path, pages)
         try:
@@ -137,7 +139,7 @@ def open_image(
             raise
 
 
-def look(path: Path, pages: str = "") -> Facts:
+def look(path: AnyPath, pages: str = "") -> Facts:
     """What the header of a file says. Raises: UndecodableImage."""
     form = table.of_name(path.name)
     if form is not None and not form.several:
@@ -152,7 +154,7 @@ def look(path: Path, pages: str = "") -> Facts:
 
 
 def read_image(
-    path: Path | str,
+    path: AnyPath | str,
     name: str,
     channels: int | None,
     bands: Sequence[int] = (),
@@ -167,12 +169,12 @@ def read_image(
     """
     with undecodable(name):
         text = os.fspath(path)  # the methods of a Path take 7 microseconds more
-        size = _check_file(text)
+        size = None if paths.is_address(text) else _check_file(text)
         if text.lower().endswith(table.PHOTOS.endings):
             data = whole_file(text, size)
             if not data or table.PHOTOS.begins(data):
                 return photos.decode(data, channels, bands, reduce)
-        opened = _open_again(Path(path), pages)
+        opened = _open_again(paths.path(path), pages)
         try:
             return _finish(opened.image(_chosen(index, opened.count)), channels, bands)
         finally:
@@ -210,21 +212,36 @@ def _finish(stored: Stored, channels: int | None, bands: Sequence[int]) -> Num[n
     return own_type(arrange(stored.whole(), stored.alpha, channels, bands))
 
 
-def _open(path: Path, pages: str) -> Opened:
+def _open(path: AnyPath, pages: str) -> Opened:
+    if paths.is_remote(path):
+        return _open_copy(path, pages)
     _check_file(path)
-    with path.open("rb") as file:
-        head = file.read(table.HEAD)
+    head = paths.read_start(path, table.HEAD)
     form = table.of_content(head, path.name)
     if form is None or not head:
         raise Unreadable("not an image of a format that is read" if head else "the file is empty")
     return form.module().open_file(path, pages)
 
 
-def _open_again(path: Path, pages: str) -> Opened:
+def _open_copy(path: AnyPath, pages: str) -> Opened:
+    """Of a file in a store: formats other than photos are read here and there in the file, so it is copied first."""
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = _open(stack.enter_context(paths.local(path)), pages)
+        except FileNotFoundError:
+            raise Unreadable("gone, or not a regular file") from None
+        stack.callback(opened.close)
+        return dataclasses.replace(opened, close=stack.pop_all().close)
+
+
+def _open_again(path: AnyPath, pages: str) -> Opened:
     """As `_open`. A file with several images stays open in this thread until another one is read: its next image then
     needs no new reading of its header and, if it is compressed, of what stands before the image."""
-    found = path.stat()
-    key = (path, found.st_mtime_ns, found.st_size, pages)
+    if paths.is_remote(path):
+        key = (path, pages)
+    else:
+        found = os.stat(path)
+        key = (path, found.st_mtime_ns, found.st_size, pages)
     if getattr(_kept, "key", None) == key:
         return _kept.opened
     opened = _open(path, pages)
@@ -235,7 +252,7 @@ def _open_again(path: Path, pages: str) -> Opened:
     return opened
 
 
-def _check_file(path: Path | str) -> int:
+def _check_file(path: AnyPath | str) -> int:
     """Its bytes. Raises: Unreadable if it is not a file: reading a pipe or a device would wait; OSError if the disk or
     its rights withhold it."""
     try:
@@ -247,7 +264,7 @@ def _check_file(path: Path | str) -> int:
             raise
         found = None
     if found is None or not stat.S_ISREG(found.st_mode):
-        raise Unreadable("a broken link" if Path(path).is_symlink() else "gone, or not a regular file")
+        raise Unreadable("a broken link" if os.path.islink(path) else "gone, or not a regular file")
     return found.st_size
 
 

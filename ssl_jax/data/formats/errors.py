@@ -4,6 +4,8 @@ import contextlib
 import os
 from collections.abc import Generator
 
+from ssl_jax.stores import StoreError
+
 
 class UndecodableImage(Exception):
     """An image that cannot be read: its `name` (a path, or data set and index) and the `reason`.
@@ -33,7 +35,7 @@ def undecodable(name: str) -> Generator[None]:
     """
     try:
         yield
-    except UndecodableImage:
+    except (UndecodableImage, StoreError):  # a store that is down damages no image
         raise
     except OSError as error:
         raise UndecodableImage(name, os.strerror(error.errno) if error.errno else _said(error)) from error

@@ -20,7 +20,7 @@ HEADERS: dict[tuple[int, int], Callable[..., Any]] = {
 HEADER_LOCK = threading.Lock()
 
 
-def read_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, whether Fortran's order, type) of an array that `numpy.save` wrote; the file is then at its first value.
 
     Raises: ValueError, EOFError, KeyError for a header that cannot be read, or for Python's objects.

@@ -5,14 +5,15 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Integer, Num, Shaped
 
+from ssl_jax import paths
 from ssl_jax.data.formats.errors import Unreadable
+from ssl_jax.paths import AnyPath
 
 # Of one image: 67 million RGB pixels of 16 bits. Each thread that decodes holds one. Larger ones are read by windows.
 MAX_IMAGE_BYTES = 3 * 2**27
@@ -118,13 +119,25 @@ def check_bytes(size: int) -> None:
         raise Unreadable(f"{size:,} bytes; no more than {MAX_BYTES:,} are read, so scale it down")
 
 
-def whole_file(source: Path | str | bytes, size: int | None = None) -> bytes:
-    """The bytes of a file, of this `size` if it is known. Raises: Unreadable as `check_bytes`, OSError."""
+def whole_file(source: AnyPath | str | bytes, size: int | None = None) -> bytes:
+    """The bytes of a file, of this `size` if it is known. Raises: Unreadable as `check_bytes`, OSError, StoreError."""
     if isinstance(source, bytes):
         return source
+    if paths.is_address(text := os.fspath(source)):
+        return _whole_stored(paths.path(text))
     check_bytes(os.stat(source).st_size if size is None else size)
     with open(source, "rb", buffering=0) as file:  # the methods of a Path take some microseconds more
         return file.read()
+
+
+def _whole_stored(path: AnyPath) -> bytes:
+    """Of a file in a store. One request: another one for its size would take as long again."""
+    try:
+        data = paths.read_start(path, MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise Unreadable("gone, or not a regular file") from None
+    check_bytes(len(data))
+    return data
 
 
 def bits_dtype(bits: int, *, signed: bool = False) -> np.dtype:

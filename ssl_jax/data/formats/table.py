@@ -7,7 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from ssl_jax import paths
 from ssl_jax.data.formats.errors import Unreadable
+from ssl_jax.paths import AnyPath
 
 DIGITS = ".0123456789"
 HEAD = 512  # bytes of a file that tell its format
@@ -105,7 +107,7 @@ def of_content(head: bytes, name: str) -> Format | None:
     return next((form for form in [*first, *FORMATS] if form.begins(head)), named)
 
 
-def of_file(path: Path) -> Format | None:
+def of_file(path: AnyPath) -> Format | None:
     """By the ending. A name without one, or with one of digits, as scanners give (IM0001, 1.2.840.113), says nothing:
     then the first bytes tell."""
     if path.suffix.strip(DIGITS) or of_name(path.name):
@@ -113,8 +115,7 @@ def of_file(path: Path) -> Format | None:
     try:
         if not path.is_file():  # reading a pipe would wait
             return None
-        with path.open("rb") as file:
-            head = file.read(HEAD)
+        head = paths.read_start(path, HEAD)
     except OSError:
         return None
     return next((form for form in FORMATS if form.begins(head, sure=True)), None)
