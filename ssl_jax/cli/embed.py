@@ -5,11 +5,10 @@ For each image that can be decoded, writes its name, its label if there are labe
 """
 
 import sys
-from pathlib import Path
 
 from ssl_jax import config as configs
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import check_file, read_flags, user_errors
+from ssl_jax.cli.flags import check_file, path, read_flags, user_errors
 from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation import embedding
 
@@ -29,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
             },
         )
         backbones.require(flags, "data", "out")
-        out = Path(flags.out)
+        out = path("out", flags.out)
         configs.call(embedding.check_format, {}, "--out", out)
         check_file("out", out)
         backbone = backbones.load(flags)

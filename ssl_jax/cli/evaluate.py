@@ -9,17 +9,17 @@ kept in DIR/features for the next evaluation.
 import json
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from ssl_jax import config as configs
 from ssl_jax import report
 from ssl_jax.cli import backbones, showing
-from ssl_jax.cli.flags import read_flags, user_errors, written_files
+from ssl_jax.cli.flags import path, read_flags, user_errors, written_files
 from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation import protocols
 from ssl_jax.evaluation.evaluate import evaluate
 from ssl_jax.evaluation.evaluation import BASELINES, Evaluation
+from ssl_jax.paths import AnyPath
 from ssl_jax.workdir import files
 from ssl_jax.workdir.samples import FOLDER as SAMPLES
 
@@ -55,16 +55,16 @@ def main(argv: list[str] | None = None) -> None:
         backbones.check(flags)
         written = written_files("out", flags.out, (".json", ".html")) if flags.out else []
         with tempfile.TemporaryDirectory() as folder:
-            page = any(path.suffix == ".html" for path in written)
-            workdir = Path(flags.workdir or folder)
+            page = any(file.suffix == ".html" for file in written)
+            workdir = path("workdir", flags.workdir or folder)
             found, shown = _of_run(flags, options) if flags.workdir else _of_file(flags, options, page and workdir)
             print(f"\n{found}")
-            for path in written:
-                if path.suffix == ".html":
-                    configs.call(report.write_scores, shown, "--bands, --stretch", found, workdir, path)
+            for file in written:
+                if file.suffix == ".html":
+                    configs.call(report.write_scores, shown, "--bands, --stretch", found, workdir, file)
                 else:
-                    files.write(path, json.dumps(found, indent=2))
-                print(path)
+                    files.write(file, json.dumps(found, indent=2))
+                print(file)
 
 
 def _of_run(flags: Any, options: dict[str, Any]) -> tuple[Evaluation, dict[str, Any]]:
@@ -79,7 +79,7 @@ def _of_run(flags: Any, options: dict[str, Any]) -> tuple[Evaluation, dict[str, 
     return found, shown
 
 
-def _of_file(flags: Any, options: dict[str, Any], folder: Path | bool) -> tuple[Evaluation, dict[str, Any]]:
+def _of_file(flags: Any, options: dict[str, Any], folder: AnyPath | bool) -> tuple[Evaluation, dict[str, Any]]:
     """As `_of_run`. folder: where pictures for a page go; False for no page."""
     backbones.require(flags, "data")
     backbone = backbones.load(flags)
@@ -91,7 +91,7 @@ def _of_file(flags: Any, options: dict[str, Any], folder: Path | bool) -> tuple[
         raise configs.ConfigError(
             f"{flags.backbone} does not say at which image size it was trained; give one, such as --image_size=224"
         )
-    options["samples_dir"] = folder / SAMPLES if isinstance(folder, Path) else None
+    options["samples_dir"] = None if isinstance(folder, bool) else folder / SAMPLES
     found = configs.call(evaluate, options, "ssl_jax evaluate", backbone, *pair)
     found["backbone"]["file"] = flags.backbone
     return found, shown

@@ -1,12 +1,11 @@
 """ssl_jax export --workdir DIR --to timm --out PATH: exports a backbone for other programs, and checks its features."""
 
 import sys
-from pathlib import Path
 
 from ssl_jax import config as configs
 from ssl_jax import exporting
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import check_file, read_flags, user_errors
+from ssl_jax.cli.flags import check_file, on_disk, read_flags, user_errors
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,11 +21,12 @@ def main(argv: list[str] | None = None) -> None:
             },
         )
         backbones.require(flags, "to", "out")
+        out = on_disk("out", flags.out)
         if flags.to not in exporting.DIRECTORIES:
-            check_file("out", Path(flags.out))
+            check_file("out", out)
         backbone = backbones.load(flags)
         size = backbones.image_size(flags.image_size, backbone)
         options = {"to": flags.to, "image_size": size, "workdir": flags.workdir or None}
-        path = configs.call(exporting.export, options, "ssl_jax export", backbone, flags.out)
+        path = configs.call(exporting.export, options, "ssl_jax export", backbone, out)
         print(f"{path}: gives the same features as the backbone. To load it:")
         print(f"    {exporting.how_to_load(backbone, path, to=flags.to, image_size=size)}")

@@ -7,13 +7,12 @@ one gives a fifth of each class for the test, which is not trained on.
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from ssl_jax import config as configs
 from ssl_jax import report
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import check_directory, read_flags, user_errors
+from ssl_jax.cli.flags import check_directory, path, read_flags, user_errors
 from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation.classifier import Tuned, finetune
 from ssl_jax.evaluation.evaluation import image_size_of
@@ -51,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
             },
         )
         backbones.require(flags, "data", "out")
-        check_directory("out", Path(flags.out))
+        check_directory("out", path("out", flags.out))
         numbers = {name: backbones.number(flags, name) for name in ("per_class", "seed")}
         if not SEED.allows(numbers["seed"]):
             raise configs.ConfigError(f"--seed must be {SEED}, got {numbers['seed']}")
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         tuned.save(flags.out)
         classifier = tuned.classifier
         page = render(classifier.kind, classifier.names, tuned.scores, classifier.facts, tuned.tested)
-        files.write(Path(flags.out) / report.NAME, page)
+        files.write(path("out", flags.out) / report.NAME, page)
         print(f"{flags.out}: {_summary(tuned)}")
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 import uuid
 from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,6 +138,13 @@ def user_errors(*kinds: type[Exception]) -> Generator[None]:
 def path(name: str, text: str) -> AnyPath:
     """The path that the flag names, on a disk or in a store. Raises: ConfigError as `paths.path`."""
     return configs.call(paths.path, {}, f"--{name}", text)
+
+
+def on_disk(name: str, text: str) -> Path:
+    """The local path that the flag names. Raises: ConfigError for an address of a store."""
+    if paths.is_address(text):
+        raise ConfigError(f"--{name}={text}: this is written to a disk only; name a local path, and copy it from there")
+    return Path(text)
 
 
 def check_store(name: str, path: StorePath) -> None:

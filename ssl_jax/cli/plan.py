@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ssl_jax import config as configs
-from ssl_jax.cli.flags import check_file, read_flags, user_errors
+from ssl_jax.cli.flags import check_file, on_disk, read_flags, user_errors
 from ssl_jax.planning.chips import parse_slice
 from ssl_jax.planning.plan import plan, search
 from ssl_jax.planning.show import print_plan
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
             },
         )
         if flags.json:
-            check_file("json", Path(flags.json))
+            check_file("json", on_disk("json", flags.json))
         place = configs.call(parse_slice, {}, "--topology", flags.topology) if flags.topology else None
         result = search(flags.config, place) if flags.search else plan(flags.config, place)
         print_plan(result)

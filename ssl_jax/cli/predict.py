@@ -6,11 +6,10 @@ several labels: the labels that it has, and the probability of each. Of measurem
 """
 
 import sys
-from pathlib import Path
 
 from ssl_jax import config as configs
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import check_file, read_flags, user_errors
+from ssl_jax.cli.flags import check_file, path, read_flags, user_errors
 from ssl_jax.cli.predict_masks import predict_masks
 from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation import classifier as classifiers
@@ -37,14 +36,15 @@ def main(argv: list[str] | None = None) -> None:
         if has_segmenter(flags.workdir):
             predict_masks(flags)
             return
-        check_file("out", Path(flags.out))
-        configs.call(check_format, {}, "--out", Path(flags.out), predictions_file.FORMATS)
+        out = path("out", flags.out)
+        check_file("out", out)
+        configs.call(check_format, {}, "--out", out, predictions_file.FORMATS)
         classifier = configs.call(classifiers.load_classifier, {}, "--workdir", flags.workdir)
         options = {"split": flags.split or "train", **backbones.how_to_read(classifier.backbone)}
         source = configs.call(opening.open_data, options, "--data", flags.data)
         found = configs.call(
             classifiers.predict, {"windows": flags.windows or "mean"}, "ssl_jax predict", classifier, source
         )
-        predictions_file.save(Path(flags.out), found, classifier)
+        predictions_file.save(out, found, classifier)
         print(f"{flags.out}: {len(found.names):,} images")
         backbones.print_left_out(source, found.names, flags.windows)

@@ -1,23 +1,23 @@
 """What ssl_jax predict does with what ssl_jax segment wrote: a mask for each image."""
 
-from pathlib import Path
 from typing import Any
 
 from ssl_jax import config as configs
+from ssl_jax import paths
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import check_directory
+from ssl_jax.cli.flags import check_directory, path
 from ssl_jax.data import opening
 from ssl_jax.evaluation import segmenter as segmenters
 
 
 def predict_masks(flags: Any) -> None:
     """Writes a PNG for each image of --data to --out. flags: of `ssl_jax predict`. Raises: ConfigError."""
-    out = Path(flags.out)
+    out = path("out", flags.out)
     if out.suffix.lower() == ".csv":
         raise configs.ConfigError(
             f"--out={out}: {flags.workdir} has a segmenter, which gives a mask for each image; name a directory"
         )
-    if opening.is_path(flags.data) and out.resolve() == Path(flags.data).expanduser().resolve():
+    if opening.is_path(flags.data) and paths.resolved(out) == paths.resolved(paths.expanded(path("data", flags.data))):
         raise configs.ConfigError(f"--out={out}: masks would replace the images of --data; name another directory")
     if flags.windows:
         raise configs.ConfigError(f"--windows={flags.windows}: a segmenter reads whole images; leave it out")

@@ -6,22 +6,18 @@ ssl_jax report RUN RUN ...  -> comparison.html beside the first run
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from ssl_jax import report
+from ssl_jax import paths, report
 from ssl_jax.cli import showing
 from ssl_jax.cli.flags import check_file, user_errors
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="ssl_jax report", description=report.__doc__)
-    parser.add_argument(
-        "runs", metavar="RUN", type=Path, nargs="+", help="workdir of a run of ssl_jax train, finished or not"
-    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="workdir of a run of ssl_jax train, finished or not")
     parser.add_argument(
         "--output",
-        type=Path,
         metavar="FILE",
         help="file for the page; default: report.html in RUN, or comparison.html beside the first RUN",
     )
@@ -41,14 +37,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     flags = parser.parse_args(argv)
     with user_errors(ValueError, FileNotFoundError):
-        if flags.output:
-            check_file("output", flags.output)
+        runs = [paths.path(run) for run in flags.runs]
+        output = paths.path(flags.output) if flags.output else None
+        if output:
+            check_file("output", output)
         shown = {"bands": flags.bands, "stretch": flags.stretch}
-        if len(flags.runs) == 1:
-            print(report.write(flags.runs[0], flags.output, **shown))
+        if len(runs) == 1:
+            print(report.write(runs[0], output, **shown))
         else:
-            print(report.write_comparison(flags.runs, flags.output))
-        for run in flags.runs if flags.files else ():
+            print(report.write_comparison(runs, output))
+        for run in runs if flags.files else ():
             print(*report.write_files(run, **shown), sep="\n")
 
 

@@ -1,10 +1,9 @@
 """ssl_jax study --config label_efficiency --workdir DIR [--config.KEY=VALUE ...]: see studies/study.py."""
 
 import sys
-from pathlib import Path
 
 from ssl_jax import config as configs
-from ssl_jax.cli.flags import check_directory, read_flags, user_errors
+from ssl_jax.cli.flags import check_directory, on_disk, read_flags, user_errors
 from ssl_jax.data.pipeline import ImagesError
 from ssl_jax.studies.study import study
 from ssl_jax.training import progress
@@ -24,8 +23,9 @@ def main(argv: list[str] | None = None) -> None:
         )
         if not flags.workdir:
             raise configs.ConfigError("--workdir is missing; for example --workdir studies/label_efficiency")
-        check_directory("workdir", Path(flags.workdir))
+        workdir = on_disk("workdir", flags.workdir)
+        check_directory("workdir", workdir)
         try:
-            study(flags.config, Path(flags.workdir))
+            study(flags.config, workdir)
         except Stopped as stopped:
             print(stopped)

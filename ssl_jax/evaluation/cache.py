@@ -15,6 +15,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ssl_jax import paths
+from ssl_jax.paths import AnyPath, StorePath
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -62,29 +65,33 @@ def cached(directory: str | os.PathLike, key: Key, make: Callable[[], Arrays]) -
     Warns: RuntimeWarning for a damaged file.
     """
     text = json.dumps(dataclasses.asdict(key), sort_keys=True)
-    path = Path(directory) / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+    path = paths.path(directory) / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
     if path.exists():
         try:
             return _read(path)
         except (safetensors.SafetensorError, ValueError) as error:
             warnings.warn(f"{path} is damaged ({error}); its features are computed again", RuntimeWarning, stacklevel=2)
     arrays = {name: np.ascontiguousarray(array) for name, array in make().items()}
+    said = {"key": text, "checksum": checksum(arrays)}
+    if isinstance(path, StorePath):
+        paths.upload(path, safetensors.numpy.save(arrays, said))
+        return arrays
     path.parent.mkdir(parents=True, exist_ok=True)
     # A unique name, as several programs may make the same features.
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
     os.close(handle)
     try:
-        safetensors.numpy.save_file(arrays, part, {"key": text, "checksum": checksum(arrays)})
+        safetensors.numpy.save_file(arrays, part, said)
         os.replace(part, path)
     finally:
-        Path(part).unlink(missing_ok=True)
+        paths.remove(Path(part))
     return arrays
 
 
-def _read(path: Path) -> Arrays:
+def _read(path: AnyPath) -> Arrays:
     """The arrays in a file. Raises: SafetensorError, ValueError for a file that is not as it was written."""
     # The library compares the sizes in the header with the file's size before it returns any array.
-    with safetensors.safe_open(path, framework="numpy") as file:
+    with paths.local(path) as copy, safetensors.safe_open(copy, framework="numpy") as file:
         written = (file.metadata() or {}).get("checksum")
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
     if checksum(arrays) != written:

@@ -9,13 +9,13 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
 from jaxtyping import Float, Num
 
+from ssl_jax import paths
 from ssl_jax.data import pipeline
 from ssl_jax.data.sources import Source
 from ssl_jax.data.targets import MULTILABEL, REGRESSION
@@ -67,7 +67,7 @@ class Classifier:
         Raises: ValueError for a backbone whose image size is unknown.
         """
         said = {"kind": self.kind, "names": list(self.names), "facts": dict(self.facts)}
-        saving.save(Path(directory), self.backbone, NAME, {"weight": self.kernel.T, "bias": self.bias}, said)
+        saving.save(paths.path(directory), self.backbone, NAME, {"weight": self.kernel.T, "bias": self.bias}, said)
 
 
 def load_classifier(directory: str | os.PathLike[str], model: nn.Module | None = None) -> Classifier:
@@ -81,7 +81,7 @@ def load_classifier(directory: str | os.PathLike[str], model: nn.Module | None =
         kind, names, facts = str(said["kind"]), tuple(map(str, said["names"])), dict(said["facts"])
         return kind, names, facts, parameters["weight"].T, parameters["bias"]
 
-    directory = Path(directory)
+    directory = paths.path(directory)
     backbone, (kind, names, facts, kernel, bias) = saving.load(directory, NAME, "finetune", model, parse)
     if kernel.shape != (backbone.dim, len(names)) or bias.shape != (len(names),):
         raise ValueError(
@@ -111,7 +111,7 @@ class Tuned:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """As `Classifier.save`; also writes the scores to scores.json."""
         self.classifier.save(directory)
-        files.write(Path(directory) / SCORES, as_json(self.scores))
+        files.write(paths.path(directory) / SCORES, as_json(self.scores))
 
 
 def finetune(

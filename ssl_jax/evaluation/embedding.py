@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,6 +12,7 @@ from ssl_jax.data.sources import Source
 from ssl_jax.data.uniform import Uniform
 from ssl_jax.evaluation.evaluation import image_size_of
 from ssl_jax.evaluation.features import BATCH, Extracted, check_windows, extract, over_windows
+from ssl_jax.paths import AnyPath
 from ssl_jax.weights import Backbone
 from ssl_jax.workdir import files
 
@@ -32,7 +32,7 @@ class Embeddings:
     labels: Int[np.ndarray, " images"] | None
     class_names: tuple[str, ...]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Writes the file whole or not at all.
 
         .npz: "names", "embeddings" float32 [images, dim]; if there are labels, also "labels" and "class_names".
@@ -44,13 +44,13 @@ class Embeddings:
         check_format(path)
         (self._save_parquet if path.suffix == ".parquet" else self._save_npz)(path)
 
-    def _save_npz(self, path: Path) -> None:
+    def _save_npz(self, path: AnyPath) -> None:
         arrays = {"names": np.array(self.names, np.str_), "embeddings": self.features}
         if self.labels is not None:
             arrays |= {"labels": self.labels, "class_names": np.array(self.class_names, np.str_)}
         files.write_arrays(path, arrays)
 
-    def _save_parquet(self, path: Path) -> None:
+    def _save_parquet(self, path: AnyPath) -> None:
         import pyarrow
         import pyarrow.parquet
 
@@ -65,7 +65,7 @@ class Embeddings:
             pyarrow.parquet.write_table(pyarrow.table(columns), file)
 
 
-def check_format(path: Path, formats: tuple[str, str] = FORMATS) -> None:
+def check_format(path: AnyPath, formats: tuple[str, str] = FORMATS) -> None:
     """Raises: ValueError if the file's name does not end in one of `formats`, or the format's library is missing."""
     if path.suffix not in formats:
         raise ValueError(f"the file's name must end in {' or '.join(formats)}, got {path.name!r}")

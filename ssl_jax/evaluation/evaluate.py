@@ -7,15 +7,16 @@ print(evaluate("runs/a"))    # on the data that it was trained on
 import json
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from ssl_jax import config as configs
+from ssl_jax import paths
 from ssl_jax.config import Config
 from ssl_jax.data import Items, as_source, opening
 from ssl_jax.data.sources import Source
 from ssl_jax.evaluation import protocols as known
 from ssl_jax.evaluation.evaluation import BASELINES, Evaluation, evaluate_backbone
+from ssl_jax.paths import AnyPath
 from ssl_jax.training import build
 from ssl_jax.weights import Backbone, load_backbone
 from ssl_jax.workdir import config_file, facts, files
@@ -42,13 +43,13 @@ def evaluate(
         )
     pair = None if train is None or test is None else (as_source(train), as_source(test))
     if not isinstance(what, Backbone):
-        return evaluate_run(Path(what), pair=pair, **options)
+        return evaluate_run(paths.path(what), pair=pair, **options)
     assert pair is not None
     return evaluate_backbone(what, *pair, **options)
 
 
 def evaluate_run(
-    workdir: Path,
+    workdir: AnyPath,
     *,
     data: str = "",
     pair: tuple[Source, Source] | None = None,
@@ -98,7 +99,7 @@ def evaluate_run(
     return result
 
 
-def own_pair(workdir: Path, config: Config) -> tuple[Source, Source]:
+def own_pair(workdir: AnyPath, config: Config) -> tuple[Source, Source]:
     """(training, test) images of the run itself. Raises: ConfigError if its config does not name them."""
     data = config.data.path or config.data.name
     try:
@@ -116,7 +117,7 @@ def own_pair(workdir: Path, config: Config) -> tuple[Source, Source]:
     return train, test
 
 
-def check_same_images(workdir: Path, train: Source) -> None:
+def check_same_images(workdir: AnyPath, train: Source) -> None:
     """Raises: ConfigError if `train` is not what the run was trained on. Passes if the run does not say what it was."""
     trained = facts.trained_on(workdir)
     if trained and trained["digest"] != train.digest():

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from ssl_jax.evaluation.features import BATCH, Extracted, check_windows, extract
 from ssl_jax.evaluation.protocols import BY_DEFAULT
 from ssl_jax.evaluation.subject import Images, Scores, Subject, as_labeled, labeled
 from ssl_jax.health import representation as metrics
+from ssl_jax.paths import AnyPath
 from ssl_jax.weights import Backbone
 
 BASELINES = ("random", "pixels")
@@ -56,8 +56,8 @@ def evaluate_backbone(
     memory_bytes: int = 2**31,
     seed: int = 0,
     windows: str = "mean",
-    features_dir: Path | None = None,
-    samples_dir: Path | None = None,
+    features_dir: AnyPath | None = None,
+    samples_dir: AnyPath | None = None,
 ) -> Evaluation:
     """Evaluates the backbone and the baselines under the same protocols.
 
@@ -173,7 +173,7 @@ class _Kept:
     backbone: Backbone
     images: Images
     sha256: str
-    directory: Path | None
+    directory: AnyPath | None
 
     def __call__(self, split: str) -> Extracted:
         def make() -> cache.Arrays:

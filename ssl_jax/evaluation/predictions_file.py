@@ -1,19 +1,19 @@
 """Predictions of a classifier as a file, for other programs: a CSV or Parquet."""
 
 import csv
-from pathlib import Path
 from typing import Any
 
 from ssl_jax.data.targets import MULTILABEL
 from ssl_jax.evaluation.classifier import Classifier, Predictions
 from ssl_jax.evaluation.embedding import check_format
 from ssl_jax.evaluation.tasks import CLASSES
+from ssl_jax.paths import AnyPath
 from ssl_jax.workdir import files
 
 FORMATS = (".csv", ".parquet")
 
 
-def save(path: Path, found: Predictions, classifier: Classifier) -> None:
+def save(path: AnyPath, found: Predictions, classifier: Classifier) -> None:
     """Writes the file whole or not at all. Columns: name; of classes then class and probability (of that class), of
     several labels then labels; and one of numbers named after each class, label or measurement.
 
@@ -32,7 +32,7 @@ def save(path: Path, found: Predictions, classifier: Classifier) -> None:
     (_save_parquet if path.suffix == ".parquet" else _save_csv)(path, columns)
 
 
-def _save_csv(path: Path, columns: dict[str, Any]) -> None:
+def _save_csv(path: AnyPath, columns: dict[str, Any]) -> None:
     with files.replacing(path) as file:
         table = csv.writer(_Lines(file))
         table.writerow(columns)
@@ -40,7 +40,7 @@ def _save_csv(path: Path, columns: dict[str, Any]) -> None:
             table.writerow([value if isinstance(value, str) else f"{value:.6g}" for value in row])
 
 
-def _save_parquet(path: Path, columns: dict[str, Any]) -> None:
+def _save_parquet(path: AnyPath, columns: dict[str, Any]) -> None:
     import pyarrow
     import pyarrow.parquet
 

@@ -4,12 +4,12 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ssl_jax.data.inspection import pictures
 from ssl_jax.data.sources import Source, spread
 from ssl_jax.evaluation.neighbors import Neighbors, count
+from ssl_jax.paths import AnyPath
 from ssl_jax.report import display
 from ssl_jax.report import retrieval as page
 from ssl_jax.weights import Backbone
@@ -19,7 +19,7 @@ COLUMNS = ("query", "query_label", "rank", "name", "label", "similarity")
 MOST_PICTURES = 1000  # on a page
 
 
-def save(found: Neighbors, path: Path) -> None:
+def save(found: Neighbors, path: AnyPath) -> None:
     """Writes the ranks, whole or not at all. A label is empty where there is none.
 
     .csv: a row for each query and rank, with COLUMNS; ranks count from 1.

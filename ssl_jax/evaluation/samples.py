@@ -1,12 +1,12 @@
 """What an evaluation writes to DIR/samples for the report: embeddings, predictions, and pictures of patches."""
 
-from pathlib import Path
-
 import numpy as np
 
+from ssl_jax import paths
 from ssl_jax.data import crop, pipeline, sources
 from ssl_jax.evaluation.subject import Images
 from ssl_jax.models import maps
+from ssl_jax.paths import AnyPath
 from ssl_jax.weights import Backbone
 from ssl_jax.workdir.samples import save
 
@@ -18,7 +18,7 @@ PICTURED, PICTURED_SIDE = 8, 96
 MOST_HEADS = 6  # as a ViT-S has; up to this many heads, each is also pictured alone
 
 
-def save_embeddings(directory: Path, of: Images, h: np.ndarray, labels: np.ndarray) -> None:
+def save_embeddings(directory: AnyPath, of: Images, h: np.ndarray, labels: np.ndarray) -> None:
     """Writes embeddings.npz: the first test images, shrunk, with their features and labels."""
     images: list[np.ndarray] = []
     for batch in of.batches["test"]():
@@ -36,7 +36,7 @@ def save_embeddings(directory: Path, of: Images, h: np.ndarray, labels: np.ndarr
 
 
 def save_predictions(
-    directory: Path, class_names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray
+    directory: AnyPath, class_names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray
 ) -> None:
     """Writes predictions.npz: true and predicted classes of the labeled test images."""
     save(
@@ -48,12 +48,12 @@ def save_predictions(
     )
 
 
-def forget_predictions(directory: Path) -> None:
+def forget_predictions(directory: AnyPath) -> None:
     """Removes predictions.npz, if it is there."""
-    (directory / "predictions.npz").unlink(missing_ok=True)
+    paths.remove(directory / "predictions.npz")
 
 
-def save_patches(directory: Path, of: Images, pretrained: Backbone, untrained: Backbone) -> None:
+def save_patches(directory: AnyPath, of: Images, pretrained: Backbone, untrained: Backbone) -> None:
     """Writes patches.npz: pictures of the patches of some test images, by two backbones of one architecture.
 
     It holds "images"; "features/pretrained" and "features/random"; for a ViT with a class token "attention/pretrained"

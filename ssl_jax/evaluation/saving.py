@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -11,8 +10,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ssl_jax import paths
 from ssl_jax.data.sources import Source
 from ssl_jax.evaluation.evaluation import image_size_of
+from ssl_jax.paths import AnyPath
 from ssl_jax.weights import Backbone, load_backbone, save_backbone
 from ssl_jax.workdir import files
 
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 
 def save(
-    directory: Path, backbone: Backbone, name: str, parameters: Mapping[str, np.ndarray], said: Mapping[str, Any]
+    directory: AnyPath, backbone: Backbone, name: str, parameters: Mapping[str, np.ndarray], said: Mapping[str, Any]
 ) -> None:
     """Writes backbone.safetensors with backbone.json, NAME.safetensors and NAME.json, each whole or not at all.
 
@@ -33,7 +34,7 @@ def save(
         "channels": len(backbone.mean),
         **dataclasses.asdict(backbone.normalization),
     }
-    directory.mkdir(parents=True, exist_ok=True)
+    paths.make_directory(directory)
     save_backbone(directory, backbone.variables, facts)
     arrays = {called: np.ascontiguousarray(value, np.float32) for called, value in parameters.items()}
     with files.replacing(directory / f"{name}.safetensors") as file:
@@ -42,7 +43,7 @@ def save(
 
 
 def load(
-    directory: Path,
+    directory: AnyPath,
     name: str,
     command: str,
     model: nn.Module | None,

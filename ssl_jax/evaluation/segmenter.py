@@ -8,7 +8,6 @@ masks = load_segmenter("runs/a-segmenter").masks(images)
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Num, UInt8
 
+from ssl_jax import paths
 from ssl_jax.data.mask_files import stem
 from ssl_jax.data.segmentation import read_images
 from ssl_jax.data.sources import Source
@@ -74,7 +74,7 @@ class Segmenter:
         Raises: ValueError for a backbone whose image size is unknown.
         """
         said = {"head": self.head, "classes": list(self.class_names), "facts": dict(self.facts)}
-        saving.save(Path(directory), self.backbone, NAME, self.parameters, said)
+        saving.save(paths.path(directory), self.backbone, NAME, self.parameters, said)
 
 
 def load_segmenter(directory: str | os.PathLike[str], model: nn.Module | None = None) -> Segmenter:
@@ -88,7 +88,7 @@ def load_segmenter(directory: str | os.PathLike[str], model: nn.Module | None = 
         head, names, facts = str(said["head"]), tuple(map(str, said["classes"])), dict(said["facts"])
         return head, names, facts, parameters, _shapes(head, backbone.dim, len(names))
 
-    directory = Path(directory)
+    directory = paths.path(directory)
     backbone, parsed = saving.load(directory, NAME, "segment", model, parse)
     head, names, facts, parameters, wanted = parsed
     found = {name: value.shape for name, value in parameters.items()}
@@ -103,7 +103,7 @@ def load_segmenter(directory: str | os.PathLike[str], model: nn.Module | None = 
 
 def has_segmenter(directory: str | os.PathLike[str]) -> bool:
     """Whether the directory is one that `Segmenter.save` wrote."""
-    return (Path(directory) / FACTS).is_file()
+    return (paths.path(directory) / FACTS).is_file()
 
 
 def patch_maps(
@@ -137,10 +137,10 @@ def write_masks(segmenter: Segmenter, source: Source, directory: str | os.PathLi
 
     Raises: as `predictions`; ValueError for two images whose masks would have one name.
     """
-    directory = Path(directory)
-    paths: dict[str, int] = {}
+    directory = paths.path(directory)
+    places: dict[str, int] = {}
     for index in range(len(source)):
-        other = paths.setdefault(stem(source.image_name(index)), index)
+        other = places.setdefault(stem(source.image_name(index)), index)
         if other != index:
             raise ValueError(
                 f"{source.image_name(other)} and {source.image_name(index)} would have one mask, "
@@ -149,7 +149,7 @@ def write_masks(segmenter: Segmenter, source: Source, directory: str | os.PathLi
     count = 0
     for index, mask in predictions(segmenter, source):
         path = directory / f"{stem(source.image_name(index))}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        paths.make_directory(path.parent)
         with files.replacing(path) as file:
             file.write(cv2.imencode(".png", mask)[1].tobytes())
         count += 1

@@ -8,12 +8,12 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from ssl_jax import paths
 from ssl_jax.data import segmentation as reading
 from ssl_jax.data.crop import resize
 from ssl_jax.data.segmentation import Masked
@@ -62,7 +62,7 @@ class Segmented:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """As `Segmenter.save`; also writes the scores to scores.json."""
         self.segmenter.save(directory)
-        files.write(Path(directory) / SCORES, as_json(self.scores))
+        files.write(paths.path(directory) / SCORES, as_json(self.scores))
 
 
 def segment(

@@ -22,8 +22,10 @@ import numpy as np
 import safetensors.numpy
 from jax import export as jax_export
 
+from ssl_jax import paths
 from ssl_jax.exporting import hub
 from ssl_jax.exporting.timm_names import NoForm, TimmForm, timm_form
+from ssl_jax.paths import AnyPath
 from ssl_jax.weights import Backbone, load_backbone
 from ssl_jax.workdir import files
 
@@ -77,7 +79,7 @@ def export(
     path = Path(path)
     images = np.random.default_rng(0).random((COMPARED, *size, len(backbone.mean)), np.float32)
     with _replacing(path, directory=to in DIRECTORIES) as partial:
-        written = WRITERS[to](backbone, partial, size, None if workdir is None else Path(workdir))
+        written = WRITERS[to](backbone, partial, size, None if workdir is None else paths.path(workdir))
         expected, found = written.reference.features(images), written.features(images)
         off = float(np.max(np.abs(found - expected)) / max(float(np.max(np.abs(expected))), 1e-12))
         if not off <= TOLERANCE:  # refuses NaN, too
@@ -123,7 +125,7 @@ class Written(NamedTuple):
 
 
 Size = tuple[int, int]
-Writer = Callable[[Backbone, Path, Size, Path | None], Written]  # (backbone, file or empty directory, size, workdir)
+Writer = Callable[[Backbone, Path, Size, AnyPath | None], Written]  # (backbone, file or empty directory, size, workdir)
 
 
 def _timm_form(backbone: Backbone, size: Size) -> TimmForm:
@@ -133,7 +135,7 @@ def _timm_form(backbone: Backbone, size: Size) -> TimmForm:
         raise ExportError(f"{error}; to='onnx' and to='stablehlo' take any backbone") from error
 
 
-def _timm(backbone: Backbone, path: Path, size: Size, workdir: Path | None) -> Written:
+def _timm(backbone: Backbone, path: Path, size: Size, workdir: AnyPath | None) -> Written:
     form = _timm_form(backbone, size)
     path.write_bytes(safetensors.numpy.save(form.tensors))
 
@@ -144,7 +146,7 @@ def _timm(backbone: Backbone, path: Path, size: Size, workdir: Path | None) -> W
     return Written(form.reference, features)
 
 
-def _hf(backbone: Backbone, path: Path, size: Size, workdir: Path | None) -> Written:
+def _hf(backbone: Backbone, path: Path, size: Size, workdir: AnyPath | None) -> Written:
     form = _timm_form(backbone, size)
     hub.write_hub(form, path, size, workdir)
 
@@ -154,7 +156,7 @@ def _hf(backbone: Backbone, path: Path, size: Size, workdir: Path | None) -> Wri
     return Written(form.reference, features)
 
 
-def _onnx(backbone: Backbone, path: Path, size: Size, workdir: Path | None) -> Written:
+def _onnx(backbone: Backbone, path: Path, size: Size, workdir: AnyPath | None) -> Written:
     from ssl_jax.exporting import onnx_graph
 
     try:
@@ -164,7 +166,7 @@ def _onnx(backbone: Backbone, path: Path, size: Size, workdir: Path | None) -> W
     return Written(backbone, functools.partial(onnx_graph.run, path))
 
 
-def _stablehlo(backbone: Backbone, path: Path, size: Size, workdir: Path | None) -> Written:
+def _stablehlo(backbone: Backbone, path: Path, size: Size, workdir: AnyPath | None) -> Written:
     (batch,) = jax_export.symbolic_shape("batch")
     shape = jax.ShapeDtypeStruct((batch, *size, len(backbone.mean)), jnp.float32)
     path.write_bytes(jax_export.export(jax.jit(_program(backbone)), platforms=PLATFORMS)(shape).serialize())

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ssl_jax.evaluation import cache
 from ssl_jax.exporting.timm_names import TimmForm
+from ssl_jax.paths import AnyPath
 from ssl_jax.report import names, scores
 from ssl_jax.weights import Backbone
 from ssl_jax.workdir import files
@@ -27,7 +27,7 @@ tags:
 SECTIONS = ("method", "optimizer", "model")  # of config.json
 
 
-def model_card(form: TimmForm, size: tuple[int, int], workdir: Path | None) -> str:
+def model_card(form: TimmForm, size: tuple[int, int], workdir: AnyPath | None) -> str:
     """README.md, with the front matter of Hugging Face's cards.
 
     Args:
@@ -49,7 +49,7 @@ def model_card(form: TimmForm, size: tuple[int, int], workdir: Path | None) -> s
     return "\n".join(part for part in parts if part)
 
 
-def _read(workdir: Path | None, name: str) -> dict[str, Any]:
+def _read(workdir: AnyPath | None, name: str) -> dict[str, Any]:
     """A file of a run; {} if there is none. Raises: ConfigError for a damaged one."""
     path = workdir and workdir / name
     return files.load(path, lambda text: dict(json.loads(text))) if path and path.exists() else {}

@@ -11,13 +11,14 @@ import safetensors.numpy
 from ssl_jax.exporting.card import model_card, published
 from ssl_jax.exporting.timm_names import TimmForm
 from ssl_jax.models.vit import ViT
+from ssl_jax.paths import AnyPath
 from ssl_jax.weights.adapting import FIRST_CONVOLUTIONS
 from ssl_jax.weights.header import META
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
-def write_hub(form: TimmForm, directory: Path, size: tuple[int, int], workdir: Path | None) -> None:
+def write_hub(form: TimmForm, directory: Path, size: tuple[int, int], workdir: AnyPath | None) -> None:
     """Writes the files into the directory, which is there and empty.
 
     Args:

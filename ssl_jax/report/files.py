@@ -2,15 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
+from ssl_jax import paths
+from ssl_jax.paths import AnyPath
 from ssl_jax.report import health, images, names, page, patches, scatter, svg, templates
 from ssl_jax.report.palette import LIGHT, STYLES
 from ssl_jax.report.read import Record
+from ssl_jax.workdir import files as workdir
 
 FOLDER = "pictures"
 CELL = 0.9  # inches an image
@@ -19,17 +21,18 @@ DPI = 200
 Row = tuple[str, Sequence[UInt8[np.ndarray, "_ _ _"]]]  # title, images; rows may differ in image size
 
 
-def write(record: Record) -> list[Path]:
+def write(record: Record) -> list[AnyPath]:
     """Writes workdir/pictures/*.svg and *.png: the pictures that the run has the data for."""
     folder = record.workdir / FOLDER
-    folder.mkdir(exist_ok=True)
+    paths.make_directory(folder)
     made = []
     for name, chart in _charts(record).items():
         made.append(folder / f"{name}.svg")
-        made[-1].write_text(svg.standalone(chart), encoding="utf-8")
+        workdir.write(made[-1], svg.standalone(chart))
     for name, rows in _rows(record).items():
         made.append(folder / f"{name}.png")
-        _grid(rows).savefig(made[-1], dpi=DPI, metadata={"Software": None})
+        with workdir.replacing(made[-1]) as file:
+            _grid(rows).savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     return made
 
 

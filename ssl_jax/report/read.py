@@ -5,11 +5,12 @@ import json
 import textwrap
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ssl_jax import paths
+from ssl_jax.paths import AnyPath
 from ssl_jax.workdir.metrics import read_metrics
 
 MAX_BYTES = 2**30  # of the arrays in a file; ssl_jax writes about 50 million
@@ -35,7 +36,7 @@ class Record:
     unreadable: file name -> reason, of the files that are there but damaged.
     """
 
-    workdir: Path
+    workdir: AnyPath
     config: Mapping[str, Any]
     facts: Mapping[str, Any]
     evaluation: Mapping[str, Any]
@@ -77,7 +78,7 @@ class Record:
         return np.array(steps, np.int64), np.array([np.nan if v is None else v for v in values], np.float64)
 
 
-def read(workdir: Path) -> Record:
+def read(workdir: AnyPath) -> Record:
     """Raises: FileNotFoundError if there is no such directory."""
     if not workdir.is_dir():
         raise FileNotFoundError(f"no directory {workdir}; give the --workdir of a run of ssl_jax train")
@@ -115,22 +116,22 @@ def read(workdir: Path) -> Record:
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: AnyPath) -> dict[str, Any]:
     value = json.loads(path.read_text())
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is expected, not {type(value).__name__}")
     return value
 
 
-def _read_views(path: Path) -> dict[str, np.ndarray]:
+def _read_views(path: AnyPath) -> dict[str, np.ndarray]:
     arrays = _read_arrays(path, {"original": 4, "views": 5})
     if len(arrays["original"]) != len(arrays["views"]):
         raise ValueError(f"{len(arrays['original'])} originals, but views of {len(arrays['views'])} images")
     return arrays
 
 
-def _read_pictures(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
+def _read_pictures(path: AnyPath) -> dict[str, np.ndarray]:
+    with paths.opened(path) as opened, np.load(opened, allow_pickle=False) as file:
         titles = list(file)
     pictures = _read_arrays(path, dict.fromkeys(titles, 4))
     if len({len(made) for made in pictures.values()}) > 1:
@@ -138,14 +139,14 @@ def _read_pictures(path: Path) -> dict[str, np.ndarray]:
     return pictures
 
 
-def _read_patches(path: Path) -> dict[str, np.ndarray]:
+def _read_patches(path: AnyPath) -> dict[str, np.ndarray]:
     pictures = _read_pictures(path)
     if "images" not in pictures:
         raise ValueError(f"it has no images, only {', '.join(pictures)}")
     return pictures
 
 
-def _read_embeddings(path: Path) -> dict[str, np.ndarray]:
+def _read_embeddings(path: AnyPath) -> dict[str, np.ndarray]:
     arrays = _read_arrays(path, {"images": 4, "features": 2, "labels": 1, "class_names": 1})
     rows = {name: len(arrays[name]) for name in ("images", "features", "labels")}
     if len(set(rows.values())) > 1:
@@ -155,7 +156,7 @@ def _read_embeddings(path: Path) -> dict[str, np.ndarray]:
     return arrays | {name: arrays[name][finite] for name in rows}
 
 
-def _read_predictions(path: Path) -> dict[str, np.ndarray]:
+def _read_predictions(path: AnyPath) -> dict[str, np.ndarray]:
     arrays = _read_arrays(path, {"labels": 1, "predictions": 1, "class_names": 1})
     labels, predictions = arrays["labels"], arrays["predictions"]
     if len(labels) != len(predictions) or len(labels) == 0:
@@ -169,12 +170,14 @@ def _read_predictions(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _read_arrays(path: Path, ndim: Mapping[str, int]) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:  # it may be compressed a thousandfold
-        if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
-            raise ValueError(f"its arrays take {size:,} bytes; no more than {MAX_BYTES:,} are read")
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in ndim}
+def _read_arrays(path: AnyPath, ndim: Mapping[str, int]) -> dict[str, np.ndarray]:
+    with paths.opened(path) as opened:
+        with zipfile.ZipFile(opened) as archive:  # it may be compressed a thousandfold
+            if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
+                raise ValueError(f"its arrays take {size:,} bytes; no more than {MAX_BYTES:,} are read")
+        opened.seek(0)
+        with np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ndim}
     for name, array in arrays.items():
         if array.ndim != ndim[name]:
             raise ValueError(f"{name} has shape {array.shape}, not {ndim[name]} dimensions")
