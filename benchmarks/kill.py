@@ -1,13 +1,15 @@
-"""Runs killed at random instants, and what becomes of them: python benchmarks/kill.py [--runs 50] [--seed 0]
+"""Runs killed at random instants, and what becomes of them: python benchmarks/kill.py [--runs 50] [--bucket s3]
 
 Each run is a small pre-training of one or two processes with two devices each. It is killed once, by SIGKILL or
 SIGTERM, one process of it or all, at a random instant of a phase: starting, compiling, stepping, saving or evaluating.
 Started again with the same command it must finish, and end with the bytes of the unbroken run on the same devices:
-weights, the whole of the last checkpoint, and metrics.jsonl but for its times. Prints a line a run and then the counts.
+weights, the whole of the last checkpoint, and metrics.jsonl but for its times. With --bucket, the workdirs of the runs
+that are killed are in an object store on this machine. Prints a line a run and then the counts.
 """
 
 import argparse
 import collections
+import contextlib
 import os
 import random
 import re
@@ -24,7 +26,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ssl_jax import paths, pretraining
 from ssl_jax.cli import train
+from ssl_jax.training import orbax_s3
+from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.workdir.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -59,13 +64,21 @@ def main():
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, help="kept; by default a temporary directory")
+    parser.add_argument("--bucket", choices=("gs", "s3"), help="kind of store; by default none")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        root = (arguments.workdir or Path(temporary)).absolute()
-        sys.exit(kill_runs(root, arguments.runs, random.Random(arguments.seed)))
+    with contextlib.ExitStack() as stack:
+        root = (arguments.workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))).absolute()
+        killed = root
+        if arguments.bucket:
+            sys.path.insert(0, str(ROOT))
+            from tests.stores import emulators
+
+            killed = paths.path(stack.enter_context(emulators.here(arguments.bucket)))
+        sys.exit(kill_runs(root, killed, arguments.runs, random.Random(arguments.seed)))
 
 
-def kill_runs(root, count, rng):
+def kill_runs(root, killed, count, rng):
+    """root: of the unbroken runs. killed: of the others."""
     unbroken = {}
     for processes in (1, 2):
         unbroken[processes] = Running(root / f"unbroken-{processes}", processes)
@@ -77,7 +90,7 @@ def kill_runs(root, count, rng):
     for number in range(count):
         processes, kill_with, phase = rng.choice((1, 2)), rng.choice(SIGNALS), rng.choice(list(PHASES))
         victims = rng.sample(range(processes), rng.randint(1, processes))
-        outcome = kill_one(root / f"run-{number}", unbroken[processes], kill_with, phase, victims, rng)
+        outcome = kill_one(killed / f"run-{number}", unbroken[processes], kill_with, phase, victims, rng)
         how = (kill_with.name, phase, f"{len(victims)} of {processes} process(es)")
         print(f"run {number}: {', '.join(how)}: {outcome}", flush=True)
         outcomes[(*how, outcome.split(":")[0])] += 1
@@ -93,7 +106,8 @@ def kill_one(workdir, unbroken, kill_with, phase, victims, rng):
     begins, ends = PHASES[phase]
     spans = unbroken.spans(begins, ends)
     begin, length = rng.choice(list(enumerate(spans)))
-    running = Running(workdir, unbroken.processes, cached=phase != "compile")
+    cache = unbroken.cache
+    running = Running(workdir, unbroken.processes, cache=cache, cached=phase != "compile")
     reached = running.reach(begins, begin)
     time.sleep(rng.uniform(0.0, length))
     for victim in victims:
@@ -103,7 +117,7 @@ def kill_one(workdir, unbroken, kill_with, phase, victims, rng):
         return f"hung: {codes}\n{running.text}"
     if kill_with is signal.SIGTERM and phase != "start" and any(codes):
         return f"stopped with an error: {codes}\n{running.text}"
-    again = Running(workdir, unbroken.processes)
+    again = Running(workdir, unbroken.processes, cache=cache)
     if any(again.wait()):
         return f"does not go on: {again.text}"
     goes_on = re.search(r"steps (\d+) to", again.text)  # not where the last step was saved already
@@ -136,6 +150,7 @@ def metrics_of(workdir):
 
 def last_state(workdir):
     """The arrays of the checkpoint of the last step, as they were saved."""
+    orbax_s3.enable()
     with ocp.StandardCheckpointer() as checkpointer:
         path = workdir / "checkpoints" / str(STEPS) / "state"
         saved = checkpointer.metadata(path).item_metadata
@@ -149,8 +164,8 @@ def last_state(workdir):
 class Running:
     """The processes of a run, and what the first of them prints, each line with its second."""
 
-    def __init__(self, workdir, processes, *, cached=True):
-        self.workdir, self.processes = workdir, processes
+    def __init__(self, workdir, processes, *, cache=None, cached=True):
+        self.workdir, self.processes, self.cache = workdir, processes, cache or workdir.parent / "cache"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -158,7 +173,7 @@ class Running:
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
-            "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache"),
+            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_ENABLE_COMPILATION_CACHE": str(cached).lower(),
         }
@@ -226,20 +241,25 @@ class Running:
 def child(arguments):
     """ssl_jax train that says when it saves and evaluates."""
 
-    extract, save = train.extract, train.Checkpoints.save
+    make_knn, save = pretraining.make_online_knn, Checkpoints.save
 
-    def extracting(*args):
-        print("evaluating", flush=True)
-        result = extract(*args)
-        print("evaluated", flush=True)
-        return result
+    def make_telling(*args):
+        evaluate = make_knn(*args)
+
+        def evaluating(state):
+            print("evaluating", flush=True)
+            result = evaluate(state)
+            print("evaluated", flush=True)
+            return result
+
+        return evaluating
 
     def saving(*args):
         print("saving", flush=True)
         save(*args)
 
     print("begun", flush=True)
-    train.extract, train.Checkpoints.save = extracting, saving
+    pretraining.make_online_knn, Checkpoints.save = make_telling, saving
     train.main(arguments)
 
 

@@ -104,6 +104,11 @@ def size(path: AnyPath) -> int:
     return int(system(path).info(_key(path))["size"]) if isinstance(path, StorePath) else path.stat().st_size
 
 
+def read_bytes(path: AnyPath) -> bytes:
+    """The whole file; of one in a store by a single request, so that it is of one version. Raises: FileNotFoundError."""
+    return system(path).cat_file(_key(path)) if isinstance(path, StorePath) else path.read_bytes()
+
+
 def read_range(path: StorePath, start: int, stop: int) -> bytes:
     """Bytes of a file in a store, from `start` to before `stop`; fewer where it ends before."""
     return system(path).cat_file(_key(path), start=start, end=stop) if stop > start else b""
@@ -126,7 +131,7 @@ def read_start(path: AnyPath, length: int) -> bytes:
 
 def opened(path: AnyPath) -> Any:
     """The file, to read bytes from. One in a store is read as a whole."""
-    return io.BytesIO(path.read_bytes()) if isinstance(path, StorePath) else path.open("rb")
+    return io.BytesIO(read_bytes(path)) if isinstance(path, StorePath) else path.open("rb")
 
 
 def seekable(path: AnyPath) -> Any:

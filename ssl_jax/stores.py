@@ -23,6 +23,7 @@ PATIENCE_VARIABLE = "SSL_JAX_STORE_PATIENCE"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between two attempts: doubled each time, up to the longest
 SILENCE = 60.0  # seconds without a byte after which a request counts as failed
 BUSY = (408, 429)  # HTTP: timed out, too many requests; and all from 500 on
+BUSY_CODES = ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded")  # of S3
 PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -118,6 +119,8 @@ def is_passing(error: BaseException) -> bool:
     """Whether the store may answer the same request later: it is away, or busy."""
     if isinstance(error, PERMANENT):
         return False
+    if any(_answer(one).get("Error", {}).get("Code") in BUSY_CODES for one in (error, error.__cause__)):
+        return True
     status = _status(error) or _status(error.__cause__)
     if status is not None:
         return status >= 500 or status in BUSY
@@ -131,12 +134,15 @@ def is_passing(error: BaseException) -> bool:
 
 def _status(error: BaseException | None) -> int | None:
     """The HTTP status that gcsfs, aiohttp or botocore report."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        found = cast(dict[str, Any], response).get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        found = getattr(error, "code", None) or getattr(error, "status", None)
+    of_botocore = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    found = of_botocore or getattr(error, "code", None) or getattr(error, "status", None)
     return int(found) if isinstance(found, (int, str)) and str(found).isdigit() else None
+
+
+def _answer(error: BaseException | None) -> dict[str, Any]:
+    """What botocore has of the store's answer; {} for other errors."""
+    found = getattr(error, "response", None)
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
 def _line(error: BaseException) -> str:
@@ -168,7 +174,8 @@ def _amazon() -> Any:
         retries = 1
 
         def __init__(self, *args: Any, **kwargs: Any):
-            super().__init__(*args, **{"use_listings_cache": False, **kwargs})
+            once = {"retries": {"total_max_attempts": 1}}  # without botocore's own retries
+            super().__init__(*args, **{"use_listings_cache": False, "config_kwargs": once, **kwargs})
 
         async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
             named = {key: value for given in (*args, kwargs) for key, value in given.items()}

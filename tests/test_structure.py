@@ -55,7 +55,7 @@ MAY_IMPORT = {
         *("compiled", "config", "data", "dist", "health", "methods", "models", "ops", "optim", "paths", "report"),
         *("training", "weights", "workdir"),
     },
-    "exporting": {"evaluation", "models", "report", "weights", "workdir"},
+    "exporting": {"evaluation", "models", "paths", "report", "weights", "workdir"},
     "pretraining": {
         *("compiled", "config", "data", "dist", "evaluation", "methods", "models", "paths"),
         *("training", "weights", "workdir"),

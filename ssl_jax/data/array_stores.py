@@ -40,7 +40,7 @@ class StoredRows:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """key: the index of a row, or a tuple that begins with one; anything else fetches the whole array."""
-        parts = cast("tuple[Any, ...]", key) if isinstance(key, tuple) and key else (key,)
+        parts: tuple[Any, ...] = cast("tuple[Any, ...]", key) if isinstance(key, tuple) and key else (cast(Any, key),)
         if not isinstance(parts[0], (int, np.integer)):
             return self._rows(0, self.shape[0])[key]
         row = range(self.shape[0])[parts[0]]

@@ -148,7 +148,7 @@ class FolderSource(Source):
 
     def encoded(self, index: int):
         file, position = self._place(index)
-        return (self._root / file).read_bytes() if position is None else None
+        return paths.read_bytes(self._root / file) if position is None else None
 
     def open(self, index: int) -> OpenImage:
         """The image, for windows of it. Raises: UndecodableImage."""

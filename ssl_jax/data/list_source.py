@@ -106,7 +106,7 @@ class ListSource(Source):
         return read_image(paths.join(self._folder, file), file, self._channels, reduce=reduce), label
 
     def encoded(self, index: int):
-        return None if self.bands else paths.join(self._folder, self._images[index].files[0]).read_bytes()
+        return None if self.bands else paths.read_bytes(paths.join(self._folder, self._images[index].files[0]))
 
     def open(self, index: int):
         if self.bands:

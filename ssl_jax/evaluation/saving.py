@@ -61,8 +61,8 @@ def load(
             raise FileNotFoundError(f"no file {file}; ssl_jax {command} --out {directory} writes it")
     backbone = load_backbone(directory, model)
     try:
-        said = json.loads(facts.read_text())
-        return backbone, parse(backbone, said, safetensors.numpy.load(parameters.read_bytes()))
+        said = json.loads(paths.read_bytes(facts))
+        return backbone, parse(backbone, said, safetensors.numpy.load(paths.read_bytes(parameters)))
     except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise ValueError(
             f"the {name} in {directory} is damaged ({error!r}); copy it again, or run ssl_jax {command} again"

@@ -117,7 +117,7 @@ def read(workdir: AnyPath) -> Record:
 
 
 def _read_object(path: AnyPath) -> dict[str, Any]:
-    value = json.loads(path.read_text())
+    value = json.loads(paths.read_bytes(path))
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is expected, not {type(value).__name__}")
     return value

@@ -164,7 +164,7 @@ class Checkpoints:
         for written in self._unfinished():
             names = [name for name in paths.files_below(written) if name.rpartition("/")[2] != UNDIGESTED]
             text = json.dumps(digests(written, names), indent=1, sort_keys=True)
-            (written / DIGESTS).write_text(text)
+            files.write(written / DIGESTS, text)
 
     def _unfinished(self) -> list[AnyPath]:
         """The directories of checkpoints that are being written."""
@@ -199,7 +199,7 @@ class Checkpoints:
         directory = self._directory / str(step)
         if not (directory / DIGESTS).exists():
             return ""
-        written = sorted(json.loads((directory / DIGESTS).read_text()).items())
+        written = sorted(json.loads(paths.read_bytes(directory / DIGESTS)).items())
         own = dict(written[jax.process_index() :: jax.process_count()])
         changed = [name for name, found in digests(directory, [*own]).items() if found != own[name]]
         return f"{changed[0]} is not as it was written" if changed else ""

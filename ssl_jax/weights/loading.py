@@ -292,7 +292,7 @@ def _hub_config(path: AnyPath) -> dict[str, Any]:
 
 
 def _json(path: AnyPath) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(paths.read_bytes(path)) if path.is_file() else {}
 
 
 def _check_shapes(path: AnyPath, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:

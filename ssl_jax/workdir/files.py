@@ -103,7 +103,7 @@ def write_arrays(path: AnyPath, arrays: Mapping[str, np.ndarray]) -> None:
 
 def load(path: AnyPath, parse: Callable[[str], R]) -> R:
     try:
-        return parse(path.read_text())
+        return parse(paths.read_bytes(path).decode())
     except (ValueError, TypeError, RecursionError) as error:
         raise configs.ConfigError(
             f"{path} is damaged ({error}), so the run there cannot be identified; put back a copy of "

@@ -116,7 +116,7 @@ class Lease:
     def _read(self) -> dict[str, Any] | None:
         """None if there is no lease. One that cannot be read is of nobody, and expires if it does not change."""
         try:
-            text = self._path.read_text()
+            text = paths.read_bytes(self._path).decode(errors="replace")
         except FileNotFoundError:
             return None
         try:

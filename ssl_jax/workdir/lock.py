@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from ssl_jax import config as configs
 from ssl_jax import dist
 from ssl_jax.paths import AnyPath, StorePath
-from ssl_jax.workdir.lease import EXPIRES, Lease
+from ssl_jax.workdir import lease
 
 NAME = ".lock"
 
@@ -26,11 +26,11 @@ def alone(workdir: AnyPath) -> Iterator[Callable[..., None]]:
     with contextlib.ExitStack() as stack:
         holder, check, remedy = "", _held, ""
         if dist.is_first() and isinstance(workdir, StorePath):
-            lease = Lease(workdir / NAME)
-            holder, check = lease.take(), lease.check
+            own = lease.Lease(workdir / NAME)
+            holder, check = own.take(), own.check
             if not holder:
-                stack.callback(lease.release)
-            remedy = f". Its lease ends {EXPIRES:.0f} s after it has died"
+                stack.callback(own.release)
+            remedy = f". Its lease ends {lease.EXPIRES:.0f} s after it has died"
         elif dist.is_first():
             lock = stack.enter_context((workdir / NAME).open("a+"))  # closing it frees the lock, and so does a kill
             try:

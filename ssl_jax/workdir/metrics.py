@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ssl_jax import paths
 from ssl_jax.paths import AnyPath, StorePath
 from ssl_jax.workdir import files
 from ssl_jax.workdir.mirror import Mirror
@@ -85,7 +86,7 @@ def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    content = path.read_bytes()
+    content = paths.read_bytes(path)
     complete = content[: content.rfind(b"\n") + 1]
     return [_read_line(path, number, line) for number, line in enumerate(complete.splitlines(), start=1)]
 
