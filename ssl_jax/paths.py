@@ -105,7 +105,7 @@ def size(path: AnyPath) -> int:
 
 
 def read_bytes(path: AnyPath) -> bytes:
-    """The whole file; of one in a store by a single request, so that it is of one version. Raises: FileNotFoundError."""
+    """The whole file; of one in a store by one request, so that it is of one version. Raises: FileNotFoundError."""
     return system(path).cat_file(_key(path)) if isinstance(path, StorePath) else path.read_bytes()
 
 

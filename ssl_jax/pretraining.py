@@ -144,7 +144,7 @@ def _pretrain(
     state = loop.restore()
     start = int(state.step)
     first = dist.is_first()
-    writer = MetricsWriter(workdir, start, check_held) if first else None
+    writer = the_end.enter_context(MetricsWriter(workdir, start, check_held)) if first else None
     if writer:
         loop.checkpoints.before_commit = writer.sync
     evaluate = make_online_knn(config, normalization, source, training.method, loop.mesh)

@@ -47,18 +47,19 @@ class Lease:
             found = self._read()
             if found is None:
                 if not paths.create(self._path, self._record()):
-                    continue  # another was faster
-            else:
+                    continue  # another was faster; or this process, whose first answer was lost
+            elif found.get("id") != self._own["id"]:
                 if not _is_dead(found) and (holder := self._watch(found)):
                     return holder
                 paths.upload(self._path, self._record())
             time.sleep(SETTLES)
             found = self._read()
-            if found is not None and found.get("id") != self._own["id"]:
+            if found is None:
+                continue
+            if found.get("id") != self._own["id"]:
                 return _named(found)
-            if found is not None:
-                self._thread.start()
-                return ""
+            self._thread.start()
+            return ""
 
     def check(self, *, now: bool = False) -> None:
         """Raises: ConfigError if another process has taken the lease. now: also looks at it, which takes a request."""

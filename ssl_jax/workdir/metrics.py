@@ -1,5 +1,6 @@
 """The metrics of a run: metrics.jsonl, one object a line, and the same as TensorBoard events."""
 
+import contextlib
 import json
 import math
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 from ssl_jax import paths
 from ssl_jax.paths import AnyPath, StorePath
+from ssl_jax.stores import StoreError
 from ssl_jax.workdir import files
 from ssl_jax.workdir.mirror import Mirror
 
@@ -71,6 +73,15 @@ class MetricsWriter:
         if self._mirror is not None:
             self._check(now=True)
             self._mirror.sync()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """After an error, what was logged before it is uploaded, as it may say why; not if the store is the reason."""
+        if kind is not None and not issubclass(kind, StoreError):
+            with contextlib.suppress(StoreError, OSError, ValueError):
+                self.sync()
 
     def close(self) -> None:
         self._file.close()

@@ -118,6 +118,13 @@ def test_metrics_are_uploaded_before_a_checkpoint_and_in_the_background(workdir,
     assert len(paths.names(workdir / "tensorboard")) in (1, 2)  # one for each start, named by its second
 
 
+def test_what_was_logged_before_an_error_is_uploaded(workdir):
+    with contextlib.suppress(ArithmeticError), MetricsWriter(workdir, 0) as writer:
+        writer.write(1, {"loss": float("inf")})
+        raise ArithmeticError
+    assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")] == [1]
+
+
 def test_a_config_is_kept_in_a_bucket(workdir):
     config = configs.base_config()
     config_file.claim(workdir, config)
