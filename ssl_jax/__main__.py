@@ -10,6 +10,7 @@ from ssl_jax.config import nearest
 # Name -> (module whose `main` it is, what it does). Only the one that is asked for is imported.
 COMMANDS = {
     "inspect": ("ssl_jax.cli.inspect", "looks at a data set, and says what it means for a config"),
+    "pack": ("ssl_jax.cli.pack", "packs a large data set into shards that open at once"),
     "bench-input": ("ssl_jax.cli.bench_input", "measures how fast images are read for training, and what limits it"),
     "train": ("ssl_jax.cli.train", "pre-trains a backbone on images without labels"),
     "evaluate": ("ssl_jax.cli.evaluate", "measures what the features of a backbone are worth"),

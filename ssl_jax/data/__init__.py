@@ -16,6 +16,7 @@ from ssl_jax.data.list_source import from_list
 from ssl_jax.data.masks import Mask
 from ssl_jax.data.normalization import DTYPES, Normalization
 from ssl_jax.data.opening import open_data, open_pair
+from ssl_jax.data.packing import Packed, pack
 from ssl_jax.data.segmentation import Masked, masked
 from ssl_jax.data.sources import ArraySource, Source, Subset
 from ssl_jax.data.statistics import statistics
@@ -33,6 +34,7 @@ __all__ = [
     "Masked",
     "Normalization",
     "ObjectSource",
+    "Packed",
     "Source",
     "Subset",
     "Windows",
@@ -45,6 +47,7 @@ __all__ = [
     "measure_input",
     "open_data",
     "open_pair",
+    "pack",
     "split",
     "statistics",
     "tfds",

@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import random
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
+from ssl_jax import ops
 from ssl_jax.data import geometric, photometric
 from ssl_jax.data.augmentation import Augmentation
 from ssl_jax.data.crop import RandomCrop
@@ -61,7 +61,7 @@ def make_augment(
     """The function `augment(rng, batch) -> batch`. Each of `augmentations` makes one view of every image.
 
     `augment` is pure, and works on a whole batch or on one device's rows of it. `rng` is the key of the step. `batch`
-    has "index" [batch], and either
+    has "index", see `ops.Index`, and either
       "image": [batch, height, width, channels] of the type of `normalization`, which `augment` crops; or
       "crops": a tuple of such [batch, *size, channels], one for each view, which the host has cropped; with
       "boxes": a tuple of float32 [batch, 4].
@@ -123,13 +123,9 @@ def random_view(
     return photometric.change(key, image, draws, augmentation).transpose(1, 2, 0), box
 
 
-def _keys(rng: Key[Array, ""], index: Int[Array | np.ndarray, "batch"], number: int) -> Key[Array, "batch"]:
+def _keys(rng: Key[Array, ""], index: ops.Index, number: int) -> Key[Array, "batch"]:
     """A key for view `number` of each example, made from the example's index."""
-
-    def one(i: Int[Array | np.ndarray, ""]) -> Key[Array, ""]:
-        return random.fold_in(random.fold_in(rng, i), number)
-
-    return jax.vmap(one)(index)
+    return jax.vmap(random.fold_in, (0, None))(ops.example_keys(rng, index), number)
 
 
 def _drop_channels(

@@ -26,6 +26,7 @@ STAGES_SHARE, LOCK_SHARE = 0.3, 0.2  # of the time; the rest is for whole batche
 LONG = 1e-5  # seconds of a call
 CALLS, TRIES = 5000, 5  # for measuring the profiler
 SEED = 0
+MOST_READ = 2**20  # different images
 BUSY, LOCKED = 0.75, 0.7  # shares of the cores, of the lock, from which on these limit
 WAITS = 0.5  # beside the time of an image: a wait for its file of as much limits
 MEMORY = 1.5  # an image that takes so many times the processor time among others waits for memory
@@ -148,7 +149,8 @@ def measure_input(
     like = reader.first()
     if like.shape[-1] in (1, 3):  # of photos, some may be gray
         reader = Reader(source := source.with_channels(like.shape[-1]), 1)
-    order = itertools.cycle(batch_rows(0, seed=SEED, num_images=len(source), batch_size=len(source)).tolist())
+    some = min(len(source), MOST_READ)
+    order = itertools.cycle(batch_rows(0, seed=SEED, num_images=len(source), batch_size=some).tolist())
     with tqdm(desc="measuring", total=2 + len(counts), disable=not progress, leave=False) as bar:
         stages = _stages(source, crops, order, STAGES_SHARE * seconds)
         bar.update()

@@ -115,6 +115,8 @@ class ListSource(Source):
         return open_image(paths.join(self._folder, file), channels=self._channels, name=file)
 
     def with_channels(self, channels: int):
+        if self.bands:
+            return self
         found = copy.copy(self)
         found._channels = channels
         return found

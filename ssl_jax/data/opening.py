@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from ssl_jax import paths
-from ssl_jax.data import array_files, folders, shards, splits
+from ssl_jax.data import array_files, folders, packed_index, shards, splits
 from ssl_jax.data.array_files import array_splits
 from ssl_jax.data.array_record_source import array_record_splits
 from ssl_jax.data.bands import Bands
 from ssl_jax.data.folder_source import folder, folder_pair, folder_splits, image_file
 from ssl_jax.data.formats import table
 from ssl_jax.data.list_source import REMEDY, list_splits
+from ssl_jax.data.packed_source import packed_splits
 from ssl_jax.data.parquet_source import has_images, parquet_splits
 from ssl_jax.data.sources import Source, Subset
 from ssl_jax.data.tar_source import tar_splits
@@ -30,7 +31,7 @@ from ssl_jax.data.window_source import Windows
 
 WHAT = (
     "a folder of images; a list, .csv or .parquet; arrays, .npy, .npz, .h5 or .zarr; records, .tar, .parquet or "
-    ".array_record"
+    ".array_record; a folder that ssl_jax pack made"
 )
 
 
@@ -51,6 +52,8 @@ KINDS = (
     Kind(r".+\.tar", tar_splits, shards.REMEDY),
     Kind(r".+\.(array_record|arrayrecord|arecord)(-.+)?", array_record_splits, shards.REMEDY),
 )
+
+PACKED = Kind("", packed_splits, "pack a data set that has that split")  # a folder that `ssl_jax pack` made
 
 
 def load(
@@ -232,8 +235,11 @@ def is_path(text: str) -> bool:
 
 
 def _kind(text: str) -> Kind | None:
-    """The kind of file; None for a folder and for a name. Raises: ValueError for a file of no kind."""
+    """The kind of files; None for a folder of images and for a name. Raises: ValueError for a file of no kind, and for
+    images that are packed in part."""
     path = paths.expanded(paths.path(text))
+    if text and packed_index.is_packed(path):
+        return PACKED
     kind = next((kind for kind in KINDS if re.fullmatch(kind.matches, text)), None)
     if kind is None and path.is_file():
         raise ValueError(f"{text!r} is a file of another kind than is read: {WHAT}")

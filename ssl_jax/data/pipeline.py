@@ -5,15 +5,16 @@ without replaying, and every process of a run makes its own rows of the same bat
 of the training. data/reader.py reads the images of one batch.
 """
 
-import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int64
 
+from ssl_jax.data import indices
 from ssl_jax.data.crop import RandomCrop
+from ssl_jax.data.order import epoch_order
 from ssl_jax.data.reader import Batch, ImagesError, Reader, none_decodable
 from ssl_jax.data.sources import Source
 from ssl_jax.data.threads import in_order
@@ -43,7 +44,8 @@ def train_batches(
 
     A set that takes no more than `memory_bytes` when decoded is kept in memory, each image as `center_crop` gives it.
     The device makes the views. A batch is
-    {"image": [rows, height, width, channels], "index": int32 [rows], "label": int32 [rows]}.
+    {"image": [rows, height, width, channels], "index": int32 [rows], "label": int32 [rows]}; of a set of more than 2^31
+    images "index" is int32 [rows, 2], see data/indices.py.
 
     A larger set is decoded anew for each batch, and the views are cropped here, from the whole images. A batch is
     {"crops": ([rows, *size, channels] for each view), "boxes": (float32 [rows, 4] for each view, see
@@ -98,7 +100,8 @@ def train_batches(
             return reader.read_crops(rows.tolist(), crops, seed, step, black, like=first, at_random=at_random)
 
     def batch(step: int) -> Batch:
-        return make(step, batch_rows(step, seed=seed, num_images=num_images, batch_size=batch_size)[share])
+        made = make(step, batch_rows(step, seed=seed, num_images=num_images, batch_size=batch_size)[share])
+        return made | {"index": indices.for_device(made["index"], num_images)}
 
     return Batches(batch, range(start_step, sys.maxsize), reader.skipped, prefetch)
 
@@ -121,7 +124,8 @@ def eval_batches(
     threads: int = 0,
     prefetch: int = PREFETCH,
 ) -> "Batches":
-    """Every image that can be decoded, once, in order, in batches {"image", "index", "label"} as of `train_batches`.
+    """Every image that can be decoded, once, in order, in batches {"image", "index", "label"} as of `train_batches`,
+    but with "index" int64 [rows].
 
     A batch has `batch_size` rows, or fewer at the end and where images cannot be decoded. The images are as
     `center_crop` gives them, with a share of 224/256 from 96 pixels on.
@@ -132,8 +136,8 @@ def eval_batches(
     share = EVAL_SHARE if min(image_size) >= EVAL_SHARE_FROM else 1.0
 
     def batch(step: int) -> Batch | None:
-        indices = range(len(source))[step * batch_size : (step + 1) * batch_size]
-        return reader.read_centers(indices, image_size, share)
+        rows = range(len(source))[step * batch_size : (step + 1) * batch_size]
+        return reader.read_centers(rows, image_size, share)
 
     return Batches(batch, range(-(-len(source) // batch_size)), reader.skipped, prefetch)
 
@@ -164,12 +168,8 @@ class Batches(Iterator[Batch]):
         raise StopIteration
 
 
-def batch_rows(step: int, *, seed: int, num_images: int, batch_size: int) -> Int[np.ndarray, " batch"]:
+def batch_rows(step: int, *, seed: int, num_images: int, batch_size: int) -> Int64[np.ndarray, " batch"]:
     """The indices of the images in the global batch of `step`, in the batch's order."""
-    epoch, position = divmod(step, num_images // batch_size)
-    return _epoch_order(seed, epoch, num_images)[position * batch_size : (position + 1) * batch_size]
-
-
-@functools.lru_cache(maxsize=2)  # around the end of an epoch, batches of two epochs are made at the same time
-def _epoch_order(seed: int, epoch: int, num_images: int) -> Int[np.ndarray, " images"]:
-    return np.random.default_rng((seed, epoch)).permutation(num_images)
+    epoch, number = divmod(step, num_images // batch_size)
+    positions = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int64)
+    return epoch_order(positions, seed=seed, epoch=epoch, num_images=num_images)

@@ -68,7 +68,7 @@ class Reader:
         if (images := self.source.in_memory(size)) is not None:
             # One by one, the 60,000 images of Fashion-MNIST take 0.6 s.
             labels = np.full(len(indices), -1, np.int32) if self.source.labels is None else self.source.labels
-            return {"image": images, "index": np.array(indices, np.int32), "label": labels}, np.ones(len(indices), bool)
+            return {"image": images, "index": np.array(indices), "label": labels}, np.ones(len(indices), bool)
         decoded = np.zeros(len(indices), bool)
         with tqdm(desc=f"reading {self.source.name}", total=len(indices), unit=" images", delay=1) as progress:
             for start in indices[::READ_BATCH]:
@@ -83,7 +83,7 @@ class Reader:
         return everything, decoded
 
     def read_centers(self, indices: Sequence[int], size: tuple[int, int], share: float = 1.0) -> Batch | None:
-        """{"image", "index", "label"} of the images that can be decoded; None if none can."""
+        """{"image", "index" int64, "label" int32} of the images that can be decoded; None if none can."""
 
         def row(index: int) -> tuple[np.ndarray, int, int] | None:
             if (found := self._read(index, reduce)) is None:
@@ -98,7 +98,7 @@ class Reader:
         if not rows:
             return None
         images, kept, labels = zip(*rows, strict=True)
-        return {"image": np.stack(images), "index": np.array(kept, np.int32), "label": np.array(labels, np.int32)}
+        return {"image": np.stack(images), "index": np.array(kept, np.int64), "label": np.array(labels, np.int32)}
 
     def read_crops(
         self,
@@ -111,7 +111,7 @@ class Reader:
         like: np.ndarray,
         at_random: bool,
     ) -> Batch:
-        """{"crops", "boxes", "index", "label"}. like: an image [height, width, channels] of the type of all."""
+        """{"crops", "boxes", "index" int64, "label" int32}. like: an image [height, width, channels] of their type."""
 
         views = tuple(np.empty((len(indices), *crop.size, like.shape[2]), like.dtype) for crop in crops)
         boxes = tuple(np.empty((len(indices), 4), np.float32) for _ in crops)
@@ -138,7 +138,7 @@ class Reader:
         return {
             "crops": views,
             "boxes": boxes,
-            "index": np.array(used, np.int32),
+            "index": np.array(used, np.int64),
             "label": np.array(labels, np.int32),
         }
 

@@ -113,6 +113,9 @@ class TFDSSource(Source):
         label = int(record["label"]) if self._has_labels else -1
         return decode_image(record[self._image], self._channels, f"{self.name}[{index}]"), label
 
+    def encoded(self, index: int) -> bytes:
+        return self._records[index][self._image]
+
     def with_channels(self, channels: int) -> "TFDSSource":
         found = copy.copy(self)
         found._channels = channels

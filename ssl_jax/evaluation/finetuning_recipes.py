@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from ssl_jax import ops
 from ssl_jax.data import randaugment
 from ssl_jax.data.augment import Augmentation, make_augment
 from ssl_jax.data.normalization import Normalization
@@ -141,7 +142,7 @@ def augmented(recipe: Recipe, normalization: Normalization) -> Callable[[Any, An
         batch = first(rng, batch)
         (view,) = batch["views"]
         # One key for each image, independent of the rest of the batch, and different from the key of its crop.
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(rng, i), AFTER_VIEWS))(batch["index"])
+        keys = jax.vmap(jax.random.fold_in, (0, None))(ops.example_keys(rng, batch["index"]), AFTER_VIEWS)
         return batch | {"views": (jax.vmap(one)(keys, view),)}
 
     return augment

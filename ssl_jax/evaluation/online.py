@@ -10,6 +10,7 @@ from ssl_jax import dist
 from ssl_jax.config import Config
 from ssl_jax.data import pipeline, sources
 from ssl_jax.data.normalization import Normalization
+from ssl_jax.data.order import DRAWN_BELOW, epoch_order
 from ssl_jax.evaluation import knn
 from ssl_jax.evaluation.features import extract
 from ssl_jax.methods import Method
@@ -77,7 +78,10 @@ def choose_images(
 
     No group has images on both sides. The bank goes without those of the last query's group.
     """
-    order = np.random.default_rng(seed).permutation(count)
+    if groups is None and count >= DRAWN_BELOW:
+        order = epoch_order(np.arange(queries + bank), seed=seed, epoch=0, num_images=count)
+    else:
+        order = np.random.default_rng(seed).permutation(count)
     if groups is not None:  # in a random order of the groups
         _, group = np.unique(groups, return_inverse=True)
         order = order[np.argsort(np.random.default_rng(seed).permutation(group.max() + 1)[group[order]], kind="stable")]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, NOT_NEGATIVE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -111,7 +111,7 @@ class AIM(Base):
         self,
         params: Params,
         images: Float[Array, "batch height width channels"],
-        index: Int[Array, " batch"],
+        index: ops.Index,
         rng: Key[Array, ""],
         axis_name: str | None,
     ) -> tuple[Float[Array, "batch _ pixels"], Float[Array, "batch patches dim"], Bool[Array, "batch patches"]]:
@@ -149,7 +149,7 @@ class AIM(Base):
         return Traffic()
 
 
-def draw_prefixes(rng: Key[Array, ""], index: Int[Array, "batch"], patches: int) -> Int[Array, "batch"]:
+def draw_prefixes(rng: Key[Array, ""], index: ops.Index, patches: int) -> Int[Array, "batch"]:
     """The length of each image's prefix, uniform in 1, ..., patches - 1."""
     return 1 + tiling.offsets(rng, index, (), patches - 1)
 

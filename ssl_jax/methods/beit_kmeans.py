@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, SHARE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -175,7 +175,7 @@ def fit(
     codebook: Codebook,
     points: Float[Array, "batch patches pixels"],
     rng: Key[Array, ""],
-    index: Int[Array, "batch"],
+    index: ops.Index,
     *,
     decay: float,
     restart_below: float,
@@ -220,7 +220,7 @@ def fit(
 
 def draw_points(
     rng: Key[Array, ""],
-    index: Int[Array, "batch"],
+    index: ops.Index,
     points: Float[Array, "batch patches pixels"],
     weights: Float[Array, "batch patches"],
     count: int,

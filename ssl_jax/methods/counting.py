@@ -6,9 +6,9 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, POSITIVE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -71,7 +71,7 @@ class Counting(Base):
         return Output(loss, {"batch_stats": batch_stats}, metrics, embeddings=h[None])
 
     def shrink(
-        self, rng: Key[Array, ""], index: Int[Array, " batch"], images: Float[Array, "batch height width channels"]
+        self, rng: Key[Array, ""], index: ops.Index, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch rows columns channels"]:
         """Images of half the side, each by one of FILTERS."""
         size = (len(images), *(side // PARTS for side in images.shape[1:3]), images.shape[-1])

@@ -7,9 +7,9 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -176,7 +176,7 @@ class CPC(Base):
         return Output(loss, {"batch_stats": {"backbone": stats}}, {}, embeddings)
 
     def patches(
-        self, rng: Key[Array, ""], index: Int[Array, " batch"], images: Float[Array, "batch height width channels"]
+        self, rng: Key[Array, ""], index: ops.Index, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch patches side side channels"]:
         """All patches, row by row of the grid. Each is changed by random numbers of its own."""
         rng_crop, rng_flip, rng_drop, rng_kept = jax.random.split(rng, 4)

@@ -7,9 +7,9 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, POSITIVE, OneOf
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -82,7 +82,7 @@ class Denoising(Base):
         )
 
     def corrupt(
-        self, rng: Key[Array, ""], index: Int[Array, " batch"], images: Float[Array, "batch height width channels"]
+        self, rng: Key[Array, ""], index: ops.Index, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
         """The images with noise, by the images' indices."""
         if self.noise == "gaussian":

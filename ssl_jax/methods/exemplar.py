@@ -8,9 +8,9 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.keys import Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -79,7 +79,7 @@ class Exemplar(Base):
 
 
 def turn(
-    rng: Key[Array, ""], index: Int[Array, " batch"], images: Float[Array, "batch height width channels"], most: float
+    rng: Key[Array, ""], index: ops.Index, images: Float[Array, "batch height width channels"], most: float
 ) -> Float[Array, "batch height width channels"]:
     """Each image turned about its middle by an angle of its own in -most..most degrees, by bilinear interpolation."""
     if not most:

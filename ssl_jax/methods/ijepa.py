@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from ssl_jax import losses, optim
+from ssl_jax import losses, ops, optim
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -243,7 +243,7 @@ class IJEPA(Base):
         return lax.stop_gradient(tokens)
 
     def draw_blocks(
-        self, rng: Key[Array, ""], index: Int[Array, " batch"], grid: tuple[int, int], axis_name: str | None = None
+        self, rng: Key[Array, ""], index: ops.Index, grid: tuple[int, int], axis_name: str | None = None
     ) -> tuple[Patches, Patches]:
         """(context [batch, room], targets [batch, blocks, room]) of the images with these indices.
 

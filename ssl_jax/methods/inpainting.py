@@ -7,9 +7,9 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, INNER_SHARE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -103,7 +103,7 @@ class Inpainting(Base):
         return outputs["decoder"], jnp.mean(features, axis=(1, 2)), batch_stats
 
     def regions(
-        self, rng: Key[Array, ""], index: Int[Array, " batch"], size: tuple[int, int]
+        self, rng: Key[Array, ""], index: ops.Index, size: tuple[int, int]
     ) -> Bool[Array, "batch height width"]:
         """True where a smooth random field is largest. Every image has the same share."""
         field = tiling.uniform(rng, index, (FIELD, FIELD))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, OneOf, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -99,7 +99,7 @@ class Jigsaw(Base):
     def shuffled(
         self,
         rng: Key[Array, ""],
-        index: Int[Array, " batch"],
+        index: ops.Index,
         images: Float[Array, "batch height width channels"],
         permutations: Int[Array, "count tiles"],
     ) -> tuple[Float[Array, "batch tiles side side channels"], Int[Array, " batch"]]:

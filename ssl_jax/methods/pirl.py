@@ -7,8 +7,9 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
+from ssl_jax import ops
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, OneOf
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -143,7 +144,7 @@ class PIRL(Base):
         return Output(loss, state, metrics, embeddings=jnp.stack([z_image, z_transformed]))
 
     def transform(
-        self, rng: Key[Array, ""], index: Int[Array, " batch"], images: Float[Array, "batch height width channels"]
+        self, rng: Key[Array, ""], index: ops.Index, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "rows _ _ channels"]:
         """The view "patches" -> images for the backbone: shuffled tiles [batch * tiles, ...], or turned images."""
         if self.pretext == "jigsaw":

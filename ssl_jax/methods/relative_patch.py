@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, SHARE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -91,7 +91,7 @@ class RelativePatch(Base):
         return Output(loss, {**state, "batch_stats": batch_stats}, metrics, embeddings=h[None])
 
     def tiles(
-        self, rng: Key[Array, ""], index: Int[Array, " batch"], images: Float[Array, "batch height width channels"]
+        self, rng: Key[Array, ""], index: ops.Index, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch tiles side side channels"]:
         """The patches, row by row, without what gives their places away."""
         rng_cut, rng_drop, rng_pixelate = jax.random.split(rng, 3)

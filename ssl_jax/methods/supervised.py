@@ -7,9 +7,9 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.keys import NOT_NEGATIVE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -85,7 +85,7 @@ class Supervised(Base):
         return Output(loss, {"batch_stats": batch_stats}, metrics, embeddings=outputs["backbone"][None])
 
     def mix(
-        self, rng: Key[Array, ""], index: Int[Array, " batch"], images: Float[Array, "batch height width channels"]
+        self, rng: Key[Array, ""], index: ops.Index, images: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch height width channels"], Float[Array, " batch"]]:
         """(mixed images, each image's own share in its mix)"""
         _, height, width, _ = images.shape

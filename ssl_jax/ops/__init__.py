@@ -16,6 +16,7 @@ from ssl_jax.ops.collectives import (
     varies,
     vary_like,
 )
+from ssl_jax.ops.examples import Index, example_keys
 from ssl_jax.ops.numerics import (
     check_finite,
     check_rows,
@@ -28,6 +29,7 @@ from ssl_jax.ops.numerics import (
 )
 
 __all__ = [
+    "Index",
     "all_rows",
     "average_varying",
     "center",
@@ -35,6 +37,7 @@ __all__ = [
     "check_rows",
     "cross_entropy",
     "cross_view_entropy",
+    "example_keys",
     "first_row",
     "global_logsumexp",
     "global_mean",

@@ -191,8 +191,8 @@ def count_images(config: Config) -> tuple[int, int]:
 def batch_shapes(config: Config, training: build.Training, num_images: int) -> dict[str, Any]:
     """Shapes of the global batch that data/pipeline.py's `train_batches` makes."""
     data, rows = config.data, config.batch_size
-    integers = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    batch: dict[str, Any] = {"index": integers, "label": integers}
+    index = jax.ShapeDtypeStruct(build.index_shape(rows, num_images), jnp.int32)
+    batch: dict[str, Any] = {"index": index, "label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
     if build.keeps_in_memory(config, num_images, windows=data.window > 0):
         return batch | {"image": jax.ShapeDtypeStruct((rows, *data.image_size, data.channels), data.dtype)}
     views = training.augmentations

@@ -15,7 +15,7 @@ import optax
 from ssl_jax import config as configs
 from ssl_jax import dist, models, optim
 from ssl_jax.config import Config
-from ssl_jax.data import augment, opening, pipeline, sources
+from ssl_jax.data import augment, indices, opening, pipeline, sources
 from ssl_jax.data.augment import Augmentation, OwnAugmentation
 from ssl_jax.data.masks import Mask
 from ssl_jax.data.normalization import Normalization
@@ -159,6 +159,11 @@ def keeps_in_memory(config: Config, num_images: int, *, windows: bool) -> bool:
         memory_bytes=data.memory_bytes,
         at_random=windows and data.random_windows,
     )
+
+
+def index_shape(rows: int, num_images: int) -> tuple[int, ...]:
+    """The shape of "index" in batches of so many rows."""
+    return indices.device_shape(rows, num_images)
 
 
 def check_batch(config: Config, source: sources.Source) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ssl_jax import dist
 from ssl_jax.config import Config
-from ssl_jax.data import pipeline, sources
+from ssl_jax.data import indices, pipeline, sources
 from ssl_jax.data.normalization import Normalization
 from ssl_jax.paths import AnyPath
 from ssl_jax.workdir import samples
@@ -20,7 +20,7 @@ def save(
 ) -> None:
     """Writes views.npz: the first images of the first batch, whole, and their views."""
     few = jax.tree.map(lambda rows: rows[:SHOWN], batch)
-    subset = sources.Subset(source, few["index"])
+    subset = sources.Subset(source, indices.on_host(few["index"]))
     size = config.data.image_size
     original = next(iter(pipeline.eval_batches(subset, image_size=size, batch_size=SHOWN)))["image"]
     made = jax.jit(views)(jax.random.key(config.seed), few)["views"]

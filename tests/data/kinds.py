@@ -7,6 +7,8 @@ import tarfile
 import numpy as np
 from PIL import Image
 
+from ssl_jax.data import pack
+
 CLASSES = ("cat", "dog", "eel")
 COUNT = 30
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 18, 20, 3), np.uint8)
@@ -126,8 +128,13 @@ def array_record(root):
     return f"{root}/a.array_record-*"
 
 
+def packed(root):
+    pack(str(csv_list(root)), root / "packed", shard_mb=0.005)
+    return root / "packed"
+
+
 WRITERS = {
     writer.__name__: writer
-    for writer in (csv_list, parquet_list, npz, compressed_npz, hdf5, zarr, tars, hugging_face, array_record)
+    for writer in (csv_list, parquet_list, npz, compressed_npz, hdf5, zarr, tars, hugging_face, array_record, packed)
 }
 UNLABELED = ("array_record",)

@@ -88,7 +88,9 @@ def test_digests_follow_the_data_not_their_place(kind, tmp_path):
 
 
 def test_a_missing_split_is_said_with_what_to_do(kind):
-    with pytest.raises(ValueError, match=r"has no split 'test', only train; .*(column split|train/images|word test)"):
+    with pytest.raises(
+        ValueError, match=r"has no split 'test', only train; .*(column split|train/images|word test|that split)"
+    ):
         opening.open_data(kind[1], split="test")
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "check_channels",
     "check_pages",
     "decode_image",
+    "decodes",
     "look",
     "open_image",
     "printable",
@@ -205,6 +206,11 @@ def decode_image(
             return photos.decode(data, channels, bands, reduce)
         opened = form.module().open_file(data)
         return _finish(opened.image(_chosen(None, opened.count)), channels, bands)
+
+
+def decodes(data: bytes) -> bool:
+    """Whether a file that begins so is of a format that `decode_image` reads."""
+    return any(form.begins(data[: table.HEAD]) for form in (table.PHOTOS, table.TIFF, table.NPY))
 
 
 def _finish(stored: Stored, channels: int | None, bands: Sequence[int]) -> Num[np.ndarray, "height width channels"]:

@@ -1,13 +1,13 @@
 """What DCGAN and BiGAN share: the generator's codes, and the discriminator's loss."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.methods.toolkit import tiling
 
 
-def codes(rng: Key[Array, ""], index: Int[Array, " batch"], latent: int) -> Float[Array, "batch latent"]:
+def codes(rng: Key[Array, ""], index: ops.Index, latent: int) -> Float[Array, "batch latent"]:
     """One code for each image, uniform in -1..1. It depends on the key and the image's index alone."""
     return 2.0 * tiling.uniform(rng, index, (latent,)) - 1.0
 

@@ -17,6 +17,7 @@ from ssl_jax import ops
 
 PADDED_FROM = 65_536  # images; ImageNet's 1,281,167 are divisible by no power of 2
 ROWS_MULTIPLE = 1024
+MOST_ROWS = 2**31 - ROWS_MULTIPLE  # that 32 bits can index
 
 # {"rows": [size, dim], "pointer": int32 scalar, the oldest row, which is overwritten next}
 Queue = Mapping[str, Array]
@@ -58,7 +59,15 @@ def directions(rng: Key[Array, ""], count: int, dim: int) -> Float[Array, "{coun
 
 def bank_rows(num_images: int) -> int:
     """Rows of what is kept of each image, such that a large one can be sharded over any number of devices that divides
-    `ROWS_MULTIPLE`: no image has the last rows, which stay as they are."""
+    `ROWS_MULTIPLE`: no image has the last rows, which stay as they are.
+
+    Raises: ValueError for more images than rows of an array can be indexed with 32 bits.
+    """
+    if num_images > MOST_ROWS:
+        raise ValueError(
+            f"this method keeps a row of each image, of at most {MOST_ROWS:,}, and the set has {num_images:,}; "
+            "use a method without such a memory, for example dino or mae"
+        )
     return num_images if num_images < PADDED_FROM else -(-num_images // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 

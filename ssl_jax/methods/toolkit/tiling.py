@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, Shaped
 
+from ssl_jax import ops
+
 Images = Float[Array, "batch height width channels"]
 Tiles = Float[Array, "batch tiles side side channels"]
 
 
-def cut(
-    rng: Key[Array, ""], index: Int[Array, " batch"], images: Images, *, grid: int, side: int, gap: int = 0
-) -> Tiles:
+def cut(rng: Key[Array, ""], index: ops.Index, images: Images, *, grid: int, side: int, gap: int = 0) -> Tiles:
     """Cuts one tile from a random place of each cell. The grid x grid equal cells lie in the middle of the image.
 
     gap: neighboring tiles are apart by at least so many pixels.
@@ -62,7 +62,7 @@ def overlapping(images: Images, *, grid: int, side: int) -> Tiles:
     return take(images, jnp.broadcast_to(corners, (len(images), *corners.shape)), side)
 
 
-def shuffle(rng: Key[Array, ""], index: Int[Array, " batch"], tiles: Tiles) -> Tiles:
+def shuffle(rng: Key[Array, ""], index: ops.Index, tiles: Tiles) -> Tiles:
     """Puts the tiles of each image in a random order of its own."""
     return jax.vmap(jax.random.permutation)(image_keys(rng, index), tiles)
 
@@ -76,7 +76,7 @@ def normalize(tiles: Tiles) -> Tiles:
     return tiles * lax.rsqrt(jnp.mean(tiles**2, axis=(2, 3, 4), keepdims=True) + 1e-6)
 
 
-def shift_channels(rng: Key[Array, ""], index: Int[Array, " batch"], images: Images, most: int) -> Images:
+def shift_channels(rng: Key[Array, ""], index: ops.Index, images: Images, most: int) -> Images:
     """Moves each channel of each image by -most .. most pixels down and across, and repeats its border pixels."""
     channels = images.shape[-1]
     starts = offsets(rng, index, (channels, 2), 2 * most + 1)
@@ -90,7 +90,7 @@ def shift_channels(rng: Key[Array, ""], index: Int[Array, " batch"], images: Ima
     return jax.vmap(jax.vmap(one, (2, 0), 2))(padded, starts)
 
 
-def keep_one_channel(rng: Key[Array, ""], index: Int[Array, " batch"], tiles: Tiles, share: float) -> Tiles:
+def keep_one_channel(rng: Key[Array, ""], index: ops.Index, tiles: Tiles, share: float) -> Tiles:
     """Keeps one random channel of a random `share` of the tiles, around 0; their other channels become noise around 0.
 
     The noise has a hundredth of the standard deviation of the channel that is kept.
@@ -109,7 +109,7 @@ def keep_one_channel(rng: Key[Array, ""], index: Int[Array, " batch"], tiles: Ti
     return jnp.where(changed, jnp.where(kept == jnp.arange(channels), channel, noise), tiles)
 
 
-def pixelate(rng: Key[Array, ""], index: Int[Array, " batch"], tiles: Tiles, share: float) -> Tiles:
+def pixelate(rng: Key[Array, ""], index: ops.Index, tiles: Tiles, share: float) -> Tiles:
     """Makes a random `share` of the tiles coarser: each consists of fewer pixels, by nearest neighbors.
 
     The number of pixels is drawn uniformly. It is at least a hundredth of the tile's.
@@ -129,14 +129,14 @@ def pixelate(rng: Key[Array, ""], index: Int[Array, " batch"], tiles: Tiles, sha
 
 
 def offsets(
-    rng: Key[Array, ""], index: Int[Array, " batch"], shape: tuple[int, ...], room: int | Int[Array, "..."]
+    rng: Key[Array, ""], index: ops.Index, shape: tuple[int, ...], room: int | Int[Array, "..."]
 ) -> Int[Array, "batch ..."]:
     """Draws integers of the given shape for each image, uniform in 0, ..., room - 1."""
     draw = functools.partial(jax.random.randint, shape=shape, minval=0, maxval=room)
     return jax.vmap(draw)(image_keys(rng, index))
 
 
-def uniform(rng: Key[Array, ""], index: Int[Array, " batch"], shape: tuple[int, ...]) -> Float[Array, "batch ..."]:
+def uniform(rng: Key[Array, ""], index: ops.Index, shape: tuple[int, ...]) -> Float[Array, "batch ..."]:
     """Draws numbers of the given shape for each image, uniform in [0, 1)."""
     return jax.vmap(functools.partial(jax.random.uniform, shape=shape))(image_keys(rng, index))
 
@@ -151,9 +151,9 @@ def rotations(images: Images) -> Float[Array, "batch 4 height width channels"]:
     return jnp.stack([jnp.rot90(images, turns, axes=(1, 2)) for turns in range(4)], axis=1)
 
 
-def image_keys(rng: Key[Array, ""], index: Int[Array, " batch"]) -> Key[Array, " batch"]:
-    """A key for each image: `rng` with the image's index folded in."""
-    return jax.vmap(functools.partial(jax.random.fold_in, rng))(index)
+def image_keys(rng: Key[Array, ""], index: ops.Index) -> Key[Array, " batch"]:
+    """A key for each image, see `ops.example_keys`."""
+    return ops.example_keys(rng, index)
 
 
 def take(images: Images, corners: Int[Array, "batch tiles 2"], side: int) -> Tiles:
