@@ -30,7 +30,7 @@ from ssl_jax import paths, pretraining
 from ssl_jax.cli import train
 from ssl_jax.training import orbax_s3
 from ssl_jax.training.checkpoint import Checkpoints
-from ssl_jax.workdir.metrics import read_metrics
+from ssl_jax.workdir.metrics import TIMES, read_metrics
 
 ROOT = Path(__file__).parents[1]
 STEPS, DEVICES = 30, 2
@@ -143,9 +143,8 @@ def differences(expected, found):
 
 
 def metrics_of(workdir):
-    timing = ("images_per_second", "data_wait")
     lines = read_metrics(workdir / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if key not in timing} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def last_state(workdir):

@@ -1,8 +1,9 @@
 """How programs are compiled: with a persistent cache, and those that run once on a CPU with few optimizations.
 
 JAX's cache is on by default: a program that was compiled once starts at once. It is in ~/.cache/ssl_jax/compiled (or
-below $XDG_CACHE_HOME), in a directory for each kind of processor and version of JAX, which may be deleted at any time.
-JAX_COMPILATION_CACHE_DIR names another place, and JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+below $XDG_CACHE_HOME); a run of several processes has it in its workdir, in compiled/. There is a directory for each
+kind of processor and version of JAX, which may be deleted at any time. JAX_COMPILATION_CACHE_DIR names another place,
+and JAX_ENABLE_COMPILATION_CACHE=false turns it off.
 """
 
 import hashlib
@@ -17,12 +18,16 @@ LEVEL = "xla_backend_optimization_level"
 LEAST_SECONDS = 0.2  # that compiling took: what is faster is not worth a file
 
 
-def keep() -> None:
-    """Turns the cache on, unless the environment or the program has set its place, or turned it off."""
+def keep(workdir: Any = None) -> None:
+    """Turns the cache on, unless the environment or the program has set its place, or turned it off.
+
+    workdir: of a run of several processes. Only the first process writes to JAX's cache, so it must be where all can
+    read; and the next start may be on other machines.
+    """
     settings: Any = jax.config  # which makes its attributes at run time
     if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return
-    jax.config.update("jax_compilation_cache_dir", str(directory()))
+    jax.config.update("jax_compilation_cache_dir", str(directory(workdir)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
 
 
@@ -39,12 +44,12 @@ def options_of_once(platform: str) -> dict[str, Any] | None:
     return {LEVEL: 1, "xla_cpu_use_fusion_emitters": False}
 
 
-def directory() -> Path:
-    """Where the programs of this machine are kept."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def directory(workdir: Any = None) -> Any:
+    """Where the programs of this machine are kept: a path; that of `workdir`'s kind if there is one."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl_jax"
     # Programs for one CPU may not run on another, whose home may be the same.
     machine = f"{platform.machine()} {_cpu_flags()} {jax.__version__}"
-    return caches / "ssl_jax" / "compiled" / hashlib.sha256(machine.encode()).hexdigest()[:12]
+    return (workdir or caches) / "compiled" / hashlib.sha256(machine.encode()).hexdigest()[:12]
 
 
 def _cpu_flags() -> str:

@@ -24,14 +24,16 @@ from ssl_jax.evaluation.online import make_online_knn
 from ssl_jax.methods import MethodFactory, Schedule
 from ssl_jax.models.adapt import named
 from ssl_jax.paths import AnyPath
-from ssl_jax.training import build, resolution
+from ssl_jax.training import build, profiling, resolution, watchdog
 from ssl_jax.training.beginning import Beginning, show
 from ssl_jax.training.build import Given, OwnFunction
 from ssl_jax.training.loop import Loop, read_batches
 from ssl_jax.training.measuring import measured_with_images
+from ssl_jax.training.profiling import Profile
 from ssl_jax.training.progress import OnMetrics
 from ssl_jax.training.state import digest
 from ssl_jax.training.termination import Termination
+from ssl_jax.training.timing import Activity
 from ssl_jax.weights import Backbone, load_backbone
 from ssl_jax.workdir import config_file, facts, lock, views
 from ssl_jax.workdir.metrics import MetricsWriter, read_metrics
@@ -66,6 +68,8 @@ def pretrain(
     augment: Augmentation | OwnFunction | Mapping[str, Augmentation | OwnFunction] | None = None,
     begin: Backbone | None = None,
     on_metrics: OnMetrics | None = None,
+    profile: Profile | None = None,
+    watchdog_seconds: float = 0.0,
 ) -> Run:
     """Trains until the last step. Called again with the same arguments it goes on from the newest checkpoint.
 
@@ -88,6 +92,9 @@ def pretrain(
       begin: a backbone of the same architecture whose weights the run begins with, in place of config.begin. Once the
         run has a checkpoint it need not be given again.
       on_metrics: called with (step, {"loss": ..., ...}) of each logged step, in the first process alone.
+      profile: steps of which a trace is written to `workdir`/profile, for xprof.
+      watchdog_seconds: without progress, after which this process is ended with exit code 70; 0: never. See
+        training/watchdog.py.
     Raises:
       ConfigError: a sentence, for what cannot be run.
       Stopped: after SIGTERM or Ctrl-C, with the state saved. It is a KeyboardInterrupt, so that a loop over runs ends.
@@ -96,9 +103,11 @@ def pretrain(
     given = Given(backbone=backbone, method=method, optimizer=optimizer, augment=augment)
     source = None if images is None else configs.call(as_source, {}, "images", images)
     where = configs.call(paths.path, {}, "workdir", workdir)
-    compiled.keep()
+    compiled.keep(where if jax.process_count() > 1 else None)
+    activity = Activity("starting")
     with contextlib.ExitStack() as the_end:
-        return _pretrain(the_end, config, source, where, given, begin, on_metrics)
+        the_end.enter_context(watchdog.watching(activity, where, watchdog_seconds))
+        return _pretrain(the_end, config, source, where, given, begin, on_metrics, profile, activity)
 
 
 def _pretrain(
@@ -109,6 +118,8 @@ def _pretrain(
     given: Given,
     begin: Backbone | None,
     on_metrics: OnMetrics | None,
+    profile: Profile | None,
+    activity: Activity,
 ) -> Run:
     termination = the_end.enter_context(Termination())
     facts.check_processes(given_config, workdir)
@@ -140,9 +151,11 @@ def _pretrain(
         resolution.warn(config, source, training.augmentations)
     normalization = build.normalization(config)
     source = Uniform(source, normalization)
-    loop = Loop(config, training, source, workdir, termination, begin)
+    loop = Loop(config, training, source, workdir, termination, begin, activity)
     state = loop.restore()
     start = int(state.step)
+    if profile is not None:
+        profiling.check(profile, start + 1, schedule.steps)
     first = dist.is_first()
     writer = the_end.enter_context(MetricsWriter(workdir, start, check_held)) if first else None
     if writer:
@@ -172,6 +185,7 @@ def _pretrain(
         evaluate=evaluate,
         on_metrics=on_metrics,
         on_first_batch=save_views if first else lambda batch: None,
+        profile=profile,
     )
     if start < schedule.steps:
         note()

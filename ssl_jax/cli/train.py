@@ -2,6 +2,7 @@
 
 Writes to DIR: config.json, run.json, metrics.jsonl, tensorboard/, checkpoints/, samples/, and at the end
 backbone.safetensors with backbone.json. If started again with the same DIR, it continues from the newest checkpoint.
+docs/operate.md says what to do where it does not.
 """
 
 import signal
@@ -12,11 +13,25 @@ from ssl_jax.cli import flags
 from ssl_jax.config import ConfigError
 from ssl_jax.data.pipeline import ImagesError
 from ssl_jax.pretraining import pretrain
+from ssl_jax.training import profiling
 from ssl_jax.training.checkpoint import CheckpointError
 from ssl_jax.training.config_keys import of_sections
 from ssl_jax.training.progress import Diverged
 from ssl_jax.training.termination import Stopped
 from ssl_jax.workdir.metrics import MetricsError
+
+WATCHDOG_SECONDS = 1800.0
+
+
+def seconds_of(text: str) -> float:
+    """Of --watchdog_seconds. Raises: ConfigError."""
+    try:
+        seconds = float(text or WATCHDOG_SECONDS)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"--watchdog_seconds={text}: give a number of seconds, or 0 for no watchdog")
+    return seconds
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,14 +54,20 @@ def main(argv: list[str] | None = None) -> None:
                 ),
                 "num_processes": "number of processes of the run; default: $JAX_NUM_PROCESSES",
                 "process_id": "number of this process, from 0; default: $JAX_PROCESS_ID",
+                "profile": "START:STOP, steps of which a trace for xprof is written to profile/ in the workdir",
+                "watchdog_seconds": (
+                    "without progress, after which a process shows its stacks and ends with exit code "
+                    f"{dist.STUCK}, to be started again; 0: never; default: {WATCHDOG_SECONDS:.0f}"
+                ),
             },
         )
         if not given.workdir:
             raise ConfigError("--workdir is missing; for example --workdir runs/first")
         flags.check_directory("workdir", flags.path("workdir", given.workdir))
+        profile, watchdog_seconds = profiling.parse(given.profile), seconds_of(given.watchdog_seconds)
         dist.start_processes(given.coordinator, given.num_processes, given.process_id)
         try:
-            pretrain(given.config, workdir=given.workdir)
+            pretrain(given.config, workdir=given.workdir, profile=profile, watchdog_seconds=watchdog_seconds)
         except Stopped as stopped:
             if dist.is_first():
                 print(stopped)

@@ -3,7 +3,8 @@
 Everything else in ssl_jax is written for one device of a named axis.
 """
 
-from ssl_jax.dist.agreement import Agreement
+from ssl_jax.dist.agreement import Agreement, everyones
+from ssl_jax.dist.heartbeats import GONE, NO_ANSWER, Heartbeat, called, read_heartbeats, send_heartbeat
 from ssl_jax.dist.mesh import (
     AXIS,
     Mesh,
@@ -17,10 +18,12 @@ from ssl_jax.dist.mesh import (
 )
 from ssl_jax.dist.processes import (
     NOT_MET,
+    STUCK,
     ProcessError,
     check_same,
     gather_facts,
     gather_rows,
+    hosts,
     is_first,
     leaving_on_error,
     start_processes,
@@ -30,17 +33,24 @@ from ssl_jax.dist.state import compile_step, create_state, gather_state, map_ste
 
 __all__ = [
     "AXIS",
+    "GONE",
     "NOT_MET",
+    "NO_ANSWER",
+    "STUCK",
     "Agreement",
+    "Heartbeat",
     "Mesh",
     "ProcessError",
+    "called",
     "check_same",
     "compile_step",
     "create_state",
     "described_devices",
+    "everyones",
     "gather_facts",
     "gather_rows",
     "gather_state",
+    "hosts",
     "is_first",
     "leaving_on_error",
     "make_local_mesh",
@@ -48,7 +58,9 @@ __all__ = [
     "map_rows",
     "map_step",
     "own_devices",
+    "read_heartbeats",
     "replicate",
+    "send_heartbeat",
     "shard_axes",
     "shard_batch",
     "start_processes",

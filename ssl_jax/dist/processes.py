@@ -5,6 +5,7 @@ import glob
 import importlib.util
 import json
 import os
+import platform
 import socket
 import sys
 import threading
@@ -17,10 +18,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Shaped
 
+from ssl_jax.dist import heartbeats
 from ssl_jax.dist.agreement import Agreement
 from ssl_jax.dist.mesh import make_mesh
 
-NOT_MET = os.EX_UNAVAILABLE  # 69, the exit code of a process that waited in vain; launch/common.sh has it too
+# Exit codes; launch/common.sh has them, too.
+NOT_MET = os.EX_UNAVAILABLE  # 69: a process that waited in vain for the others to start
+STUCK = os.EX_SOFTWARE  # 70: a process that cannot go on for lack of another one, or that stands still; start it again
+# After which JAX aborts a process if another one is silent, with a stack trace of its own. ssl_jax train has found the
+# silent process before (training/watchdog.py), and says which it is.
+HEARTBEAT_TIMEOUT = 300
 
 
 class ProcessError(RuntimeError):
@@ -67,7 +74,11 @@ def start_processes(
     waiting.daemon = True
     waiting.start()
     try:
-        jax.distributed.initialize(**options, initialization_timeout=int(wait_seconds) + 60)
+        jax.distributed.initialize(
+            **options,
+            initialization_timeout=int(wait_seconds) + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+        )
     except (RuntimeError, ValueError) as error:
         # JAX raises ValueError on a TPU machine that belongs to no cluster. Such a machine is alone.
         if options or not isinstance(error, ValueError):
@@ -130,25 +141,32 @@ def _give_up(coordinator: str, seconds: float) -> None:
 def leaving_on_error() -> Iterator[None]:
     """Ends this process at once if an error leaves the context and other processes wait for this one.
 
-    JAX would make it and the others wait for each other until their timeout.
+    JAX would make it and the others wait for each other until their timeout. The exit code is STUCK if another process
+    has ended, and this error is likely to be the consequence; else 1. It says which process has ended, and why if that
+    one said so.
     """
     try:
         yield
     except BaseException as error:
         if not jax.distributed.is_initialized():
             raise
+        code = 1
         if isinstance(error, SystemExit):
-            print(error.code, file=sys.stderr)
+            print(error.code, file=sys.stderr, flush=True)
+            heartbeats.say_ended(str(error.code))
         else:
             traceback.print_exc()
+            lost = heartbeats.find_ended()
+            code = STUCK if lost else 1
             print(
-                "error: this process failed, or lost the others. If another one ended, its own "
-                "output says why; the same command goes on from the newest checkpoint",
+                f"error: {lost or 'this process failed.'} If another process ended, its own output says why; the same "
+                "command goes on from the newest checkpoint",
                 file=sys.stderr,
             )
+            heartbeats.say_ended(f"{type(error).__name__}: {error}" if code == 1 else "it lost other processes")
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(code)
 
 
 def is_first() -> bool:
@@ -177,6 +195,11 @@ def gather_facts(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     ends = np.cumsum(lengths)
     everything = gather_rows(text)
     return [json.loads(everything[end - n : end].tobytes()) for n, end in zip(lengths, ends, strict=True)]
+
+
+def hosts() -> list[str]:
+    """The name of each process's machine. All processes must call it."""
+    return [facts["host"] for facts in gather_facts({"host": platform.node()})]
 
 
 def check_same(facts: Mapping[str, Any]) -> None:

@@ -12,13 +12,15 @@ from ssl_jax.config import Config
 from ssl_jax.data import pipeline
 from ssl_jax.data.sources import Source
 from ssl_jax.paths import AnyPath
-from ssl_jax.training import build
+from ssl_jax.training import build, profiling
 from ssl_jax.training.build import Training
 from ssl_jax.training.checkpoint import Checkpoints
+from ssl_jax.training.profiling import Profile
 from ssl_jax.training.progress import OnMetrics, Progress
 from ssl_jax.training.state import TrainState, with_backbone, with_constants, without_constants
 from ssl_jax.training.step import TrainStep
 from ssl_jax.training.termination import Stopped, Termination, Timer
+from ssl_jax.training.timing import CHECKPOINT, EVALUATION, HOST, INPUT, STEP, Activity
 from ssl_jax.weights import Backbone
 from ssl_jax.workdir.metrics import MetricsWriter
 
@@ -52,6 +54,7 @@ class Loop:
     Args:
       workdir: of the run, claimed and locked.
       begin: a backbone whose weights the run begins with; None: it begins with the initialization.
+      activity: where the loop says what it does.
     """
 
     def __init__(
@@ -62,11 +65,13 @@ class Loop:
         workdir: AnyPath,
         termination: Termination,
         begin: Backbone | None = None,
+        activity: Activity | None = None,
     ):
         self.config, self.training, self.source = config, training, source
         self.mesh, self.checkpoints = dist.make_mesh(), Checkpoints(workdir / "checkpoints")
         self.steps = training.schedule.steps
-        self._termination, self._begin = termination, begin
+        self._termination, self._begin, self._workdir = termination, begin, workdir
+        self._activity, self._hosts = activity or Activity(), dist.hosts()
 
     def restore(self) -> TrainState:
         """The state of the newest checkpoint, or the state before the first step.
@@ -91,7 +96,14 @@ class Loop:
         batches = read_batches(self.config, self.source, self.training, seed=self.config.seed + 1)
         number, shard_state = self.training.method.preparing_steps, self.config.shard_state
         return prepare(
-            self.training.prepare, number, state, batches, self.mesh, self._termination, shard_state=shard_state
+            self.training.prepare,
+            number,
+            state,
+            batches,
+            self.mesh,
+            self._termination,
+            self._activity,
+            shard_state=shard_state,
         )
 
     def run(
@@ -103,6 +115,7 @@ class Loop:
         evaluate: Evaluate | None = None,
         on_metrics: OnMetrics | None = None,
         on_first_batch: Callable[[Any], None] = lambda batch: None,
+        profile: Profile | None = None,
     ) -> TrainState:
         """The state after the last step, which is saved.
 
@@ -112,9 +125,10 @@ class Loop:
           evaluate: called every config.evaluate_every steps.
           on_metrics: (step, metrics) -> None, called with what is logged, in the process that writes.
           on_first_batch: called with the batch of step 1, when that step is printed.
+          profile: steps of which a trace is written to the workdir.
         Raises: Stopped, with the state saved; Diverged; CheckpointError.
         """
-        config, start = self.config, int(state.step)
+        config, activity, start = self.config, self._activity, int(state.step)
         progress = Progress(
             writer,
             self.training.learning_rate,
@@ -125,31 +139,40 @@ class Loop:
             steps=self.steps,
             stop_after_skipped=config.stop_after_skipped,
             on_metrics=on_metrics,
+            activity=activity,
+            mesh=self.mesh,
+            hosts=self._hosts,
         )
         train_step = dist.map_step(self.training.step, self.mesh, shard_state=config.shard_state)
         agree = dist.Agreement(self.mesh, delay=STEPS_AHEAD)
         due, ahead = Timer(60.0 * config.checkpoint_minutes), collections.deque()
-        for number in range(start + 1, self.steps + 1):
-            with progress.waiting_for_data():
+        steps = range(start + 1, self.steps + 1)
+        traced = profiling.traced(steps, profile, self._workdir / "profile", lambda: jax.block_until_ready([*ahead]))
+        for number in traced:
+            with activity.doing(INPUT):
                 batch = next(batches)
-            state, metrics = train_step(state, dist.shard_batch(batch, self.mesh))
-            wait_for_older(ahead, metrics["loss"])
+                rows = dist.shard_batch(batch, self.mesh)
+            with activity.stepping(number, ahead[-1] if ahead else None):
+                state, metrics = train_step(state, rows)
+                wait_for_older(ahead, metrics["loss"])
             measured = evaluate and config.evaluate_every and number % config.evaluate_every == 0
             progress.step(number, metrics, more=bool(measured))
             if number == 1:
-                with progress.paused(state):
+                with progress.paused(state, HOST):
                     on_first_batch(batch)
+                activity.restart()  # once in a run: it is not where the time goes
             self.checkpoints.check()
             accuracy = None
             if evaluate and measured:
-                with progress.paused(state):
+                with progress.paused(state, EVALUATION):
                     accuracy = evaluate(state)
                     if accuracy is not None:
                         progress.add(knn_top1=accuracy)
-            stop, save = agree(self._termination.requested, due.passed())
+            with activity.doing(STEP):
+                stop, save = agree(self._termination.requested, due.passed())
             if save or stop or number % config.checkpoint_every == 0 or number == self.steps:
                 progress.flush()
-                with progress.paused(state):
+                with progress.paused(state, CHECKPOINT):
                     self.checkpoints.save(number, without_constants(state, self.training.method.constants), accuracy)
                 due.restart()
             if stop and number < self.steps:
@@ -169,6 +192,7 @@ def prepare(
     batches: Iterator[Any],
     mesh: dist.Mesh,
     termination: Termination,
+    activity: Activity,
     *,
     shard_state: bool,
 ) -> TrainState:
@@ -183,8 +207,11 @@ def prepare(
     rng = state.rng
     state = state.replace(rng=jax.jit(lambda key: jax.random.fold_in(key, 1))(rng))
     for _ in range(number):
-        state, metrics = mapped(state, dist.shard_batch(next(batches), mesh))
-        wait_for_older(ahead, metrics["loss"])
+        with activity.doing(INPUT):
+            rows = dist.shard_batch(next(batches), mesh)
+        with activity.doing(STEP):
+            state, metrics = mapped(state, rows)
+            wait_for_older(ahead, metrics["loss"])
         (stop,) = agree(termination.requested)
         if stop:
             raise Stopped(f"stopped by {termination.signal} before the first step; the same command begins again")

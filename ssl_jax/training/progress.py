@@ -1,14 +1,18 @@
 """What a run reports while it trains: metrics, speed, warnings."""
 
 import contextlib
+import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
+from ssl_jax import dist
 from ssl_jax.health import alarms
+from ssl_jax.training import timing
 from ssl_jax.training.step import is_logged
 from ssl_jax.workdir.metrics import MetricsWriter
 
@@ -30,6 +34,9 @@ class Progress:
       start, steps: the run goes from step start + 1 to `steps`.
       stop_after_skipped: this many skipped updates in a row end the run.
       on_metrics: called with (step, what is logged) if there is a writer.
+      activity: of the main thread.
+      mesh: needed with several processes, which then all call `step` for the same steps.
+      hosts: names of the processes' machines.
     """
 
     def __init__(
@@ -44,31 +51,35 @@ class Progress:
         steps: int,
         stop_after_skipped: int,
         on_metrics: OnMetrics | None = None,
+        activity: timing.Activity | None = None,
+        mesh: dist.Mesh | None = None,
+        hosts: Sequence[str] = ("",),
     ):
         self._writer, self._learning_rate, self._chance_level = writer, learning_rate, chance_level
         self._on_metrics = on_metrics
         self._batch_size, self._log_every, self._steps = batch_size, log_every, steps
         self._stop_after_skipped = stop_after_skipped
+        self._activity, self._mesh, self._hosts = activity or timing.Activity(), mesh, hosts
         self._pending: tuple[int, dict[str, Any]] | None = None
-        self._warned = False
+        # Of the pending step: where its interval's time went, in this process and in all.
+        self._times: timing.Times | None = None
+        self._everyones: jax.Array | None = None
+        self._warned: set[str] = set()
         self._alarms: set[str] = set()
         self._losses: list[float] = []  # of logged steps, from COLLAPSE_FROM on
         # The current interval between logged steps, without pauses. The first begins when the first step is compiled.
         self._interval_start_step: int | None = None
-        self._interval_start, self._waited, self._first = 0.0, 0.0, start + 1
+        self._interval_start, self._first = 0.0, start + 1
 
     @contextlib.contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
+    def paused(self, state: Any, stage: str) -> Iterator[None]:
+        """Time within this context counts for no step, but for `stage`. First it waits for the `state` of the last
+        step; that counts."""
+        with self._activity.doing(timing.STEP):
+            jax.block_until_ready(state)
         begun = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - begun
-
-    @contextlib.contextmanager
-    def paused(self, state: Any) -> Iterator[None]:
-        """Time within this context counts for no step. First it waits for the `state` of the last step; that counts."""
-        jax.block_until_ready(state)
-        begun = time.perf_counter()
-        yield
+        with self._activity.doing(stage):
+            yield
         self._interval_start += time.perf_counter() - begun
 
     def step(self, step: int, metrics: Mapping[str, Any], *, more: bool = False) -> None:
@@ -81,11 +92,16 @@ class Progress:
             # Dispatched before the next step: a device works in order, so afterwards the rate would wait for that step.
             rate = {} if self._learning_rate is None else {"lr": self._learning_rate(step - 1)}
             self._pending = (step, {**metrics, **rate})
+            self._times, self._everyones = self._activity.take(), None
+            if jax.process_count() > 1 and self._mesh is not None:
+                self._everyones = dist.everyones(dataclasses.astuple(self._times), self._mesh)
         if step == self._first:
             jax.block_until_ready(metrics)
+            self._times = None
             if not more:
                 self.flush()  # a first sign of life, before anything else is compiled
             self._restart(step)  # compiled: the clock starts here
+            self._activity.restart()
 
     def add(self, **scalars: float) -> None:
         """Adds metrics to the logged step that was dispatched last."""
@@ -98,16 +114,20 @@ class Progress:
             return
         step, metrics = self._pending
         self._pending = None
-        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        with self._activity.doing(timing.STEP):
+            scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if self._chance_level is not None:
             scalars["chance_level"] = self._chance_level
         seconds = time.perf_counter() - self._interval_start
         if self._interval_start_step is not None and step > self._interval_start_step:
             scalars["images_per_second"] = (step - self._interval_start_step) * self._batch_size / seconds
-            scalars["data_wait"] = min(self._waited / seconds, 1.0)
             self._restart(step)
+        if self._times is not None:
+            everyones = () if self._everyones is None else np.asarray(self._everyones).tolist()
+            shares = timing.shares(self._times, [timing.Times(*row) for row in everyones])
+            scalars |= {"data_wait": self._times.data_wait, **shares}
+            self._warn_of_waiting(scalars)
         in_a_row = scalars.pop("skipped_in_a_row")
-        self._warn_of_waiting(scalars.get("data_wait", 0.0))
         if self._writer:
             self._writer.write(step, scalars)
             print(self._line(step, scalars), flush=True)
@@ -125,7 +145,7 @@ class Progress:
             )
 
     def _restart(self, step: int) -> None:
-        self._interval_start_step, self._interval_start, self._waited = step, time.perf_counter(), 0.0
+        self._interval_start_step, self._interval_start = step, time.perf_counter()
 
     def _line(self, step: int, scalars: Mapping[str, float]) -> str:
         chance = f" (chance {self._chance_level:.3f})" if self._chance_level is not None else ""
@@ -137,17 +157,31 @@ class Progress:
             left = (self._steps - step) * self._batch_size / speed
             parts.append(f"{speed:,.0f} images/s")
             parts.append(f"{int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d} left")
+        if went := timing.described(scalars, self._hosts):
+            parts.append(went)
         if scalars["skipped_steps"]:
             parts.append(f"{int(scalars['skipped_steps'])} updates skipped (not finite)")
         return "  ".join(parts)
 
-    def _warn_of_waiting(self, share: float) -> None:
-        if share > 0.1 and not self._warned:
-            self._warned = True
+    def _warn_of_waiting(self, scalars: Mapping[str, float]) -> None:
+        if scalars["data_wait"] > timing.MOST_LOST and "data" not in self._warned:
+            self._warned.add("data")
             logging.warning(
                 "%.0f%% of the time the device waits for data; raise config.data.threads or config.data.prefetch, or "
                 "config.data.memory_bytes if the decoded images fit in memory",
-                100 * share,
+                100 * scalars["data_wait"],
+            )
+        slowest = timing.slow_process(scalars)
+        costly = scalars.get("lost_max", 0.0) - scalars.get("lost_min", 0.0) > timing.MOST_LOST
+        if self._writer and slowest is not None and costly and "process" not in self._warned:
+            self._warned.add("process")
+            logging.warning(
+                "process %d on %s keeps the others waiting: its devices have nothing to do for %.0f%% of the time, "
+                "those of the fastest process for %.0f%%. Look at what else that machine does, at its disk and network",
+                slowest,
+                self._hosts[slowest],
+                100 * scalars["lost_max"],
+                100 * scalars["lost_min"],
             )
 
     def _warn_of_collapse(self, step: int, scalars: Mapping[str, float]) -> None:

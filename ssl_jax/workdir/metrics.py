@@ -13,6 +13,14 @@ from ssl_jax.stores import StoreError
 from ssl_jax.workdir import files
 from ssl_jax.workdir.mirror import Mirror
 
+# Metrics that depend on the machine and on what else it does. All others are the same in a run that was interrupted.
+TIMES = frozenset(
+    [
+        *("images_per_second", "data_wait", "goodput", "time_input", "time_host", "time_evaluation"),
+        *("time_checkpoint", "time_others", "lost_min", "lost_max", "busy_min", "busy_max", "slowest_process"),
+    ]
+)
+
 
 class MetricsError(ValueError):
     """A metrics.jsonl that cannot be read; its text is for the user."""

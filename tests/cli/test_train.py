@@ -18,7 +18,7 @@ from ssl_jax.cli import train
 from ssl_jax.data import sources
 from ssl_jax.evaluation.online import make_online_knn
 from ssl_jax.training import build
-from ssl_jax.workdir.metrics import read_metrics
+from ssl_jax.workdir.metrics import TIMES, read_metrics
 from tests.flags import environment
 
 ROOT = Path(__file__).parents[2]
@@ -182,8 +182,7 @@ def test_stopped_and_killed_at_a_random_moment_it_ends_with_the_same_bytes(unbro
     assert process.returncode == 0
     for name in ("backbone.safetensors", "backbone.json"):
         assert (workdir / name).read_bytes() == (expected / name).read_bytes(), f"seed {seed}, {kills} kills"
-    timing = ("images_per_second", "data_wait")
-    without = lambda lines: [{k: v for k, v in line.items() if k not in timing} for line in lines]  # noqa: E731
+    without = lambda lines: [{k: v for k, v in line.items() if k not in TIMES} for line in lines]  # noqa: E731
     assert without(read_metrics(workdir / "metrics.jsonl")) == without(read_metrics(expected / "metrics.jsonl"))
 
 

@@ -1,6 +1,7 @@
-"""Runs of several processes on this machine, as users start them: each is a program of its own."""
+"""Runs of several processes: how they start, agree and end."""
 
 import json
+import platform
 import re
 import shutil
 import signal
@@ -8,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,71 +18,8 @@ import safetensors.numpy
 from ssl_jax import dist
 from ssl_jax.dist import processes
 from ssl_jax.workdir.metrics import read_metrics
+from tests.dist.programs import BATCH, ROOT, STEPS, arguments, finish, free_port, small, start
 from tests.flags import environment
-
-ROOT = Path(__file__).parents[2]
-STEPS, BATCH = 8, 32
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def start(arguments, processes=1, devices=1, program=("-m", "ssl_jax", "train")):
-    """The processes of a run, each with so many devices; `arguments`: of all, or index -> those of one."""
-    address = f"127.0.0.1:{free_port()}"
-    started = []
-    for index in range(processes):
-        own = arguments(index) if callable(arguments) else arguments
-        joining = [f"--coordinator={address}", f"--num_processes={processes}", f"--process_id={index}"]
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *program, *own, *(joining if processes > 1 else [])],
-                cwd=ROOT,
-                env=environment(devices),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    return started
-
-
-def finish(started, timeout=600):
-    """[(exit code, output)]; none is left running."""
-    try:
-        return [(process.wait(timeout), process.stdout.read()) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-
-
-def arguments(workdir, name="simclr", steps=STEPS, **changes):
-    settings = {
-        "batch_size": BATCH,
-        "steps": steps,
-        "log_every": 1,
-        "evaluate_every": 0,
-        "checkpoint_every": 2,
-        "data.split": "train[:2%]",
-        "online_knn.bank": 200,
-        "online_knn.queries": 100,
-        **changes,
-    }
-    return [
-        f"--config={name}:tiny",
-        f"--workdir={workdir}",
-        *(f"--config.{key}={value}" for key, value in settings.items()),
-    ]
-
-
-def small(name):
-    """Networks that compile fast, and steps so small that rounding does not grow in them."""
-    own = {"mae": {"model.dim": 48, "model.depth": 1, "evaluate_every": 4}, "moco_v2": {"method.queue_size": 960}}
-    network = {} if name == "mae" else {"model.width": 0.5, "model.stages": "(1,)"}
-    return {"optimizer.lr": 1e-5, "optimizer.warmup_steps": 0, **network, **own.get(name, {})}
 
 
 class Recorded(NamedTuple):
@@ -212,8 +149,10 @@ def test_where_a_process_is_killed_the_other_says_what_to_look_at(tmp_path):
         time.sleep(0.2)
     second.kill()
     (code, output), _ = finish(started)
-    assert code == 1
-    assert "own output says why" in output, output
+    assert code == dist.STUCK
+    last = output.splitlines()[-1]
+    assert last.startswith(f"error: process 1 on {platform.node()} has ended or was stopped"), output
+    assert "own output says why" in last and "same command goes on" in last
 
 
 def test_a_process_that_waits_in_vain_names_the_likely_causes():
@@ -230,7 +169,7 @@ def test_a_process_that_waits_in_vain_names_the_likely_causes():
 
 
 @pytest.mark.slow
-def test_a_save_that_fails_in_one_process_alone_ends_the_run_at_once(tmp_path):
+def test_a_save_that_fails_in_one_process_alone_ends_the_run_at_once_and_both_say_why(tmp_path):
     # No file of the second process may grow beyond 20 kB; the first has room, and would wait 20 minutes for it.
     code = "import resource, sys; from ssl_jax.cli import train; "
     code += "'--process_id=1' in sys.argv and resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1)); "
@@ -241,8 +180,10 @@ def test_a_save_that_fails_in_one_process_alone_ends_the_run_at_once(tmp_path):
         assert second.wait(300) == 1
         output = second.stdout.read()
         assert "error: a checkpoint could not be written" in output and "Make room there" in output
+        assert first.wait(60) == dist.STUCK
+        output = first.stdout.read()
+        assert "process 1 on" in output and "has ended (error: a checkpoint could not be written" in output
     finally:
-        first.kill()
         finish(started)
 
 
@@ -312,7 +253,7 @@ def test_several_tasks_of_slurm_are_joined(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
     monkeypatch.setenv("SLURM_NTASKS", "4")
     dist.start_processes(wait_seconds=40)
-    assert joined == {"num_processes": 4, "initialization_timeout": 100}
+    assert joined == {"num_processes": 4, "initialization_timeout": 100, "heartbeat_timeout_seconds": 300}
 
 
 @pytest.mark.parametrize(
@@ -320,7 +261,7 @@ def test_several_tasks_of_slurm_are_joined(monkeypatch):
 )
 def test_a_tpu_machine_is_alone_only_where_it_belongs_to_no_pod(monkeypatch, error, alone):
     def initialize(**options):
-        assert options == {"initialization_timeout": 360}
+        assert options == {"initialization_timeout": 360, "heartbeat_timeout_seconds": 300}
         raise error
 
     monkeypatch.setattr(processes.jax.distributed, "initialize", initialize)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
 from ssl_jax.data import sources
-from ssl_jax.training import progress, termination
+from ssl_jax.training import progress, termination, timing
 from ssl_jax.workdir import config_file, facts, lock
 from ssl_jax.workdir.metrics import MetricsWriter, read_metrics
 
@@ -216,8 +216,6 @@ def metrics_of(step, skipped_in_a_row=0):
 def test_progress_writes_one_line_for_each_logged_step(tmp_path, capsys):
     told = make_progress(tmp_path)
     for step in range(1, 7):
-        with told.waiting_for_data():
-            pass
         told.step(step, metrics_of(step))
         if step == 4:
             told.add(knn_top1=71.5)
@@ -243,7 +241,7 @@ def test_a_pause_takes_nothing_from_the_time_of_the_steps_before_it(tmp_path, mo
     told = make_progress(tmp_path, log_every=1)
     told.step(1, metrics_of(1))
     told.step(2, metrics_of(2))
-    with told.paused(Computing()):
+    with told.paused(Computing(), "evaluation"):
         clock[0] += 100.0
     told.step(3, metrics_of(3))
     clock[0] += 5.0
@@ -300,9 +298,12 @@ def test_progress_stops_after_skipped_updates_in_a_row(tmp_path):
 def test_waiting_for_data_is_warned_of_once_with_the_knob(tmp_path, caplog, monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(clock)))
-    told = make_progress(tmp_path)
+    activity = timing.Activity()
+    told = make_progress(tmp_path, activity=activity)
     for step in range(1, 8):
-        with told.waiting_for_data():
+        with activity.doing(timing.INPUT):
+            pass
+        with activity.stepping(step):
             pass
         told.step(step, metrics_of(step))
     assert caplog.text.count("config.data.threads") == 1
