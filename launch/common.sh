@@ -2,9 +2,6 @@
 # The scripts beside it source this file. It has messages, the Python environment in .venv, and the quickstart's images.
 # These scripts set -euo pipefail and run in the directory of the clone.
 
-# Compiled programs are kept from one start to the next.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
-
 # Exit codes of train.sh, in addition to 0 (the run is finished) and those of errors.
 # shellcheck disable=SC2034  # read by the scripts
 readonly STOPPED=75 NOT_MET=69 # stopped by SIGTERM before the last step; other processes of the run did not come

@@ -20,6 +20,7 @@ R = TypeVar("R")
 PREFIX = "ssl_jax/heartbeats/"
 GONE = "has ended or was stopped, or its machine or network is down"
 NO_ANSWER = f"process 0, through which the processes hear of each other, does not answer: it {GONE}"
+LOST_OTHERS = "it lost other processes"  # why a process has ended that is not the cause
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +79,11 @@ def find_ended() -> str:
 def _ended(first: Mapping[int, Heartbeat], second: Mapping[int, Heartbeat]) -> dict[int, str]:
     """{process: how it ended}, from two readings between which every process had the time for a heartbeat."""
     told = {index: f"has ended ({beat.ended})" for index, beat in second.items() if beat.ended}
-    if told:
-        return told  # the others may have had no time yet
+    causes = {index: how for index, how in told.items() if second[index].ended != LOST_OTHERS}
+    if causes:
+        return causes  # the others may have had no time yet
     silent = [index for index, beat in second.items() if index in first and first[index].number == beat.number]
-    return dict.fromkeys(silent, GONE)
+    return dict.fromkeys((index for index in silent if index not in told), GONE) or told
 
 
 def called(index: int, beat: Heartbeat) -> str:

@@ -9,6 +9,7 @@ import platform
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -163,7 +164,9 @@ def leaving_on_error() -> Iterator[None]:
                 "command goes on from the newest checkpoint",
                 file=sys.stderr,
             )
-            heartbeats.say_ended(f"{type(error).__name__}: {error}" if code == 1 else "it lost other processes")
+            heartbeats.say_ended(f"{type(error).__name__}: {error}" if code == 1 else heartbeats.LOST_OTHERS)
+            if is_first():
+                time.sleep(2.0)  # JAX aborts the others once process 0 is gone; they are to say what they see, too
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -141,8 +141,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # a disk error, of nearly any type: it depends on where in Orbax it surfaces
-            # Orbax's other writes failed, too; asyncio would print the trace of each below this error.
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            # Orbax's other writes failed, too; asyncio and Orbax would print the trace of each below this error.
+            for name in ("asyncio", "absl"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
             remote = paths.is_remote(self._directory)
             remedy = "See that it answers and may be written to" if remote else "Make room there, and make it writable"
             if jax.process_count() > 1:

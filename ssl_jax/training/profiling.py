@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -60,9 +61,12 @@ def _tracing(profile: Profile, directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        jax.profiler.stop_trace()
-    print(
-        f"steps {profile.start} to {profile.stop} are profiled in {directory}; to see them: pip install xprof; "
-        f"xprof --logdir {directory} --port 6006, then open http://localhost:6006",
-        flush=True,
-    )
+        try:
+            jax.profiler.stop_trace()
+            print(
+                f"steps {profile.start} to {profile.stop} are profiled in {directory}; to see them: pip install xprof; "
+                f"xprof --logdir {directory} --port 6006, then open http://localhost:6006",
+                flush=True,
+            )
+        except RuntimeError as error:  # of a full disk, say. The run itself has lost nothing
+            logging.warning("the profile could not be written to %s (%s); the run goes on without it", directory, error)

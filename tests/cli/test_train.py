@@ -339,3 +339,20 @@ def test_a_run_that_diverges_says_where_to_look(tmp_path, folder, capsys):
     assert "8 cpu device(s)" in capsys.readouterr().out
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert np.isfinite(lines[0]["loss"]) and lines[-1]["skipped_steps"] >= 3
+
+
+def test_seconds_of_the_watchdog_are_a_number():
+    assert train.seconds_of("") == train.WATCHDOG_SECONDS
+    assert train.seconds_of("0") == 0.0 and train.seconds_of("90.5") == 90.5
+
+
+@pytest.mark.parametrize("text", ["-1", "soon", "nan", "inf"])
+def test_other_seconds_are_a_sentence(text):
+    with pytest.raises(configs.ConfigError, match=rf"--watchdog_seconds={text}: give a number of seconds, or 0"):
+        train.seconds_of(text)
+
+
+def test_steps_to_profile_are_checked_before_any_work(tmp_path, folder):
+    with pytest.raises(SystemExit, match=r"error: --profile=5: give START:STOP"):
+        train.main([*arguments(tmp_path / "run", folder), "--profile=5"])
+    assert not (tmp_path / "run").exists()

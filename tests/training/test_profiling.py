@@ -48,3 +48,9 @@ def test_a_run_that_ends_within_the_steps_leaves_its_trace(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run()
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    (tmp_path / "profile").write_text("a file where the directory would be")
+    assert list(profiling.traced(range(1, 5), Profile(2, 3), tmp_path / "profile", lambda: None)) == [1, 2, 3, 4]
+    assert f"the profile could not be written to {tmp_path / 'profile'}" in caplog.text
