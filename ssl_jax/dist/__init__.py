@@ -4,7 +4,7 @@ Everything else in ssl_jax is written for one device of a named axis.
 """
 
 from ssl_jax.dist.agreement import Agreement, everyones
-from ssl_jax.dist.heartbeats import GONE, NO_ANSWER, Heartbeat, called, read_heartbeats, send_heartbeat
+from ssl_jax.dist.heartbeats import GONE, NO_ANSWER, Heartbeat, called, read_heartbeats, say_ended, send_heartbeat
 from ssl_jax.dist.mesh import (
     AXIS,
     Mesh,
@@ -60,6 +60,7 @@ __all__ = [
     "own_devices",
     "read_heartbeats",
     "replicate",
+    "say_ended",
     "send_heartbeat",
     "shard_axes",
     "shard_batch",

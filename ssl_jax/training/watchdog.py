@@ -50,6 +50,7 @@ class Sight:
         self._step, self._stage, self._steps_done, self._changes = 0, "", 0, 0
         self._progress = self._looked = now
         self._heard: dict[int, tuple[dist.Heartbeat, float]] = {}  # {process: (newest, since when it is known)}
+        self._read = now  # when heartbeats were read the last time
         self._asked: float | None = None  # since when the coordination service owes an answer
 
     def look(self, activity: Activity, now: float) -> None:
@@ -57,19 +58,20 @@ class Sight:
         gap = now - self._looked - self._limits.every
         if gap > self._limits.every:  # this whole process stood still, stopped or without processor: nobody's fault
             self._progress += gap
-            self._heard = {index: (beat, known + gap) for index, (beat, known) in self._heard.items()}
+            self._heard = {index: (beat, known + gap) for index, (beat, known) in list(self._heard.items())}
             self._asked = self._asked and self._asked + gap
         self._looked = now
         self._step, self._stage, self._steps_done = activity.step, activity.stage, activity.steps_done
         if activity.changes != self._changes:
             self._changes, self._progress = activity.changes, now
-            self._heard.clear()  # what is needed is how long others are silent while this process waits
 
     def asking(self, now: float) -> None:
         self._asked = now
 
     def answered(self, beats: Mapping[int, dist.Heartbeat], now: float) -> None:
+        """beats: {} if they were not asked for."""
         self._asked = None
+        self._read = now if beats else self._read
         for index, beat in beats.items():
             if index not in self._heard or self._heard[index][0].number != beat.number:
                 self._heard[index] = beat, now
@@ -84,11 +86,13 @@ class Sight:
             return ""
         if self._asked is not None and now - self._asked > self._limits.silent:
             return f"{dist.NO_ANSWER} ({now - self._asked:.0f} s)"
+        # Others are asked only while this process waits, so their silence counts from then on, up to the last reading.
+        silence = {index: self._read - max(known, self._progress) for index, (_, known) in sorted(self._heard.items())}
         silent = [
-            f"{dist.called(index, beat)} {dist.GONE}: no heartbeat for {now - known:.0f} s, the last one at step "
+            f"{dist.called(index, beat)} {dist.GONE}: no heartbeat for {silence[index]:.0f} s, the last one at step "
             f"{beat.step} ({beat.stage})"
-            for index, (beat, known) in sorted(self._heard.items())
-            if index != own and now - known > self._limits.silent
+            for index, beat in self._beats().items()
+            if index != own and silence.get(index, 0.0) > self._limits.silent
         ]
         if silent:
             return "; ".join(silent)
@@ -96,9 +100,12 @@ class Sight:
             return ""
         return f"no progress for {still:.0f} s; {self._behind()}"
 
+    def _beats(self) -> dict[int, dist.Heartbeat]:
+        return {index: beat for index, (beat, _) in sorted(self._heard.items())}
+
     def _behind(self) -> str:
         step, stage = self._step, self._stage
-        beats = {index: beat for index, (beat, _) in sorted(self._heard.items())}
+        beats = self._beats()
         last = min((beat.step for beat in beats.values()), default=step)
         if len(beats) < 2:
             return f"this process is at step {step} ({stage})"
@@ -106,7 +113,8 @@ class Sight:
             doing = ", ".join(f"{dist.called(index, beat)} ({beat.stage})" for index, beat in beats.items())
             return f"all processes are at step {last}: {doing}"
         behind = [f"{dist.called(i, beat)} ({beat.stage})" for i, beat in beats.items() if beat.step == last]
-        return f"behind all others, at step {last}: {', '.join(behind)}; this process is at step {step} ({stage})"
+        here = "" if step == last else f"; this process is at step {step} ({stage})"
+        return f"behind all others, at step {last}: {', '.join(behind)}{here}"
 
 
 @contextlib.contextmanager
@@ -162,24 +170,27 @@ def end(why: str, workdir: Path, limits: Limits) -> None:
     stacks = all_stacks()
     print(stacks, file=sys.stderr, flush=True)
     # In a thread: the disk, or the store, may be what this process waits for.
-    saving = threading.Thread(target=_save, args=(path, f"{why}\n\n{stacks}"), daemon=True)
+    saved: list[Path] = []
+    saving = threading.Thread(target=_save, args=(path, f"{why}\n\n{stacks}", saved), daemon=True)
     saving.start()
     saving.join(5.0)
-    saved = "" if saving.is_alive() else f", and in {path}"
+    also = "".join(f", and in {path}" for path in saved)
     print(
-        f"error: {why}. The stacks of this process are above{saved}. Exit code {dist.STUCK}: started again, the same "
+        f"error: {why}. The stacks of this process are above{also}. Exit code {dist.STUCK}: started again, the same "
         "command goes on from the newest checkpoint",
         file=sys.stderr,
         flush=True,
     )
+    dist.say_ended(why)
     if dist.is_first() and jax.process_count() > 1:
         time.sleep(2 * limits.every)  # JAX aborts the others once process 0 is gone; they are to say what they see, too
     os._exit(dist.STUCK)  # the main thread cannot be interrupted
 
 
-def _save(path: Path, text: str) -> None:
+def _save(path: Path, text: str, saved: list[Path]) -> None:
     with contextlib.suppress(OSError):  # of a full disk; the stacks are on stderr
         files.write(path, text)
+        saved.append(path)
 
 
 def all_stacks() -> str:

@@ -1,6 +1,5 @@
 """What the watchdog sees, by a clock of the test's; tests/dist/test_stuck.py has processes that are stopped."""
 
-import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +88,15 @@ def test_where_all_are_alive_the_one_that_is_behind_is_named(steps, expected):
     assert verdict == f"no progress for 1805 s; {expected}" and after == 1805.0
 
 
+def test_silence_in_an_earlier_wait_does_not_count():
+    watched = Watched()
+    assert watched.wait(60.0, lambda now: {0: beat(int(now), 7), 1: beat(3, 7)}) == ("", 60.0)
+    watched.now += LIMITS.every
+    with watched.activity.stepping(8):
+        pass
+    assert watched.wait(60.0, lambda now: {0: beat(int(now), 8), 1: beat(3, 8)}) == ("", 60.0)
+
+
 def test_process_0_that_does_not_answer_is_named():
     watched = Watched()
     watched.sight.asking(watched.now)
@@ -152,8 +160,8 @@ def test_a_process_that_stands_still_shows_its_stacks_and_ends(tmp_path):
 def test_stacks_that_cannot_be_saved_are_shown_all_the_same(tmp_path, monkeypatch, capsys):
     ended = []
     monkeypatch.setattr(watchdog.os, "_exit", ended.append)
-    with contextlib.suppress(OSError):
-        watchdog.end("no progress", tmp_path / "missing", LIMITS)
+    watchdog.end("no progress", tmp_path / "missing", LIMITS)
     assert ended == [70]
     printed = capsys.readouterr().err
     assert "test_stacks_that_cannot_be_saved" in printed and "error: no progress." in printed
+    assert "are above. Exit code 70" in printed
