@@ -9,6 +9,7 @@ from jaxtyping import Num
 
 from ssl_jax import compiled
 from ssl_jax import config as configs
+from ssl_jax.cli.flags import PLATFORM
 from ssl_jax.data import opening
 from ssl_jax.data.sources import Source
 from ssl_jax.data.statistics import statistics
@@ -26,6 +27,7 @@ FLAGS = {
     "backbone": "file of weights (.safetensors), instead of --workdir",
     "model": "architecture of --backbone, if its file does not name it",
     **OF_FILE,
+    **PLATFORM,
 }
 DATA = f"{opening.WHAT}; or the name of a TFDS data set (docs/data.md)"
 WINDOWS = (

@@ -8,7 +8,7 @@ import sys
 
 from ssl_jax import config as configs
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import check_file, path, read_flags, user_errors
+from ssl_jax.cli.flags import check_file, path, read_flags, start_devices, user_errors
 from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation import embedding
 
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         out = path("out", flags.out)
         configs.call(embedding.check_format, {}, "--out", out)
         check_file("out", out)
+        start_devices(flags.platform)
         backbone = backbones.load(flags)
         options = {"split": flags.split or "train", **backbones.how_to_read(backbone)}
         source = configs.call(opening.open_data, options, "--data", flags.data)

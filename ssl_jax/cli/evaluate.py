@@ -14,7 +14,7 @@ from typing import Any
 from ssl_jax import config as configs
 from ssl_jax import report
 from ssl_jax.cli import backbones, showing
-from ssl_jax.cli.flags import path, read_flags, user_errors, written_files
+from ssl_jax.cli.flags import path, read_flags, start_devices, user_errors, written_files
 from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation import protocols
 from ssl_jax.evaluation.evaluate import evaluate
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         configs.call(protocols.check, {}, "--protocols", options["protocols"])
         backbones.check(flags)
         written = written_files("out", flags.out, (".json", ".html")) if flags.out else []
+        start_devices(flags.platform)
         with tempfile.TemporaryDirectory() as folder:
             page = any(file.suffix == ".html" for file in written)
             workdir = path("workdir", flags.workdir or folder)

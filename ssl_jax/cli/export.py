@@ -5,7 +5,7 @@ import sys
 from ssl_jax import config as configs
 from ssl_jax import exporting
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import check_file, on_disk, read_flags, user_errors
+from ssl_jax.cli.flags import check_file, on_disk, read_flags, start_devices, user_errors
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         out = on_disk("out", flags.out)
         if flags.to not in exporting.DIRECTORIES:
             check_file("out", out)
+        start_devices(flags.platform)
         backbone = backbones.load(flags)
         size = backbones.image_size(flags.image_size, backbone)
         options = {"to": flags.to, "image_size": size, "workdir": flags.workdir or None}

@@ -12,7 +12,7 @@ from typing import Any
 from ssl_jax import config as configs
 from ssl_jax import report
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import check_directory, path, read_flags, user_errors
+from ssl_jax.cli.flags import check_directory, path, read_flags, start_devices, user_errors
 from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation.classifier import Tuned, finetune
 from ssl_jax.evaluation.evaluation import image_size_of
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         recipe = _recipe(flags)
         if flags.head_only and recipe:
             raise configs.ConfigError(f"--head_only trains no backbone; leave out --{next(iter(recipe))}")
+        start_devices(flags.platform)
         backbone = backbones.load(flags)
         given = backbones.image_size(flags.image_size, backbone)
         size = configs.call(image_size_of, {}, "--image_size", backbone, given)

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from ssl_jax import config as configs
-from ssl_jax import paths
+from ssl_jax import dist, paths
 from ssl_jax.cli.show_config import show
 from ssl_jax.config import ConfigError, get_config, require
 from ssl_jax.config.files import cause_of
@@ -24,6 +24,11 @@ from ssl_jax.config.overrides import Sections, override
 from ssl_jax.paths import AnyPath, StorePath
 from ssl_jax.stores import SCHEMES, StoreError
 
+PLATFORM = {
+    "platform": (
+        f"what to compute on: {', '.join(dist.PLATFORMS)}; default: JAX_PLATFORMS, else a GPU or TPU if there is one"
+    )
+}
 NO_DIRECTORY = "a directory is needed there, so use another path"
 NO_ROOM, NO_RIGHT = "make room there", "make it readable and writable, or use another path"
 DISK_REMEDIES = {
@@ -116,15 +121,23 @@ def _take_config(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
     return named, assignments, rest
 
 
+def start_devices(platform: str) -> None:
+    """For --platform, before a program of one process uses JAX's devices. Raises: PlatformError, as
+    `dist.use_platform` and `dist.check_platform` do."""
+    dist.use_platform(platform)
+    dist.check_platform()
+
+
 @contextlib.contextmanager
 def user_errors(*kinds: type[Exception]) -> Generator[None]:
     """Ends the program with a message instead of a traceback, for errors that are not the program's fault.
 
-    These are ConfigError, StoreError and the given kinds, whose message is for the user, and errors of the disk.
+    These are ConfigError, PlatformError, StoreError and the given kinds, whose message is for the user, and errors of
+    the disk.
     """
     try:
         yield
-    except (ConfigError, StoreError, *kinds) as error:
+    except (ConfigError, dist.PlatformError, StoreError, *kinds) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         if error.errno not in DISK_REMEDIES:

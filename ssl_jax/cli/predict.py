@@ -9,7 +9,7 @@ import sys
 
 from ssl_jax import config as configs
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import check_file, path, read_flags, user_errors
+from ssl_jax.cli.flags import PLATFORM, check_file, path, read_flags, start_devices, user_errors
 from ssl_jax.cli.predict_masks import predict_masks
 from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation import classifier as classifiers
@@ -28,11 +28,13 @@ def main(argv: list[str] | None = None) -> None:
                 "data": f"{backbones.DATA} (required)",
                 "split": "split of the data; default: train",
                 "windows": backbones.WINDOWS,
+                **PLATFORM,
                 "out": f"file to write, {' or '.join(predictions_file.FORMATS)}; with a segmenter, a directory for a "
                 "mask of each image (required)",
             },
         )
         backbones.require(flags, "workdir", "data", "out")
+        start_devices(flags.platform)
         if has_segmenter(flags.workdir):
             predict_masks(flags)
             return

@@ -10,7 +10,7 @@ from typing import Any
 from ssl_jax import config as configs
 from ssl_jax import report
 from ssl_jax.cli import backbones, showing
-from ssl_jax.cli.flags import read_flags, user_errors, written_files
+from ssl_jax.cli.flags import read_flags, start_devices, user_errors, written_files
 from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation import neighbors, ranks
 from ssl_jax.evaluation.evaluation import image_size_of
@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         backbones.require(flags, "data", "query", "out")
         written = written_files("out", flags.out, (".html", ".csv", ".json"))
         k = backbones.number(flags, "k")
+        start_devices(flags.platform)
         backbone = backbones.load(flags)
         shown = showing.options(flags, backbone.facts["channels"])
         how = backbones.how_to_read(backbone)

@@ -13,7 +13,7 @@ from typing import Any
 from ssl_jax import config as configs
 from ssl_jax import data, report
 from ssl_jax.cli import backbones
-from ssl_jax.cli.flags import check_directory, on_disk, read_flags, user_errors
+from ssl_jax.cli.flags import check_directory, on_disk, read_flags, start_devices, user_errors
 from ssl_jax.data import opening, pipeline
 from ssl_jax.evaluation.evaluation import image_size_of
 from ssl_jax.evaluation.segmentation import HEADS, LEARNING_RATES, STEPS, check_head
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         if flags.workdir and out.resolve() == Path(flags.workdir).resolve():
             raise configs.ConfigError(f"--out={out}: that is --workdir, whose files would be replaced; name another")
         options = _options(flags)
+        start_devices(flags.platform)
         backbone = backbones.load(flags)
         window = backbone.facts.get("window", 0)
         if window and not flags.image_size:

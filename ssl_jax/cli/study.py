@@ -3,7 +3,7 @@
 import sys
 
 from ssl_jax import config as configs
-from ssl_jax.cli.flags import check_directory, on_disk, read_flags, user_errors
+from ssl_jax.cli.flags import PLATFORM, check_directory, on_disk, read_flags, start_devices, user_errors
 from ssl_jax.data.pipeline import ImagesError
 from ssl_jax.studies.study import study
 from ssl_jax.training import progress
@@ -19,12 +19,14 @@ def main(argv: list[str] | None = None) -> None:
             sections=lambda config: {},
             strings={
                 "workdir": "directory for the study's files (required); a second start with the same one goes on",
+                **PLATFORM,
             },
         )
         if not flags.workdir:
             raise configs.ConfigError("--workdir is missing; for example --workdir studies/label_efficiency")
         workdir = on_disk("workdir", flags.workdir)
         check_directory("workdir", workdir)
+        start_devices(flags.platform)
         try:
             study(flags.config, workdir)
         except Stopped as stopped:

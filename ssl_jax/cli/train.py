@@ -59,13 +59,16 @@ def main(argv: list[str] | None = None) -> None:
                     "without progress, after which a process shows its stacks and ends with exit code "
                     f"{dist.STUCK}, to be started again; 0: never; default: {WATCHDOG_SECONDS:.0f}"
                 ),
+                **flags.PLATFORM,
             },
         )
         if not given.workdir:
             raise ConfigError("--workdir is missing; for example --workdir runs/first")
         flags.check_directory("workdir", flags.path("workdir", given.workdir))
         profile, watchdog_seconds = profiling.parse(given.profile), seconds_of(given.watchdog_seconds)
+        dist.use_platform(given.platform)
         dist.start_processes(given.coordinator, given.num_processes, given.process_id)
+        dist.check_platform()
         try:
             pretrain(given.config, workdir=given.workdir, profile=profile, watchdog_seconds=watchdog_seconds)
         except Stopped as stopped:

@@ -3,6 +3,7 @@
 Everything else in ssl_jax is written for one device of a named axis.
 """
 
+from ssl_jax.dist.accelerators import PLATFORMS, PlatformError, check_platform, use_platform
 from ssl_jax.dist.agreement import Agreement, everyones
 from ssl_jax.dist.heartbeats import GONE, NO_ANSWER, Heartbeat, called, read_heartbeats, say_ended, send_heartbeat
 from ssl_jax.dist.mesh import (
@@ -36,12 +37,15 @@ __all__ = [
     "GONE",
     "NOT_MET",
     "NO_ANSWER",
+    "PLATFORMS",
     "STUCK",
     "Agreement",
     "Heartbeat",
     "Mesh",
+    "PlatformError",
     "ProcessError",
     "called",
+    "check_platform",
     "check_same",
     "compile_step",
     "create_state",
@@ -65,5 +69,6 @@ __all__ = [
     "shard_axes",
     "shard_batch",
     "start_processes",
+    "use_platform",
     "wait_for_all",
 ]
