@@ -22,11 +22,7 @@ shift
 workdir_of "$@" >/dev/null
 
 port=${PORT:-$((20000 + $$ % 10000))}
-started=()
-stop() {
-    ((${#started[@]} == 0)) || kill -TERM "${started[@]}" 2>/dev/null || true
-}
-trap stop TERM INT
+trap stop_all TERM INT
 for ((index = 0; index < processes; index++)); do
     command=(env JAX_PLATFORMS=cpu "XLA_FLAGS=--xla_force_host_platform_device_count=${DEVICES:-1}"
         bash launch/train.sh "$@" --coordinator "127.0.0.1:$port" --num_processes "$processes" --process_id "$index")
@@ -38,18 +34,4 @@ for ((index = 0; index < processes; index++)); do
     fi
 done
 
-result=0
-while ((${#started[@]} > 0)); do
-    for index in "${!started[@]}"; do
-        if kill -0 "${started[index]}" 2>/dev/null; then
-            continue
-        fi
-        code=0
-        wait "${started[index]}" || code=$?
-        unset 'started[index]'
-        ((code == 0 || result != 0 && result != STOPPED)) || result=$code
-        ((code == 0 || code == STOPPED)) || stop # it failed, and the others would wait for it
-    done
-    sleep 0.2
-done
-exit "$result"
+wait_for_started

@@ -7,8 +7,8 @@
 #
 # Asks for the slice as a queued resource and waits for it. Then installs the commit of this clone on its workers, with
 # Python 3.11 and the packages of requirements.lock, and trains. If the slice is taken away, it is asked for again. If a
-# connection breaks, the training is started again. When the training is finished, the slice is deleted. Any other
-# failure ends this script with an error. Then the slice stays, so that you can look at it; each worker's last output is
+# connection breaks or the training is stuck, it is started again, at most RESTARTS times in a row (common.sh). When the
+# training is finished, the slice is deleted. Any other failure ends this script with an error. Then the slice stays, so that you can look at it; each worker's last output is
 # in its train.log. gcloud reaches several workers after `ssh-add ~/.ssh/google_compute_engine`. --dry-run prints the
 # commands.
 #   $SETUP          run first on each worker: mounts the file system that holds --workdir and the data, shared by all
@@ -100,7 +100,7 @@ while true; do
     now=$(state)
     case $now in
         ACTIVE)
-            code=0
+            code=0 begun=$SECONDS
             { install && train "$@"; } || code=$?
             if ((code == 0)); then
                 say "finished; deleting $name"
@@ -109,10 +109,13 @@ while true; do
             fi
             say "exit code $code; looking at $name again in a minute"
             sleep 60 # SIGTERM comes some 30 s before the slice is gone
-            # It was stopped, or a connection broke (255), or other workers waited in vain for one that it cut off.
-            ((code == STOPPED || code == NOT_MET || code == 255)) && continue
+            # A connection that broke (255) may have ended the training of one worker, for which the others then wait.
+            ((code != 255)) || code=$NOT_MET
             now=$(state)
-            [[ $now != ACTIVE ]] || fail "the run has ended with an error, and $name is there still: see above"
+            [[ $now == ACTIVE ]] || continue # taken away; that counts for no restart
+            may_restart "$code" $((SECONDS - begun)) ||
+                fail "the run has ended with an error, and $name is there still: see above"
+            wait_to_restart "$code"
             ;;
         FAILED | SUSPENDED)
             say "$name is $now; asking again"

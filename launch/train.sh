@@ -2,8 +2,10 @@
 # bash launch/train.sh ARGUMENTS: ssl_jax train ARGUMENTS, as one process of a run, for programs that start it again.
 #
 # Exits with 0 only if the run is finished. Exits with 75 if SIGTERM, which it passes on, stopped the run before its
-# end: the same command continues it. Exits with 69 if other processes of the run did not come. Python is $PYTHON; else
-# that of .venv, which launch/test.sh or quickstart.sh makes; else python3.
+# end: the same command continues it. Exits with 69 if other processes of the run did not come, with 70 if a step was
+# stuck. Python is $PYTHON; else that of .venv, which launch/test.sh or quickstart.sh makes; else python3. On GPUs, it
+# prints the XLA flags that it sets (use_gpu_flags). A cluster that counts restarts, but does not wait longer before each,
+# gives their number in $RESTART_ATTEMPT.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,8 +16,19 @@ use_cheap_memory
 workdir=$(workdir_of "$@")
 python=.venv/bin/python
 [[ -x $python ]] || python=python3
+python=${PYTHON:-$python}
+use_gpu_flags "$python"
 
-"${PYTHON:-$python}" -m ssl_jax train "$@" &
+stopped() { # before the training has begun
+    exit "$STOPPED"
+}
+trap stopped TERM
+if ((${RESTART_ATTEMPT:-0} > 0)); then
+    sleep "$(back_off $((RESTART_ATTEMPT - 1)))" &
+    wait $!
+fi
+
+"$python" -m ssl_jax train "$@" &
 child=$!
 trap 'kill -TERM "$child" 2>/dev/null || true' TERM
 code=0

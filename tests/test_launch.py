@@ -1,6 +1,7 @@
 """The scripts in launch/, with stand-ins for Python and for the clusters' programs, or printing what they would do."""
 
 import contextlib
+import math
 import os
 import re
 import shlex
@@ -11,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -36,12 +39,75 @@ def printed(output):
 
 
 def exit_codes():
-    _, output, _ = run("-c", f"source {shlex.quote(str(LAUNCH))}/common.sh; echo $STOPPED $NOT_MET")
-    return dict(zip(("STOPPED", "NOT_MET"), map(int, output.split()), strict=True))
+    _, output, _ = run("-c", f"source {shlex.quote(str(LAUNCH))}/common.sh; echo $STOPPED $NOT_MET $STUCK")
+    return dict(zip(("STOPPED", "NOT_MET", "STUCK"), map(int, output.split()), strict=True))
 
 
 def test_scripts_know_the_exit_code_of_a_process_that_waited_in_vain():
     assert exit_codes()["NOT_MET"] == dist.NOT_MET
+
+
+def sourced(lines, **environment):
+    """What lines of bash print after launch/common.sh. Sleeping is printed."""
+    lines = f"source {shlex.quote(str(LAUNCH))}/common.sh; sleep() {{ echo slept $1; }}; {lines}"
+    return run("-c", lines, **environment)
+
+
+def test_restarts_wait_longer_each_time_up_to_ten_minutes():
+    _, output, _ = sourced('for n in 0 1 2 5 6 50; do back_off "$n"; done')
+    assert output.split() == ["10", "20", "40", "320", "600", "600"]
+
+
+@pytest.mark.parametrize("code, expected", [(75, 3), (69, 3), (70, 3), (134, 3), (1, 0), (137, 0), (143, 0)])
+def test_restarts_in_a_row_are_bounded(code, expected):
+    lines = f"for n in 1 2 3 4 5; do may_restart {code} 60 && wait_to_restart {code}; done"
+    _, output, _ = sourced(lines, RESTARTS="3", FIRST_WAIT="1")
+    assert re.findall(r"restart (\d) of 3 in (\d) s", output) == [("1", "1"), ("2", "2"), ("3", "4")][:expected]
+    assert ("after 3 restarts in a row" in output) == (expected > 0)
+
+
+def test_a_training_that_lasted_begins_a_new_row():
+    lines = "for lasted in 60 60 1800 60; do may_restart 70 $lasted && wait_to_restart 70; done"
+    _, output, _ = sourced(lines, RESTARTS="2", FIRST_WAIT="1")
+    assert re.findall(r"restart (\d) of 2", output) == ["1", "2", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "files, environment, expected",
+    [
+        ((), {}, ""),
+        (("nvidiactl",), {}, ""),
+        (("nvidia0",), {"JAX_PLATFORMS": "cpu"}, ""),
+        (("nvidia0",), {}, "--xla_gpu_enable_latency_hiding_scheduler=true 0.9"),
+        (
+            ("nvidia0",),
+            {"XLA_FLAGS": "--xla_dump_to=x", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"},
+            "--xla_gpu_enable_latency_hiding_scheduler=true --xla_dump_to=x 0.5",
+        ),
+        (  # the user's own wins
+            ("nvidia0",),
+            {"XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=false"},
+            "--xla_gpu_enable_latency_hiding_scheduler=false 0.9",
+        ),
+    ],
+)
+def test_flags_are_set_where_there_is_a_gpu(tmp_path, files, environment, expected):
+    for name in files:
+        (tmp_path / name).touch()
+    given = {"DEVICE_FILES": str(tmp_path), "JAX_PLATFORMS": "", "XLA_FLAGS": "", **environment}
+    lines = f'use_gpu_flags {shlex.quote(sys.executable)}; echo "$XLA_FLAGS ${{XLA_PYTHON_CLIENT_MEM_FRACTION:-}}"'
+    code, output, error = sourced(lines, **given)
+    shown, found = output.splitlines()[:-1], output.splitlines()[-1].strip()
+    assert (code, found) == (0, expected or environment.get("XLA_FLAGS", "")), error
+    assert bool(shown) == bool(expected)
+
+
+def test_a_flag_that_jaxlib_does_not_know_is_left_out(tmp_path, stand_in):
+    (tmp_path / "nvidia0").touch()
+    python = stand_in("exit 134")["PYTHON"]  # as XLA's abort
+    given = {"DEVICE_FILES": str(tmp_path), "JAX_PLATFORMS": "", "XLA_FLAGS": ""}
+    code, output, _ = sourced(f'use_gpu_flags {python}; echo "flags:$XLA_FLAGS"', **given)
+    assert code == 0 and output.splitlines()[-1] == "flags:"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -180,6 +246,77 @@ def test_local_prints_what_it_would_do():
         assert command[-4:] == ["--num_processes", "2", "--process_id", str(index)]
 
 
+@pytest.fixture
+def gpus(tmp_path):
+    """The environment of a machine with GPUs 0, 1 and 10 for launch/gpu_node.sh."""
+    (tmp_path / "dev").mkdir()
+    for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / "dev" / name).touch()
+    return {"DEVICE_FILES": str(tmp_path / "dev"), "CUDA_VISIBLE_DEVICES": "", "PORT": "23000", "FIRST_WAIT": "0"}
+
+
+@pytest.mark.parametrize("visible, expected", [("", ["0", "1", "10"]), ("1,0", ["1", "0"]), ("7", ["7"])])
+def test_gpu_node_has_a_process_for_each_gpu(gpus, visible, expected):
+    code, output, error = run(
+        LAUNCH / "gpu_node.sh", "--dry-run", *TRAINING, **gpus | {"CUDA_VISIBLE_DEVICES": visible}
+    )
+    commands = printed(output)
+    assert code == 0, error
+    assert [command[1] for command in commands] == [f"CUDA_VISIBLE_DEVICES={gpu}" for gpu in expected]
+    for index, command in enumerate(commands):
+        assert command[2:10] == ["bash", "launch/train.sh", *TRAINING, "--platform", "gpu"]
+        meeting = [
+            "--coordinator",
+            "127.0.0.1:23000",
+            "--num_processes",
+            str(len(expected)),
+            "--process_id",
+            str(index),
+        ]
+        assert command[10:] == (meeting if len(expected) > 1 else [])
+
+
+def test_gpu_node_with_one_process(gpus):
+    code, output, _ = run(LAUNCH / "gpu_node.sh", "--dry-run", "--one_process", *TRAINING, **gpus)
+    (command,) = printed(output)
+    assert code == 0 and command[1] == "CUDA_VISIBLE_DEVICES=0,1,10" and "--coordinator" not in command
+
+
+def test_gpu_node_wants_a_gpu(gpus, tmp_path):
+    code, _, error = run(LAUNCH / "gpu_node.sh", *TRAINING, **gpus | {"DEVICE_FILES": str(tmp_path)})
+    assert code == 1 and "no device file of an NVIDIA GPU" in error and "launch/local.sh" in error
+
+
+@pytest.mark.parametrize("code, starts, ends", [(70, 3, 70), (1, 1, 1), (75, 3, 75)])
+def test_gpu_node_starts_again_what_was_stuck(gpus, tmp_path, stand_in, code, starts, ends):
+    lines = f'[[ $1 == -c ]] && exit; echo "$@" >>{tmp_path}/starts; exit {code}'
+    found, output, _ = run(
+        *(LAUNCH / "gpu_node.sh", "--one_process", "--workdir", tmp_path), **gpus, **stand_in(lines), RESTARTS="2"
+    )
+    assert (found, len((tmp_path / "starts").read_text().splitlines())) == (ends, starts), output
+
+
+def test_gpu_node_gives_each_start_a_port_of_its_own(gpus, tmp_path, stand_in):
+    lines = f"""[[ $1 == -c ]] && exit
+echo "$@" >>{tmp_path}/starts
+[[ $(grep -c "process_id 1$" {tmp_path}/starts) -lt 2 && $* == *"process_id 1" ]] && exit 70
+[[ $(grep -c "process_id 1$" {tmp_path}/starts) -lt 2 ]] && exec sleep 1000
+touch {tmp_path}/backbone.safetensors"""
+    gpus["CUDA_VISIBLE_DEVICES"] = "0,1"
+    code, output, _ = run(LAUNCH / "gpu_node.sh", "--workdir", tmp_path, **gpus, **stand_in(lines))
+    ports = re.findall(r"127.0.0.1:(\d+)", (tmp_path / "starts").read_text())
+    assert code == 0 and sorted(ports) == ["23000", "23000", "23001", "23001"], output
+
+
+def test_gpu_node_is_not_started_again_after_sigterm(gpus, tmp_path, stand_in):
+    lines = f'[[ $1 == -c ]] && exit; touch {tmp_path}/ready; trap "exit 0" TERM; while true; do sleep 0.1; done'
+    command = ["bash", str(LAUNCH / "gpu_node.sh"), "--one_process", "--workdir", str(tmp_path)]
+    process = subprocess.Popen(command, env={**os.environ, **gpus, **stand_in(lines)}, stdout=subprocess.PIPE)
+    wait_for(tmp_path / "ready")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+
+
 @pytest.mark.parametrize("arguments", [[], ["two"], ["0"], ["2"], ["2", "--workdir"]])
 def test_local_refuses_what_it_cannot_start(arguments):
     code, _, error = run(LAUNCH / "local.sh", *arguments)
@@ -200,10 +337,18 @@ def test_slurm_trains_and_is_queued_again():
     assert "#SBATCH --requeue\n" in text and "#SBATCH --signal=TERM@" in text
 
 
-@pytest.mark.parametrize("code, requeued", [(0, False), (3, False), (69, False), (143, False), (75, True)])
-def test_slurm_queues_only_what_was_stopped(tmp_path, programs, code, requeued):
-    environment = programs(srun=f"exit {code}", scontrol=f'echo "$@" >{tmp_path}/requeued')
-    assert run(LAUNCH / "slurm.sbatch", *TRAINING, SLURM_JOB_ID="77", **environment)[0] == code
+@pytest.mark.parametrize(
+    "code, starts, count, requeued",
+    [(0, 1, 0, 0), (3, 1, 0, 0), (69, 3, 0, 0), (70, 3, 0, 0), (143, 1, 0, 0), (75, 1, 1, 1), (75, 1, 2, 0)],
+)
+def test_slurm_queues_only_what_was_stopped_and_starts_again_what_was_stuck(
+    tmp_path, programs, code, starts, count, requeued
+):
+    """count: how often the job was queued again before."""
+    environment = programs(srun=f"echo >>{tmp_path}/starts; exit {code}", scontrol=f"echo >>{tmp_path}/requeued")
+    environment |= {"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": str(count), "RESTARTS": "2", "FIRST_WAIT": "0"}
+    assert run(LAUNCH / "slurm.sbatch", *TRAINING, **environment)[0] == code
+    assert len((tmp_path / "starts").read_text().splitlines()) == starts
     assert (tmp_path / "requeued").exists() == requeued
 
 
@@ -336,7 +481,7 @@ def test_tpu_pod_deletes_nothing_where_the_state_cannot_be_read(on_slice):
         assert "state of pod could not be read" in output
 
 
-@pytest.mark.parametrize("training", ["75", "255", "69"])
+@pytest.mark.parametrize("training", ["75", "255", "69", "70"])
 def test_tpu_pod_starts_again_on_a_slice_that_is_there_still(on_slice, training):
     code, output, counts = on_slice("ACTIVE", training, training, "0")
     assert (code, counts) == (0, [0, 3, 1]), output
@@ -347,6 +492,13 @@ def test_tpu_pod_leaves_the_slice_of_a_training_that_fails(on_slice, training):
     code, output, counts = on_slice("ACTIVE", training)
     assert (code, counts) == (1, [0, 1, 0]), output
     assert "ended with an error" in output
+
+
+def test_tpu_pod_gives_up_after_so_many_restarts(on_slice, monkeypatch):
+    monkeypatch.setenv("RESTARTS", "2")
+    code, output, counts = on_slice("ACTIVE", "70", "70", "70", "0")
+    assert (code, counts) == (1, [0, 3, 0]), output
+    assert "after 2 restarts in a row" in output
 
 
 def test_tpu_pod_does_not_ask_again_for_a_slice_that_others_deleted(on_slice):
@@ -412,8 +564,108 @@ def test_kubernetes_has_what_the_processes_need():
     assert host == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
     assert int(port) == service["spec"]["ports"][0]["port"] == container["ports"][0]["containerPort"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    ignored = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
-    values = sorted(exit_codes().values())
-    assert ignored == [{"containerName": container["name"], "operator": "In", "values": values}]
+    assert spec["backoffLimit"] == 10 * spec["completions"]
+    assert ignored_codes(spec) == [exit_codes()["STOPPED"]]
+    check_config(container)
+
+
+def ignored_codes(job):
+    """Exit codes of the container that the Job does not count."""
+    rules = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    return [code for rule in rules if rule["operator"] == "In" for code in rule["values"]]
+
+
+def check_config(container):
     config = next(argument for argument in container["args"] if argument.startswith("--config="))
     configs.get_config(config.removeprefix("--config="))
+
+
+STRING, COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
+
+
+def an_object(*required, **properties):
+    return {"type": "object", "required": [*required], "properties": properties, "additionalProperties": False}
+
+
+# The part of JobSet's API that the manifests use (jobset.sigs.k8s.io, v1alpha2), from its documented fields: no package
+# of PyPI or npm has its schema. What a Job's template holds is checked by Kubernetes' own schema.
+RESTARTS = ("RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts", "RestartJob", "RestartJobAndIgnoreMaxRestarts")
+JOBSET = an_object(
+    *("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "jobset.x-k8s.io/v1alpha2"},
+    kind={"const": "JobSet"},
+    metadata=an_object("name", name=STRING, annotations={"type": "object", "additionalProperties": STRING}),
+    spec=an_object(
+        "replicatedJobs",
+        failurePolicy=an_object(
+            maxRestarts=COUNT,
+            restartStrategy={"enum": ["Recreate", "BlockingRecreate", "InPlaceRestart"]},
+            rules={
+                "type": "array",
+                "items": an_object(
+                    *("name", "action"),
+                    name={"type": "string", "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
+                    action={"enum": ["FailJobSet", *RESTARTS]},
+                    onJobFailureReasons={
+                        "type": "array",
+                        "uniqueItems": True,
+                        "items": {
+                            "enum": [
+                                *("BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes"),
+                                *("MaxFailedIndexesExceeded", "PodFailurePolicy"),
+                            ]
+                        },
+                    },
+                ),
+            },
+        ),
+        replicatedJobs={
+            "type": "array",
+            "items": an_object("name", "template", name=STRING, replicas=COUNT, template={"type": "object"}),
+        },
+    ),
+)
+KUBERNETES = "1.33"
+
+
+def test_kubernetes_fits_its_schema():
+    for manifest in yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()):
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    manifest["spec"]["backOffLimit"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError, match="backOffLimit"):
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("name, limit", [("gke_tpu", "google.com/tpu"), ("gke_gpu", "nvidia.com/gpu")])
+def test_jobsets_fit_their_schema_and_have_what_the_processes_need(name, limit):
+    jobset = yaml.safe_load((LAUNCH / f"{name}.yaml").read_text())
+    jsonschema.validate(jobset, JOBSET)
+    (jobs,) = jobset["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}, **jobs["template"]}
+    kubernetes_validate.validate(job, KUBERNETES, strict=True)
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["bash", "launch/train.sh"] and limit in container["resources"]["limits"]
+    assert spec["completions"] == spec["parallelism"] and spec["completionMode"] == "Indexed"
+    assert spec["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
+    assert ignored_codes(spec) == [exit_codes()["STOPPED"]]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    check_config(container)
+    given = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert "RESTART_ATTEMPT" in given
+    if name == "gke_gpu":
+        assert given["JAX_NUM_PROCESSES"] == str(spec["completions"] * jobs["replicas"])
+        host, port = given["JAX_COORDINATOR_ADDRESS"].split(":")
+        assert host == f"{jobset['metadata']['name']}-{jobs['name']}-0-0.{jobset['metadata']['name']}"
+        assert int(port) == container["ports"][0]["containerPort"]
+    else:
+        chips = math.prod(map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")))
+        assert container["resources"]["limits"][limit] * spec["completions"] == chips
+
+
+def test_train_waits_longer_before_each_restart_of_a_cluster(tmp_path, stand_in, programs):
+    environment = stand_in("exit 3") | programs(sleep=f'echo "$1" >>{tmp_path}/slept')
+    for attempt in ("", "0", "1", "3"):
+        given = environment | {"RESTART_ATTEMPT": attempt}
+        assert run(LAUNCH / "train.sh", f"--workdir={tmp_path}", **given)[0] == 3
+    assert (tmp_path / "slept").read_text().split() == ["10", "40"]
