@@ -69,6 +69,13 @@ make_environment() {
     fi
 }
 
+# Installs JAX's plugin into .venv for a GPU or TPU of this machine, unless JAX_PLATFORMS is cpu.
+get_plugin() {
+    local plugin
+    plugin=$(.venv/bin/python -c 'from ssl_jax import dist; print(dist.missing_plugin())')
+    [[ -z $plugin ]] || { say "installing $plugin" && .venv/bin/python -m pip install --disable-pip-version-check "$plugin"; }
+}
+
 # If TFDS has not prepared Fashion-MNIST and Debian's package is not installed, installs the package if it can. If it
 # cannot, the program that reads the images says what to do.
 get_fashion_mnist() {

@@ -3,7 +3,7 @@
 Everything else in ssl_jax is written for one device of a named axis.
 """
 
-from ssl_jax.dist.accelerators import PLATFORMS, PlatformError, check_platform, use_platform
+from ssl_jax.dist.accelerators import PLATFORMS, PlatformError, check_platform, missing_plugin, use_platform
 from ssl_jax.dist.agreement import Agreement, everyones
 from ssl_jax.dist.heartbeats import GONE, NO_ANSWER, Heartbeat, called, read_heartbeats, say_ended, send_heartbeat
 from ssl_jax.dist.mesh import (
@@ -61,6 +61,7 @@ __all__ = [
     "make_mesh",
     "map_rows",
     "map_step",
+    "missing_plugin",
     "own_devices",
     "read_heartbeats",
     "replicate",

@@ -8,7 +8,7 @@ import os
 import pkgutil
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -69,6 +69,13 @@ def check_platform(*, root: Path = Path("/")) -> None:
         )
 
 
+def missing_plugin(*, root: Path = Path("/")) -> str:
+    """What pip is to install ("jax[cuda12]==0.10.2") for the GPU or TPU that JAX_PLATFORMS asks for, or that the machine
+    has; "" if it is there, or the CPU is asked for."""
+    kind = KINDS.get(_first()) if _first() else accelerator(root)
+    return f"jax[{EXTRAS[kind]}]=={jax.__version__}" if kind and not _has_plugin(kind) else ""
+
+
 def accelerator(root: Path = Path("/")) -> Kind | None:
     """What this machine has, by its device files. GPUs that CUDA_VISIBLE_DEVICES hides do not count."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
@@ -82,7 +89,8 @@ def accelerator(root: Path = Path("/")) -> Kind | None:
 
 def _first() -> str:
     """The platform that --platform, JAX_PLATFORMS or the program asks JAX for; "" for JAX's own choice."""
-    return (jax.config.jax_platforms or "").split(",")[0]
+    settings: Any = jax.config  # which makes its attributes at run time
+    return (settings.jax_platforms or "").split(",")[0]
 
 
 def _has_plugin(kind: Kind) -> bool:

@@ -83,8 +83,15 @@ def test_platforms_that_are_asked_for(machine):
 
 
 def test_platforms_asked_for_by_the_environment_need_a_plugin(machine):
-    with pytest.raises(dist.PlatformError, match="JAX_PLATFORMS=cuda asks for an NVIDIA GPU, but"):
+    with pytest.raises(dist.PlatformError, match="JAX_PLATFORMS=cuda asks for a GPU or TPU, but"):
         dist.use_platform(root=machine(platforms="cuda,cpu"))
+
+
+def test_which_plugin_is_missing(machine):
+    root = machine("nvidia0")
+    assert dist.missing_plugin(root=root) == f"jax[cuda12]=={jax.__version__}"
+    jax.config.update("jax_platforms", "cpu")
+    assert dist.missing_plugin(root=root) == ""
 
 
 def test_a_plugin_that_cannot_use_the_device(machine):
