@@ -45,14 +45,10 @@ def use_platform(name: str = "", *, root: Path = Path("/")) -> None:
         )
     if name:
         jax.config.update("jax_platforms", PLATFORMS[name])
-    kind = KINDS.get(_first()) if _first() else here
-    if kind and not _has_plugin(kind):
-        why = (
-            f"this machine has {TITLES[kind]}" if kind == here else f"JAX_PLATFORMS={_first()} asks for {TITLES[kind]}"
-        )
+    if missing := missing_plugin(root=root):
+        why = f"JAX_PLATFORMS={_first()} asks for a GPU or TPU" if here is None else f"this machine has {TITLES[here]}"
         raise PlatformError(
-            f"{why}, but this JAX computes on CPUs only; pip install 'jax[{EXTRAS[kind]}]=={jax.__version__}', or go "
-            "on with --platform cpu"
+            f"{why}, but this JAX computes on CPUs only; pip install '{missing}', or go on with --platform cpu"
         )
 
 
@@ -70,8 +66,8 @@ def check_platform(*, root: Path = Path("/")) -> None:
 
 
 def missing_plugin(*, root: Path = Path("/")) -> str:
-    """What pip is to install ("jax[cuda12]==0.10.2") for the GPU or TPU that JAX_PLATFORMS asks for, or that the machine
-    has; "" if it is there, or the CPU is asked for."""
+    """What pip is to install, "jax[cuda12]==0.10.2", for the GPU or TPU that JAX_PLATFORMS asks for, or else that the
+    machine has; "" if it is installed, or the CPU is asked for."""
     kind = KINDS.get(_first()) if _first() else accelerator(root)
     return f"jax[{EXTRAS[kind]}]=={jax.__version__}" if kind and not _has_plugin(kind) else ""
 
