@@ -22,8 +22,9 @@ RESULTS, TABLE = ROOT / "docs" / "plans.json", ROOT / "docs" / "plans.md"
 
 HEAD = """# Plans
 
-What the ImageNet configs need of each chip, and at least cost, as `ssl_jax plan` finds without a TPU: the
-step is compiled for the slice by libtpu, the TPU compiler (`pip install libtpu`). Made by
+What the ImageNet configs need of each chip, and at least cost, as `ssl_jax plan` finds without a TPU or a GPU: the step
+is compiled for the slice by libtpu, the TPU compiler (`pip install libtpu`), or for GPUs by the compiler in JAX's plugin
+(`pip install --no-deps jax-cuda12-pjrt jax-cuda12-plugin`, of the version of JAX). Made by
 `python benchmarks/plans.py`, which goes on where it was; `docs/plans.json` has all figures, the collectives by line of
 our code, and the assumptions.
 
@@ -31,6 +32,9 @@ Memory is of one chip. Activations: kept for the gradient, as far as they can be
 each chip in a step. Step time and chip-hours are lower bounds, from collectives all hidden behind the arithmetic to
 none; the utilization is that of the faster. Where a config does not fit, the compiler says how much memory it
 needs in all, and no more. Commit: of the code whose step was compiled.
+
+On GPUs, the FLOPs are those of products and convolutions alone, and kernels were not tried on a card. Memory, FLOPs and
+what is sent are computed from the compiled program; times are estimates from the data sheets' rates.
 
 """
 COLUMNS = (

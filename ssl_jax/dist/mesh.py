@@ -61,6 +61,17 @@ def described_devices(topology: str, cores: int) -> Sequence[Any]:
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, chip_config_name=chip).devices
 
 
+def described_gpus(name: str, target: str, machines: int, each: int) -> Sequence[Any]:
+    """The GPUs of machines that are not there: to compile for, not to run on. Needs JAX's plugin for CUDA, not CUDA.
+
+    target: the card, as XLA's GpuTargetConfigProto. machines, each: how many, and the GPUs of each.
+    """
+    topology = f"1x{machines}x{each}"
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name=name, target_config=target, topology=topology
+    ).devices
+
+
 def map_rows(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
     """`function(variables, rows) -> rows` over the mesh: each device computes its own rows."""
     replicated, sharded = PartitionSpec(), PartitionSpec(AXIS)

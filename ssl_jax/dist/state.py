@@ -101,7 +101,15 @@ def gather_state(tree: Any, mesh: Mesh) -> Any:
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
 
 
-def compile_step(step: Any, mesh: Mesh, state: Any, batch: Any, *, shard_state: bool = False) -> jax.stages.Compiled:
+def compile_step(
+    step: Any,
+    mesh: Mesh,
+    state: Any,
+    batch: Any,
+    *,
+    shard_state: bool = False,
+    compiler_options: dict[str, Any] | None = None,
+) -> jax.stages.Compiled:
     """`map_step(step, mesh)` compiled for a state and a global batch of these shapes (`jax.ShapeDtypeStruct`)."""
 
     def place(x, sharding):
@@ -109,4 +117,4 @@ def compile_step(step: Any, mesh: Mesh, state: Any, batch: Any, *, shard_state: 
 
     placed = jax.tree.map(place, state, _state_shardings(state, mesh, shard_state))
     rows = jax.tree.map(lambda x: place(x, NamedSharding(mesh, PartitionSpec(AXIS))), batch)
-    return map_step(step, mesh, shard_state=shard_state).lower(placed, rows).compile()
+    return map_step(step, mesh, shard_state=shard_state).lower(placed, rows).compile(compiler_options)

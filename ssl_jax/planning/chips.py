@@ -8,6 +8,26 @@ libtpu 0.0.52 reports as available when a program needs more; for a v5e, 15.75 o
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
+
+from ssl_jax.planning.program import Collective
+
+# Time of one hop from chip to chip: "How to Scale Your Model" (jax-ml.github.io/scaling-book), sharding, "about 1 us".
+HOP_SECONDS = 1e-6
+
+ASSUMPTIONS = (
+    "arithmetic and memory run at the chip's peak rates and overlap; measured steps take longer, often twice as long: "
+    "--calibrate measures how much",
+    "all products count as bfloat16; in float32 with precision 'highest' they take six times as long",
+    "FLOPs are the compiler's; work of logged steps counts in each step; after a loop's first round "
+    "only products count",
+    "memory traffic is that of the compiled instructions: only the parts that they slice or gather, "
+    "otherwise whole arrays",
+    "collectives run at the links' full rate over all axes of the slice, those of a line of chips over "
+    "its axis, permutations over one link to a neighbor, with 1 us a hop; fastest: all are hidden behind "
+    "the arithmetic, slowest: none is",
+    "the hosts deliver images in time; compiling, evaluating and saving take no time",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +54,10 @@ class Chip:
     wraps: int
     accelerator: str
     cores: int
+
+    def arithmetic_seconds(self, flops: Mapping[str, float]) -> float:
+        """Of FLOPs by type of the operands; all count as bfloat16."""
+        return sum(flops.values()) / self.flops
 
 
 CHIPS = {
@@ -63,6 +87,19 @@ class Slice:
         return math.prod(self.shape)
 
     @property
+    def memory(self) -> int:
+        """Bytes that a program may have on each chip."""
+        return self.chip.memory
+
+    @property
+    def largest(self) -> int:
+        return math.prod(self.chip.largest)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        return ASSUMPTIONS
+
+    @property
     def accelerator_type(self) -> str:
         """ "v5litepod-256": the name to rent it by."""
         return f"{self.chip.accelerator}-{self.chips * self.chip.cores}"
@@ -85,6 +122,13 @@ class Slice:
             return self.links, self.hops
         wraps = self._wraps(group)
         return 1 + wraps, group // 2 if wraps else group - 1
+
+    def send(self, collective: Collective) -> tuple[float, float]:
+        """(bytes that one link carries in one direction, seconds) of a collective, each time that a step runs it."""
+        links, hops = (1, 1) if collective.kind == "collective-permute" else self.reach(collective.group)
+        sent = collective.sent_bytes / links
+        rounds = 2 if collective.kind == "all-reduce" else 1
+        return sent, sent / self.chip.link_bandwidth + rounds * hops * HOP_SECONDS
 
     def _wraps(self, size: int) -> bool:
         sizes = self.shape if len(self.shape) == 3 else (size,)

@@ -1,14 +1,13 @@
-"""What a run needs and costs: ssl_jax plan --config simclr:imagenet_r50 --topology v5e:16x16
+"""What a run needs and costs: ssl_jax plan --config simclr:imagenet_r50 --topology v5e:16x16 (or 8xH100)
 
-Compiles the very step of ssl_jax train for a slice of TPUs. The slice need not be there, but libtpu, the TPU compiler,
-must be installed. Without --topology, it compiles for the devices at hand. Then it reads the compiled program: memory,
-arithmetic, what the collectives move. It runs nothing and reads no image.
+Compiles the very step of ssl_jax train for a slice of TPUs or for GPUs. They need not be there, but their compiler
+must be installed: libtpu, or JAX's plugin for CUDA. Without --topology, it compiles for the devices at hand. Then it
+reads the compiled program: memory, arithmetic, what the collectives move. It runs nothing and reads no image.
 """
 
 import collections
 import functools
 import importlib.util
-import math
 import os
 import re
 import time
@@ -27,8 +26,10 @@ from ssl_jax.models import MODELS
 from ssl_jax.ops import shards
 from ssl_jax.planning import hlo, main_memory, program
 from ssl_jax.planning.chips import Slice
+from ssl_jax.planning.gpus import Gpus
+from ssl_jax.planning.places import Place
 from ssl_jax.planning.remedies import WHY, at_same_batch, remedies, spelled
-from ssl_jax.planning.roofline import ASSUMPTIONS, roofline
+from ssl_jax.planning.roofline import roofline
 from ssl_jax.planning.show import STATE, size
 from ssl_jax.training import build
 from ssl_jax.training.measuring import measured
@@ -41,10 +42,12 @@ DATA_SETS = {
     "cifar100": (50_000, 100),
     "fashion_mnist": (60_000, 10),
 }
+# The GPU compiler would try kernels on a GPU.
+WITHOUT_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_latency_hiding_scheduler": True}
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def plan(given: ConfigDict, place: Slice | None) -> dict[str, Any]:
+def plan(given: ConfigDict, place: Place | None) -> dict[str, Any]:
     """What `show.print_plan` prints and --json writes. `place`: None for the devices at hand.
 
     Bytes and FLOPs are of one device and one step. "fits" is None if the devices do not say how much memory they have.
@@ -68,11 +71,11 @@ def plan(given: ConfigDict, place: Slice | None) -> dict[str, Any]:
         "remat": model_settings(config.model).get("remat"),
         "steps": schedule.steps,
         "commit": facts.commit(),
-        "versions": {package: facts.version(package) for package in ("jax", "libtpu")},
+        "versions": {package: facts.version(package) for package in ("jax", "libtpu", "jax-cuda12-plugin")},
     }
     held = functools.partial(state_bytes, devices=len(devices), shard_state=config.shard_state)
     memory = {
-        "limit": place.chip.memory if place else (devices[0].memory_stats() or {}).get("bytes_limit"),
+        "limit": place.memory if place else (devices[0].memory_stats() or {}).get("bytes_limit"),
         "parameters": held(state.params),
         "optimizer": held(state.opt_state),
         "method_state": held(state.model_state),
@@ -82,7 +85,12 @@ def plan(given: ConfigDict, place: Slice | None) -> dict[str, Any]:
     begun = time.perf_counter()
     try:
         compiled = dist.compile_step(
-            training.step, dist.make_mesh(devices), state, batch, shard_state=config.shard_state
+            training.step,
+            dist.make_mesh(devices),
+            state,
+            batch,
+            shard_state=config.shard_state,
+            compiler_options=WITHOUT_GPU if isinstance(place, Gpus) else None,
         )
     except jax.errors.JaxRuntimeError as error:
         if (needed := memory_needed(str(error))) is None:
@@ -92,14 +100,15 @@ def plan(given: ConfigDict, place: Slice | None) -> dict[str, Any]:
         result["advice"] = advice(result, place)
         return result
     result["compile_seconds"] = time.perf_counter() - begun
-    text, costs = compiled.as_text(), compiled.cost_analysis()
-    assert text is not None and costs is not None  # as what was compiled here has both
+    text = compiled.as_text()
+    assert text is not None  # as what was compiled here has one
     module = hlo.parse(text)
     memory |= program_memory(compiled.memory_analysis(), main_memory.activation_bytes(module))
     result["fits"] = None if memory["limit"] is None else memory["needed"] <= memory["limit"]
-    flops = costs["flops"] + program.repeated_flops(module)
+    flops = flops_by_type(compiled, module)
     result |= {
-        "flops": flops,
+        "flops": sum(flops.values()),
+        "flops_by_type": flops,
         "memory_traffic": main_memory.traffic_bytes(module),
         "warnings": program.warnings(module),
     }
@@ -107,12 +116,12 @@ def plan(given: ConfigDict, place: Slice | None) -> dict[str, Any]:
     result["collectives"] = group_collectives(moved)
     if place:
         result["estimate"] = estimate(place, schedule.steps, result, moved)
-        result["assumptions"] = list(ASSUMPTIONS)
+        result["assumptions"] = list(place.assumptions)
     result["advice"] = [] if result["fits"] is not False else advice(result, place)
     return result
 
 
-def search(config: ConfigDict, place: Slice | None) -> dict[str, Any]:
+def search(config: ConfigDict, place: Place | None) -> dict[str, Any]:
     """The plan of the config, or of the config with the first of its `remedies` that make it fit.
 
     Remedies that do not help are dropped. If nothing fits, it is the plan that needs the least memory. It also has
@@ -152,8 +161,40 @@ def tried_as(changes: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str,
     return entry
 
 
-def describe(place: Slice) -> Any:
-    """The slice's devices, one a chip. Raises: ConfigError without libtpu, or if libtpu does not know the slice."""
+def flops_by_type(compiled: jax.stages.Compiled, module: hlo.Module) -> dict[str, float]:
+    """FLOPs of a step on one device, by type of the operands as in `program.product_flops`.
+
+    Those of XLA's analysis, which counts all arithmetic, as "bf16". The GPU compiler has none (jaxlib 0.10), and
+    elsewhere it does not see into the calls of NVIDIA's libraries: there only products and convolutions count.
+    """
+    costs = compiled.cost_analysis()
+    if costs is None or program.has_library_calls(module):
+        return program.product_flops(module)
+    return {"bf16": costs["flops"] + program.repeated_flops(module)}
+
+
+def describe(place: Place) -> Any:
+    """The devices of a slice, one a chip, or of machines of GPUs. Raises: ConfigError without their compiler, or if it
+    does not know them."""
+    return describe_gpus(place) if isinstance(place, Gpus) else describe_slice(place)
+
+
+def describe_gpus(place: Gpus) -> Any:
+    plugins = [version for version in (12, 13) if importlib.util.find_spec(f"jax_cuda{version}_plugin")]
+    if not plugins:
+        packages = " ".join(f"jax-cuda12-{part}=={jax.__version__}" for part in ("pjrt", "plugin"))
+        raise configs.ConfigError(
+            f"--topology={place.name} needs JAX's GPU compiler, which is not installed; it needs no GPU and no CUDA: "
+            f"pip install --no-deps {packages}"
+        )
+    jax.config.update("jax_platforms", "cpu")  # no other device is looked for
+    try:
+        return dist.described_gpus(place.chip.name, place.chip.target, *place.machines)
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        raise configs.ConfigError(f"--topology={place.name}: {str(error).splitlines()[0]}") from error
+
+
+def describe_slice(place: Slice) -> Any:
     if importlib.util.find_spec("libtpu") is None:
         raise configs.ConfigError("--topology needs the TPU compiler, which is not installed: pip install libtpu")
     # Otherwise libtpu would ask a TPU machine's metadata server who it is, and refuse to be loaded twice on a machine.
@@ -256,9 +297,9 @@ def group_collectives(moved: Iterable[program.Collective]) -> list[dict[str, Any
 
 
 def estimate(
-    place: Slice, steps: int, result: Mapping[str, Any], moved: Iterable[program.Collective]
+    place: Place, steps: int, result: Mapping[str, Any], moved: Iterable[program.Collective]
 ) -> dict[str, Any]:
-    limits = roofline(place, flops=result["flops"], memory_bytes=result["memory_traffic"], collectives=moved)
+    limits = roofline(place, flops=result["flops_by_type"], memory_bytes=result["memory_traffic"], collectives=moved)
     bounds = {"fastest": limits.fastest, "slowest": limits.slowest}
     images_per_second = result["batch_size"] / limits.fastest
     return {
@@ -276,7 +317,7 @@ def estimate(
     }
 
 
-def advice(result: Mapping[str, Any], place: Slice | None) -> list[str]:
+def advice(result: Mapping[str, Any], place: Place | None) -> list[str]:
     """What to change in a run that does not fit."""
     memory, devices = result["memory"], result["devices"]
     fixed = sum(memory[name] for name in STATE)
@@ -295,8 +336,8 @@ def advice(result: Mapping[str, Any], place: Slice | None) -> list[str]:
     if per_device:
         found.append(f"--config.batch_size={per_device * devices}, if activations shrink with the batch")
     chips = -(-result["batch_size"] // max(per_device, 1))
-    if per_device and place and chips <= math.prod(place.chip.largest):
-        found.append(f"a slice of {chips} chips or more of {place.chip.name}, for the same batch")
+    if per_device and place and chips <= place.largest:
+        found.append(f"{chips} chips or more of {place.chip.name}, for the same batch")
     if not per_device:
         found.append("one image on a device does not fit: use a smaller model or image, or a chip with more memory")
     return found

@@ -1,5 +1,6 @@
 """What a compiled program sends between devices, and the arithmetic of its loops."""
 
+import collections
 import dataclasses
 import math
 import re
@@ -11,7 +12,9 @@ from ssl_jax.planning import hlo
 
 _BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%?[\w.\-]+))")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
-_LIBRARY_CALL = re.compile(r'custom_call_target="__(?:cublas|cudnn)')
+# Of NVIDIA's libraries, for products and convolutions.
+_LIBRARY_CALL = re.compile(r'custom_call_target="__(cublas|cudnn)\$(\w+)')
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _DIM_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 
 
@@ -86,11 +89,16 @@ def _collectives(
 
 
 def _group(text: str, devices: int) -> int:
-    """Number of devices in a group, from {{0,1},{2,3}} or [2,4]<=[8] (groups, their size); all if neither is there."""
+    """Number of devices in a group, from {{0,1},{2,3}}, [2,4]<=[8] (groups, their size) or mesh['a'=2,'b'=4] {'b'}
+    (sizes of axes, those of a group; 'b':(1)2 is a part of one); all if none is there."""
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return found[1].count(",") + 1
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
         return int(found[1])
+    if found := _MESH.search(text):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+        return math.prod(int(part) if part else sizes[name] for name, part in axes)
     return devices
 
 
@@ -114,21 +122,27 @@ def _moved(instruction: hlo.Instruction, group: int) -> tuple[hlo.ArrayShape, ..
 
 def repeated_flops(module: hlo.Module) -> float:
     """FLOPs that XLA's analysis leaves out: of matrix products and convolutions in loops, in rounds after the first."""
-    return _products(module, module.entry, every_round=True) - _products(module, module.entry, every_round=False)
+    every, first = (_products(module, module.entry, every_round=every) for every in (True, False))
+    return sum(every.values()) - sum(first.values())
+
+
+def product_flops(module: hlo.Module) -> dict[str, float]:
+    """FLOPs of all matrix products and convolutions by the type of their operands: "bf16"; "f32", or "highest" for
+    float32 at the highest precision."""
+    return _products(module, module.entry, every_round=True)
+
+
+def has_library_calls(module: hlo.Module) -> bool:
+    """Whether it calls NVIDIA's libraries for products or convolutions."""
+    return any(_LIBRARY_CALL.search(i.text) for body in module.computations.values() for i in body)
 
 
 def warnings(module: hlo.Module) -> list[str]:
     """What is not counted in the loops that each step runs."""
     loops = [i for i in _run(module, module.entry) if i.opcode == "while"]
     unknown = [loop for loop in loops if hlo.known_rounds(module, loop) is None]
-    inside = [i for loop in loops for name in hlo.called(loop) for i in _run(module, name)]
-    hidden = {i.name for i in inside if _LIBRARY_CALL.search(i.text)}
     places = sorted({next(iter(module.stacks.get(loop.frame, ())), "(the compiler's)") for loop in unknown})
-    found = {
-        "loops of unknown length, which count as one round": ", ".join(places),
-        "products by cuBLAS and cuDNN in loops, whose FLOPs count for the first round only": len(hidden),
-    }
-    return [f"{what}: {where}" for what, where in found.items() if where]
+    return [f"loops of unknown length, which count as one round: {', '.join(places)}"] if places else []
 
 
 def _run(module: hlo.Module, computation: str) -> Iterator[hlo.Instruction]:
@@ -139,32 +153,43 @@ def _run(module: hlo.Module, computation: str) -> Iterator[hlo.Instruction]:
             yield from _run(module, name)
 
 
-def _products(module: hlo.Module, computation: str, *, every_round: bool) -> float:
+def _products(module: hlo.Module, computation: str, *, every_round: bool) -> dict[str, float]:
+    """FLOPs by the type of the operands."""
     instructions = {i.name: i for i in module.computations[computation]}
-    total = 0.0
+    total: dict[str, float] = collections.defaultdict(float)
     for instruction in instructions.values():
-        if instruction.opcode in ("dot", "convolution"):
-            operands = [instructions[name].shapes[0].dims for name in instruction.operands]
-            total += _product_flops(instruction, *operands)
+        if instruction.opcode in ("dot", "convolution") or _LIBRARY_CALL.search(instruction.text):
+            shapes = [instructions[name].shapes[0] for name in instruction.operands]
+            highest = shapes[0].dtype == "f32" and "operand_precision={highest" in instruction.text
+            kind = "highest" if highest else shapes[0].dtype
+            total[kind] += _product_flops(instruction, *(shape.dims for shape in shapes[:2]))
         if instruction.opcode in ("async-update", "async-done"):  # both name again what async-start began
             continue
-        called = hlo.called(instruction)
-        inside = sum(_products(module, name, every_round=every_round) for name in called)
-        total += inside * (hlo.rounds(module, instruction) if every_round else 1)
-    return total
+        rounds = hlo.rounds(module, instruction) if every_round else 1
+        for name in hlo.called(instruction):
+            for kind, flops in _products(module, name, every_round=every_round).items():
+                total[kind] += rounds * flops
+    return dict(total)
 
 
 def _product_flops(instruction: hlo.Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
-    (result,) = instruction.shapes
-    if instruction.opcode == "dot":
-        summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.text)
+    result = instruction.shapes[0].dims  # a library's call has its work space, too
+    library = _LIBRARY_CALL.search(instruction.text)
+    if instruction.opcode == "dot" or (library and library[1] == "cublas"):
+        summed = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)[\}\]]', instruction.text)
         assert summed is not None, instruction.text
-        return 2.0 * math.prod(result.dims) * math.prod(left[int(d)] for d in summed[1].split(",") if d)
+        axes = summed[1].replace('"', "").split(",")
+        return 2.0 * math.prod(result) * math.prod(left[int(d)] for d in axes if d)
+    # cuDNN describes a gradient by its forward convolution: input and filter are to be found there.
+    if library and "BackwardInput" in library[2]:
+        left, result = result, left
+    elif library and "BackwardFilter" in library[2]:
+        right, result = result, right
     labels = _DIM_LABELS.search(instruction.text)
     assert labels is not None, instruction.text
     of_left, of_right, of_result = (
         dict(zip(label, sizes, strict=True))
-        for label, sizes in zip(labels.groups(), (left, right, result.dims), strict=True)
+        for label, sizes in zip(labels.groups(), (left, right, result), strict=True)
     )
     window = _window(instruction.text)
     total = 2.0 * of_result["b"] * of_result["f"] * of_right["i"]

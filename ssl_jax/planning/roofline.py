@@ -1,26 +1,10 @@
 """How long a step takes at least: arithmetic, memory and links, each at the chip's full rate."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from ssl_jax.planning.chips import Slice
+from ssl_jax.planning.places import Place
 from ssl_jax.planning.program import Collective
-
-# Time of one hop from chip to chip: "How to Scale Your Model" (jax-ml.github.io/scaling-book), sharding, "about 1 us".
-HOP_SECONDS = 1e-6
-
-ASSUMPTIONS = (
-    "arithmetic and memory run at the chip's peak rates and overlap; measured steps take longer, often twice as long",
-    "all products count as bfloat16; in float32 with precision 'highest' they take six times as long",
-    "FLOPs are the compiler's; work of logged steps counts in each step; after a loop's first round "
-    "only products count",
-    "memory traffic is that of the compiled instructions: only the parts that they slice or gather, "
-    "otherwise whole arrays",
-    "collectives run at the links' full rate over all axes of the slice, those of a line of chips over "
-    "its axis, permutations over one link to a neighbor, with 1 us a hop; fastest: all are hidden behind "
-    "the arithmetic, slowest: none is",
-    "the hosts deliver images in time; compiling, evaluating and saving take no time",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +36,16 @@ class Roofline:
         return self.compute / seconds
 
 
-def roofline(place: Slice, *, flops: float, memory_bytes: float, collectives: Iterable[Collective]) -> Roofline:
-    """`flops`, `memory_bytes`: of one chip's step. `collectives` in branches do not count."""
-    chip, link_bytes, seconds = place.chip, 0.0, 0.0
+def roofline(
+    place: Place, *, flops: Mapping[str, float], memory_bytes: float, collectives: Iterable[Collective]
+) -> Roofline:
+    """`flops`: by type of the operands. `flops`, `memory_bytes`: of one chip's step. `collectives` in branches do not
+    count."""
+    link_bytes, seconds = 0.0, 0.0
     for collective in collectives:
-        if collective.conditional or not place.links:
-            continue
-        neighbors = collective.kind == "collective-permute"
-        links, hops = (1, 1) if neighbors else place.reach(collective.group)
-        sent = collective.times * collective.sent_bytes / links
-        rounds = collective.times * (2 if collective.kind == "all-reduce" else 1)
-        link_bytes += sent
-        seconds += sent / chip.link_bandwidth + rounds * hops * HOP_SECONDS
-    return Roofline(flops / chip.flops, memory_bytes / chip.memory_bandwidth, seconds, link_bytes)
+        if not collective.conditional and place.chips > 1:
+            sent, lasts = place.send(collective)
+            link_bytes += collective.times * sent
+            seconds += collective.times * lasts
+    chip = place.chip
+    return Roofline(chip.arithmetic_seconds(flops), memory_bytes / chip.memory_bandwidth, seconds, link_bytes)

@@ -93,6 +93,26 @@ def print_estimate(result: Mapping[str, Any]) -> None:
     print(f"  at most {both(found['utilization'], 100)} % of the peak arithmetic")
     print(f"  {result['steps']:,} steps: {both(found['hours'])} hours, ", end="")
     print(f"{both(found['chip_hours'])} chip-hours on {result['accelerator_type']}")
+    if expected := found.get("calibrated"):
+        print(f"to be expected, as steps of {expected['runs']} run(s) on this chip took ", end="")
+        print(f"{number(expected['factor'])} times the fastest planned:")
+        print(f"  a step: {number(1e3 * expected['step_seconds'])} ms, ", end="")
+        print(f"{number(100 * expected['utilization'])} % of the peak arithmetic")
+        print(f"  {result['steps']:,} steps: {number(expected['hours'])} hours, ", end="")
+        print(f"{number(expected['chip_hours'])} chip-hours")
     print(f"the fastest step needs {found['images_per_second']:,.0f} images a second from all hosts together, ", end="")
     print(f"{found['images_per_second_each_chip']:,.0f} for each chip")
     print("assuming that\n  " + ";\n  ".join(result["assumptions"]))
+
+
+def print_calibration(added: Mapping[str, Any]) -> None:
+    print(
+        f"{added['method']}, {added['model']}, {added['compute_dtype']}, on {added['topology']} ({added['devices']}): ",
+        end="",
+    )
+    print(
+        f"a step took {number(1e3 * added['measured_seconds'])} ms without the {number(100 * added['waiting'])} % of ",
+        end="",
+    )
+    print(f"the time that it waited for images, {number(added['factor'])} times the fastest planned, ", end="")
+    print(f"{number(1e3 * added['planned_seconds'])} ms; it reached {number(100 * added['utilization'])} % of the peak")

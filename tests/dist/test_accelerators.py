@@ -1,5 +1,8 @@
 """Accelerators by stub device files; that JAX has no plugin here but libtpu, perhaps, is a part of each case."""
 
+import importlib.util
+import sys
+
 import jax
 import pytest
 
@@ -118,5 +121,11 @@ def test_commands_stop_before_any_work(machine, monkeypatch, main, arguments):
     assert not (root / "run").exists()
 
 
-def test_plugins_are_found_without_loading_them():
-    assert accelerators._has_plugin("gpu") is False
+def test_plugins_are_found_without_loading_them(tmp_path, monkeypatch):
+    (tmp_path / "jax_plugins" / "xla_cuda99").mkdir(parents=True)
+    (tmp_path / "jax_plugins" / "xla_cuda99" / "__init__.py").write_text("raise RuntimeError")
+    before = accelerators._has_plugin("gpu")
+    assert before is any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("jax_plugins", None)  # whose path was found before
+    assert accelerators._has_plugin("gpu") is True

@@ -208,7 +208,7 @@ def test_advice_for_what_does_not_fit():
     # 15 GiB are left of 30: half the images, or twice the chips.
     assert plan.advice(not_fitting(), place) == [
         "--config.batch_size=2048, if activations shrink with the batch",
-        "a slice of 32 chips or more of v5e, for the same batch",
+        "32 chips or more of v5e, for the same batch",
     ]
     # 512 chips there are not of a v5e.
     assert plan.advice(not_fitting(devices=256, batch_size=65536), chips.parse_slice("v5e:16x16")) == [
@@ -248,7 +248,7 @@ def test_collectives_are_summed_by_kind_and_line():
 
 def test_an_estimate_and_its_price():
     place = chips.parse_slice("v5e:1x1")
-    result = {"flops": 197e12 * 0.5, "memory_traffic": 819e9 * 0.25, "batch_size": 64}
+    result = {"flops_by_type": {"bf16": 197e12 * 0.5}, "memory_traffic": 819e9 * 0.25, "batch_size": 64}
     found = plan.estimate(place, 7200, result, [])
     assert found["bound"] == "compute"
     for name in ("fastest", "slowest"):

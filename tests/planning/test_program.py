@@ -185,15 +185,51 @@ ENTRY %main (b: f32[8,16]) -> f32[8,16] {
     assert program.warnings(hlo.parse(now_and_then)) == []
 
 
-def test_products_in_loops_that_a_library_makes_are_told():
-    product, call = "convolution(%l, %r), dim_labels=bf_io->bf", 'custom-call(%l), custom_call_target="__cublas$gemm"'
-    gemm = TPU.replace(product, call)
-    assert program.warnings(hlo.parse(gemm)) == [
-        "products by cuBLAS and cuDNN in loops, whose FLOPs count for the first round only: 1"
-    ]
-    outside = gemm.replace("body=%body", "body=%add").replace("ROOT %w", "%f = f32[] call(), to_apply=%body\n  %w")
-    outside = outside.replace("ENTRY", TEXT[TEXT.index("%add (") : TEXT.index("%body")] + "ENTRY")
-    assert program.warnings(hlo.parse(outside)) == []
+# As the GPU's compiler prints it: calls of cuDNN and cuBLAS, each with its work space, and groups of a mesh. A gradient
+# has the window and the labels of its forward convolution.
+GPU = """HloModule f, is_scheduled=true, num_partitions=8
+
+%fused (l: bf16[8,40], r: bf16[40,16]) -> bf16[8,16] {
+  %l = bf16[8,40]{1,0} parameter(0)
+  %r = bf16[40,16]{1,0} parameter(1)
+  ROOT %d = bf16[8,16]{1,0} dot(%l, %r), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %s = f32[] add(%x, %y)
+}
+
+ENTRY %main (x: bf16[2,5,5,3], k: bf16[7,3,3,3], g: bf16[2,5,5,7], a: f32[8,40], b: f32[40,16]) -> f32[8,16] {
+  %x = bf16[2,5,5,3]{3,2,1,0} parameter(0)
+  %k = bf16[7,3,3,3]{3,2,1,0} parameter(1)
+  %g = bf16[2,5,5,7]{3,2,1,0} parameter(2)
+  %a = f32[8,40]{1,0} parameter(3)
+  %b = f32[40,16]{1,0} parameter(4)
+  %c = (bf16[2,5,5,7]{3,2,1,0}, u8[64]{0}) custom-call(%x, %k), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %dx = (bf16[2,5,5,3]{3,2,1,0}, u8[0]{0}) custom-call(%g, %k), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput"
+  %dk = (bf16[7,3,3,3]{3,2,1,0}, u8[0]{0}) custom-call(%x, %g), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter"
+  %m = (f32[8,16]{1,0}, s8[4]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  %h = f32[8,16]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}, operand_precision={highest,highest}
+  %f = bf16[8,16]{1,0} fusion(%a, %b), kind=kCustom, calls=%fused
+  %sum = f32[8,16]{1,0} all-reduce(%h), replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, to_apply=%add
+  %four = f32[8,16]{1,0} all-reduce(%h), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
+  ROOT %two = f32[8,16]{1,0} all-reduce(%h), replica_groups=mesh['a'=8] {'a':(4)2}, to_apply=%add
+}
+"""  # noqa: E501
+
+
+def test_products_of_nvidia_s_libraries_count_by_their_type():
+    # Over 5 pixels, a kernel of 3 with padding has 2 + 3 + 3 + 3 + 2 products along each axis.
+    convolution, product = 2 * 2 * 13 * 13 * 3 * 7, 2 * 8 * 40 * 16
+    module = hlo.parse(GPU)
+    assert program.product_flops(module) == {"bf16": 3 * convolution + product, "f32": product, "highest": product}
+    assert program.has_library_calls(module) and not program.has_library_calls(hlo.parse(TPU))
+
+
+def test_groups_are_those_of_a_mesh_s_axes():
+    assert [one.group for one in program.collectives(hlo.parse(GPU))] == [8, 4, 2]
 
 
 @pytest.mark.parametrize(

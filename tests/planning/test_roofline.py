@@ -1,9 +1,10 @@
 import pytest
 
 from ssl_jax.planning import chips
+from ssl_jax.planning.chips import HOP_SECONDS
 from ssl_jax.planning.hlo import ArrayShape
 from ssl_jax.planning.program import Collective
-from ssl_jax.planning.roofline import HOP_SECONDS, roofline
+from ssl_jax.planning.roofline import roofline
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_each_resource_takes_its_own_time():
     place = chips.parse_slice("v5e:16x16")
     found = roofline(
         place,
-        flops=197e12 * 0.02,
+        flops={"bf16": 197e12 * 0.02},
         memory_bytes=819e9 * 0.03,
         collectives=[
             collective("all-gather", 512 * 10**6, times=2),
@@ -116,19 +117,22 @@ def test_each_resource_takes_its_own_time():
 
 def test_one_chip_has_no_links_and_spends_no_time_on_them():
     found = roofline(
-        chips.parse_slice("v5e:1x1"), flops=1.0, memory_bytes=1.0, collectives=[collective("all-reduce", 400, group=1)]
+        chips.parse_slice("v5e:1x1"),
+        flops={"bf16": 1.0},
+        memory_bytes=1.0,
+        collectives=[collective("all-reduce", 400, group=1)],
     )
     assert (found.links, found.link_bytes) == (0.0, 0.0)
 
 
 def test_small_collectives_cost_hops_not_bytes():
     place = chips.parse_slice("v5e:16x16")
-    found = roofline(place, flops=0.0, memory_bytes=0.0, collectives=[collective("all-reduce", 64, times=100)])
+    found = roofline(place, flops={}, memory_bytes=0.0, collectives=[collective("all-reduce", 64, times=100)])
     assert found.links == pytest.approx(100 * 2 * 16 * HOP_SECONDS, rel=1e-3)
 
 
 def test_a_step_around_the_ring_takes_one_link_and_one_hop():
     permute = collective("collective-permute", 4 * 10**6, times=255)
-    found = roofline(chips.parse_slice("v5e:16x16"), flops=0.0, memory_bytes=0.0, collectives=[permute])
+    found = roofline(chips.parse_slice("v5e:16x16"), flops={}, memory_bytes=0.0, collectives=[permute])
     assert found.link_bytes == pytest.approx(255 * 4e6)
     assert found.links == pytest.approx(255 * (4e6 / 50e9 + HOP_SECONDS))
