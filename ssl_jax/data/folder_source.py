@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ssl_jax import paths
 from ssl_jax.data import folders, formats
 from ssl_jax.data.formats import Facts, OpenImage, UndecodableImage, check_channels, check_pages, table
+from ssl_jax.data.names import Names
 from ssl_jax.data.sources import Source, digest_of
 from ssl_jax.paths import AnyPath
 
@@ -218,7 +219,7 @@ def _folder_source(
 ) -> FolderSource:
     labels = folders.labels(split, class_names)
     facts = _look(root, split.files, pages)
-    return FolderSource(root, split.files, labels, class_names, channels, bands, pages, facts)
+    return FolderSource(root, Names.of(split.files), labels, class_names, channels, bands, pages, facts)
 
 
 def _look(root: AnyPath, files: Sequence[str], pages: str) -> list[Facts]:

@@ -9,9 +9,9 @@ A split for testing is called test, validation or val.
 
 import logging
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,8 +82,7 @@ def _list_split(root: AnyPath, below: str, others: Counter[str], listed: Sequenc
     files = _on_disk(root, below, others) if listed is None else _in_store(root, below, others, listed)
     files.sort()
     depth = 1 if below else 0
-    classes = [parts[depth] if len(parts) > depth + 1 else None for parts in (file.split("/") for file in files)]
-    return Split(files, classes)
+    return Split(files, [_class(file, depth) for file in files])
 
 
 def _in_store(root: AnyPath, below: str, others: Counter[str], listed: Sequence[str]) -> list[str]:
@@ -95,32 +94,54 @@ def _in_store(root: AnyPath, below: str, others: Counter[str], listed: Sequence[
 def _on_disk(root: AnyPath, below: str, others: Counter[str]) -> list[str]:
     files: list[str] = []
     seen: set[str] = set()
+    waiting = [(os.path.join(root, below), f"{below}/" if below else "")]  # folders, and what begins their files' names
     with tqdm(desc=f"listing {root / below}", unit=" images", delay=1) as progress:
-        for directory, folders, names in os.walk(root / below, onerror=_warn, followlinks=True):
-            real = os.path.realpath(directory)
+        while waiting:
+            folder, prefix = waiting.pop()
+            real = os.path.realpath(folder)
             if real in seen:
-                folders.clear()
                 continue
             seen.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            images = [name for name in names if not name.startswith(".") and _is_read(Path(directory, name), others)]
-            prefix = Path(directory).relative_to(root)
-            files.extend((prefix / name).as_posix() for name in images)
-            progress.update(len(images))
+            below_it: list[str] = []
+            for entry in _entries(folder):
+                if _is_folder(entry):
+                    below_it.append(entry.name)
+                elif _is_read(entry, others):
+                    files.append(prefix + entry.name)
+                    progress.update()
+            waiting += [(os.path.join(folder, name), f"{prefix}{name}/") for name in sorted(below_it, reverse=True)]
     return files
 
 
-def _is_read(path: AnyPath, others: Counter[str]) -> bool:
-    form = table.of_file(path)
+def _class(file: str, depth: int) -> str | None:
+    """The folder at a depth of the path; None for a file that lies above. One string for all files of a class."""
+    parts = file.split("/", depth + 1)
+    return sys.intern(parts[depth]) if len(parts) > depth + 1 else None
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """One by one, as a folder may hold millions. Names that begin with a dot are left out."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry for entry in entries if not entry.name.startswith("."))
+    except OSError as error:
+        logging.warning("left out %s: %s", error.filename or folder, error.strerror)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_read(file: os.DirEntry[str] | AnyPath, others: Counter[str]) -> bool:
+    form = table.of_name(file.name) or table.of_file(paths.path(os.fspath(file)))
     if form is not None and form.available:
         return True
-    what = table.ending(path.name) or "without an ending"
+    what = table.ending(file.name) or "without an ending"
     others[f"{what} ({form.remedy})" if form else what] += 1
     return False
-
-
-def _warn(error: OSError) -> None:
-    logging.warning("left out %s: %s", error.filename, error.strerror)
 
 
 def pick(splits: dict[str, Split], name: str) -> Split:

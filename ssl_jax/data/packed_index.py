@@ -1,50 +1,37 @@
-"""The index of packed images: what is known of each, in files that are mapped to memory and read where they are needed.
+"""The index of packed images: what is known of each, in files that are read where they are needed.
 
     photos/ssl_jax_pack.json                        of each split: its images, classes, images a shard
     photos/train-00000-of-00012.array_record        the images
-    photos/train.records.npy                        of each image: where its bytes are in its shard, their number, CRC
-    photos/train.names  photos/train.ends.npy       all names in one text; where each ends in it
+    photos/train.rows.npy                           of each image: where its bytes and its name are, a CRC, its label
+    photos/train.names                              all names in one text
     photos/train.labels.npy  .groups.npy  .targets.npy      where there are any
     photos/train.unreadable.csv                     name and reason of the images that were left out
 
-Opening it takes the same time and memory for any number of images.
+Opening it takes the same memory for any number of images. Whole columns are mapped to memory. What is known of one
+image is read from the file: of a mapped file, each image would bring up to a megabyte of its neighbors into resident
+memory.
 """
 
 import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from jaxtyping import Int32, Int64, Shaped, UInt8
+from jaxtyping import Int32, Shaped
 from tqdm import tqdm
 
+from ssl_jax.data.names import Names
 from ssl_jax.data.targets import Targets
 
 FILE, FORMAT, VERSION = "ssl_jax_pack.json", "ssl_jax pack", 1
 UNFINISHED, PLAN = "unfinished", "plan.json"  # folder of a pack that is not at its end, and what is planned
 RECORD = np.dtype([("start", "<i8"), ("size", "<u4"), ("crc", "<u4")])
-END = np.dtype("<i8")
-NAMES_AT_ONCE = 2**16
-
-
-class Names(Sequence[str]):
-    """Names in one text. `ends`: where each of them ends in it."""
-
-    def __init__(self, text: UInt8[np.ndarray, " bytes"], ends: Int64[np.ndarray, " names"]):
-        self._text, self._ends = text, ends
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        start = int(self._ends[index - 1]) if index else 0
-        return os.fsdecode(self._text[start : int(self._ends[index])].tobytes())
+ROW, ROW_FIELDS = np.dtype([*RECORD.descr, ("label", "<i4"), ("name_end", "<i8")]), struct.Struct("<qIIiq")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +61,58 @@ class PackedSplit:
         return sum(self.shards)
 
 
+class Row(NamedTuple):
+    """Of an image: where its record begins in its shard, its bytes and their CRC-32; its label, -1 for none; where its
+    name ends in the text of all names."""
+
+    start: int
+    size: int
+    crc: int
+    label: int
+    name_end: int
+
+
+class Rows:
+    """The rows of a split. `all`: mapped to memory."""
+
+    def __init__(self, root: Path, split: str, images: int):
+        self.all = _mapped(root, split, "rows", images, ROW)
+        self._file, self._first = (root / f"{split}.rows.npy").open("rb", buffering=0), self.all.offset
+
+    def __getitem__(self, index: int) -> Row:
+        place = self._first + index * ROW.itemsize
+        return Row(*ROW_FIELDS.unpack(os.pread(self._file.fileno(), ROW.itemsize, place)))
+
+
+class PackedNames(Sequence[str]):
+    """The names of the images of `rows`. Raises: ValueError for a text that does not fit."""
+
+    def __init__(self, root: Path, split: str, rows: Rows):
+        self._rows, self._path = rows, root / f"{split}.names"
+        self._file = self._path.open("rb", buffering=0)
+        if self._path.stat().st_size != rows.all[-1]["name_end"]:
+            raise ValueError(f"{self._path} is damaged; pack the images again, or copy it whole")
+
+    def __len__(self) -> int:
+        return len(self._rows.all)
+
+    def __getitem__(self, index: int) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start, end = self._rows[index - 1].name_end if index else 0, self._rows[index].name_end
+        return os.fsdecode(os.pread(self._file.fileno(), end - start, start))
+
+    def __iter__(self) -> Iterator[str]:
+        text = np.memmap(self._path, np.uint8, "r") if self._path.stat().st_size else np.zeros(0, np.uint8)
+        return iter(Names(text, self._rows.all["name_end"]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Of each image, memory-mapped."""
+    """Of each image. Arrays are mapped to memory."""
 
-    records: Shaped[np.ndarray, " images"]
-    names: Names
+    rows: Rows
+    names: PackedNames
     labels: Int32[np.ndarray, " images"] | None
     groups: Shaped[np.ndarray, " images"] | None
     targets: Targets | None
@@ -134,30 +167,30 @@ def _split(fields: dict[str, Any]) -> PackedSplit:
     return PackedSplit(**cast(dict[str, Any], found))
 
 
-def write_array(file: Path, parts: Iterable[Shaped[np.ndarray, " rows"]], count: int, dtype: np.dtype) -> None:
-    """Writes an .npy file of `count` rows, one part after the other."""
-    with file.open("wb") as written:
-        _write_header(written, count, dtype)
-        for part in parts:
-            written.write(np.ascontiguousarray(part, dtype).tobytes())
-
-
-def write_names(root: Path, split: str, names: Iterable[str], count: int) -> None:
-    """Writes the names of `count` images."""
+def write_rows(
+    root: Path,
+    split: str,
+    records: Iterable[Shaped[np.ndarray, " _"]],
+    names: Iterable[str],
+    labels: Int32[np.ndarray, " images"] | None,
+    count: int,
+) -> None:
+    """Writes rows and names. records: of RECORD, one part of the `count` images after the other."""
     following = iter(tqdm(names, f"writing the names of {split}", count, unit=" images", delay=1))
-    end = 0
-    with (root / f"{split}.names").open("wb") as text, (root / f"{split}.ends.npy").open("wb") as ends:
-        _write_header(ends, count, END)
-        while some := [os.fsencode(name) for name in itertools.islice(following, NAMES_AT_ONCE)]:
-            found = end + np.cumsum(list(map(len, some)), dtype=END)
-            text.write(b"".join(some))
-            ends.write(found.tobytes())
-            end = int(found[-1])
-
-
-def _write_header(file: BinaryIO, count: int, dtype: np.dtype) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, header)
+    done = end = 0
+    with (root / f"{split}.names").open("wb") as text, (root / f"{split}.rows.npy").open("wb") as written:
+        header = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(written, header)
+        for part in records:
+            rows = np.zeros(len(part), ROW)
+            for field in RECORD.names or ():
+                rows[field] = part[field]
+            encoded = [os.fsencode(name) for name in itertools.islice(following, len(part))]
+            text.write(b"".join(encoded))
+            rows["name_end"] = end + np.cumsum(list(map(len, encoded)))
+            rows["label"] = -1 if labels is None else labels[done : done + len(part)]
+            written.write(rows.tobytes())
+            done, end = done + len(part), end + sum(map(len, encoded))
 
 
 def open_columns(root: Path, name: str, split: PackedSplit) -> Columns:
@@ -165,31 +198,28 @@ def open_columns(root: Path, name: str, split: PackedSplit) -> Columns:
 
     Raises: ValueError, FileNotFoundError for files that are missing, damaged, or of another number of images.
     """
-    records, ends = _mapped(root, name, "records", split.images), _mapped(root, name, "ends", split.images)
-    text = root / f"{name}.names"
-    if text.stat().st_size != ends[-1] or records.dtype != RECORD:
-        raise ValueError(
-            f"{text} or {root / f'{name}.records.npy'} is damaged; pack the images again, or copy them whole"
-        )
+    rows = Rows(root, name, split.images)
     targets = None
     if split.target_kind:
         values = _mapped(root, name, "targets", split.images)
         targets = Targets(split.target_kind, split.target_names, values)
     return Columns(
-        records,
-        Names(np.memmap(text, np.uint8, "r") if ends[-1] else np.zeros(0, np.uint8), ends),
-        _mapped(root, name, "labels", split.images) if split.labeled else None,
+        rows,
+        PackedNames(root, name, rows),
+        _mapped(root, name, "labels", split.images, np.dtype(np.int32)) if split.labeled else None,
         _mapped(root, name, "groups", split.images) if split.grouped else None,
         targets,
     )
 
 
-def _mapped(root: Path, split: str, column: str, images: int) -> np.ndarray:
+def _mapped(root: Path, split: str, column: str, images: int, dtype: np.dtype | None = None) -> np.memmap:
     file = root / f"{split}.{column}.npy"
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{file} is damaged: {error}; pack the images again, or copy it whole") from error
-    if len(found) != images:
-        raise ValueError(f"{file} has {len(found):,} rows for {images:,} images; pack the images again")
+    if len(found) != images or found.dtype != (dtype or found.dtype):
+        raise ValueError(
+            f"{file} has {len(found):,} rows of {found.dtype} for {images:,} images; pack the images again"
+        )
     return found

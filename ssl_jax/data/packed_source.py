@@ -1,5 +1,6 @@
 """Packed images as a source: `ssl_jax pack` makes them. data/packed_index.py says what there is."""
 
+import os
 import zlib
 from pathlib import Path
 
@@ -31,19 +32,23 @@ class PackedSource(RecordSource):
         )
         count = len(facts.shards)
         self._shards = [root / packed_index.shard_name(split, k, count) for k in range(count)]
-        self._ends, self._records, self._split, self._facts = np.cumsum(facts.shards), columns.records, split, facts
+        self._ends, self._rows, self._split, self._facts = np.cumsum(facts.shards), columns.rows, split, facts
         self._root = root.absolute()
         self.nodata = facts.nodata
 
     def encoded(self, index: int):
-        start, size, crc = self._records[index].item()
+        row = self._rows[index]
         shard, name = self._shards[int(np.searchsorted(self._ends, index, side="right"))], self._names[index]
         # Opened each time: threads then share no position, and a set may have more shards than files may be open.
         with undecodable(name), shard.open("rb", buffering=0) as file:
-            data = record_chunks.read(file, start, size)
-        if len(data) != size or zlib.crc32(data) != crc:
+            fits = row.start + row.size <= os.fstat(file.fileno()).st_size  # before memory is taken for it
+            data = record_chunks.read(file, row.start, row.size) if fits else b""
+        if len(data) != row.size or zlib.crc32(data) != row.crc:
             raise UndecodableImage(name, f"its record in {shard.name} is damaged")
         return data
+
+    def label(self, index: int):
+        return self._rows[index].label
 
     def with_channels(self, channels: int):
         return super().with_channels(channels) if self._facts.converted else self
@@ -56,7 +61,7 @@ class PackedSource(RecordSource):
         return self._facts.digest
 
     def sizes(self):
-        return self._records["size"].tolist()
+        return self._rows.all["size"].tolist()
 
 
 def packed_splits(text: str, channels: int | None) -> dict[str, Source]:

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import threading
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,8 @@ def _make(
         with _disk_errors(root / shard.name):
             writer.close()
         records = _checked(path, written)
-    packed_index.write_array(work / f"{shard.name}.npy", [records], len(records), RECORD)
+    with (work / f"{shard.name}.npy").open("wb") as file:
+        np.save(file, records)
     _write_whole(work / f"{shard.name}.json", {"images": len(records), "left_out": left_out})
 
 
@@ -234,18 +235,15 @@ def _finish(root: Path, work: Path, name: str, source: Source, shards: list[_Sha
         raise ValueError(
             f"no image of {source.name} ({name}) can be decoded, for example {left_out[0][1]}: {left_out[0][2]}"
         )
-    parts = (np.load(work / f"{shard.name}.npy") for shard in own)
-    packed_index.write_array(root / f"{name}.records.npy", parts, sum(counts), RECORD)
-    skipped = {index for index, _, _ in left_out}
-    names = (source.image_name(index) for index in range(len(source)) if index not in skipped)
-    packed_index.write_names(root, name, names, sum(counts))
-    targets = source.targets
+    skipped, targets = {index for index, _, _ in left_out}, source.targets
     columns = {"labels": source.labels, "groups": source.groups, "targets": targets and targets.values}
+    columns = {column: _kept(values, skipped) for column, values in columns.items() if values is not None}
+    names = (source.image_name(index) for index in range(len(source)) if index not in skipped)
+    records = (np.load(work / f"{shard.name}.npy") for shard in own)
+    packed_index.write_rows(root, name, records, names, columns.get("labels"), sum(counts))
     for column, values in columns.items():
-        if values is not None:
-            kept = np.delete(values, sorted(skipped), axis=0) if skipped else values
-            with (root / f"{name}.{column}.npy").open("wb") as file:
-                np.save(file, kept, allow_pickle=False)
+        with (root / f"{name}.{column}.npy").open("wb") as file:
+            np.save(file, values, allow_pickle=False)
     if left_out:
         with (root / f"{name}.unreadable.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("name", "reason"), *((name, reason) for _, name, reason in left_out)])
@@ -261,6 +259,10 @@ def _finish(root: Path, work: Path, name: str, source: Source, shards: list[_Sha
         labeled=source.labels is not None,
         grouped=source.groups is not None,
     )
+
+
+def _kept(values: np.ndarray, skipped: Collection[int]) -> np.ndarray:
+    return np.delete(values, sorted(skipped), axis=0) if skipped else values
 
 
 def _facts(work: Path, shard: _Shard) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """Where the records of an ArrayRecord file lie in it, so that one is read with a single read, and no index in memory.
 
-array_record's own reader keeps some 50 bytes in memory for each record of an open file, and takes 0.5 ms for a record.
+array_record's own reader keeps some 50 bytes in memory for each record of an open file.
 
 The layout is that of Riegeli's records, https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md.
 Blocks of 64 kB begin with a header of 24 bytes, which interrupts whatever lies there. A chunk has a header of 40 bytes,

@@ -57,8 +57,12 @@ class RecordSource(Source):
         return self.read_reduced(index)
 
     def read_reduced(self, index: int, reduce: Reduce | None = None):
-        label = -1 if self._labels is None else int(self._labels[index])
-        return decode_image(self.encoded(index), self._channels, self._names[index], reduce=reduce), label
+        image = decode_image(self.encoded(index), self._channels, self._names[index], reduce=reduce)
+        return image, self.label(index)
+
+    def label(self, index: int) -> int:
+        """-1 for an image without one."""
+        return -1 if self._labels is None else int(self._labels[index])
 
     def with_channels(self, channels: int):
         found = copy.copy(self)

@@ -290,8 +290,8 @@ def test_a_damaged_record_is_an_image_that_cannot_be_decoded(packed, tmp_path):
         ("ssl_jax_pack.json", json.dumps({"format": "ssl_jax pack", "version": 9}).encode(), "a newer ssl_jax reads"),
         ("ssl_jax_pack.json", json.dumps({"format": "ssl_jax pack", "version": 1}).encode(), "KeyError: 'splits'"),
         ("train.names", b"abc", "is damaged; pack the images again"),
-        ("train.records.npy", b"abc", "is damaged"),
-        ("train.labels.npy", None, "rows for"),
+        ("train.rows.npy", b"abc", "is damaged"),
+        ("train.labels.npy", None, "has 3 rows of int32 for 12 images"),
     ],
 )
 def test_a_damaged_index_is_refused(packed, tmp_path, file, content, message):
