@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ssl_jax import config as configs
-from ssl_jax.cli.flags import PLATFORM, check_file, on_disk, path, read_flags, start_devices, user_errors
+from ssl_jax.cli.flags import PLATFORM, check_file, on_disk, read_flags, start_devices, user_errors
 from ssl_jax.planning import calibration
 from ssl_jax.planning.gpus import GPUS
 from ssl_jax.planning.places import parse_place
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
                     "--calibrate=RUN wants the --topology that it ran on, and a --calibration=FILE"
                 )
             check_file("calibration", known)
-            run = path("calibrate", flags.calibrate)
+            run = on_disk("calibrate", flags.calibrate)
             calibration.measured_step(run)  # before the plan, which takes minutes
             result = plan(read_config(run), place)
             added = calibration.entry(run, place, result)

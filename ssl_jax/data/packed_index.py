@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ssl_jax.data.names import Names
 from ssl_jax.data.targets import Targets
+from ssl_jax.paths import AnyPath
 
 FILE, FORMAT, VERSION = "ssl_jax_pack.json", "ssl_jax pack", 1
 UNFINISHED, PLAN = "unfinished", "plan.json"  # folder of a pack that is not at its end, and what is planned
@@ -130,11 +131,11 @@ def write(root: Path, splits: dict[str, PackedSplit], made_of: dict[str, Any]) -
     (root / FILE).write_text(json.dumps(found, indent=1) + "\n")
 
 
-def is_packed_whole(root: Path) -> bool:
+def is_packed_whole(root: AnyPath) -> bool:
     return (root / FILE).is_file()
 
 
-def is_packed(root: Path) -> bool:
+def is_packed(root: AnyPath) -> bool:
     """Raises: ValueError for a pack that is not at its end."""
     if is_packed_whole(root):
         return True

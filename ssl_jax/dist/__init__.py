@@ -31,7 +31,7 @@ from ssl_jax.dist.processes import (
     start_processes,
     wait_for_all,
 )
-from ssl_jax.dist.state import compile_step, create_state, gather_state, map_step, shard_axes
+from ssl_jax.dist.state import compile_step, create_state, gather_state, map_step, shard_axes, state_shapes
 
 __all__ = [
     "AXIS",
@@ -72,6 +72,7 @@ __all__ = [
     "shard_axes",
     "shard_batch",
     "start_processes",
+    "state_shapes",
     "use_platform",
     "wait_for_all",
 ]

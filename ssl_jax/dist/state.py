@@ -94,6 +94,12 @@ def create_state(create: Callable[..., Any], mesh: Mesh, *arrays: Any, shard_sta
     return jax.tree.unflatten(structure, created)
 
 
+def state_shapes(create: Callable[..., Any], mesh: Mesh, *arrays: Any, shard_state: bool = False) -> Any:
+    """The shapes, types and shardings (`jax.ShapeDtypeStruct`) of `create_state` with these arguments."""
+    shapes = jax.eval_shape(create, *arrays)
+    return _placed(shapes, _state_shardings(shapes, mesh, shard_state))
+
+
 def gather_state(tree: Any, mesh: Mesh) -> Any:
     """A tree of arrays on the mesh, gathered whole on every device. Every process must call it."""
     if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
@@ -112,9 +118,10 @@ def compile_step(
 ) -> jax.stages.Compiled:
     """`map_step(step, mesh)` compiled for a state and a global batch of these shapes (`jax.ShapeDtypeStruct`)."""
 
-    def place(x, sharding):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    placed = jax.tree.map(place, state, _state_shardings(state, mesh, shard_state))
-    rows = jax.tree.map(lambda x: place(x, NamedSharding(mesh, PartitionSpec(AXIS))), batch)
+    placed = _placed(state, _state_shardings(state, mesh, shard_state))
+    rows = _placed(batch, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(AXIS)), batch))
     return map_step(step, mesh, shard_state=shard_state).lower(placed, rows).compile(compiler_options)
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), shapes, shardings)

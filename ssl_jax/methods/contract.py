@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ssl_jax import keys, ops
+from ssl_jax import keys
 
 Params = Mapping[str, Any]  # of the networks, by name: what the optimizer trains
 State = Mapping[str, Any]  # all else that changes: BatchNorm statistics, teachers, queues, centers
@@ -55,7 +55,7 @@ class Batch(TypedDict):
     views: tuple[Float[Array, "batch _ _ channels"], ...]
     boxes: tuple[Float[Array, "batch 6"], ...]
     masks: tuple[Bool[Array, "batch patches"], ...]
-    index: ops.Index
+    index: Int[Array, "batch *words"]  # see ops.Index
     label: Int[Array, " batch"]
 
 

@@ -83,11 +83,20 @@ class Loop:
             state = self.training.create_state()
             return with_backbone(state, *variables) if variables else state
 
+        def constants_alone(*variables: Any) -> dict[str, Any]:
+            begun = first(*variables).model_state
+            return {name: begun[name] for name in constants}
+
         given = () if self._begin is None else (jax.tree.map(np.asarray, dict(self._begin.variables)),)
-        state = dist.create_state(first, self.mesh, *given, shard_state=self.config.shard_state)
-        constants = self.training.method.constants
-        saved = self.checkpoints.restore(without_constants(state, constants))
-        return state if saved is None else with_constants(saved, state, constants)
+        constants, shard_state = self.training.method.constants, self.config.shard_state
+        # From its shapes alone, so that memory never holds two states.
+        shapes = dist.state_shapes(first, self.mesh, *given, shard_state=shard_state)
+        saved = self.checkpoints.restore(without_constants(shapes, constants))
+        if saved is None:
+            return dist.create_state(first, self.mesh, *given, shard_state=shard_state)
+        if not constants:
+            return saved
+        return with_constants(saved, dist.create_state(constants_alone, self.mesh, *given, shard_state=shard_state))
 
     def prepare(self, state: TrainState) -> TrainState:
         """The state after the pass over all images that a method wants before its first step. Raises: Stopped."""

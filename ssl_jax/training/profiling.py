@@ -3,13 +3,16 @@
 import contextlib
 import dataclasses
 import logging
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
 
-from ssl_jax import dist
+from ssl_jax import dist, paths
 from ssl_jax.config import ConfigError
+from ssl_jax.paths import AnyPath, StorePath
+from ssl_jax.stores import StoreError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,7 @@ def check(profile: Profile, first: int, last: int) -> None:
 
 
 def traced(
-    steps: Iterable[int], profile: Profile | None, directory: Path, settle: Callable[[], object]
+    steps: Iterable[int], profile: Profile | None, directory: AnyPath, settle: Callable[[], object]
 ) -> Iterator[int]:
     """The numbers of `steps`. Those of `profile` are traced, in the first process, and written to `directory`.
 
@@ -56,17 +59,22 @@ def traced(
 
 
 @contextlib.contextmanager
-def _tracing(profile: Profile, directory: Path) -> Iterator[None]:
-    jax.profiler.start_trace(str(directory))
-    try:
-        yield
-    finally:
+def _tracing(profile: Profile, directory: AnyPath) -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="ssl_jax-") as on_disk:
+        jax.profiler.start_trace(on_disk if paths.is_remote(directory) else str(directory))
         try:
-            jax.profiler.stop_trace()
-            print(
-                f"steps {profile.start} to {profile.stop} are profiled in {directory}; to see them: pip install xprof; "
-                f"xprof --logdir {directory} --port 6006, then open http://localhost:6006",
-                flush=True,
-            )
-        except RuntimeError as error:  # of a full disk, say. The run itself has lost nothing
-            logging.warning("the profile could not be written to %s (%s); the run goes on without it", directory, error)
+            yield
+        finally:
+            try:
+                jax.profiler.stop_trace()
+                if isinstance(directory, StorePath):  # JAX writes to disks
+                    for name in paths.files_below(Path(on_disk)):
+                        paths.upload(directory / name, Path(on_disk, name).read_bytes())
+                print(
+                    f"steps {profile.start} to {profile.stop} are profiled in {directory}; to see them: "
+                    f"pip install xprof; xprof --logdir {directory} --port 6006, then open http://localhost:6006",
+                    flush=True,
+                )
+            except (RuntimeError, StoreError) as error:  # of a full disk, say. The run itself has lost nothing
+                told = "the profile could not be written to %s (%s); the run goes on without it"
+                logging.warning(told, directory, error)

@@ -85,9 +85,9 @@ def without_constants(state: TrainState, constants: Collection[str]) -> TrainSta
     return state.replace(model_state=kept)
 
 
-def with_constants(state: TrainState, begun: TrainState, constants: Collection[str]) -> TrainState:
-    """The state of a checkpoint, with these entries of the model state that `begun` has."""
-    return state.replace(model_state={**state.model_state, **{name: begun.model_state[name] for name in constants}})
+def with_constants(state: TrainState, constants: Mapping[str, Any]) -> TrainState:
+    """The state of a checkpoint, with these entries of the model state, which no checkpoint holds."""
+    return state.replace(model_state={**state.model_state, **constants})
 
 
 def digest(tree: Any) -> str:

@@ -9,11 +9,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import jax
 
 from ssl_jax import dist
+from ssl_jax.paths import AnyPath
+from ssl_jax.stores import StoreError
 from ssl_jax.training.timing import Activity
 from ssl_jax.workdir import files
 
@@ -118,7 +119,7 @@ class Sight:
 
 
 @contextlib.contextmanager
-def watching(activity: Activity, workdir: Path, seconds: float) -> Iterator[None]:
+def watching(activity: Activity, workdir: AnyPath, seconds: float) -> Iterator[None]:
     """Within this context, a thread ends the process if its main thread makes no progress.
 
     That is, if for so many `seconds` no stage of a step, evaluation or checkpoint begins or ends. The first step, which
@@ -156,7 +157,7 @@ def _tell(activity: Activity, sight: Sight, limits: Limits, over: threading.Even
             sight.answered(dist.read_heartbeats() if news else {}, time.monotonic())
 
 
-def _judge(activity: Activity, sight: Sight, limits: Limits, over: threading.Event, workdir: Path) -> None:
+def _judge(activity: Activity, sight: Sight, limits: Limits, over: threading.Event, workdir: AnyPath) -> None:
     while not over.wait(limits.every):
         now = time.monotonic()
         sight.look(activity, now)
@@ -164,13 +165,13 @@ def _judge(activity: Activity, sight: Sight, limits: Limits, over: threading.Eve
             end(why, workdir, limits)
 
 
-def end(why: str, workdir: Path, limits: Limits) -> None:
+def end(why: str, workdir: AnyPath, limits: Limits) -> None:
     """Shows all stacks and ends the process with `dist.STUCK`."""
     path = workdir / f"stacks-{jax.process_index()}.txt"
     stacks = all_stacks()
     print(stacks, file=sys.stderr, flush=True)
     # In a thread: the disk, or the store, may be what this process waits for.
-    saved: list[Path] = []
+    saved: list[AnyPath] = []
     saving = threading.Thread(target=_save, args=(path, f"{why}\n\n{stacks}", saved), daemon=True)
     saving.start()
     saving.join(5.0)
@@ -187,8 +188,8 @@ def end(why: str, workdir: Path, limits: Limits) -> None:
     os._exit(dist.STUCK)  # the main thread cannot be interrupted
 
 
-def _save(path: Path, text: str, saved: list[Path]) -> None:
-    with contextlib.suppress(OSError):  # of a full disk; the stacks are on stderr
+def _save(path: AnyPath, text: str, saved: list[AnyPath]) -> None:
+    with contextlib.suppress(OSError, StoreError):  # of a full disk; the stacks are on stderr
         files.write(path, text)
         saved.append(path)
 

@@ -11,7 +11,7 @@ import pytest
 
 import ssl_jax
 from ssl_jax import config as configs
-from ssl_jax import data, load_backbone, models, weights
+from ssl_jax import data, dist, load_backbone, models, weights
 from ssl_jax.config import ConfigError
 from ssl_jax.evaluation import knn
 from ssl_jax.evaluation.online import choose_images
@@ -220,3 +220,17 @@ def test_frozen_blocks_are_those_of_the_weights_after_training(tmp_path):
     for name in ("patch_embed", "cls_token", "pos_embed", "blocks_0"):
         jax.tree.map(np.testing.assert_array_equal, after[name], before[name])
     assert np.abs(after["blocks_1"]["attn"]["qkv"]["kernel"] - before["blocks_1"]["attn"]["qkv"]["kernel"]).max() > 1e-4
+
+
+def test_a_run_that_goes_on_creates_no_state_beside_the_one_it_restores(tmp_path, monkeypatch):
+    source = data.arrays(IMAGES, labels=LABELS)
+    config = configs.parse(measured(simclr(""), source, None, lambda _: None))
+    training = build.training(config, build.schedule(config, len(source), 2))
+    first = Loop(config, training, source, tmp_path, Termination())
+    state = first.restore()
+    first.checkpoints.save(0, state)
+    first.checkpoints.close()
+    monkeypatch.setattr(dist, "create_state", lambda *_, **__: pytest.fail("a second state was created"))
+    found = Loop(config, training, source, tmp_path, Termination()).restore()
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), found.params, state.params)
+    assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, state)
