@@ -116,7 +116,7 @@ def test_tiles_take_an_index_of_two_words():
 def test_a_memory_of_each_image_says_how_many_it_holds():
     assert memories.bank_rows(2**31 - 1024) == 2**31 - 1024
     with pytest.raises(ValueError, match="at most 2,147,482,624, and the set has 2,147,483,658"):
-        memories.bank_rows(MANY)
+        memories.create_bank(jax.random.key(0), MANY, 128)
 
 
 class Net(nn.Module):

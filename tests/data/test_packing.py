@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from array_record.python import array_record_module
 from safetensors.numpy import load_file
 
 import ssl_jax
+from ssl_jax import __main__ as program
 from ssl_jax import data
 from ssl_jax.data import open_data, pack, packing, packing_records, pipeline, record_chunks
 from ssl_jax.data.crop import RandomCrop
@@ -332,3 +334,20 @@ def test_files_of_other_options_are_refused(tmp_path, options, message):
     (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[:70])
     with pytest.raises(ValueError, match=r"cut off|not written"):
         record_chunks.find(tmp_path / "b", 6)
+
+
+def test_the_command_says_what_was_packed_and_how_to_train_on_it(photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos/train/cat/00.jpg").write_bytes(b"\xff\xd8\xffno")
+    command = ["pack", str(tmp_path / "photos"), "--out", str(tmp_path / "packed"), "--resize=32", "--workers=2"]
+    program.main(command)
+    said = capsys.readouterr().out
+    assert "train: 11 images in 1 shard\n  left out: train/cat/00.jpg: a broken or truncated JPEG\n" in said
+    assert "test: 3 images in 1 shard" in said
+    assert f"ssl_jax train --config simclr:folder --config.data.path={tmp_path}/packed --workdir" in said
+    program.main(command)  # there is nothing left to do
+    assert capsys.readouterr().out == said
+    with pytest.raises(SystemExit, match=r"error: .*was packed with other resize \(32, now 0\)"):
+        program.main(command[:4])
+    with pytest.raises(SystemExit, match=r"error: .*there is no folder"):
+        program.main(["pack", str(tmp_path / "nothing"), "--out", str(tmp_path / "b")])

@@ -73,7 +73,8 @@ def bank_rows(num_images: int) -> int:
 
 def create_bank(rng: Key[Array, ""], num_images: int, dim: int) -> Float[Array, "rows dim"]:
     """A random direction for each image, and zeros in the rows that no image has; see `bank_rows`."""
-    return jnp.pad(directions(rng, num_images, dim), ((0, bank_rows(num_images) - num_images), (0, 0)))
+    free = bank_rows(num_images) - num_images
+    return jnp.pad(directions(rng, num_images, dim), ((0, free), (0, 0)))
 
 
 def update_bank(
