@@ -90,10 +90,12 @@ class Sight:
         # Others are asked only while this process waits, so their silence counts from then on, up to the last reading.
         silence = {index: self._read - max(known, self._progress) for index, (_, known) in sorted(self._heard.items())}
         silent = [
-            f"{dist.called(index, beat)} {dist.GONE}: no heartbeat for {silence[index]:.0f} s, the last one at step "
-            f"{beat.step} ({beat.stage})"
+            f"{dist.called(index, beat)} has ended ({beat.ended})"
+            if beat.ended
+            else f"{dist.called(index, beat)} {dist.GONE}: no heartbeat for {silence[index]:.0f} s, the last one at "
+            f"step {beat.step} ({beat.stage})"
             for index, beat in self._beats().items()
-            if index != own and silence.get(index, 0.0) > self._limits.silent
+            if index != own and (beat.ended or silence.get(index, 0.0) > self._limits.silent)
         ]
         if silent:
             return "; ".join(silent)

@@ -88,6 +88,12 @@ def test_where_all_are_alive_the_one_that_is_behind_is_named(steps, expected):
     assert verdict == f"no progress for 1805 s; {expected}" and after == 1805.0
 
 
+def test_a_process_that_said_why_it_ended_is_quoted():
+    ended = dist.Heartbeat(-1, 0.0, ended="no progress for 1805 s", host="b")
+    verdict, after = Watched().wait(60.0, lambda now: {0: beat(int(now), 7), 1: ended})
+    assert verdict == "process 1 on b has ended (no progress for 1805 s)" and after < 30.0
+
+
 def test_silence_in_an_earlier_wait_does_not_count():
     watched = Watched()
     assert watched.wait(60.0, lambda now: {0: beat(int(now), 7), 1: beat(3, 7)}) == ("", 60.0)
