@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from ssl_jax import config as configs
 from ssl_jax import dist
@@ -661,6 +663,45 @@ def test_jobsets_fit_their_schema_and_have_what_the_processes_need(name, limit):
     else:
         chips = math.prod(map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")))
         assert container["resources"]["limits"][limit] * spec["completions"] == chips
+
+
+def dockerfile():
+    """[(instruction, the rest)] of launch/Dockerfile, without comments, continued lines joined."""
+    text = re.sub(r"^#.*\n", "", (LAUNCH / "Dockerfile").read_text(), flags=re.MULTILINE)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [tuple(line.split(maxsplit=1)) for line in lines if line]
+
+
+def test_the_image_is_made_of_files_that_there_are():
+    instructions = dockerfile()
+    assert [name for name, _ in instructions[:2]] == ["ARG", "FROM"]
+    for name, rest in instructions:
+        if name == "COPY":
+            assert all((ROOT / file).exists() for file in rest.split()[:-1])
+    left_out = (LAUNCH / "Dockerfile.dockerignore").read_text().split()
+    assert ".git" in left_out and not {"requirements.lock", "ssl_jax", "launch", "README.md", "LICENSE"} & {*left_out}
+    if shutil.which("hadolint"):
+        subprocess.run(["hadolint", LAUNCH / "Dockerfile"], check=True)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda12", "cuda13", "tpu", "rocm"])
+def test_the_image_installs_the_platform_s_plugin(tmp_path, programs, platform):
+    (install,) = (rest for name, rest in dockerfile() if name == "RUN" and "requirements.lock" in rest)
+    environment = programs(pip='printf "%s\\n" "$@"') | {"PLATFORM": platform}
+    found = subprocess.run(
+        ["sh", "-ec", install], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    if platform == "rocm":
+        assert found.returncode == 1 and "PLATFORM=rocm: it is cpu, cuda12" in found.stderr
+        return
+    assert found.returncode == 0, found.stderr
+    requirement = Requirement(found.stdout.split()[-1])
+    assert requirement.extras == ({platform} if platform != "cpu" else set())
+    if platform != "cpu":
+        (ours,) = map(Requirement, extras[platform])
+        (version,) = (str(one.version) for one in requirement.specifier)
+        assert ours.extras == requirement.extras and ours.specifier.contains(version)
 
 
 def test_train_waits_longer_before_each_restart_of_a_cluster(tmp_path, stand_in, programs):
