@@ -13,6 +13,7 @@ memory.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -25,9 +26,10 @@ import numpy as np
 from jaxtyping import Int32, Shaped
 from tqdm import tqdm
 
+from ssl_jax import paths
 from ssl_jax.data.names import Names
 from ssl_jax.data.targets import Targets
-from ssl_jax.paths import AnyPath
+from ssl_jax.paths import AnyPath, StorePath
 
 FILE, FORMAT, VERSION = "ssl_jax_pack.json", "ssl_jax pack", 1
 UNFINISHED, PLAN = "unfinished", "plan.json"  # folder of a pack that is not at its end, and what is planned
@@ -144,13 +146,13 @@ def is_packed(root: AnyPath) -> bool:
     return False
 
 
-def made_of(root: Path) -> dict[str, Any]:
+def made_of(root: AnyPath) -> dict[str, Any]:
     """What `write` was given. Raises: as `read`."""
     read(root)
     return json.loads((root / FILE).read_text())["made_of"]
 
 
-def read(root: Path) -> dict[str, PackedSplit]:
+def read(root: AnyPath) -> dict[str, PackedSplit]:
     """Split -> what is known of it. Raises: ValueError for a damaged index, or one of a newer ssl_jax."""
     try:
         found = json.loads((root / FILE).read_text())
@@ -211,6 +213,38 @@ def open_columns(root: Path, name: str, split: PackedSplit) -> Columns:
         _mapped(root, name, "groups", split.images) if split.grouped else None,
         targets,
     )
+
+
+def on_disk(root: AnyPath, split: str) -> Path:
+    """A folder with the files that `open_columns` maps. Those of a store are copied below ~/.cache/ssl_jax (or
+    $XDG_CACHE_HOME), where the next start finds them."""
+    if not isinstance(root, StorePath):
+        return root
+    folder = cache("packed", os.fspath(root).encode() + b"\0" + paths.read_bytes(root / FILE))
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [f"{split}.names", *(f"{split}.{column}.npy" for column in ("rows", "labels", "groups", "targets"))]
+    for name in sorted(set(files).intersection(paths.names(root))):
+        if not (folder / name).exists():
+            _copy(root / name, folder / name)
+    return folder
+
+
+def cache(what: str, of: bytes) -> Path:
+    """The folder where files are kept from one start to the next. of: what they are made of."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl_jax"
+    return caches / what / hashlib.sha256(of).hexdigest()[:16]
+
+
+def _copy(file: StorePath, to: Path) -> None:
+    partial = to.with_name(f"{to.name}.{os.getpid()}.partial")  # several processes of a machine may copy at once
+    with (
+        partial.open("wb") as copied,
+        tqdm(desc=f"copying {file}", total=paths.size(file), unit="B", unit_scale=True, delay=1) as progress,
+    ):
+        for part in paths.parts(file):
+            copied.write(part)
+            progress.update(len(part))
+    partial.replace(to)
 
 
 def _mapped(root: Path, split: str, column: str, images: int, dtype: np.dtype | None = None) -> np.memmap:

@@ -13,10 +13,10 @@ import contextlib
 import csv
 import dataclasses
 import importlib
+import io
 import json
 import os
 import shutil
-import tempfile
 import threading
 import zlib
 from collections.abc import Collection, Generator, Mapping
@@ -27,12 +27,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ssl_jax import paths
 from ssl_jax.data import opening, packed_index, record_chunks
 from ssl_jax.data.formats import UndecodableImage
 from ssl_jax.data.packed_index import PLAN, RECORD, UNFINISHED, PackedSplit, shard_name
 from ssl_jax.data.packing_records import make_record
 from ssl_jax.data.sources import Source, digest_of, spread
 from ssl_jax.data.threads import default_threads
+from ssl_jax.paths import AnyPath, StorePath
 
 SHARD_MB = 256
 SAMPLED = 64  # images whose sizes say how many a shard holds
@@ -75,7 +77,8 @@ def pack(
 
     Args:
       text: what `open_data` takes.
-      out: the folder to make.
+      out: the folder to make. For one in an object store the shards are made below ~/.cache/ssl_jax (or
+        $XDG_CACHE_HOME), which needs room for all of them, and copied when the last one is done.
       resize: pixels of the shorter side of images that have more there; a JPEG becomes a JPEG of quality 95. 0: images
         stay as they are.
       shard_mb: about so many megabytes a shard.
@@ -86,10 +89,25 @@ def pack(
         raise ValueError(
             f"resize and workers must be 0 or above, and shard_mb above 0, got {resize}, {workers}, {shard_mb:g}"
         )
-    root = Path(out).expanduser() if isinstance(out, str) else Path(out)
+    root = paths.expanded(paths.path(out))
     sources = opening.open_splits(text, None)
     made_of = {name: [source.digest(), len(source)] for name, source in sources.items()}
     asked = {"images": made_of, "resize": resize, "shard_mb": shard_mb}
+    if not isinstance(root, StorePath):
+        return _pack(sources, root, asked, resize, shard_mb, workers)
+    folder = packed_index.cache("packing", os.fspath(root).encode())
+    if packed_index.is_packed_whole(root):
+        _check_same(root, packed_index.made_of(root), asked)
+        return _told(root)
+    packed = _pack(sources, folder, asked, resize, shard_mb, workers)
+    _copy_to_store(folder, root)
+    shutil.rmtree(folder)
+    return packed
+
+
+def _pack(
+    sources: Mapping[str, Source], root: Path, asked: dict[str, Any], resize: int, shard_mb: float, workers: int
+) -> Packed:
     work = root / UNFINISHED
     if packed_index.is_packed_whole(root):
         _check_same(root, packed_index.made_of(root), asked)
@@ -101,6 +119,21 @@ def pack(
         packed = {name: _finish(root, work, name, source, shards, resize) for name, source in sources.items()}
         packed_index.write(root, packed, asked)
     shutil.rmtree(work, ignore_errors=True)
+    return _told(root)
+
+
+def _copy_to_store(folder: Path, root: StorePath) -> None:
+    """Copies what is not there yet, the index last, which makes it a packed set. Raises: ValueError, StoreError."""
+    names = sorted(paths.files_below(folder), key=lambda name: (name == packed_index.FILE, name))
+    there = set(paths.names(root))
+    if others := sorted(there.difference(names)):
+        raise ValueError(f"{str(root)!r} holds other files, such as {others[0]}; name a new folder")
+    for name in tqdm(names, f"copying to {root}", unit=" files", delay=1):
+        if name not in there or paths.size(root / name) != paths.size(folder / name):
+            paths.upload(root / name, (folder / name).read_bytes())
+
+
+def _told(root: AnyPath) -> Packed:
     found = packed_index.read(root)
     return Packed(
         {name: split.images for name, split in found.items()},
@@ -125,7 +158,7 @@ def _begin(
     return plan
 
 
-def _check_same(root: Path, begun: dict[str, Any], asked: dict[str, Any]) -> None:
+def _check_same(root: AnyPath, begun: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raises: ValueError if a folder was packed, or begun, with other arguments than `asked`."""
     if changed := [key for key, value in asked.items() if begun.get(key) != value]:
         raise ValueError(
@@ -134,14 +167,14 @@ def _check_same(root: Path, begun: dict[str, Any], asked: dict[str, Any]) -> Non
         )
 
 
-def _left_out(root: Path, split: str) -> dict[str, str]:
+def _left_out(root: AnyPath, split: str) -> dict[str, str]:
     """{name: reason}, as `_finish` wrote them."""
     try:
-        with (root / f"{split}.unreadable.csv").open(newline="") as file:
-            _, *rows = csv.reader(file)
-            return {row[0]: row[1] for row in rows}
+        text = paths.read_bytes(root / f"{split}.unreadable.csv").decode()
     except FileNotFoundError:
         return {}
+    _, *rows = csv.reader(io.StringIO(text, newline=""))
+    return {row[0]: row[1] for row in rows}
 
 
 def _images_a_shard(source: Source, resize: int, shard_mb: float) -> int:
@@ -182,24 +215,24 @@ def _make(
     array_record: Any = importlib.import_module("array_record.python.array_record_module")
     written: list[tuple[int, int]] = []  # (size, CRC)
     left_out: list[tuple[int, str, str]] = []
-    with _local(root / shard.name) as path:
-        with _disk_errors(root / shard.name):
-            writer = array_record.ArrayRecordWriter(str(path), record_chunks.WRITER_OPTIONS)
-        for index in range(shard.start, shard.end):
-            if stop.is_set():
-                return
-            bar.update()
-            try:
-                record = make_record(source, index, resize)
-            except UndecodableImage as error:
-                left_out.append((index, error.name, error.reason))
-                continue
-            with _disk_errors(root / shard.name):
-                writer.write(record)
-            written.append((len(record), zlib.crc32(record)))
-        with _disk_errors(root / shard.name):
-            writer.close()
-        records = _checked(path, written)
+    path = root / shard.name
+    with _disk_errors(path):
+        writer = array_record.ArrayRecordWriter(str(path), record_chunks.WRITER_OPTIONS)
+    for index in range(shard.start, shard.end):
+        if stop.is_set():
+            return
+        bar.update()
+        try:
+            record = make_record(source, index, resize)
+        except UndecodableImage as error:
+            left_out.append((index, error.name, error.reason))
+            continue
+        with _disk_errors(path):
+            writer.write(record)
+        written.append((len(record), zlib.crc32(record)))
+    with _disk_errors(path):
+        writer.close()
+    records = _checked(path, written)
     with (work / f"{shard.name}.npy").open("wb") as file:
         np.save(file, records)
     _write_whole(work / f"{shard.name}.json", {"images": len(records), "left_out": left_out})
@@ -278,16 +311,3 @@ def _write_whole(path: Path, facts: dict[str, Any]) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(facts))
     partial.replace(path)
-
-
-@contextlib.contextmanager
-def _local(path: Path) -> Generator[Path]:
-    """A local file that becomes `path`: array_record writes no others."""
-    if "://" not in os.fspath(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / path.name
-        yield local
-        with local.open("rb") as found, path.open("wb") as file:
-            shutil.copyfileobj(found, file)

@@ -54,9 +54,20 @@ def after(position: int, size: int) -> int:
 
 def read(file: BinaryIO, position: int, size: int) -> bytes:
     """`size` bytes that begin at `position`, without the headers of blocks; fewer where the file ends."""
-    first = _skip_header(position)
+    first, end = span(position, size)
     file.seek(first)
-    stored = memoryview(file.read(after(first, size) - first))
+    return without_headers(file.read(end - first), first)
+
+
+def span(position: int, size: int) -> tuple[int, int]:
+    """Where in the file the bytes are that `without_headers` makes `size` bytes of, which begin at `position`."""
+    first = _skip_header(position)
+    return first, after(first, size)
+
+
+def without_headers(stored: bytes, first: int) -> bytes:
+    """The bytes of a `span` that begins at `first`, without the headers of blocks."""
+    stored = memoryview(stored)
     room = BLOCK - first % BLOCK
     if len(stored) <= room:
         return bytes(stored)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import paths
-from ssl_jax.data import open_data
+from ssl_jax.data import open_data, pack
 from ssl_jax.data.formats import UndecodableImage
 from ssl_jax.data.opening import open_splits
+from ssl_jax.stores import StoreError
 from tests.data.kinds import CLASSES, IMAGES, LABELS, WRITERS, png
 
 
@@ -104,3 +105,43 @@ def test_files_of_a_list_that_are_not_in_the_bucket(bucket):
     paths.upload(paths.path(f"{bucket}/lists/list.csv"), b"path\na.png\nmissing.png\n")
     with pytest.raises(FileNotFoundError, match=r"files that are not there: 1 of 2 \(row 3 'missing.png'\)"):
         open_data(f"{bucket}/lists/list.csv")
+
+
+def test_images_are_packed_into_a_store_and_a_pack_that_is_there_is_left(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text, out = str(WRITERS["csv_list"](tmp_path)), f"{bucket}/packs/whole"
+    first = pack(text, out, shard_mb=0.005)
+    assert sum(first.shards.values()) > 1 and not list((tmp_path / "cache").glob("ssl_jax/packing/*"))
+    there, here = open_data(out), open_data(text)
+    for k in range(len(here)):
+        np.testing.assert_array_equal(there[k], here[k])
+    np.testing.assert_array_equal(there.labels, here.labels)
+    before = {name: paths.read_bytes(paths.path(out) / name) for name in paths.names(paths.path(out))}
+    assert pack(text, out, shard_mb=0.005) == first
+    assert {name: paths.read_bytes(paths.path(out) / name) for name in before} == before
+    with pytest.raises(ValueError, match="was packed with other shard_mb"):
+        pack(text, out, shard_mb=1.0)
+    paths.upload(paths.path(f"{bucket}/taken/notes.txt"), b"text")
+    with pytest.raises(ValueError, match=r"holds other files, such as notes.txt"):
+        pack(text, f"{bucket}/taken", shard_mb=0.005)
+
+
+def test_a_copy_that_was_cut_short_goes_on(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text, out = str(WRITERS["csv_list"](tmp_path)), f"{bucket}/packs/cut"
+    upload_one, done = paths.upload, []
+
+    def fails(path, content):
+        if len(done) == 2:
+            raise StoreError("the store does not answer")
+        done.append(path)
+        upload_one(path, content)
+
+    monkeypatch.setattr(paths, "upload", fails)
+    with pytest.raises(StoreError):
+        pack(text, out, shard_mb=0.005)
+    with pytest.raises((ValueError, FileNotFoundError)):
+        open_data(out)
+    monkeypatch.setattr(paths, "upload", upload_one)
+    pack(text, out, shard_mb=0.005)
+    assert len(open_data(out)) == len(IMAGES)
