@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 
 from ssl_jax import paths, pretraining
 from ssl_jax.cli import train
-from ssl_jax.training import orbax_s3
+from ssl_jax.training import orbax_stores
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.workdir.metrics import TIMES, read_metrics
 
@@ -149,7 +149,7 @@ def metrics_of(workdir):
 
 def last_state(workdir):
     """The arrays of the checkpoint of the last step, as they were saved."""
-    orbax_s3.enable()
+    orbax_stores.enable()
     with ocp.StandardCheckpointer() as checkpointer:
         path = workdir / "checkpoints" / str(STEPS) / "state"
         saved = checkpointer.metadata(path).item_metadata

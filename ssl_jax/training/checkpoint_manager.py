@@ -7,8 +7,9 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from ssl_jax import paths
 from ssl_jax.paths import AnyPath
-from ssl_jax.training import orbax_s3
+from ssl_jax.training import orbax_stores
 
 BEST_METRIC = "knn_top1"
 
@@ -36,8 +37,8 @@ class Manager(ocp.CheckpointManager):
                 create_directories_asynchronously=False,
             ),
         )
-        if str(directory).startswith("s3://"):
-            orbax_s3.enable()
+        if paths.is_remote(directory):
+            orbax_stores.enable()
         handler, registry = _NotingHandler(failures), ocp.handlers.DefaultCheckpointHandlerRegistry()
         for kind in (ocp.args.StandardSave, ocp.args.StandardRestore):
             registry.add("state", kind, handler)

@@ -1,4 +1,4 @@
-"""Lets Orbax write to s3://, by TensorStore's driver for it.
+"""Lets Orbax write to s3://, by TensorStore's driver for it, and bounds how long TensorStore waits for a store.
 
 Orbax knows one kind of store, gs://. What it does there is right for s3://, too: a checkpoint is complete when a file
 says so, as a store cannot rename a directory. So Orbax is told that both are stores, and what their driver is called.
@@ -11,6 +11,8 @@ from typing import Any
 
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
+
+from ssl_jax import stores
 
 PREFIX = "s3://"
 REPLACED = (
@@ -32,7 +34,9 @@ def enable() -> None:
     of_google, is_google, normalized = (getattr(module, name) for module, name in REPLACED[1:])
 
     def driver(path: str) -> dict[str, Any]:
-        return amazon(path) if path.startswith(PREFIX) else of_google(path)
+        if path.startswith(PREFIX):
+            return {**amazon(path), "s3_request_retries": retries()}
+        return {**of_google(path), "gcs_request_retries": retries()}
 
     gcs_utils._GCS_PATH_PREFIX = ("gs://", PREFIX)
     gcs_utils.get_kvstore_for_gcs = driver
@@ -40,6 +44,18 @@ def enable() -> None:
     tensorstore_utils._normalize_path = lambda path: (
         PREFIX + os.path.normpath(path.removeprefix(PREFIX)) if path.startswith(PREFIX) else normalized(path)
     )
+
+
+def retries() -> dict[str, Any]:
+    """TensorStore's spec of its repetitions of a request: about as long as `stores.patience`."""
+    number, waited, wait = 0, 0.0, stores.FIRST_WAIT
+    while waited < stores.patience():
+        number, waited, wait = number + 1, waited + wait, min(2 * wait, stores.LONGEST_WAIT)
+    return {
+        "max_retries": number,
+        "initial_delay": f"{stores.FIRST_WAIT}s",
+        "max_delay": f"{stores.LONGEST_WAIT}s",
+    }
 
 
 def amazon(path: str) -> dict[str, Any]:
