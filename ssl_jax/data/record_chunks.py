@@ -67,12 +67,12 @@ def span(position: int, size: int) -> tuple[int, int]:
 
 def without_headers(stored: bytes, first: int) -> bytes:
     """The bytes of a `span` that begins at `first`, without the headers of blocks."""
-    stored = memoryview(stored)
     room = BLOCK - first % BLOCK
     if len(stored) <= room:
-        return bytes(stored)
-    starts = range(room + BLOCK_HEADER, len(stored), BLOCK)
-    return b"".join([stored[:room], *(stored[k : k + BLOCK - BLOCK_HEADER] for k in starts)])
+        return stored
+    view = memoryview(stored)
+    starts = range(room + BLOCK_HEADER, len(view), BLOCK)
+    return b"".join([view[:room], *(view[k : k + BLOCK - BLOCK_HEADER] for k in starts)])
 
 
 def _skip_header(position: int) -> int:
