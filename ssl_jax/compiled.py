@@ -15,6 +15,8 @@ from typing import Any
 import jax
 
 LEVEL = "xla_backend_optimization_level"
+# XLA's older emitters take less time for many small operations. jaxlib 0.11.1 has lost them, and refuses the option.
+OLDER_EMITTERS: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11, 1) else {}
 LEAST_SECONDS = 0.2  # that compiling took: what is faster is not worth a file
 
 
@@ -35,13 +37,13 @@ def options_of_once(platform: str) -> dict[str, Any] | None:
     """`compiler_options` of `jax.jit` for a program that runs once on such devices ("cpu", "gpu", "tpu"), so that
     compiling it fast matters more than its speed. None: XLA's defaults.
 
-    On a CPU, LLVM optimizes at level 1 of 3, unless XLA_FLAGS names a level, and XLA uses its older emitters, which
-    take less time for many small operations. Both give the same numbers, bit for bit; level 0 would not. Train steps
-    keep level 3: at level 1 those of BiGAN take 1.14 of the time.
+    On a CPU, LLVM optimizes at level 1 of 3, unless XLA_FLAGS names a level, and XLA uses its older emitters if it has
+    them. Both give the same numbers, bit for bit; level 0 would not. Train steps keep level 3: at level 1 those of
+    BiGAN take 1.14 of the time.
     """
     if platform != "cpu" or LEVEL in os.environ.get("XLA_FLAGS", ""):
         return None
-    return {LEVEL: 1, "xla_cpu_use_fusion_emitters": False}
+    return {LEVEL: 1, **OLDER_EMITTERS}
 
 
 def directory(workdir: Any = None) -> Any:

@@ -51,10 +51,9 @@ def test_a_cache_that_is_turned_off_stays_off(unset):
 
 def test_llvm_optimizes_less_on_a_cpu_unless_a_level_is_set(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    assert compiled.options_of_once("cpu") == {
-        "xla_backend_optimization_level": 1,
-        "xla_cpu_use_fusion_emitters": False,
-    }
+    options = compiled.options_of_once("cpu")
+    assert options == {"xla_backend_optimization_level": 1, **compiled.OLDER_EMITTERS}
+    jax.jit(lambda x: x + 1, compiler_options=options)(1.0)  # this jaxlib knows them
     assert compiled.options_of_once("gpu") is None and compiled.options_of_once("tpu") is None
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
     assert compiled.options_of_once("cpu") is None
@@ -66,7 +65,7 @@ def test_a_state_that_is_compiled_fast_has_the_values_of_one_that_is_optimized(m
     fast = compiled.options_of_once("cpu")
     module = nn.Conv(8, (3, 3))
     lowered = jax.jit(module.init).lower(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
-    full = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+    full = {"xla_backend_optimization_level": 3, **dict.fromkeys(compiled.OLDER_EMITTERS, True)}
     made, expected = (
         lowered.compile(compiler_options=options)(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
         for options in (fast, full)

@@ -120,6 +120,16 @@ def test_scripts_are_sound(script):
     subprocess.run(["shellcheck", "-x", script], cwd=ROOT, check=True)
 
 
+def test_another_python_needs_apt_and_says_so(tmp_path):
+    for name in ("bash", "dirname", "sed"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    code, output, _ = run(LAUNCH / "test_versions.sh", "--help", PATH=str(tmp_path))
+    assert code == 0 and output.startswith("bash launch/test_versions.sh") and "$ROOT_CACHE" in output
+    code, output, error = run(LAUNCH / "test_versions.sh", PATH=str(tmp_path))
+    assert (code, output) == (1, "") and "as root on Debian or Ubuntu; elsewhere, run launch/test.sh" in error
+    assert len(error.splitlines()) == 1
+
+
 def test_scripts_find_fashion_mnist(tmp_path):
     (tmp_path / ".venv/bin").mkdir(parents=True)
     python = tmp_path / ".venv/bin/python"

@@ -1,14 +1,12 @@
 """ArrayRecord files as sources of images: each record is the bytes of an image file. There are no labels."""
 
-# pyright: reportMissingTypeStubs=false
-
 from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from ssl_jax import paths
-from ssl_jax.data import shards
+from ssl_jax.data import record_chunks, shards
 from ssl_jax.data.formats import UndecodableImage
 from ssl_jax.data.record_source import RecordSource
 from ssl_jax.data.sources import Source
@@ -65,9 +63,8 @@ def _open(path: AnyPath):
             f"{path} is in an object store, where the library of ArrayRecord cannot read; copy it to a disk, or save "
             "the images as .tar or .parquet, which are read from a store"
         )
-    from array_record.python import array_record_data_source
-
+    array_record = record_chunks.library("array_record_data_source")
     try:
-        return array_record_data_source.ArrayRecordDataSource(str(path), RANDOM_ACCESS)
+        return array_record.ArrayRecordDataSource(str(path), RANDOM_ACCESS)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is no ArrayRecord file, or damaged: {error}") from error

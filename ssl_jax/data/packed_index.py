@@ -29,6 +29,7 @@ from tqdm import tqdm
 from ssl_jax import paths
 from ssl_jax.data.names import Names
 from ssl_jax.data.targets import Targets
+from ssl_jax.data.threads import read_at
 from ssl_jax.paths import AnyPath, StorePath
 
 FILE, FORMAT, VERSION = "ssl_jax_pack.json", "ssl_jax pack", 1
@@ -84,7 +85,7 @@ class Rows:
 
     def __getitem__(self, index: int) -> Row:
         place = self._first + index * ROW.itemsize
-        return Row(*ROW_FIELDS.unpack(os.pread(self._file.fileno(), ROW.itemsize, place)))
+        return Row(*ROW_FIELDS.unpack(read_at(self._file.fileno(), ROW.itemsize, place)))
 
 
 class PackedNames(Sequence[str]):
@@ -103,7 +104,7 @@ class PackedNames(Sequence[str]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         start, end = self._rows[index - 1].name_end if index else 0, self._rows[index].name_end
-        return os.fsdecode(os.pread(self._file.fileno(), end - start, start))
+        return os.fsdecode(read_at(self._file.fileno(), end - start, start))
 
     def __iter__(self) -> Iterator[str]:
         text = np.memmap(self._path, np.uint8, "r") if self._path.stat().st_size else np.zeros(0, np.uint8)

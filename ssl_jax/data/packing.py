@@ -12,7 +12,6 @@ in which order shards are made, by how many threads, and in how many starts.
 import contextlib
 import csv
 import dataclasses
-import importlib
 import io
 import json
 import os
@@ -89,6 +88,7 @@ def pack(
         raise ValueError(
             f"resize and workers must be 0 or above, and shard_mb above 0, got {resize}, {workers}, {shard_mb:g}"
         )
+    record_chunks.library("array_record_module")  # before any work
     root = paths.expanded(paths.path(out))
     sources = opening.open_splits(text, None)
     made_of = {name: [source.digest(), len(source)] for name, source in sources.items()}
@@ -212,7 +212,7 @@ def _make(
     shard: _Shard, source: Source, root: Path, work: Path, resize: int, stop: threading.Event, bar: "tqdm[Any]"
 ) -> None:
     """Writes a shard, then the positions of its records, then its facts: with these it is done."""
-    array_record: Any = importlib.import_module("array_record.python.array_record_module")
+    array_record = record_chunks.library("array_record_module")
     written: list[tuple[int, int]] = []  # (size, CRC)
     left_out: list[tuple[int, str, str]] = []
     path = root / shard.name

@@ -8,14 +8,26 @@ then its data. Here each chunk holds one record, uncompressed ("group_size:1,unc
 0, the size of its sizes, the sizes, the record.
 """
 
+import importlib
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 BLOCK, BLOCK_HEADER = 2**16, 24
 CHUNK_HEADER = struct.Struct("<QQQQQ")  # hash, bytes of data, hash of these, kind and records, bytes of the records
 RECORDS, UNCOMPRESSED = ord("r"), b"\0"
 WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+def library(module: str) -> Any:
+    """A module of array_record, which is for Linux and macOS only. Raises: ValueError if it is not installed."""
+    try:
+        return importlib.import_module(f"array_record.python.{module}")
+    except ImportError as error:
+        raise ValueError(
+            "ArrayRecord files need array_record: pip install array_record. It has no wheel for Windows; there, use "
+            "folders, .parquet or .tar"
+        ) from error
 
 
 def find(path: Path, count: int) -> list[tuple[int, int]]:

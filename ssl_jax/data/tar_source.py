@@ -84,7 +84,8 @@ def _read_at(path: AnyPath, offset: int, size: int) -> bytes:
         return paths.read_range(path, offset, offset + size)
     # Opened each time: threads then share no position, and a set may have more shards than files may be open.
     with open(path, "rb", buffering=0) as file:
-        return os.pread(file.fileno(), size, offset)
+        file.seek(offset)
+        return file.read(size)
 
 
 def tar_splits(text: str, channels: int | None) -> dict[str, Source]:

@@ -11,6 +11,8 @@ R = TypeVar("R")
 Key = TypeVar("Key", bound=Hashable)
 LEAST_THREADS = 4  # while one waits for the disk, another can work
 
+_moving = threading.Lock()
+
 
 def usable_cores() -> int:
     """Of those that the machine has, the processor cores that this process may use."""
@@ -20,6 +22,18 @@ def usable_cores() -> int:
 def default_threads() -> int:
     """One for each usable core, and at least LEAST_THREADS."""
     return max(usable_cores(), LEAST_THREADS)
+
+
+def read_at(file: int, size: int, position: int) -> bytes:
+    """Bytes of an open file, given its descriptor. Threads may share the file: its position stays as it is."""
+    if hasattr(os, "pread"):
+        return os.pread(file, size, position)
+    with _moving:  # Windows
+        before = os.lseek(file, 0, os.SEEK_CUR)
+        os.lseek(file, position, os.SEEK_SET)
+        found = os.read(file, size)
+        os.lseek(file, before, os.SEEK_SET)
+    return found
 
 
 def in_order(

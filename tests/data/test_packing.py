@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from array_record.python import array_record_module
 from safetensors.numpy import load_file
 
 import ssl_jax
@@ -24,6 +23,8 @@ from ssl_jax.data import open_data, pack, packing, packing_records, pipeline, re
 from ssl_jax.data.crop import RandomCrop
 from ssl_jax.data.formats import UndecodableImage
 from tests.data import kinds
+
+array_record_module = pytest.importorskip("array_record.python.array_record_module")  # Windows has none
 
 RNG = np.random.default_rng(0)
 SMOOTH = [cv2.GaussianBlur(RNG.integers(0, 256, (60 + k, 90, 3), np.uint8), (0, 0), 3) for k in range(12)]

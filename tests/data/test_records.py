@@ -5,12 +5,13 @@ import io
 import json
 import os
 import random
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from ssl_jax.data import open_data, open_pair, parquet_source
+from ssl_jax.data import open_data, open_pair, pack, parquet_source
 from ssl_jax.data.array_record_source import array_record_splits
 from ssl_jax.data.formats import UndecodableImage
 from ssl_jax.data.parquet_source import parquet_splits
@@ -278,6 +279,18 @@ def test_shards_with_other_columns_are_told(tmp_path):
     write_parquet(tmp_path / "a-1.parquet", {"image": [png(IMAGES[1])]})
     with pytest.raises(ValueError, match=r"a-1.parquet has no column label, as the first file has"):
         open_data(f"{tmp_path}/a-*.parquet")
+
+
+def test_array_record_is_asked_for_where_it_is_needed(tmp_path, monkeypatch):
+    for module in ("array_record_data_source", "array_record_module"):
+        monkeypatch.setitem(sys.modules, f"array_record.python.{module}", None)  # as on Windows
+    (tmp_path / "a.array_record").write_bytes(b"x")
+    (tmp_path / "a.png").write_bytes(png(IMAGES[0]))
+    with pytest.raises(ValueError, match="need array_record: pip install array_record"):
+        open_data(str(tmp_path / "a.array_record"))
+    with pytest.raises(ValueError, match="need array_record: pip install array_record"):
+        pack(str(tmp_path), tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
 
 
 def test_damaged_array_records_are_told_at_the_start_or_image_by_image(tmp_path):

@@ -1,10 +1,13 @@
 """Work in threads."""
 
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
-from ssl_jax.data.threads import one_ahead
+from ssl_jax.data.threads import one_ahead, read_at
 
 
 def test_each_item_is_made_while_the_one_before_is_used():
@@ -30,3 +33,18 @@ def test_an_error_comes_where_the_item_was_asked_for():
     with pytest.raises(ValueError, match="no second one"):
         next(found)
     assert list(one_ahead([])) == []
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_threads_read_from_one_file_whose_position_stays(tmp_path, monkeypatch, windows):
+    """Windows has no pread."""
+    content = np.random.default_rng(0).bytes(100_000)
+    (tmp_path / "file").write_bytes(content)
+    if windows:
+        monkeypatch.delattr(os, "pread")
+    places = range(0, len(content), 100)
+    with (tmp_path / "file").open("rb", buffering=0) as file, ThreadPoolExecutor(8) as pool:
+        file.seek(7)
+        found = list(pool.map(lambda place: read_at(file.fileno(), 100, place), places))
+        assert file.tell() == 7
+    assert b"".join(found) == content

@@ -80,6 +80,12 @@ def test_where_the_file_system_has_no_locks_a_run_is_warned_and_goes_on(tmp_path
         assert "cannot be locked (No locks available)" in caplog.text
 
 
+def test_on_windows_a_run_is_warned_and_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "fcntl", None)
+    with lock.alone(tmp_path):
+        assert "cannot be locked (Python has no fcntl on Windows): start no second run in it" in caplog.text
+
+
 def test_a_timer_passes_after_its_time_and_again_after_a_restart(monkeypatch):
     now = 100.0
     monkeypatch.setattr(termination.time, "monotonic", lambda: now)

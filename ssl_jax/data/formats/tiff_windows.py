@@ -6,7 +6,6 @@ strip is decoded before its size is checked.
 
 import itertools
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from ssl_jax.data.formats import jpeg2000
 from ssl_jax.data.formats.errors import Unreadable
 from ssl_jax.data.formats.header import check_jpeg_end, read_header
 from ssl_jax.data.formats.stored import check_size
+from ssl_jax.data.threads import read_at
 
 # Numbers of compressions. The decoders of these are told how many bytes to give:
 BOUNDED = {1, 2, 3, 4, 5, 8, 32946, 32773, 34925, 50000, 34926}  # none, CCITT, LZW, Deflate, PackBits, LZMA, Zstandard
@@ -46,7 +46,7 @@ class FileBytes:
         if isinstance(self._source, bytes):
             return self._source[offset : offset + count]
         # Threads share the file, so its position must not matter. A closed file raises here.
-        return os.pread(self._tif.filehandle.fileno(), count, offset)
+        return read_at(self._tif.filehandle.fileno(), count, offset)
 
     def mapped(self, offset: int, count: int) -> UInt8[np.ndarray, " bytes"]:
         if isinstance(self._source, bytes):
