@@ -14,7 +14,7 @@ def alike(claim, value):
     """Numbers to four digits: rows have them rounded."""
     if isinstance(value, tuple | list):
         return isinstance(claim, tuple) and len(claim) == len(value) and all(map(alike, claim, value))
-    if isinstance(value, bool | str) or isinstance(claim, bool | str):
+    if value is None or isinstance(value, bool | str) or isinstance(claim, bool | str):
         return claim == value
     return math.isclose(claim, value, rel_tol=1e-4)
 

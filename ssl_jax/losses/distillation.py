@@ -253,6 +253,39 @@ def koleo(z: Float[Array, "batch dim"], *, group: int = 0, axis_name: str | None
     return -jnp.mean(jnp.log(distance + eps))
 
 
+def gram(
+    student: Float[Array, "batch patches dim"],
+    teacher: Float[Array, "batch patches teacher_dim"],
+    *,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Two patches of an image should be as alike for the student as they are for the teacher, whatever their features.
+
+    The mean over images and all pairs of patches p, q of (cos(s_p, s_q) - cos(t_p, t_q))^2: the mean squared entry of
+    the difference of two Gram matrices, those of the normalized features of an image's patches.
+
+    Args:
+      student, teacher: [batch, patches, dim] features of the patches, any scale; patch p of both shows the same place.
+        Their dims may differ. The teacher carries no gradient.
+      axis_name: not used, because the mean needs no other device's rows; all losses have it.
+
+    Returns: float32 scalar in [0, 4]; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if student and teacher are not [batch, patches, dim] of the same images and patches.
+    Source: Simeoni et al. 2025, DINOv3, arXiv:2508.10104, eq. 2; a mean over pairs as in the authors' code, where the
+      paper has the sum.
+    """
+    if student.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
+        raise ValueError(
+            "student and teacher must be [batch, patches, dim] of the same images and patches, got "
+            f"{student.shape}, {teacher.shape}"
+        )
+    of_student, of_teacher = (
+        jnp.matmul(x, x.swapaxes(1, 2), precision="highest")
+        for x in (ops.normalize(student), ops.normalize(lax.stop_gradient(teacher)))
+    )
+    return jnp.mean(jnp.square(of_student - of_teacher))
+
+
 def msn(
     anchors: Float[Array, "anchors dim"],
     targets: Float[Array, "batch dim"],

@@ -25,6 +25,7 @@ from ssl_jax.methods.denoising import Denoising
 from ssl_jax.methods.densecl import DenseCL
 from ssl_jax.methods.dino import DINO
 from ssl_jax.methods.dinov2 import DINOv2
+from ssl_jax.methods.dinov3 import DINOv3
 from ssl_jax.methods.distill import Distill, Teacher
 from ssl_jax.methods.emp_ssl import EMPSSL
 from ssl_jax.methods.exemplar import Exemplar
@@ -102,6 +103,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "densecl": DenseCL,
     "dino": DINO,
     "dinov2": DINOv2,
+    "dinov3": DINOv3,
     "distill": Distill,
     "emp_ssl": EMPSSL,
     "exemplar": Exemplar,

@@ -165,6 +165,11 @@ class Method(Trainable, Protocol):
         ...
 
     @property
+    def mask_scale(self) -> int:
+        """By how many times it shrinks the views in `masked`: a mask's cells are as many times larger in the view."""
+        ...
+
+    @property
     def upright(self) -> bool:
         """Whether its views must stand upright, since its task is to tell how they were turned."""
         ...
@@ -235,6 +240,7 @@ class Base:
     masked: Sequence[str] = ()
     mask_ratio: float | None = None
     most_masked: int = 0
+    mask_scale: int = 1
     upright: bool = False
     chance_level: float | None = None
     preparing_steps: int = 0

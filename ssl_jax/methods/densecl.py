@@ -15,7 +15,7 @@ from ssl_jax.keys import COUNT, POSITIVE, SHARE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import memories
-from ssl_jax.models.abilities import without_drop_path
+from ssl_jax.models.abilities import without_noise
 from ssl_jax.models.heads import moco_head
 
 
@@ -146,7 +146,7 @@ class DenseCL(Base):
         if self.shuffle:
             order = jax.random.permutation(rng, order)
             images = toolkit.take_rows(images, order, axis_name)
-        backbone = without_drop_path(self.backbone)
+        backbone = without_noise(self.backbone)
         outputs, batch_stats = self.forward(
             backbone, teacher["params"], teacher["batch_stats"], images, axis_name, None
         )

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses, optim
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, OneOf
@@ -18,7 +17,6 @@ from ssl_jax.methods.toolkit import masking, self_distillation, transport
 from ssl_jax.models.heads import DINOHead
 
 CENTERINGS = ("mean", "sinkhorn")
-ITERATIONS = 3  # of Sinkhorn, the authors'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +80,7 @@ class DINOv2(Base):
         super().__post_init__()
         masking.check_vit(self)
         self_distillation.check_sharper(self, "warmup_teacher_temperature", "teacher_temperature")
-        if self.koleo_images == 1 or (self.koleo_images and self.schedule.batch_size % self.koleo_images):
-            raise ValueError(
-                f"koleo_images={self.koleo_images} must be at least 2 and divide "
-                f"batch_size={self.schedule.batch_size}; use 0 for the global batch"
-            )
+        self_distillation.check_koleo(self.koleo_images, self.schedule.batch_size)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -108,23 +102,12 @@ class DINOv2(Base):
         return self_distillation.frozen_steps(self, *(f"{name}/last" for name in self.heads))
 
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
-        heads = self.heads
-        rng, *rng_heads = jax.random.split(rng, 1 + len(heads))
-        params, batch_stats = toolkit.init({"backbone": self.backbone}, rng, images)
-        for (name, head), rng_head in zip(heads.items(), rng_heads, strict=True):
-            params[name], batch_stats[name] = head.init(rng_head, jnp.zeros((1, self.backbone.dim)))["params"], {}
-        teacher = toolkit.make_teacher({"backbone": self.backbone, **heads}, params, batch_stats)
-        params["mask_token"] = jnp.zeros(self.backbone.dim)
+        params, state = self_distillation.init(self.backbone, self.heads, rng, images)
         centers = {}
         if self.centering == "mean":
             last = self.patch_prototypes if self.separate_heads else self.prototypes
             centers = {"class": jnp.zeros(self.prototypes), "patch": jnp.zeros(last)}
-        return params, {
-            "batch_stats": batch_stats,
-            "teacher": teacher,
-            "centers": centers,
-            "step": jnp.zeros((), jnp.int32),
-        }
+        return params, {**state, "centers": centers}
 
     def loss(
         self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
@@ -139,13 +122,9 @@ class DINOv2(Base):
             of_head: Any = heads[name].apply({"params": params[name]}, x)
             return of_head
 
-        masks = jnp.stack(batch["masks"])
-        if self.most_masked:
-            first = jnp.argsort(~masks, axis=-1, stable=True)[..., : self.most_masked]
-            masks = jnp.take_along_axis(masks, first, axis=-1)
-            tokens, teacher_tokens = (
-                jnp.take_along_axis(x, first[..., None], axis=-2) for x in (tokens, teacher_tokens)
-            )
+        masks, (tokens, teacher_tokens) = self_distillation.masked_first(
+            jnp.stack(batch["masks"]), self.most_masked, tokens, teacher_tokens
+        )
         teacher_scores = {
             "class": scores("head", teacher, teacher_h),
             "patch": scores(patch_head, teacher, teacher_tokens),
@@ -156,14 +135,15 @@ class DINOv2(Base):
         class_loss = losses.cross_view(
             scores("head", params, h), targets["class"], temperature=self.student_temperature, axis_name=axis_name
         )
-        of_views = [
-            losses.masked_patches(*view, temperature=self.student_temperature, axis_name=axis_name)
-            for view in zip(scores(patch_head, params, tokens), targets["patch"], masks, strict=True)
-        ]
-        patch_loss = sum(of_views, start=jnp.zeros(())) / len(of_views)
+        patch_loss = self_distillation.masked_patches(
+            scores(patch_head, params, tokens),
+            targets["patch"],
+            masks,
+            temperature=self.student_temperature,
+            axis_name=axis_name,
+        )
         h = h[: len(self_distillation.GLOBAL)]
-        spreads = [losses.koleo(x, group=self.koleo_images, axis_name=axis_name) for x in h]
-        koleo = sum(spreads, start=jnp.zeros(()))
+        koleo = self_distillation.spread(h, self.koleo_images, axis_name)
         loss = class_loss + self.patch_weight * patch_loss + self.koleo_weight * koleo
         metrics = {
             "class_loss": class_loss,
@@ -185,17 +165,9 @@ class DINOv2(Base):
         )
         centers = state["centers"]
 
-        def share_out(
-            scores: Float[Array, "*rows prototypes"], counts: Shaped[Array, "*rows"]
-        ) -> Float[Array, "*rows prototypes"]:
-            rows, weights = scores.reshape(-1, scores.shape[-1]), counts.reshape(-1).astype(jnp.float32)
-            codes = losses.sinkhorn(
-                rows, epsilon=temperature, iterations=ITERATIONS, weights=weights, axis_name=axis_name
-            )
-            return codes.reshape(scores.shape)
-
         if self.centering == "sinkhorn":
-            return {name: share_out(scores[name], counts[name]) for name in scores}, centers
+            share_out = self_distillation.share_out
+            return {name: share_out(scores[name], temperature, counts[name], axis_name) for name in scores}, centers
         moved = {
             name: self_distillation.move_center(centers[name], scores[name], self.center_decay, axis_name, counts[name])
             for name in scores
@@ -216,7 +188,7 @@ class DINOv2(Base):
         sinkhorn = self.centering == "sinkhorn"
         tokens = 2 * toolkit.row_bytes(self.schedule.batch_size, self.backbone.dim)
         return Traffic(
-            reduced=transport.sinkhorn_bytes(prototypes, ITERATIONS) if sinkhorn else 4 * prototypes,
+            reduced=transport.sinkhorn_bytes(prototypes, self_distillation.ITERATIONS) if sinkhorn else 4 * prototypes,
             gathered=tokens,
             scattered=tokens,
         )

@@ -16,7 +16,7 @@ from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic, Variables
 from ssl_jax.methods.toolkit import masking, transport
-from ssl_jax.models.abilities import without_drop_path
+from ssl_jax.models.abilities import without_noise
 from ssl_jax.models.heads import MLP
 
 
@@ -112,7 +112,7 @@ class MSN(Base):
         if focal:
             z_focal, student = self._project(self.backbone, student, focal, axis_name, rng=rng_focal)
             anchors = jnp.concatenate([anchors, z_focal.reshape(-1, z.shape[-1])])
-        backbone = without_drop_path(self.backbone)
+        backbone = without_noise(self.backbone)
         z_target, teacher = lax.stop_gradient(self._project(backbone, state["teacher"], [target], axis_name))
         loss = losses.pmsn(
             anchors,

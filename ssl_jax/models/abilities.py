@@ -6,8 +6,9 @@ A backbone is a Linen module with `dim`: images [batch, height, width, channels]
         positions is h, unless `pool` says otherwise
     pool    with a feature map: "mean" says that h is the last normalization of a mean; the map's positions are then
         normalized one by one, and their mean is not h
-    tokens(images, train, axis_name, *, mask, mask_token, keep, attend) -> [batch, prefix + patches, dim] after the last
-        normalization, as in `vit.ViT.__call__`; it then also has the fields patch_size, num_prefix, class_token, pool
+    tokens(images, train, axis_name, *, mask, mask_token, keep, attend, prefix_norm) -> [batch, prefix + patches, dim]
+        after the last normalization, as in `vit.ViT.__call__`; it then also has the fields patch_size, num_prefix,
+        class_token, pool. Only DINOv3 with local_norm gives a prefix_norm
     sizes_together  with tokens: whether images and mask may be tuples, of several sizes; the result then is one, too
     masked_map(images, train, axis_name, *, mask, mask_token) -> the feature map of images of which squares are hidden.
         A square has `stride` pixels a side and is one place of the map. mask [batch, places] is True where one is
@@ -15,6 +16,8 @@ A backbone is a Linen module with `dim`: images [batch, height, width, channels]
     depth   the number of its blocks, named blocks_0, blocks_1, ..., for learning rates by layer
     drop_path   the probability of stochastic depth
 """
+
+from typing import Any
 
 import flax.linen as nn
 
@@ -56,6 +59,7 @@ def depth(backbone: nn.Module) -> int:
     return getattr(backbone, "depth", 0)
 
 
-def without_drop_path(module: nn.Module) -> nn.Module:
-    """The module without stochastic depth."""
-    return module.clone(drop_path=0.0) if hasattr(module, "drop_path") else module
+def without_noise(module: nn.Module) -> nn.Module:
+    """The module without what is drawn in training: stochastic depth, and the jitter of positions."""
+    quiet: dict[str, Any] = {"drop_path": 0.0, "rope_jitter": 1.0}
+    return module.clone(**{name: value for name, value in quiet.items() if hasattr(module, name)})

@@ -3,7 +3,7 @@
 Modules have timm's names, with "_" for "." before a number, so that weights/names.py needs no table of names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +17,8 @@ from ssl_jax.models.dense import Dense
 from ssl_jax.models.heads import torch_init
 from ssl_jax.models.positions import Rope, rotate
 from ssl_jax.ops.shards import gather_all, has_shards
+
+NormParams = Mapping[str, Any]  # "scale" and "bias" [dim] of a LayerNorm
 
 MLPS = ("gelu", "quick_gelu", "swiglu")
 
@@ -187,3 +189,12 @@ def dense(features: int, dtype: Any, name: str, bias: bool = True) -> nn.Module:
 def layer_norm(dtype: Any, name: str, eps: float = 1e-6) -> nn.Module:
     # Not the fast variance, E[x^2] - E[x]^2: it loses its digits where a token's mean is far from 0.
     return nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def normed_by(
+    params: NormParams, x: Float[Array, "batch tokens dim"], eps: float = 1e-6
+) -> Float[Array, "batch tokens dim"]:
+    """LayerNorm by parameters that the caller has, in float32."""
+    norm = nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=jnp.float32, parent=None)
+    normed: Any = norm.apply({"params": params}, x)
+    return normed

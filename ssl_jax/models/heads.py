@@ -116,10 +116,12 @@ class DINOHead(nn.Module):
 
     Each prototype is a unit vector: w / |w| in the forward pass (weight normalization of gain 1; the gradient goes
     through it). So the scores are cosines. trainable_gain multiplies each prototype's score by a trainable gain.
+    With unit_prototypes=False, prototypes have any length and begin as N(0, 0.02), like the other layers.
 
     hidden: widths of the layers before the bottleneck. batch_norm: BatchNorm before each GELU (the authors' choice for
       ResNets).
-    Source: Caron et al. 2021, arXiv:2104.14294, appendix C; trainable_gain: DINOv2's, arXiv:2304.07193.
+    Source: Caron et al. 2021, arXiv:2104.14294, appendix C; trainable_gain: DINOv2's, arXiv:2304.07193;
+      unit_prototypes=False: DINOv3's, arXiv:2508.10104, the authors' code.
     """
 
     prototypes: int
@@ -127,23 +129,30 @@ class DINOHead(nn.Module):
     bottleneck: int = 256
     batch_norm: bool = False
     trainable_gain: bool = False
+    unit_prototypes: bool = True
 
     @nn.compact
     def __call__(
         self, h: Float[Array, "batch *positions features"], train: bool = False, axis_name: str | None = None
     ) -> Float[Array, "batch *positions prototypes"]:
-        widths = (*self.hidden, self.bottleneck)
+        widths, narrow = (*self.hidden, self.bottleneck), nn.initializers.normal(0.02)
         mlp = MLP(
             widths,
             hidden_norm=self.batch_norm,
             activation="gelu",
             hidden_bias=not self.batch_norm,
             output_bias=True,
-            kernel_init=nn.initializers.normal(0.02),
+            kernel_init=narrow,
             name="mlp",
         )
         z = unit(mlp(h, train=train, axis_name=axis_name))
-        return Prototypes(self.prototypes, normalized=True, gain=self.trainable_gain, name="last")(z)
+        return Prototypes(
+            self.prototypes,
+            normalized=self.unit_prototypes,
+            gain=self.trainable_gain,
+            kernel_init=torch_init if self.unit_prototypes else narrow,
+            name="last",
+        )(z)
 
 
 class Prototypes(nn.Module):
@@ -156,12 +165,13 @@ class Prototypes(nn.Module):
     count: int
     normalized: bool = True
     gain: bool = False
+    kernel_init: Callable[..., Array] = torch_init
 
     @nn.compact
     def __call__(
         self, z: Float[Array, "batch *positions dim"], train: bool = False, axis_name: str | None = None
     ) -> Float[Array, "batch *positions count"]:
-        kernel = self.param("kernel", torch_init, (z.shape[-1], self.count))
+        kernel = self.param("kernel", self.kernel_init, (z.shape[-1], self.count))
         if self.normalized:
             kernel = unit(kernel.T).T
         scores = z.astype(jnp.float32) @ kernel

@@ -19,7 +19,7 @@ from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, OneOf, Range
 from ssl_jax.models import stochastic_depth
 from ssl_jax.models._options import BranchDType, Remat
 from ssl_jax.models.attention import AttentionKind
-from ssl_jax.models.blocks import MLPS, Block, PatchEmbed, layer_norm, weight_init
+from ssl_jax.models.blocks import MLPS, Block, NormParams, PatchEmbed, layer_norm, normed_by, weight_init
 from ssl_jax.models.positions import (
     RelativePositions,
     Rope,
@@ -184,6 +184,7 @@ class ViT(nn.Module):
         *,
         mask: Bool[Array, "batch patches"] | tuple[Bool[Array, "_ _"] | None, ...] | None = None,
         mask_token: Float[Array, " dim"] | None = None,
+        prefix_norm: NormParams | tuple[NormParams | None, ...] | None = None,
         keep: Int[Array, "batch kept"] | None = None,
         attend: Bool[Array, "#batch #queries #keys"] | None = None,
         tokens: bool = False,
@@ -197,10 +198,13 @@ class ViT(nn.Module):
 
         Args:
           images: or a tuple of images of several sizes, which pass each block side by side. Then blocks that are shards
-            are gathered once for all sizes, and their gradient is sent once. The result is a tuple, and so is `mask`.
-            The second size draws from the random stream "dropout1", the third from "dropout2", and so on.
+            are gathered once for all sizes, and their gradient is sent once. The result is a tuple, and `mask` and
+            `prefix_norm` may be. The second size draws from the random stream "dropout1", the third from "dropout2",
+            and so on.
           mask, mask_token: where `mask` is True, the token replaces the patch's embedding, before positions are added
             (as in BERT).
+          prefix_norm: "scale" and "bias" [dim] of a LayerNorm that is the last of the class token and the registers, in
+            place of the model's own. With `tokens` only.
           keep: indices of the patches that enter the blocks, in this order; the others are left out (MAE).
           attend: True where a query may attend to a key, in every block; broadcast to [batch, tokens, tokens]. Tokens
             are those that enter the blocks, in the order of `tokens`. None: all attend to all. A query that may attend
@@ -214,6 +218,7 @@ class ViT(nn.Module):
             raise ValueError("images of several sizes go together without microbatch, keep, attend and last_blocks")
         sizes = images if several else (images,)
         masks = mask if isinstance(mask, tuple) else (mask,) * len(sizes)
+        norms = prefix_norm if isinstance(prefix_norm, tuple) else (prefix_norm,) * len(sizes)
         train = train and not self.is_initializing()  # while initializing, there are no parameters to stack
         embed = PatchEmbed(self.dim, self.patch_size, jnp.dtype(self.dtype), bias=not self.pre_norm, name="patch_embed")
         embedded = [embed(x.astype(self.dtype)).astype(jnp.float32) for x in sizes]
@@ -248,7 +253,7 @@ class ViT(nn.Module):
         outputs: Any = run(self, groups, bias, max(last_blocks, 1))
         if last_blocks:
             return jnp.stack([of_block[0] for of_block in outputs], axis=1)
-        found = self.leave(outputs[-1], tokens)
+        found = self.leave(outputs[-1], tokens, norms)
         return found if several else found[0]
 
     def tokens(
@@ -260,7 +265,7 @@ class ViT(nn.Module):
     ) -> Any:
         """All tokens after the last LayerNorm, [batch, tokens, dim]; a tuple of them for images of several sizes.
 
-        options: mask, mask_token, keep and attend of `__call__`.
+        options: mask, mask_token, prefix_norm, keep and attend of `__call__`.
         """
         return self(images, train, axis_name, tokens=True, **options)
 
@@ -287,7 +292,9 @@ class ViT(nn.Module):
             prefix = [prefix[0] + cls_position, *prefix[1:]]
         return jnp.concatenate([*(jnp.repeat(token, len(x), axis=0) for token in prefix), x], axis=1)
 
-    def leave(self, xs: Sequence[Float[Array, "_ _ dim"]], tokens: bool) -> tuple[Array, ...]:
+    def leave(
+        self, xs: Sequence[Float[Array, "_ _ dim"]], tokens: bool, prefix_norms: Sequence[NormParams | None]
+    ) -> tuple[Array, ...]:
         """What `__call__` returns, from the last block's output for each size."""
         if self.pool == "mean":
             if tokens:
@@ -298,7 +305,13 @@ class ViT(nn.Module):
         norm = layer_norm(jnp.float32, "norm", self.norm_eps)
         if self.pool == "cls" and not tokens:
             return tuple(norm(x[:, 0]) for x in xs)
-        normed = tuple(norm(x) for x in xs)
+        count = self.num_prefix
+        normed = tuple(
+            norm(x)
+            if own is None
+            else jnp.concatenate([normed_by(own, x[:, :count], self.norm_eps), norm(x[:, count:])], axis=1)
+            for x, own in zip(xs, prefix_norms, strict=True)
+        )
         return normed if tokens else tuple(jnp.mean(x[:, self.num_prefix :], axis=1) for x in normed)
 
     def learned_token(self, name: str, count: int) -> Float[Array, "1 count dim"]:

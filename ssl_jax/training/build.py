@@ -331,7 +331,8 @@ def masks(config: Config, method: Method, crops: Sequence[Augmentation | OwnAugm
         raise configs.ConfigError(f"method {name} {wants}, got {dict(config.mask)}")
     if not masked:
         return [None] * len(method.views)
-    mask = configs.call(Mask, dict(config.mask), "config.mask", patch_size=abilities.masked_side(method.backbone))
+    side = method.mask_scale * abilities.masked_side(method.backbone)
+    mask = configs.call(Mask, dict(config.mask), "config.mask", patch_size=side)
     # With a mask_ratio, the number of masked patches is part of the network's shapes: it is the same for all images.
     ratio = method.mask_ratio
     if ratio is not None and (mask.ratio, mask.images) != ((ratio, ratio), 1.0):

@@ -331,6 +331,47 @@ def test_koleo_refuses_other_shapes(shape):
         losses.koleo(np.ones(shape))
 
 
+# gram
+
+
+def reference_gram(student, teacher):
+    errors = []
+    for s, t in zip(student, teacher, strict=True):
+        for p in range(len(s)):
+            for q in range(len(s)):
+                errors.append((unit(s[p]) @ unit(s[q]) - unit(t[p]) @ unit(t[q])) ** 2)
+    return np.mean(errors)
+
+
+def test_gram_is_the_papers_formula_whatever_the_dims():
+    patches = draw(3, 5, 4, scale=3.0), draw(3, 5, 2, seed=1)
+    checks.equals_reference(losses.gram, reference_gram, *patches, argnums=(0,))
+    assert not np.any(checks.value_and_grad(losses.gram, *patches, argnums=(1,))[1][0])
+
+
+def test_gram_over_devices_is_that_of_the_whole_batch():
+    checks.same_on_devices(losses.gram, draw(8, 5, 4), draw(8, 5, 4, seed=1), argnums=(0,))
+
+
+def test_gram_is_finite():
+    checks.finite_everywhere(losses.gram, draw(4, 5, 4), draw(4, 5, 4, seed=1), argnums=(0,))
+
+
+def test_gram_of_turned_features_is_zero_and_of_features_that_became_alike_is_not():
+    turn, _ = np.linalg.qr(draw(4, 4, seed=2))
+    patches = np.tile(np.eye(4, dtype=np.float32), (2, 1, 1))  # all at right angles
+    turned, alike = 7.0 * patches @ turn, np.ones_like(patches)
+    np.testing.assert_allclose(losses.gram(turned, patches), 0.0, atol=1e-6)
+    np.testing.assert_allclose(losses.gram(alike, patches), 12 / 16, rtol=1e-6)  # all pairs but the 4 equal ones
+
+
+@pytest.mark.parametrize("shapes", [((2, 3, 4), (2, 5, 4)), ((2, 4), (2, 4)), ((2, 3, 4), (1, 3, 4))])
+@pytest.mark.usefixtures("unchecked")
+def test_gram_refuses_other_shapes(shapes):
+    with pytest.raises(ValueError, match=r"must be \[batch, patches, dim\] of the same images and patches, got"):
+        losses.gram(*map(np.ones, shapes))
+
+
 # msn and pmsn
 
 
@@ -415,6 +456,7 @@ def test_msn_is_finite(name):
 def test_bfloat16_is_computed_in_float32():
     checks.computed_in_float32(
         (losses.negative_cosine, checks.draw(batch=5), (0, 1)),
+        (losses.gram, (draw(8, 5, 4), draw(8, 5, 4, seed=1)), (0,)),
         (DINO, dino_arrays(), DINO_ARRAYS),
         (IBOT, ibot_arrays(), (0, 1, 2)),
         (losses.koleo, [draw(8, 4)], (0,)),

@@ -347,7 +347,8 @@ def _prototypes(train: Split, batch: int) -> Iterator[Advice]:
     most = max(train.read // IMAGES_A_PROTOTYPE, 2)
     if most < MOST_PROTOTYPES:
         swav = min(most, SWAV_PROTOTYPES)
-        text = f"swav, deepcluster_v2, sela_v2: at most {swav:,} prototypes; dino, ibot, dinov2, msn: at most {most:,}."
+        text = f"swav, deepcluster_v2, sela_v2: at most {swav:,} prototypes; "
+        text += f"dino, ibot, dinov2, dinov3, msn: at most {most:,}."
         because = f"So each has {IMAGES_A_PROTOTYPE} images, as in DINO on ImageNet."
         if train.labels and 3 * len(train.labels.counts) > swav:
             because += f" SwAV's authors have three for each class, which are {3 * len(train.labels.counts):,} here."

@@ -1,6 +1,7 @@
 """The tokens of a ViT, for methods that mask patches."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -134,10 +135,11 @@ def encode(
     keep: Sequence[Int[Array, "batch kept"]] | None = None,
     axis_name: str | None,
     rng: Key[Array, ""] | None = None,
+    **options: Any,
 ) -> tuple[Float[Array, "views batch dim"], Float[Array, "views batch _ dim"]]:
     """Views of one size through a ViT in training mode -> (class tokens, patches). The views pass as one batch.
 
-    params: of the ViT. masks, keep: one for each view. masks, mask_token and keep are as the ViT takes them.
+    params: of the ViT. masks, keep: one for each view. masks, mask_token, keep and options are as the ViT takes them.
     """
 
     tokens, _ = toolkit.train_apply(
@@ -151,6 +153,7 @@ def encode(
         mask=None if masks is None else _rows(masks),
         mask_token=mask_token,
         keep=None if keep is None else _rows(keep),
+        **options,
     )
     return _views_apart(tokens, len(views), backbone.num_prefix)
 
@@ -164,17 +167,30 @@ def encode_sizes(
     mask_token: Float[Array, " dim"],
     axis_name: str | None,
     rngs: Sequence[Key[Array, ""]],
+    later_norm: Params | None = None,
 ) -> list[tuple[Float[Array, "views batch dim"], Float[Array, "views batch _ dim"]]]:
     """`encode` of the views of each size, of which the first have masks.
 
+    later_norm: `prefix_norm` of the ViT for views of all sizes but the first; None: the ViT's own norm.
     If the backbone can, and its blocks are shards, the sizes pass the blocks together: then each block is gathered once
     for all of them. Otherwise one size passes after the other, which needs less memory. Results are the same.
     """
     of_sizes = [masks, *[None] * (len(sizes) - 1)]
+    later: dict[str, Any] = {} if later_norm is None else {"prefix_norm": later_norm}
+    options = [{}, *[later] * (len(sizes) - 1)]
     if len(sizes) == 1 or not (sizes_together(backbone) and has_shards(params)):
         return [
-            encode(backbone, params, views, masks=masks, mask_token=mask_token, axis_name=axis_name, rng=rng)
-            for views, masks, rng in zip(sizes, of_sizes, rngs, strict=True)
+            encode(
+                backbone,
+                params,
+                views,
+                masks=masks,
+                mask_token=mask_token,
+                axis_name=axis_name,
+                rng=rng,
+                **of_size,
+            )
+            for views, masks, rng, of_size in zip(sizes, of_sizes, rngs, options, strict=True)
         ]
     found, _ = toolkit.train_apply(
         backbone,
@@ -186,6 +202,7 @@ def encode_sizes(
         method="tokens",
         mask=tuple(None if masks is None else _rows(masks) for masks in of_sizes),
         mask_token=mask_token,
+        **({} if later_norm is None else {"prefix_norm": (None, *[later_norm] * (len(sizes) - 1))}),
     )
     return [_views_apart(tokens, len(views), backbone.num_prefix) for tokens, views in zip(found, sizes, strict=True)]
 

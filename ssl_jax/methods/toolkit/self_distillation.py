@@ -1,27 +1,30 @@
-"""What DINO, iBOT and DINOv2 share: their views, their schedules, and the centers of the teacher's scores."""
+"""What DINO, iBOT, DINOv2 and DINOv3 share: views, schedules, first weights, centers and Sinkhorn's targets, KoLeo."""
 
 # pyright: reportUnknownMemberType=false
 
-from collections.abc import Mapping
-from typing import Protocol, cast, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from ssl_jax import optim
+from ssl_jax import losses, optim
+from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Batch, Params, Schedule, State
 from ssl_jax.methods.toolkit import masking
-from ssl_jax.models.abilities import without_drop_path
+from ssl_jax.models.abilities import without_noise
+from ssl_jax.models.heads import DINOHead
 
 GLOBAL = ("global1", "global2")
+ITERATIONS = 3  # of Sinkhorn, the authors'
 
 
 @runtime_checkable
 class SelfDistillation(Protocol):
-    """The fields of DINO, iBOT and DINOv2 that the functions below read."""
+    """The fields of DINO, iBOT, DINOv2 and DINOv3 that the functions below read."""
 
     @property
     def backbone(self) -> nn.Module: ...
@@ -55,6 +58,15 @@ def check_sharper(method: SelfDistillation, *names: str) -> None:
             )
 
 
+def check_koleo(koleo_images: int, batch_size: int) -> None:
+    """Raises: ValueError for groups of images that have no neighbors, or do not fill the batch; 0 is one group."""
+    if koleo_images == 1 or (koleo_images and batch_size % koleo_images):
+        raise ValueError(
+            f"koleo_images={koleo_images} must be at least 2 and divide batch_size={batch_size}; "
+            "use 0 for the global batch"
+        )
+
+
 def temperature(method: SelfDistillation, start: float, end: float, step: Int[Array, ""]) -> float | Float[Array, ""]:
     """The teacher's temperature: a straight line from `start` to `end` over `warmup_temperature_epochs`.
 
@@ -69,6 +81,22 @@ def frozen_steps(method: SelfDistillation, *paths: str) -> Mapping[str, int]:
     return {path: steps for path in paths if steps}
 
 
+def init(
+    backbone: nn.Module,
+    heads: Mapping[str, DINOHead],
+    rng: Key[Array, ""],
+    images: Float[Array, "batch height width channels"],
+) -> tuple[dict[str, Any], State]:
+    """(the parameters of backbone, heads and mask token; a state of "batch_stats", the "teacher" and "step")"""
+    rng, *rng_heads = jax.random.split(rng, 1 + len(heads))
+    params, batch_stats = toolkit.init({"backbone": backbone}, rng, images)
+    for (name, head), rng_head in zip(heads.items(), rng_heads, strict=True):
+        params[name], batch_stats[name] = head.init(rng_head, jnp.zeros((1, backbone.dim)))["params"], {}
+    teacher = toolkit.make_teacher({"backbone": backbone, **heads}, params, batch_stats)
+    params["mask_token"] = jnp.zeros(backbone.dim)
+    return params, {"batch_stats": batch_stats, "teacher": teacher, "step": jnp.zeros((), jnp.int32)}
+
+
 def encode(
     method: SelfDistillation,
     params: Params,
@@ -76,6 +104,7 @@ def encode(
     batch: Batch,
     rng: Key[Array, ""],
     axis_name: str | None,
+    local_norm: Params | None = None,
 ) -> tuple[
     Float[Array, "views batch dim"],
     Float[Array, "2 batch patches dim"],
@@ -85,7 +114,7 @@ def encode(
     """(the student's class tokens, its patches of the large crops, the teacher's class tokens, the teacher's patches)
 
     The student sees the large crops with patches masked, and the small ones whole. The teacher sees the large crops
-    whole.
+    whole. local_norm: "scale" and "bias" of the last LayerNorm of the small crops' class tokens; None: the backbone's.
     """
     views, count = batch["views"], len(GLOBAL)
     sizes = [views[:count], views[count:]] if method.local_views else [views]
@@ -97,11 +126,58 @@ def encode(
         mask_token=params["mask_token"],
         axis_name=axis_name,
         rngs=list(jax.random.split(rng))[: len(sizes)],
+        later_norm=local_norm,
     )
     h = jnp.concatenate([h, *(of_size for of_size, _ in local)])
     teacher = state["teacher"]["params"]["backbone"]
-    whole = masking.encode(without_drop_path(method.backbone), teacher, views[:count], axis_name=axis_name)
+    whole = masking.encode(without_noise(method.backbone), teacher, views[:count], axis_name=axis_name)
     return h, patches, *lax.stop_gradient(whole)
+
+
+def masked_first(
+    masks: Bool[Array, "views batch patches"], most: int, *patches: Float[Array, "views batch patches dim"]
+) -> tuple[Bool[Array, "views batch most"], list[Float[Array, "views batch most dim"]]]:
+    """(masks, patches) of `most` patches of each image, the masked ones first. 0: all, in their order."""
+    if not most:
+        return masks, list(patches)
+    first = jnp.argsort(~masks, axis=-1, stable=True)[..., :most]
+    taken = [jnp.take_along_axis(x, first[..., None], axis=-2) for x in patches]
+    return jnp.take_along_axis(masks, first, axis=-1), taken
+
+
+def masked_patches(
+    scores: Float[Array, "views batch patches prototypes"],
+    targets: Float[Array, "views batch patches prototypes"],
+    masks: Bool[Array, "views batch patches"],
+    *,
+    temperature: float,
+    axis_name: str | None,
+) -> Float[Array, ""]:
+    """The mean over views of `losses.masked_patches`."""
+    of_views = [
+        losses.masked_patches(*view, temperature=temperature, axis_name=axis_name)
+        for view in zip(scores, targets, masks, strict=True)
+    ]
+    return sum(of_views, start=jnp.zeros(())) / len(of_views)
+
+
+def spread(
+    h: Sequence[Float[Array, "batch dim"]] | Float[Array, "views batch dim"], koleo_images: int, axis_name: str | None
+) -> Float[Array, ""]:
+    """The sum over views of `losses.koleo`."""
+    return sum((losses.koleo(x, group=koleo_images, axis_name=axis_name) for x in h), start=jnp.zeros(()))
+
+
+def share_out(
+    scores: Float[Array, "*rows prototypes"],
+    temperature: float | Float[Array, ""],
+    counts: Shaped[Array, "*rows"],
+    axis_name: str | None,
+) -> Float[Array, "*rows prototypes"]:
+    """The teacher's targets by Sinkhorn, over all rows of the global batch. counts: 0 for rows that take no part."""
+    rows, weights = scores.reshape(-1, scores.shape[-1]), counts.reshape(-1).astype(jnp.float32)
+    codes = losses.sinkhorn(rows, epsilon=temperature, iterations=ITERATIONS, weights=weights, axis_name=axis_name)
+    return codes.reshape(scores.shape)
 
 
 def move_center(

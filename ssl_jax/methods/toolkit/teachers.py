@@ -16,7 +16,7 @@ from ssl_jax import optim
 from ssl_jax.methods.contract import Base, Params, State, Variables
 from ssl_jax.methods.toolkit.networks import Networks, forward_views, select
 from ssl_jax.methods.toolkit.rows import take_rows
-from ssl_jax.models.abilities import without_drop_path
+from ssl_jax.models.abilities import without_noise
 from ssl_jax.ops.collectives import num_rows
 
 
@@ -41,7 +41,7 @@ def forward_teacher(
 
     shuffle: the rows of the global batch go through the networks in a random order, and the outputs are put back.
     """
-    networks = {name: without_drop_path(module) for name, module in networks.items()}
+    networks = {name: without_noise(module) for name, module in networks.items()}
     order = None
     if shuffle is not None:
         order = jax.random.permutation(shuffle, num_rows(views[0], axis_name))

@@ -78,8 +78,8 @@ def test_batch_and_steps(count, batch, steps):
 @pytest.mark.parametrize(
     "count, queue, prototypes",
     [
-        (1_281_167, None, "3,000 prototypes; dino, ibot, dinov2, msn: at most 64,058"),  # the papers' own
-        (50_000, "queue_size=4096", "2,500 prototypes; dino, ibot, dinov2, msn: at most 2,500"),
+        (1_281_167, None, "3,000 prototypes; dino, ibot, dinov2, dinov3, msn: at most 64,058"),  # the papers' own
+        (50_000, "queue_size=4096", "2,500 prototypes; dino, ibot, dinov2, dinov3, msn: at most 2,500"),
         (802, "queue_size=128", "40 prototypes"),  # no queue is shorter than a batch
     ],
 )
