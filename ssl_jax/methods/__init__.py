@@ -26,7 +26,7 @@ from ssl_jax.methods.densecl import DenseCL
 from ssl_jax.methods.dino import DINO
 from ssl_jax.methods.dinov2 import DINOv2
 from ssl_jax.methods.dinov3 import DINOv3
-from ssl_jax.methods.distill import Distill, Teacher
+from ssl_jax.methods.distill import Distill
 from ssl_jax.methods.emp_ssl import EMPSSL
 from ssl_jax.methods.exemplar import Exemplar
 from ssl_jax.methods.fastsiam import FastSiam
@@ -63,6 +63,7 @@ from ssl_jax.methods.supcon import SupCon
 from ssl_jax.methods.supervised import Supervised
 from ssl_jax.methods.swav import SwAV
 from ssl_jax.methods.tico import TiCo
+from ssl_jax.methods.toolkit.teachers import Teacher
 from ssl_jax.methods.two_view import TwoView
 from ssl_jax.methods.vae import VAE
 from ssl_jax.methods.vibcreg import VIbCReg
@@ -74,6 +75,7 @@ __all__ = [
     "METHODS",
     "Base",
     "Batch",
+    "DINOv3",
     "Distill",
     "Method",
     "MethodFactory",

@@ -15,6 +15,7 @@ from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import masking, self_distillation, transport
+from ssl_jax.methods.toolkit.teachers import Teacher
 from ssl_jax.models.abilities import without_noise
 from ssl_jax.models.heads import DINOHead
 
@@ -31,8 +32,9 @@ class DINOv3(Base):
 
     Gram anchoring: in long training class tokens improve, while patches become alike. From `gram_start` on, the
     student's patches of the large crops are to be as alike, pair by pair, as those of a Gram teacher, an earlier
-    teacher that does not move; see `losses.gram`. It begins as the weights of config.begin, or as the initialization,
-    and becomes a copy of the teacher after the steps `gram_copies`.
+    teacher that does not move; see `losses.gram`. It begins as the weights in the file `gram_teacher`, or else as the
+    student does, of which config.begin may be the weights. It becomes a copy of the teacher after the steps
+    `gram_copies`; without any, a checkpoint leaves the weights of the file out.
 
     Registers, rotary positions and their jitter are the backbone's: model.registers, positions="rope", rope_jitter.
 
@@ -91,12 +93,18 @@ class DINOv3(Base):
     gram_copies: Annotated[
         tuple[int, ...], COUNT, "Numbers of steps after which the Gram teacher becomes a copy of the teacher."
     ] = ()
+    gram_teacher: Annotated[
+        str,
+        "The first Gram teacher, of the backbone's architecture: a run's directory, or a safetensors file, as "
+        "load_backbone takes it. Empty: the weights that the run begins with.",
+    ] = ""
     gram_scale: Annotated[
         int,
         COUNT,
         "How many times as large the Gram teacher sees the large crops as student and teacher. Above 1, config.augment "
         "makes them as large as it sees them, and they are shrunk for the others. 2 in the paper.",
     ] = 1
+    loaded: Teacher | None = None  # the Gram teacher of the file, when a run is built
 
     masked = self_distillation.GLOBAL
     # chance_level: not known, as for DINOv2.
@@ -106,13 +114,27 @@ class DINOv3(Base):
         masking.check_vit(self)
         self_distillation.check_sharper(self, "warmup_teacher_temperature", "teacher_temperature")
         self_distillation.check_koleo(self.koleo_images, self.schedule.batch_size)
-        idle = {"gram_start": 0, "gram_warmup": 0, "gram_copies": (), "gram_scale": 1}
+        idle = {"gram_start": 0, "gram_warmup": 0, "gram_copies": (), "gram_teacher": "", "gram_scale": 1}
         for name, value in idle.items():
             if not self.gram_weight and getattr(self, name) != value:
                 raise ValueError(
                     f"{name}={getattr(self, name)} belongs to Gram anchoring, which gram_weight=0.0 leaves out; use "
-                    f"gram_weight=2.0, or {name}={value}"
+                    f"gram_weight=2.0, or {name}={value!r}"
                 )
+        if bool(self.gram_teacher) != (self.loaded is not None):
+            raise ValueError(
+                f"gram_teacher={self.gram_teacher!r} names the weights that loaded must be, got {self.loaded!r:.80}; "
+                "name a file by --config.method.gram_teacher=PATH, which a run loads"
+            )
+        if self.loaded and self.gram_copies and (any(self.loaded.offset) or any(x != 1.0 for x in self.loaded.scale)):
+            raise ValueError(
+                f"gram_teacher={self.gram_teacher!r} was trained with images of another mean and std than config.data "
+                "has, with which copies of the teacher are trained; use gram_copies=(), or its data.mean and data.std"
+            )
+
+    @property
+    def constants(self) -> State:
+        return {} if self.loaded is None or self.gram_copies else {"gram": {"given": self.loaded.variables["params"]}}
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -141,7 +163,9 @@ class DINOv3(Base):
         if self.local_norm and self.local_views:
             dim = self.backbone.dim
             params["local_norm"] = {"scale": jnp.ones(dim), "bias": jnp.zeros(dim)}
-        if self.gram_weight:
+        if self.loaded is not None:  # not named "backbone", or the weights of config.begin would take their place
+            state = {**state, "gram": {"given": self.loaded.variables["params"]}}
+        elif self.gram_weight:
             state = {**state, "gram": {"backbone": jax.tree.map(jnp.copy, params["backbone"])}}
         return params, state
 
@@ -150,7 +174,7 @@ class DINOv3(Base):
     ) -> Output:
         views, count = batch["views"], len(self_distillation.GLOBAL)
         large, small = views[:count], views[count:]
-        batch = {**batch, "views": (*(shrunk(x, self.gram_scale) for x in large), *small)}
+        batch = {**batch, "views": (*(masking.shrunk(x, self.gram_scale) for x in large), *small)}
         h, patches, teacher_h, teacher_patches = self_distillation.encode(
             self, params, state, batch, rng, axis_name, params.get("local_norm")
         )
@@ -237,11 +261,12 @@ class DINOv3(Base):
         """
 
         def of_crops() -> Float[Array, ""]:
-            backbone = without_noise(self.backbone)
-            _, found = masking.encode(backbone, state["gram"]["backbone"], large, axis_name=axis_name)
+            backbone, (weights,) = without_noise(self.backbone), state["gram"].values()
+            seen = large if self.loaded is None else [self.loaded.sees(x, 0) for x in large]
+            _, found = masking.encode(backbone, weights, seen, axis_name=axis_name)
             found = found.reshape(-1, *found.shape[2:])
             height, width = (side // backbone.patch_size for side in large[0].shape[1:3])
-            teacher = resized(found, (height, width), self.gram_scale)
+            teacher = masking.resized(found, (height, width), self.gram_scale)
             return losses.gram(patches.reshape(-1, *patches.shape[2:]), teacher, axis_name=axis_name)
 
         if not self.gram_start:
@@ -258,10 +283,12 @@ class DINOv3(Base):
         if not self.gram_copies:
             return state
         now: Bool[Array, ""] = jnp.any(step == jnp.asarray(self.gram_copies))
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(now, new, old), teacher["params"]["backbone"], state["gram"]["backbone"]
-        )
-        return {**state, "gram": {"backbone": kept}}
+        new = teacher["params"]["backbone"]
+        gram = {
+            name: jax.tree.map(lambda new, old: jnp.where(now, new, old), new, old)
+            for name, old in state["gram"].items()
+        }
+        return {**state, "gram": gram}
 
     backbone_variables = toolkit.teacher_backbone
 
@@ -273,29 +300,3 @@ class DINOv3(Base):
             gathered=tokens,
             scattered=tokens,
         )
-
-
-def shrunk(images: Float[Array, "batch height width channels"], times: int) -> Float[Array, "batch _ _ channels"]:
-    """Images whose sides are divided by `times`, bicubic, antialiased."""
-    if times == 1:
-        return images
-    batch, height, width, channels = images.shape
-    shape = (batch, height // times, width // times, channels)
-    return jax.image.resize(images, shape, "bicubic", precision=lax.Precision.HIGHEST)
-
-
-def resized(
-    patches: Float[Array, "batch patches dim"], grid: tuple[int, int], times: int
-) -> Float[Array, "batch _ dim"]:
-    """Features of a grid (rows, columns) of patches, as those of one whose sides are divided by `times`.
-
-    Bicubic, without antialiasing: each new feature is interpolated from its 16 neighbors.
-    """
-    if times == 1:
-        return patches
-    batch, _, dim = patches.shape
-    rows, columns = grid
-    shape = (batch, rows // times, columns // times, dim)
-    x = patches.reshape(batch, rows, columns, dim)
-    small = jax.image.resize(x, shape, "bicubic", antialias=False, precision=lax.Precision.HIGHEST)
-    return small.reshape(batch, -1, dim)

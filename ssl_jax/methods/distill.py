@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses, optim
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, SHARE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic, Variables
+from ssl_jax.methods.toolkit.teachers import Teacher
 from ssl_jax.models import maps
 from ssl_jax.models.dcgan import Discriminator
 from ssl_jax.models.heads import MLP
@@ -22,31 +22,6 @@ from ssl_jax.ops import global_mean
 
 Features = dict[str, Float[Array, "batch ... dim"]]  # "whole" [batch, dim], "places" [batch, rows, columns, dim]
 EPS = 1e-6  # added to the deviation of each of the teacher's entries; one that is always 0 stays 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Teacher:
-    """A frozen backbone, and how it sees a student's views.
-
-    model, variables: as `weights.load_backbone` gives them.
-    scale, offset: for each of its channels. It is given scale * view + offset, with views normalized for the student.
-      It may have more channels than the views if these have one.
-    """
-
-    model: nn.Module
-    variables: Variables
-    scale: tuple[float, ...]
-    offset: tuple[float, ...]
-
-    def sees(
-        self, view: Float[Array, "batch height width channels"], side: int
-    ) -> Float[Array, "batch height2 width2 channels2"]:
-        """The view as the teacher takes it. side: of the image in pixels; 0: the view's own, fitted to its patches."""
-        patch = getattr(self.model, "patch_size", 1)
-        height, width = (side or max(round(pixels / patch), 1) * patch for pixels in view.shape[1:3])
-        if (height, width) != view.shape[1:3]:
-            view = jax.image.resize(view, (len(view), height, width, view.shape[3]), "bilinear")
-        return view * np.asarray(self.scale, np.float32) + np.asarray(self.offset, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

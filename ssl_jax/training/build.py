@@ -20,7 +20,7 @@ from ssl_jax.data.augment import Augmentation, OwnAugmentation
 from ssl_jax.data.masks import Mask
 from ssl_jax.data.normalization import Normalization
 from ssl_jax.keys import keys_of
-from ssl_jax.methods import METHODS, Distill, Method, MethodFactory, Schedule, Teacher
+from ssl_jax.methods import METHODS, DINOv3, Distill, Method, MethodFactory, Schedule, Teacher
 from ssl_jax.methods.contract import MEMBERS
 from ssl_jax.models import abilities
 from ssl_jax.models.adapt import as_backbone
@@ -211,9 +211,11 @@ def method(config: Config, schedule: Schedule, given: Given = Given()) -> Method
     """The method of a run. Raises: ConfigError for what the method refuses."""
     module = network(config, given)
     if given.method is None:
-        facts = {}
-        if METHODS.get(config.method["name"]) is Distill and config.method.get("teacher"):
-            facts = {"loaded": teacher(config)}
+        facts, kind = {}, METHODS.get(config.method["name"])
+        if kind is Distill and config.method.get("teacher"):
+            facts = {"loaded": teacher(config, "teacher", config.method.get("teacher_model") or None)}
+        if kind is DINOv3 and config.method.get("gram_teacher"):
+            facts = {"loaded": teacher(config, "gram_teacher", module, **sizes(config, module))}
         return configs.build(METHODS, config.method, "config.method", module, schedule, **facts)
     made = configs.call(given.method, {}, "method", module, schedule)
     if not isinstance(made, Method):
@@ -225,12 +227,22 @@ def method(config: Config, schedule: Schedule, given: Given = Given()) -> Method
     return made
 
 
-def teacher(config: Config) -> Teacher:
-    """The teacher that config.method names. Raises: ConfigError if it cannot be loaded, or cannot see these images."""
-    where, options = "config.method.teacher", config.method
-    found: Backbone = configs.call(
-        load_backbone, {}, where, os.path.expanduser(options["teacher"]), options.get("teacher_model") or None
+def sizes(config: Config, module: nn.Module) -> dict[str, Any]:
+    """Options of `load_backbone` that fit weights to a run's network and its images."""
+    return dict(
+        image_size=getattr(module, "image_size", None) or config.data.image_size,
+        patch_size=getattr(module, "patch_size", None),
+        channels=config.data.channels,
     )
+
+
+def teacher(config: Config, key: str, model: str | nn.Module | None, **options: Any) -> Teacher:
+    """The teacher that this key of config.method names, of this architecture; options: of `load_backbone`.
+
+    Raises: ConfigError if it cannot be loaded, or cannot see these images.
+    """
+    where = f"config.method.{key}"
+    found: Backbone = configs.call(load_backbone, options, where, os.path.expanduser(config.method[key]), model)
     data = normalization(config)
     if not found.mean:
         raise configs.ConfigError(

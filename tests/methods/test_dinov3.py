@@ -5,11 +5,12 @@ import optax
 import pytest
 
 from ssl_jax import models
-from ssl_jax.config import parse
+from ssl_jax.config import ConfigError, parse
 from ssl_jax.methods import METHODS, Schedule
-from ssl_jax.methods.dinov3 import resized, shrunk
+from ssl_jax.methods.toolkit.masking import resized, shrunk
 from ssl_jax.training import build
 from ssl_jax.training.state import begun, with_backbone
+from ssl_jax.weights import save_backbone
 from tests.losses.test_distillation import reference_gram
 from tests.methods import drawn
 from tests.methods.test_dinov2 import koleo, sinkhorn, softmax
@@ -175,6 +176,44 @@ def test_weights_to_begin_with_are_the_gram_teachers_too_and_small_crops_keep_th
     for part in (placed.params, placed.model_state["teacher"]["params"], placed.model_state["gram"]):
         jax.tree.map(np.testing.assert_array_equal, part["backbone"], given)
     np.testing.assert_array_equal(placed.params["local_norm"]["scale"], params["local_norm"]["scale"])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """(directory, parameters) of a network like the tiny config's, of images of another mean and deviation."""
+    settings = parse(load("dinov3"))
+    variables = drawn.draw_variables(build.network(settings), np.zeros((1, 28, 28, 1), np.float32))
+    mean, std = [settings.data.mean[0] + 0.1], [2 * settings.data.std[0]]
+    meta = dict(model={**settings.model}, image_size=[28, 28], channels=1, mean=mean, std=std)
+    save_backbone(tmp_path, variables, meta)
+    return tmp_path, variables["params"]
+
+
+def with_gram_teacher(path, **options):
+    config = load("dinov3")
+    config.method = {**config.method, "gram_start": 0, "gram_copies": (), "gram_teacher": str(path), **options}
+    return build.method(parse(config), Schedule(batch_size=256, steps=1000, steps_per_epoch=100, num_images=25_600))
+
+
+def test_a_gram_teacher_of_a_file_stays_and_sees_images_as_it_was_trained_with(saved):
+    path, params = saved
+    method = with_gram_teacher(path)
+    jax.tree.map(np.testing.assert_array_equal, method.constants["gram"]["given"], params)
+    views = RNG.normal(size=(2, 2, 28, 28, 1)).astype(np.float32)
+    student = RNG.normal(size=(2, 2, 16, 96)).astype(np.float32)
+    # Fashion-MNIST has mean 0.286 and deviation 0.353; the file's are 0.386 and 0.706.
+    seen = (views * 0.353 + 0.286 - 0.386) / 0.706
+    expected = [tokens_of(method, params, x.astype(np.float32))[:, 3:] for x in seen]
+    state = {**method.constants, "step": np.asarray(0, np.int32)}
+    found = method.gram_loss(jnp.asarray(student), state, tuple(map(jnp.asarray, views)), None)
+    np.testing.assert_allclose(found, np.mean([*map(reference_gram, student, expected)]), rtol=1e-3)
+
+
+def test_copies_of_the_teacher_do_not_follow_a_gram_teacher_of_other_images(saved):
+    with pytest.raises(ConfigError, match=r"was trained with images of another mean and std than config.data has"):
+        with_gram_teacher(saved[0], gram_copies=(3,))
+    with pytest.raises(ValueError, match="gram_teacher='x' names the weights that loaded must be"):
+        make(**GRAM, gram_teacher="x")
 
 
 def test_without_small_crops_or_gram_anchoring_there_is_nothing_of_them():

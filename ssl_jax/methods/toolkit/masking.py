@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from ssl_jax.methods import toolkit
@@ -205,6 +207,32 @@ def encode_sizes(
         **({} if later_norm is None else {"prefix_norm": (None, *[later_norm] * (len(sizes) - 1))}),
     )
     return [_views_apart(tokens, len(views), backbone.num_prefix) for tokens, views in zip(found, sizes, strict=True)]
+
+
+def shrunk(images: Float[Array, "batch height width channels"], times: int) -> Float[Array, "batch _ _ channels"]:
+    """Images whose sides are divided by `times`, bicubic, antialiased."""
+    if times == 1:
+        return images
+    batch, height, width, channels = images.shape
+    shape = (batch, height // times, width // times, channels)
+    return jax.image.resize(images, shape, "bicubic", precision=lax.Precision.HIGHEST)
+
+
+def resized(
+    patches: Float[Array, "batch patches dim"], grid: tuple[int, int], times: int
+) -> Float[Array, "batch _ dim"]:
+    """Features of a grid (rows, columns) of patches, as those of one whose sides are divided by `times`.
+
+    Bicubic, without antialiasing: each new feature is interpolated from its 16 neighbors.
+    """
+    if times == 1:
+        return patches
+    batch, _, dim = patches.shape
+    rows, columns = grid
+    shape = (batch, rows // times, columns // times, dim)
+    x = patches.reshape(batch, rows, columns, dim)
+    small = jax.image.resize(x, shape, "bicubic", antialias=False, precision=lax.Precision.HIGHEST)
+    return small.reshape(batch, -1, dim)
 
 
 def _rows(x: Sequence[Shaped[Array, "batch ..."]]) -> Shaped[Array, "rows ..."]:

@@ -1,14 +1,17 @@
-"""Teachers: copies of networks that the state keeps, moved after each step.
+"""Teachers: copies of networks that the state keeps, moved after each step; and frozen ones from files.
 
 state["teacher"] = {"params": ..., "batch_stats": ...}, both by the networks' names.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key
 
@@ -64,3 +67,28 @@ def teacher_backbone(self: Base, params: Params, state: State) -> Variables:
     """Variables of the teacher's backbone. A method that keeps it sets `backbone_variables = teacher_backbone`."""
     teacher = state["teacher"]
     return {"params": teacher["params"]["backbone"], "batch_stats": teacher["batch_stats"]["backbone"]}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Teacher:
+    """A frozen backbone, and how it sees a student's views.
+
+    model, variables: as `weights.load_backbone` gives them.
+    scale, offset: for each of its channels. It is given scale * view + offset, with views normalized for the student.
+      It may have more channels than the views if these have one.
+    """
+
+    model: nn.Module
+    variables: Variables
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    def sees(
+        self, view: Float[Array, "batch height width channels"], side: int
+    ) -> Float[Array, "batch height2 width2 channels2"]:
+        """The view as the teacher takes it. side: of the image in pixels; 0: the view's own, fitted to its patches."""
+        patch = getattr(self.model, "patch_size", 1)
+        height, width = (side or max(round(pixels / patch), 1) * patch for pixels in view.shape[1:3])
+        if (height, width) != view.shape[1:3]:
+            view = jax.image.resize(view, (len(view), height, width, view.shape[3]), "bilinear")
+        return view * np.asarray(self.scale, np.float32) + np.asarray(self.offset, np.float32)
