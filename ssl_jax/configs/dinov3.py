@@ -40,6 +40,35 @@ def tiny() -> ConfigDict:
     return config
 
 
+def continued() -> ConfigDict:
+    """Given weights trained further, their patches anchored to what they were; see recipes.continued.
+
+    Learning rate, teacher's decay, beta2 and clipping are those of the authors' high-resolution adaptation, for a batch
+    of 256: 4 x 1.25e-5 x sqrt(256 / 1024). Its Gram weight is 1.5; 2 is that of the phase before. The heads are new:
+    their temperature stays at 0.04, and their prototypes move from the first step. 4096 prototypes, and the layer decay
+    of the short runs, are our choice.
+    """
+    config = recipes.continued(2.5e-5, layer_decay=0.9, clip_networks=30.0, patch_embed_lr_scale=0.2, b2=0.99)
+    config.model = dict(name="vit_small_patch16_dinov3", rope_jitter=2.0)
+    config.method = dict(
+        name="dinov3",
+        prototypes=4096,
+        hidden=(2048, 2048),
+        bottleneck=256,
+        patch_prototypes=4096,
+        patch_hidden=(2048, 2048),
+        patch_bottleneck=256,
+        teacher_temperature=0.04,
+        warmup_temperature_epochs=0,
+        decay=0.999,
+        freeze_epochs=0,
+        gram_weight=2.0,
+    )
+    config.augment = _views(224, 112, flip=0.5)
+    config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=4)
+    return config
+
+
 def _views(large: int, small: int, *, flip: float) -> dict[str, Any]:
     """DINOv2's crops of these sides."""
     area: dict[str, Any] = dict(size=(large, large), crop_area=(0.32, 1.0), flip=flip)
@@ -152,6 +181,7 @@ def imagenet_vit7b16_gram() -> ConfigDict:
 SCALES = {
     "tiny": tiny,
     "folder": recipes.folder(tiny),
+    "continue": continued,
     "imagenet_vitl16": imagenet_vitl16,
     "imagenet_vit7b16": imagenet_vit7b16,
     "imagenet_vit7b16_gram": imagenet_vit7b16_gram,

@@ -165,7 +165,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_model_that_would(tmp_path)
 
 
 def test_a_config_for_weights_says_what_to_give(tmp_path):
-    for name in ("simclr", "dino", "dinov2", "mae"):
+    for name in ("simclr", "dino", "dinov2", "dinov3", "mae"):
         config = ssl_jax.get_config(f"{name}:continue")
         with pytest.raises(ConfigError, match=r"needs some to begin with: --config.begin=FILE.safetensors, or the dir"):
             Beginning(config, tmp_path, Given(), None)
