@@ -44,6 +44,7 @@ from ssl_jax.methods.mmcr import MMCR
 from ssl_jax.methods.moco_v2 import MoCoV2
 from ssl_jax.methods.moco_v2_plus import MoCoV2Plus
 from ssl_jax.methods.moco_v3 import MoCoV3
+from ssl_jax.methods.msf import MSF
 from ssl_jax.methods.msn import MSN
 from ssl_jax.methods.nnbyol import NNBYOL
 from ssl_jax.methods.nnclr import NNCLR
@@ -124,6 +125,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "moco_v2": MoCoV2,
     "moco_v2_plus": MoCoV2Plus,
     "moco_v3": MoCoV3,
+    "msf": MSF,
     "msn": MSN,
     "nnbyol": NNBYOL,
     "nnclr": NNCLR,

@@ -26,7 +26,15 @@ SMALLER = {"model": {"depth": 1, "base_width": 8}, "method": {"queue_size": 512,
 # Their map would be larger than what is decoded from it; what would be whitened has no full rank.
 ALL_STAGES = ("colorization", "split_brain", "w_mse")
 # Of the others 1e-4. So small that no nearest neighbor changes with rounding, which changes a loss by more.
-LEARNING_RATE = {"nnclr": 1e-5, "nnbyol": 1e-5, "pcl": 1e-6, "sela_v2": 1e-5, "counting": 1e-6, "vae": 1e-7}
+LEARNING_RATE = {
+    "nnclr": 1e-5,
+    "nnbyol": 1e-5,
+    "msf": 1e-5,
+    "pcl": 1e-6,
+    "sela_v2": 1e-5,
+    "counting": 1e-6,
+    "vae": 1e-7,
+}
 OF_FOLDERS = ("folder", "continue")  # scales for images of one's own
 
 
