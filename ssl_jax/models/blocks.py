@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ssl_jax import ops
 from ssl_jax.models.attention import attention
 from ssl_jax.models.conv import Conv
 from ssl_jax.models.dense import Dense
@@ -178,7 +179,7 @@ class FeedForward(nn.Module):
         elif self.kind == "quick_gelu":
             y = y * nn.sigmoid(1.702 * y)
         else:
-            y = nn.gelu(y, approximate=False)
+            y = ops.gelu(y)
         return dense(x.shape[-1], self.dtype, "fc2")(y)
 
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ssl_jax import keys
+from ssl_jax import keys, ops
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, OneOf, Range
 from ssl_jax.models import stochastic_depth
 from ssl_jax.models._options import BranchDType, Remat
@@ -200,7 +200,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x):
         linear = pointwise if self.conv_mlp else dense
-        y = nn.gelu(linear(4 * x.shape[-1], self.dtype, "fc1")(x), approximate=False)
+        y = ops.gelu(linear(4 * x.shape[-1], self.dtype, "fc1")(x))
         y = GRN(name="grn")(y) if self.grn else y
         return linear(x.shape[-1], self.dtype, "fc2")(y)
 

@@ -1,6 +1,5 @@
 """Projectors and predictors."""
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ssl_jax import ops
 from ssl_jax.models._options import DTYPES, check_choice
 from ssl_jax.models.norm import BatchNorm, check_options
 
@@ -35,7 +35,7 @@ def torch_dense(width: int, fan_in: int, name: str) -> nn.Dense:
     return nn.Dense(width, kernel_init=torch_init, bias_init=torch_bias_init(fan_in), name=name)
 
 
-ACTIVATIONS = {"relu": nn.relu, "gelu": functools.partial(nn.gelu, approximate=False)}
+ACTIVATIONS = {"relu": nn.relu, "gelu": ops.gelu}
 
 
 class MLP(nn.Module):

@@ -46,6 +46,19 @@ def test_newest_three_and_the_best_are_kept_and_the_newest_is_restored(saved):
     assert_state(Checkpoints(saved).restore(make_state(0)), 5)
 
 
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_no_call_of_orbax_is_deprecated(tmp_path):
+    """Orbax reports most of them to JAX's monitoring instead of by a warning."""
+    events = []
+    jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, make_state(1), knn_top1=50.0)
+    checkpoints.close()
+    assert_state(Checkpoints(tmp_path / "checkpoints").restore(make_state(0)), 1)
+    assert any("orbax" in event for event in events)
+    assert not [event for event in events if "deprecat" in event]
+
+
 def test_nothing_saved_is_none(tmp_path):
     assert Checkpoints(tmp_path / "checkpoints").restore(make_state(0)) is None
 
