@@ -216,6 +216,8 @@ class ViT(nn.Module):
         several = isinstance(images, tuple)
         if several and (self.microbatch or keep is not None or attend is not None or last_blocks):
             raise ValueError("images of several sizes go together without microbatch, keep, attend and last_blocks")
+        if prefix_norm is not None and not tokens:
+            raise ValueError("prefix_norm is of the tokens before the patches; ask for them by tokens=True")
         sizes = images if several else (images,)
         masks = mask if isinstance(mask, tuple) else (mask,) * len(sizes)
         norms = prefix_norm if isinstance(prefix_norm, tuple) else (prefix_norm,) * len(sizes)

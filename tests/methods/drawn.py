@@ -12,15 +12,6 @@ def draw(method, images, seed=0, deviation=0.3):
 
     They are so large that what attention sees matters, which is hardly so in the beginning. Integers are 0.
     """
-    return _numbers(method.init, images, seed, deviation)
-
-
-def draw_variables(module, images, seed=0, deviation=0.3):
-    """As `draw`: variables of a network."""
-    return _numbers(module.init, images, seed, deviation)
-
-
-def _numbers(init, images, seed, deviation):
     rng = np.random.default_rng(seed)
 
     def numbers(path, leaf):
@@ -31,4 +22,4 @@ def _numbers(init, images, seed, deviation):
         drawn = deviation * rng.normal(size=leaf.shape)
         return (np.exp(drawn) if path[-1].key in AROUND_ONE else drawn).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(numbers, jax.eval_shape(init, jax.random.key(0), images))
+    return jax.tree_util.tree_map_with_path(numbers, jax.eval_shape(method.init, jax.random.key(0), images))

@@ -15,6 +15,7 @@ from tests.losses.test_distillation import reference_gram
 from tests.methods import drawn
 from tests.methods.test_dinov2 import koleo, sinkhorn, softmax
 from tests.methods.test_every_method import load
+from tests.models.drawn import variables_of
 
 SCHEDULE = Schedule(batch_size=6, steps=100, steps_per_epoch=10, num_images=60)
 RNG = np.random.default_rng(0)
@@ -182,7 +183,7 @@ def test_weights_to_begin_with_are_the_gram_teachers_too_and_small_crops_keep_th
 def saved(tmp_path):
     """(directory, parameters) of a network like the tiny config's, of images of another mean and deviation."""
     settings = parse(load("dinov3"))
-    variables = drawn.draw_variables(build.network(settings), np.zeros((1, 28, 28, 1), np.float32))
+    variables = variables_of(build.network(settings), np.zeros((1, 28, 28, 1), np.float32))
     mean, std = [settings.data.mean[0] + 0.1], [2 * settings.data.std[0]]
     meta = dict(model={**settings.model}, image_size=[28, 28], channels=1, mean=mean, std=std)
     save_backbone(tmp_path, variables, meta)

@@ -39,6 +39,23 @@ def test_images_that_the_patches_do_not_fill_are_refused():
         jax.eval_shape(small().init, jax.random.key(0), IMAGES[:, :5])
 
 
+def test_class_token_and_registers_of_one_size_may_have_a_last_norm_that_is_given():
+    module = small(registers=2, depth=1)
+    variables = drawn.variables_of(module, IMAGES[:2])
+    given = {"scale": np.full(12, 2.0, np.float32), "bias": np.arange(12, dtype=np.float32)}
+    sizes = (IMAGES[:2], IMAGES[:2, :4])
+    (one, two), (_, own) = (
+        module.apply(variables, sizes, method="tokens", prefix_norm=norms) for norms in ((None, given), None)
+    )
+    # LayerNorm by 1 and 0, of which both are the affine map of their own.
+    plain = (own - variables["params"]["norm"]["bias"]) / variables["params"]["norm"]["scale"]
+    np.testing.assert_allclose(two[:, :3], 2.0 * plain[:, :3] + given["bias"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(two[:, 3:], own[:, 3:])
+    np.testing.assert_array_equal(one, module.apply(variables, IMAGES[:2], method="tokens"))
+    with pytest.raises(ValueError, match="prefix_norm is of the tokens before the patches"):
+        module.apply(variables, IMAGES[:2], prefix_norm=given)
+
+
 def test_drop_path_leaves_out_whole_branches_at_its_rate_on_any_number_of_devices():
     module = small(depth=1, drop_path=0.5, drop_path_uniform=True)
     variables = drawn.variables_of(module, IMAGES)
