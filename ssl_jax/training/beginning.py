@@ -77,7 +77,7 @@ class Beginning:
 def load(config: Config, given: Given) -> Backbone:
     """The weights of config.begin, for the run's network. Raises: ConfigError for weights of another architecture."""
     path, module = config.begin or "", build.network(config, given)
-    options = dict(prefix=config.begin_prefix or None, **build.sizes(config, module))
+    options: dict[str, Any] = dict(prefix=config.begin_prefix or None, **build.sizes(config, module))
     try:
         return load_backbone(path, module, **options)
     except (ValueError, FileNotFoundError) as error:

@@ -1,5 +1,7 @@
 """The tokens of a ViT, for methods that mask patches."""
 
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -215,7 +217,8 @@ def shrunk(images: Float[Array, "batch height width channels"], times: int) -> F
         return images
     batch, height, width, channels = images.shape
     shape = (batch, height // times, width // times, channels)
-    return jax.image.resize(images, shape, "bicubic", precision=lax.Precision.HIGHEST)
+    small: Array = jax.image.resize(images, shape, "bicubic", precision=lax.Precision.HIGHEST)
+    return small
 
 
 def resized(
@@ -231,7 +234,7 @@ def resized(
     rows, columns = grid
     shape = (batch, rows // times, columns // times, dim)
     x = patches.reshape(batch, rows, columns, dim)
-    small = jax.image.resize(x, shape, "bicubic", antialias=False, precision=lax.Precision.HIGHEST)
+    small: Array = jax.image.resize(x, shape, "bicubic", antialias=False, precision=lax.Precision.HIGHEST)
     return small.reshape(batch, -1, dim)
 
 
