@@ -3,7 +3,7 @@
 # pyright: reportUnknownMemberType=false
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -217,8 +217,7 @@ def shrunk(images: Float[Array, "batch height width channels"], times: int) -> F
         return images
     batch, height, width, channels = images.shape
     shape = (batch, height // times, width // times, channels)
-    small: Array = jax.image.resize(images, shape, "bicubic", precision=lax.Precision.HIGHEST)
-    return small
+    return cast(Array, jax.image.resize(images, shape, "bicubic", precision=lax.Precision.HIGHEST))
 
 
 def resized(
@@ -234,7 +233,7 @@ def resized(
     rows, columns = grid
     shape = (batch, rows // times, columns // times, dim)
     x = patches.reshape(batch, rows, columns, dim)
-    small: Array = jax.image.resize(x, shape, "bicubic", antialias=False, precision=lax.Precision.HIGHEST)
+    small = cast(Array, jax.image.resize(x, shape, "bicubic", antialias=False, precision=lax.Precision.HIGHEST))
     return small.reshape(batch, -1, dim)
 
 

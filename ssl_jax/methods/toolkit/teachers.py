@@ -8,7 +8,7 @@ state["teacher"] = {"params": ..., "batch_stats": ...}, both by the networks' na
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -91,7 +91,6 @@ class Teacher:
         """The view as the teacher takes it. side: of the image in pixels; 0: the view's own, fitted to its patches."""
         patch = getattr(self.model, "patch_size", 1)
         height, width = (side or max(round(pixels / patch), 1) * patch for pixels in view.shape[1:3])
-        seen: Array = view
         if (height, width) != view.shape[1:3]:
-            seen = jax.image.resize(view, (len(view), height, width, view.shape[3]), "bilinear")
-        return seen * np.asarray(self.scale, np.float32) + np.asarray(self.offset, np.float32)
+            view = cast(Array, jax.image.resize(view, (len(view), height, width, view.shape[3]), "bilinear"))
+        return view * np.asarray(self.scale, np.float32) + np.asarray(self.offset, np.float32)
