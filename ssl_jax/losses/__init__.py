@@ -1,6 +1,7 @@
 """The losses: pure functions of arrays, each the loss of the global batch (`axis_name`), in float32."""
 
 from ssl_jax.losses.clustering import pcl_prototypes, pseudo_label_cross_entropy, sinkhorn, smog, swav
+from ssl_jax.losses.coding import mec
 from ssl_jax.losses.contrastive import (
     dcl,
     dclw,
@@ -58,6 +59,7 @@ __all__ = [
     "masked_pixels",
     "masked_smooth_l1",
     "mean_shift",
+    "mec",
     "mmcr",
     "msn",
     "nce",

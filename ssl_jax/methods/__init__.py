@@ -40,6 +40,7 @@ from ssl_jax.methods.jigsaw import Jigsaw
 from ssl_jax.methods.lejepa import LeJEPA
 from ssl_jax.methods.mae import MAE
 from ssl_jax.methods.maskfeat import MaskFeat
+from ssl_jax.methods.mec import MEC
 from ssl_jax.methods.mmcr import MMCR
 from ssl_jax.methods.moco_v2 import MoCoV2
 from ssl_jax.methods.moco_v2_plus import MoCoV2Plus
@@ -121,6 +122,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "lejepa": LeJEPA,
     "mae": MAE,
     "maskfeat": MaskFeat,
+    "mec": MEC,
     "mmcr": MMCR,
     "moco_v2": MoCoV2,
     "moco_v2_plus": MoCoV2Plus,

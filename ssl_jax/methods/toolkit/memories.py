@@ -31,7 +31,7 @@ def create(rng: Key[Array, ""], size: int, dim: int) -> Queue:
 def push(queue: Queue, rows: Float[Array, "batch dim"], axis_name: str | None) -> Queue:
     """Overwrites the queue's oldest rows with the normalized rows of all devices -> the new queue.
 
-    Compare queries with the queue before this, as it must not hold the keys of their own batch.
+    Where the queue holds negatives, compare queries with it before this: it must not hold the keys of their own batch.
 
     Raises: ValueError if the queue's size is no multiple of the rows of all devices.
     """
