@@ -1,7 +1,7 @@
 """The losses: pure functions of arrays, each the loss of the global batch (`axis_name`), in float32."""
 
 from ssl_jax.losses.clustering import pcl_prototypes, pseudo_label_cross_entropy, sinkhorn, smog, swav
-from ssl_jax.losses.coding import mec
+from ssl_jax.losses.coding import mec, simdino
 from ssl_jax.losses.contrastive import (
     dcl,
     dclw,
@@ -73,6 +73,7 @@ __all__ = [
     "region_squared_error",
     "ressl",
     "sigreg",
+    "simdino",
     "sinkhorn",
     "smog",
     "squared_error",

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ssl_jax import ops
+from ssl_jax.losses.spread import half_log_det, smaller_gram
 
 
 def mec(
@@ -54,3 +55,54 @@ def mec(
         total -= (-1.0) ** k / k * jnp.sum(power * product.T)  # the trace of power @ product
         power = jnp.matmul(power, product, precision="highest")
     return -total / (scale * rows)
+
+
+def simdino(
+    student: Float[Array, "views batch dim"],
+    teacher: Float[Array, "teacher_views batch dim"],
+    *,
+    eps: float = 0.05,
+    invariance: float = 1.0,
+    smooth: bool = True,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """SimDINO: a student's crops agree with the teacher's other crops, and the images' coding rate is large.
+
+    loss = -invariance * the mean over the batch and all pairs of crops t != s of cos(teacher_t, student_s)
+    - (dim + batch) / (dim * batch) * mean_v R(z_v), where R(z) = 1/2 log det(I + dim / (batch * eps) * z^T z) is the
+    coding rate, as in `emp_ssl`. z_v are the student's normalized embeddings of crop v, for the crops that the teacher
+    sees, too; with `smooth` their mean with the teacher's.
+
+    Args:
+      student: [views, batch, dim], any scale; the teacher's crops first. Row i of all shows image i.
+      teacher: [teacher_views, batch, dim], any scale: crop v of both is the same. The gradient flows to both: the
+        caller stops the teacher's.
+      eps: > 0, the distortion that the coding rate allows.
+      invariance: >= 0.
+      smooth: whether z_v is the mean of student and teacher.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
+
+    Returns: float32 scalar; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if student and teacher are not [views, batch, dim] of one batch and dim, or student has fewer
+      than two views, or fewer than teacher.
+    Source: Wu et al. 2025, arXiv:2502.10385, section 3, and the authors' code, which has the factor, eps not squared,
+      and cosines for half of the squared distances.
+    """
+    if student.ndim != 3 or teacher.ndim != 3 or student.shape[1:] != teacher.shape[1:]:
+        raise ValueError(
+            f"student and teacher must be [views, batch, dim] of one batch and dim, got {student.shape}, "
+            f"{teacher.shape}"
+        )
+    if len(student) < max(2, len(teacher)):
+        raise ValueError(
+            f"student must have at least two views, and those of the teacher, got {student.shape}, {teacher.shape}"
+        )
+    student, teacher = ops.normalize(student), ops.normalize(teacher)
+    cosines = jnp.einsum("tbd,sbd->ts", teacher, student, precision="highest") / student.shape[1]
+    likeness = jnp.mean(cosines, where=~jnp.eye(*cosines.shape, dtype=bool))
+    z = student[: len(teacher)]
+    z = jnp.moveaxis((z + teacher) / 2.0 if smooth else z, 0, 1)  # [batch, views, dim]
+    rows, dim = ops.num_rows(z, axis_name), z.shape[-1]
+    grams = smaller_gram(z, axis_name)
+    rates = ops.map_matrices(half_log_det, jnp.eye(grams.shape[-1]) + dim / (rows * eps) * grams)
+    return -invariance * likeness - (dim + rows) / (dim * rows) * jnp.mean(rates)

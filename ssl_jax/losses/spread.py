@@ -125,7 +125,7 @@ def frossl(
     z = jnp.moveaxis(views.astype(jnp.float32), 0, 1)  # [batch, views, dim]
     squares = ops.num_rows(z, axis_name) * ops.global_mean(jnp.mean(z**2, axis=0), axis_name)
     z = z * lax.rsqrt(jnp.maximum(squares, 1e-24))
-    gram = _gram(z, axis_name)
+    gram = smaller_gram(z, axis_name)
     # The floors are for columns of zeros: without them, the sum of squares is at least 1 / min(batch, dim).
     trace = jnp.maximum(jnp.trace(gram, axis1=1, axis2=2), 1e-12)
     frobenius = jnp.log(jnp.maximum(jnp.sum((gram / trace[:, None, None]) ** 2, axis=(1, 2)), 1e-12))
@@ -160,13 +160,13 @@ def emp_ssl(
     _check_views(views)
     z = ops.normalize(jnp.moveaxis(views, 0, 1))  # [batch, views, dim]
     rows, _, dim = ops.num_rows(z, axis_name), *z.shape[1:]
-    gram = _gram(z, axis_name)
-    coding_rate = ops.map_matrices(_half_log_det, jnp.eye(gram.shape[-1]) + dim / (rows * eps) * gram)
+    gram = smaller_gram(z, axis_name)
+    coding_rate = ops.map_matrices(half_log_det, jnp.eye(gram.shape[-1]) + dim / (rows * eps) * gram)
     mean_view = ops.normalize(jnp.mean(z, axis=1, keepdims=True))
     return -jnp.mean(coding_rate) - invariance * jnp.mean(jnp.sum(z * mean_view, axis=-1))
 
 
-def _half_log_det(matrix: Float[Array, "dim dim"]) -> Float[Array, ""]:
+def half_log_det(matrix: Float[Array, "dim dim"]) -> Float[Array, ""]:
     """Half of the log of the determinant of a positive definite matrix."""
     factor = cast(Array, jnp.linalg.cholesky(matrix))
     return jnp.sum(jnp.log(factor.diagonal()))
@@ -297,7 +297,7 @@ def sigreg(
     return ops.num_rows(z, axis_name) * jnp.sum(weights * errors)
 
 
-def _gram(z: Float[Array, "batch *groups dim"], axis_name: str | None) -> Float[Array, "*groups m m"]:
+def smaller_gram(z: Float[Array, "batch *groups dim"], axis_name: str | None) -> Float[Array, "*groups m m"]:
     """The smaller of z z^T and z^T z, over the global batch.
 
     Their nonzero eigenvalues are the same.

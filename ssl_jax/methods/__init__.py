@@ -57,6 +57,7 @@ from ssl_jax.methods.ressl import ReSSL
 from ssl_jax.methods.rotation import Rotation
 from ssl_jax.methods.sela_v2 import SeLaV2
 from ssl_jax.methods.simclr import SimCLR
+from ssl_jax.methods.simdino import SimDINO
 from ssl_jax.methods.simmim import SimMIM
 from ssl_jax.methods.simsiam import SimSiam
 from ssl_jax.methods.smog import SMoG
@@ -139,6 +140,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "rotation": Rotation,
     "sela_v2": SeLaV2,
     "simclr": SimCLR,
+    "simdino": SimDINO,
     "simmim": SimMIM,
     "simsiam": SimSiam,
     "smog": SMoG,

@@ -7,14 +7,24 @@ from ssl_jax import losses
 from tests.losses import checks
 
 mec = functools.partial(losses.mec, distortion=3.0)
+simdino = functools.partial(losses.simdino, eps=0.3, invariance=2.0)
+plain = functools.partial(losses.simdino, eps=0.3, invariance=2.0, smooth=False)
 
 
 def draw_pair(dim):
     return checks.draw(8, dim)
 
 
+def draw_views(dim):
+    """A student's three crops and the teacher's two."""
+    arrays = checks.draw(8, dim, count=5)
+    return np.stack(arrays[:3]), np.stack(arrays[3:])
+
+
 CASES = {  # loss, drawing of arrays, axis of the batch
     "mec": (mec, draw_pair, 0),
+    "simdino": (simdino, draw_views, 1),
+    "simdino_plain": (plain, draw_views, 1),
 }
 # Dimensions fewer than the images, and more, where the smaller matrix is another.
 DIMS = pytest.mark.parametrize("dim", [4, 12])
@@ -24,7 +34,7 @@ DIMS = pytest.mark.parametrize("dim", [4, 12])
 @pytest.mark.parametrize("name", CASES)
 def test_over_devices_is_that_of_the_whole_batch(name, dim):
     loss, draw, axis = CASES[name]
-    devices = (1, 2, 8)
+    devices = (8,) if name == "simdino_plain" else (1, 2, 8)
     arrays = draw(dim)
     split = [True, True, *[False] * (len(arrays) - 2)]
     checks.same_on_devices(loss, *arrays, split=split, axes=[axis] * len(arrays), devices=devices)
@@ -96,3 +106,49 @@ def test_mec_refuses_other_shapes(shapes):
 def test_mec_refuses_no_terms():
     with pytest.raises(ValueError, match="order must be at least 1, got 0"):
         losses.mec(*draw_pair(4), order=0)
+
+
+# simdino
+
+
+def reference_simdino(student, teacher, smooth):
+    student, teacher = unit(student), unit(teacher)
+    _, batch, dim = student.shape
+    pairs = [np.sum(t * s, axis=1) for i, t in enumerate(teacher) for j, s in enumerate(student) if i != j]
+    rates = []
+    for view, t in zip(student[: len(teacher)], teacher, strict=True):
+        z = (view + t) / 2 if smooth else view
+        rates.append(np.linalg.slogdet(np.eye(dim) + dim / (batch * 0.3) * z.T @ z)[1] / 2)
+    return -2.0 * np.mean(pairs) - (dim + batch) / (dim * batch) * np.mean(rates)
+
+
+@DIMS
+@pytest.mark.parametrize("name", ["simdino", "simdino_plain"])
+def test_simdino_is_the_codes_formula(name, dim):
+    reference = functools.partial(reference_simdino, smooth=name == "simdino")
+    checks.equals_reference(CASES[name][0], reference, *draw_views(dim))
+
+
+def test_simdino_at_known_embeddings():
+    # Both crops alike. All images in one direction: a coding rate of log(1 + dim / eps) / 2; each in its own: dim times
+    # log(1 + 1 / eps) / 2.
+    eye = np.repeat(np.eye(4, dtype=np.float32)[None], 2, axis=0)
+    same = np.repeat(eye[:, :1], 4, axis=1)
+    factor = (4 + 4) / (4 * 4)
+    np.testing.assert_allclose(losses.simdino(same, same, eps=0.5), -1 - factor * np.log(9) / 2, rtol=1e-5)
+    np.testing.assert_allclose(losses.simdino(eye, eye, eps=0.5), -1 - factor * 4 * np.log(3) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shapes, message",
+    [
+        (((4, 3), (2, 4, 3)), "of one batch and dim"),
+        (((3, 4, 3), (2, 4, 2)), "of one batch and dim"),
+        (((1, 4, 3), (1, 4, 3)), "at least two views"),
+        (((2, 4, 3), (3, 4, 3)), "those of the teacher"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_simdino_refuses(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        losses.simdino(*map(np.ones, shapes))

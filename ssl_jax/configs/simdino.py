@@ -1,0 +1,41 @@
+"""SimDINO: Wu et al. 2025, arXiv:2502.10385."""
+
+from ml_collections import ConfigDict
+
+from ssl_jax import recipes
+
+
+def tiny() -> ConfigDict:
+    config = recipes.tiny()
+    # BatchNorm in the head, the option of DINO's authors for ResNets.
+    config.method = dict(name="simdino", local_views=2, hidden=(256,), bottleneck=64, head_norm=True, decay=0.98)
+    views = dict(global1=recipes.tiny_view(), global2=recipes.tiny_view(), local=recipes.tiny_local())
+    config.augment = views
+    config.optimizer.update(lr=8e-3, clip_each=3.0)
+    return config
+
+
+def imagenet_vitb16() -> ConfigDict:
+    """The command of the authors' README: 74.9 kNN, 77.3 linear."""
+    config = recipes.imagenet("vit_base_patch16_224", batch_size=512, epochs=100, drop_path=0.1)
+    config.method = dict(
+        name="simdino", local_views=10, hidden=(2048, 2048), bottleneck=256, eps=0.05, invariance=1.0, decay=0.996
+    )
+    config.augment = dict(global1=recipes.DINO_1, global2=recipes.DINO_2, local=recipes.DINO_LOCAL)
+    config.optimizer = dict(
+        name="adamw",
+        lr=recipes.lr_for(config, 5e-4),
+        weight_decay=0.04,
+        final_weight_decay=0.4,
+        warmup_steps=recipes.imagenet_steps(10, 512),
+        final_lr=1e-6,
+        clip_each=3.0,
+    )
+    return config
+
+
+SCALES = {"tiny": tiny, "folder": recipes.folder(tiny), "imagenet_vitb16": imagenet_vitb16}
+
+
+def get_config(scale: str = "tiny") -> ConfigDict:
+    return recipes.pick("simdino", scale, SCALES)
