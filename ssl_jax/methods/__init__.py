@@ -49,6 +49,7 @@ from ssl_jax.methods.msf import MSF
 from ssl_jax.methods.msn import MSN
 from ssl_jax.methods.nnbyol import NNBYOL
 from ssl_jax.methods.nnclr import NNCLR
+from ssl_jax.methods.nnsiam import NNSiam
 from ssl_jax.methods.odc import ODC
 from ssl_jax.methods.pcl import PCL
 from ssl_jax.methods.pirl import PIRL
@@ -132,6 +133,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "msn": MSN,
     "nnbyol": NNBYOL,
     "nnclr": NNCLR,
+    "nnsiam": NNSiam,
     "odc": ODC,
     "pcl": PCL,
     "pirl": PIRL,

@@ -29,6 +29,7 @@ ALL_STAGES = ("colorization", "split_brain", "w_mse")
 LEARNING_RATE = {
     "nnclr": 1e-5,
     "nnbyol": 1e-5,
+    "nnsiam": 1e-5,
     "msf": 1e-5,
     "pcl": 1e-6,
     "sela_v2": 1e-5,

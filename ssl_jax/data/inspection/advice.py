@@ -337,7 +337,8 @@ def _queue(images: int, batch: int) -> Iterator[Advice]:
     if size < LONGEST_QUEUE:
         yield Advice(
             "queue",
-            f"moco_v2, moco_v2_plus, densecl, ressl, nnclr, nnbyol, msf, pcl, smog: --config.method.queue_size={size}.",
+            "moco_v2, moco_v2_plus, densecl, ressl, nnclr, nnbyol, nnsiam, msf, pcl, smog: "
+            f"--config.method.queue_size={size}.",
             f"That is {_percent(size / images)} of the images, a multiple of the batch. A queue as long as the set has "
             "each image's own old key among its negatives.",
         )
