@@ -1,6 +1,6 @@
 """The losses: pure functions of arrays, each the loss of the global batch (`axis_name`), in float32."""
 
-from ssl_jax.losses.clustering import pcl_prototypes, pseudo_label_cross_entropy, sinkhorn, smog, swav
+from ssl_jax.losses.clustering import pcl_prototypes, pseudo_label_cross_entropy, self_classifier, sinkhorn, smog, swav
 from ssl_jax.losses.coding import mec, simdino
 from ssl_jax.losses.contrastive import (
     dcl,
@@ -72,6 +72,7 @@ __all__ = [
     "pseudo_label_cross_entropy",
     "region_squared_error",
     "ressl",
+    "self_classifier",
     "sigreg",
     "simdino",
     "sinkhorn",

@@ -1,5 +1,7 @@
 """Clustering losses: all views of an image should fall into one cluster, and all clusters should be used."""
 
+# pyright: reportUnknownMemberType=false
+
 import math
 
 import jax
@@ -178,6 +180,53 @@ def pseudo_label_cross_entropy(
     ce = -jnp.take_along_axis(log_p, label[None, :, None], axis=-1)[..., 0]
     total = ops.global_mean(jnp.sum(weight), axis_name)  # the mean, because the sum below is one device's
     return jnp.sum(weight * jnp.mean(ce, axis=0)) / jnp.where(total > 0, total, 1.0)
+
+
+def self_classifier(
+    scores1: Float[Array, "heads batch classes"],
+    scores2: Float[Array, "heads batch classes"],
+    *,
+    temperature: float = 0.1,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Self-Classifier: each view predicts the classes of the other, of which each has the same share of the images.
+
+    With s = scores / temperature of one head, t(s) is its softmax over the global batch, so that the targets of each
+    class sum to 1 over the images. The loss of a head is the mean of both directions of
+    -1 / batch * sum_{b, y} t(s1)_by log softmax(s2_b)_y; the loss is the mean over heads. The gradient flows through
+    the targets, too. Where all images have the same scores, each class has a target of 1 / batch of every image.
+
+    Args:
+      scores1, scores2: [heads, batch, classes] of two views, such as cosines with the classes' prototypes; row i of
+        both shows image i.
+      temperature: > 0, of both softmaxes.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if scores1 and scores2 are not [heads, batch, classes] of one shape.
+    Source: Amrani, Karlinsky & Bronstein 2021, arXiv:2103.10994, section 3, as in the authors' code: a target's sum
+      over the classes is not 1.
+    """
+    if scores1.ndim != 3 or scores1.shape != scores2.shape:
+        raise ValueError(
+            f"scores1 and scores2 must be [heads, batch, classes] of one shape, got {scores1.shape}, {scores2.shape}"
+        )
+
+    def predicts(scores: Float[Array, "heads batch classes"], other: Float[Array, "heads batch classes"]) -> Array:
+        targets = jnp.moveaxis(_softmax_over_batch(jnp.moveaxis(other, 1, 0), temperature, axis_name), 0, 1)
+        return jnp.mean(ops.cross_entropy(targets, scores, temperature))
+
+    return (predicts(scores1, scores2) + predicts(scores2, scores1)) / 2.0
+
+
+def _softmax_over_batch(
+    scores: Float[Array, "batch heads classes"], temperature: float, axis_name: str | None
+) -> Float[Array, "batch heads classes"]:
+    scores = scores.astype(jnp.float32)
+    # Relative to the largest before the division, as in ops.softmax.
+    largest = lax.stop_gradient(jnp.max(scores, axis=0))
+    scores = (scores - (largest if axis_name is None else lax.pmax(largest, axis_name))) / temperature
+    return jnp.exp(scores - ops.global_logsumexp(scores, axis_name))
 
 
 def pcl_prototypes(

@@ -57,6 +57,7 @@ from ssl_jax.methods.relative_patch import RelativePatch
 from ssl_jax.methods.ressl import ReSSL
 from ssl_jax.methods.rotation import Rotation
 from ssl_jax.methods.sela_v2 import SeLaV2
+from ssl_jax.methods.self_classifier import SelfClassifier
 from ssl_jax.methods.simclr import SimCLR
 from ssl_jax.methods.simdino import SimDINO
 from ssl_jax.methods.simmim import SimMIM
@@ -141,6 +142,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "ressl": ReSSL,
     "rotation": Rotation,
     "sela_v2": SeLaV2,
+    "self_classifier": SelfClassifier,
     "simclr": SimCLR,
     "simdino": SimDINO,
     "simmim": SimMIM,

@@ -11,7 +11,7 @@ from ssl_jax.keys import COUNT, POSITIVE, OneOf
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit.covariance import covariance_bytes
-from ssl_jax.models.heads import ACTIVATIONS, MLP, torch_init
+from ssl_jax.models.heads import MLP, torch_init
 from ssl_jax.models.norm import IterNorm
 
 
@@ -31,7 +31,7 @@ class VIbCReg(Base):
         tuple[int, ...], COUNT, "Widths of the projector's layers; the paper calls it the expander."
     ] = (4096, 4096, 4096)
     activation: Annotated[
-        str, OneOf(tuple(ACTIVATIONS)), "Between the projector's layers: the authors' relu or solo-learn's gelu."
+        str, OneOf(("relu", "gelu")), "Between the projector's layers: the authors' relu or solo-learn's gelu."
     ] = "relu"
     norm_groups: Annotated[
         int, COUNT, "Groups of the projections' dimensions; the dimensions of a group are whitened together."

@@ -35,7 +35,7 @@ def torch_dense(width: int, fan_in: int, name: str) -> nn.Dense:
     return nn.Dense(width, kernel_init=torch_init, bias_init=torch_bias_init(fan_in), name=name)
 
 
-ACTIVATIONS = {"relu": nn.relu, "gelu": ops.gelu}
+ACTIVATIONS = {"relu": nn.relu, "gelu": ops.gelu, "leaky_relu": nn.leaky_relu}  # its slope is 0.01 below 0
 
 
 class MLP(nn.Module):
@@ -43,7 +43,7 @@ class MLP(nn.Module):
 
     hidden_norm: BatchNorm before each activation. output_norm: BatchNorm at the end, "none", "full" (scale and offset),
       "scale" (no offset) or "plain" (neither).
-    activation: between the layers, "relu" or "gelu".
+    activation: between the layers, "relu", "gelu" or "leaky_relu".
     hidden_bias, output_bias: whether the linear layers before an activation, and the last one, have a bias. A bias
       before BatchNorm has an effect only through weight decay.
     batch_norm, batch_norm_groups: see norm.BatchNorm. dtype: of the computation, "float32" or "bfloat16".

@@ -407,9 +407,48 @@ def test_smog_over_devices_is_that_of_the_whole_batch():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+# self_classifier
+
+SCORES = [draw_scores(2, 8, 3), draw_scores(2, 8, 3, seed=1)]
+self_classifier = functools.partial(losses.self_classifier, temperature=0.4)
+
+
+def reference_self_classifier(scores1, scores2):
+    def softmax(x, axis):
+        return np.exp(x / 0.4) / np.sum(np.exp(x / 0.4), axis=axis, keepdims=True)
+
+    total = 0.0
+    for first, second in zip(scores1, scores2, strict=True):
+        for s, other in ((first, second), (second, first)):
+            total -= np.sum(softmax(other, 0) * np.log(softmax(s, 1))) / len(s)
+    return total / 2 / len(scores1)
+
+
+def test_self_classifier_is_the_codes_formula():
+    checks.equals_reference(self_classifier, reference_self_classifier, *SCORES)
+
+
+def test_self_classifier_over_devices_is_that_of_the_whole_batch():
+    checks.same_on_devices(self_classifier, *SCORES, axes=[1, 1], devices=(1, 2, 8))
+
+
+@pytest.mark.parametrize("images", [6, 12])
+def test_self_classifier_is_least_for_classes_of_equal_size(images):
+    # Clear classes of equal size: each image's own class has a target of classes / images and a probability of 1.
+    own = np.eye(3, dtype=np.float32)[np.arange(images) % 3][None]
+    np.testing.assert_allclose(losses.self_classifier(own, own, temperature=0.01), 0.0, atol=1e-6)
+    # One class for all: that class has targets of 1 / images, and so have the others.
+    one = np.repeat(own[:, :1], images, axis=1)
+    value = losses.self_classifier(one, one, temperature=0.1)
+    np.testing.assert_allclose(value, 2 / images * 10.0, rtol=1e-3)  # log p of the others: -10
+    none = losses.self_classifier(0 * own, 0 * own)
+    np.testing.assert_allclose(none, 3 / images * np.log(3), rtol=1e-5)
+
+
 EXAMPLES = {  # loss, arrays, those that have a batch that is scaled, axis of each, and those with a gradient
     "swav": (swav, draw_swav("all"), (0, 1, 2), [1, 1, 1], (0, 1, 2)),
     "pseudo labels": (weighted, [draw_scores(2, 8, 3), LABELS], (0,), [1, 0], (0,)),
+    "self_classifier": (self_classifier, SCORES, (0, 1), [1, 1], (0, 1)),
     "pcl": (pcl, PCL_ARRAYS, (0, 1), [0, 0, 0], (0, 1)),
     "pcl, negatives": (pcl, [*PCL_ARRAYS, NEGATIVES], (0, 1), [0, 0, 0, 0], (0, 1)),
     "smog": (smog, [*checks.draw(8, 4, 3), GROUPS], (0, 1, 2), [0, 0, 0, 0], (0, 1, 2, 3)),
@@ -443,6 +482,8 @@ def ones(*shape):
         (lambda: losses.pseudo_label_cross_entropy(ones(4, 3), np.zeros(4, int)), "scores must be"),
         (lambda: losses.pseudo_label_cross_entropy(ones(2, 4, 3), np.zeros(3, int)), "scores must be"),
         (lambda: losses.pseudo_label_cross_entropy(ones(2, 4, 3), np.zeros(4, int), weights=ones(4)), "weights"),
+        (lambda: losses.self_classifier(ones(4, 3), ones(4, 3)), "of one shape"),
+        (lambda: losses.self_classifier(ones(2, 4, 3), ones(2, 4, 2)), "of one shape"),
         (lambda: losses.pcl_prototypes(ones(4, 3), ones(5, 2), ones(5), np.zeros(4, int)), "of one dim"),
         (lambda: losses.pcl_prototypes(ones(4, 3), ones(5, 3), ones(4), np.zeros(4, int)), "concentration"),
         (lambda: losses.pcl_prototypes(ones(4, 3), ones(5, 3), ones(5), np.zeros(3, int)), "assignments"),
