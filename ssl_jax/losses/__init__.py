@@ -1,7 +1,7 @@
 """The losses: pure functions of arrays, each the loss of the global batch (`axis_name`), in float32."""
 
 from ssl_jax.losses.clustering import pcl_prototypes, pseudo_label_cross_entropy, self_classifier, sinkhorn, smog, swav
-from ssl_jax.losses.coding import mec, simdino
+from ssl_jax.losses.coding import corinfomax, mec, simdino
 from ssl_jax.losses.contrastive import (
     dcl,
     dclw,
@@ -39,6 +39,7 @@ __all__ = [
     "barlow_twins",
     "classification",
     "colorization",
+    "corinfomax",
     "counting",
     "cross_view",
     "dcl",

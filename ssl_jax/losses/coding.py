@@ -3,6 +3,7 @@
 # pyright: reportUnknownMemberType=false
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from ssl_jax import ops
@@ -106,3 +107,55 @@ def simdino(
     grams = smaller_gram(z, axis_name)
     rates = ops.map_matrices(half_log_det, jnp.eye(grams.shape[-1]) + dim / (rows * eps) * grams)
     return -invariance * likeness - (dim + rows) / (dim * rows) * jnp.mean(rates)
+
+
+def corinfomax(
+    z1: Float[Array, "batch dim"],
+    z2: Float[Array, "batch dim"],
+    mean: Float[Array, "2 dim"],
+    covariance: Float[Array, "2 dim dim"],
+    *,
+    attraction: float = 2000.0,
+    memory: float = 0.1,
+    eps: float = 1e-8,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, ""], Float[Array, "2 dim"], Float[Array, "2 dim dim"]]:
+    """Correlative information maximization: two views agree, and each view's covariance has a large determinant.
+
+    With normalized rows, each view's running mean m = memory * mean + (1 - memory) * the batch's mean, and its running
+    covariance R = memory * covariance + (1 - memory) * the batch's mean of (z_b - m)(z_b - m)^T, are over the global
+    batch. loss = attraction * the mean over batch and dim of (z1 - z2)^2 - the sum over the views of
+    log det(R + eps I) / dim. The gradient flows through the batch's part of m and R. A millionth of R's mean diagonal
+    is added to eps, because of float32's rounding.
+
+    Args:
+      z1, z2: [batch, dim] projections of two views, any scale; row i of both shows image i. The global batch should
+        have at least dim rows: else R is close to singular, unless the memory is long.
+      mean, covariance: [2, dim] and [2, dim, dim], m and R of both views of the step before; at first zeros and
+        identities.
+      attraction: the paper's alpha, > 0.
+      memory: share of the old statistics, in [0, 1): the authors' forgetting factor.
+      eps: > 0.
+      axis_name: mapped axis that the batch is sharded over; None if z1, z2 are the whole batch.
+
+    Returns: (loss, m, R). The loss is a float32 scalar; its mean over devices is the loss of the whole batch. m and R
+      are float32, without gradient, the same on every device.
+    Raises: ValueError if z1 and z2 are not [batch, dim] of one shape, or mean and covariance not of that dim.
+    Source: Ozsoy et al. 2022, arXiv:2209.07999, eq. 4-7, and the authors' code, which computes in float64.
+    """
+    ops.check_rows(z1=z1, z2=z2)
+    dim = z1.shape[1]
+    if mean.shape != (2, dim) or covariance.shape != (2, dim, dim):
+        raise ValueError(
+            f"mean and covariance must be [2, dim] and [2, dim, dim] for z1 of dim {dim}, got {mean.shape}, "
+            f"{covariance.shape}"
+        )
+    z = ops.normalize(jnp.stack([z1, z2], axis=1))  # [batch, views, dim]
+    mean = memory * mean + (1.0 - memory) * ops.global_mean(jnp.mean(z, axis=0), axis_name)
+    centered = z - mean
+    covariance = memory * covariance + (1.0 - memory) * ops.second_moment(centered, centered, axis_name)
+    ridge = eps + 1e-6 * lax.stop_gradient(jnp.mean(covariance.diagonal(axis1=1, axis2=2), axis=1))
+    log_dets = 2.0 * ops.map_matrices(half_log_det, covariance + ridge[:, None, None] * jnp.eye(dim))
+    distance = jnp.mean((z[:, 0] - z[:, 1]) ** 2)
+    loss = attraction * distance - jnp.sum(log_dets) / dim
+    return loss, lax.stop_gradient(mean), lax.stop_gradient(covariance)

@@ -15,6 +15,7 @@ from ssl_jax.methods.byol import BYOL
 from ssl_jax.methods.cmc import CMC
 from ssl_jax.methods.colorization import Colorization
 from ssl_jax.methods.contract import Base, Batch, Method, MethodFactory, Output, Schedule, Traffic
+from ssl_jax.methods.corinfomax import CorInfoMax
 from ssl_jax.methods.counting import Counting
 from ssl_jax.methods.cpc import CPC
 from ssl_jax.methods.data2vec import Data2Vec
@@ -100,6 +101,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "byol": BYOL,
     "cmc": CMC,
     "colorization": Colorization,
+    "corinfomax": CorInfoMax,
     "counting": Counting,
     "cpc": CPC,
     "data2vec": Data2Vec,

@@ -21,10 +21,21 @@ def draw_views(dim):
     return np.stack(arrays[:3]), np.stack(arrays[3:])
 
 
+def corinfomax(*arrays, axis_name=None):
+    return losses.corinfomax(*arrays, attraction=3.0, memory=0.3, axis_name=axis_name)[0]
+
+
+def draw_with_past(dim):
+    """Two views, and a past of each."""
+    root = np.random.default_rng(1).normal(size=(2, dim, 20)).astype(np.float32)
+    return *checks.draw(8, dim), root[:, :, 0] / 4, root @ root.swapaxes(1, 2) / 20
+
+
 CASES = {  # loss, drawing of arrays, axis of the batch
     "mec": (mec, draw_pair, 0),
     "simdino": (simdino, draw_views, 1),
     "simdino_plain": (plain, draw_views, 1),
+    "corinfomax": (corinfomax, draw_with_past, 0),
 }
 # Dimensions fewer than the images, and more, where the smaller matrix is another.
 DIMS = pytest.mark.parametrize("dim", [4, 12])
@@ -152,3 +163,55 @@ def test_simdino_at_known_embeddings():
 def test_simdino_refuses(shapes, message):
     with pytest.raises(ValueError, match=message):
         losses.simdino(*map(np.ones, shapes))
+
+
+# corinfomax
+
+
+def reference_corinfomax(z1, z2, mean, covariance, keep=None):
+    z1, z2 = unit(z1), unit(z2)
+    loss = 3.0 * np.mean((z1 - z2) ** 2)
+    for view, z in enumerate((z1, z2)):
+        m = 0.3 * mean[view] + 0.7 * z.mean(0)
+        r = 0.3 * covariance[view] + 0.7 * (z - m).T @ (z - m) / len(z)
+        if keep is not None:
+            keep.append((m, r))
+        loss -= np.linalg.slogdet(r + 1e-8 * np.eye(len(r)))[1] / len(r)
+    return loss
+
+
+@DIMS
+def test_corinfomax_is_the_codes_formula(dim):
+    checks.equals_reference(corinfomax, reference_corinfomax, *draw_with_past(dim), argnums=(0, 1))
+
+
+def test_corinfomax_keeps_mean_and_covariance_of_each_view():
+    arrays, kept = draw_with_past(4), []
+    reference_corinfomax(*(a.astype(np.float64) for a in arrays), keep=kept)
+    _, mean, covariance = losses.corinfomax(*arrays, memory=0.3)
+    for view, (m, r) in enumerate(kept):
+        np.testing.assert_allclose(mean[view], m, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(covariance[view], r, rtol=1e-5, atol=1e-6)
+
+
+def test_corinfomax_at_known_covariances():
+    # Orthogonal images without a mean: R = I / dim. With memory 0 the past is nothing.
+    z = np.concatenate([np.eye(4), -np.eye(4)]).astype(np.float32)
+    past = np.zeros((2, 4), np.float32), np.stack([np.eye(4, dtype=np.float32)] * 2)
+    np.testing.assert_allclose(losses.corinfomax(z, z, *past, memory=0.0)[0], 2 * np.log(4), rtol=1e-5)
+    turned = losses.corinfomax(z, -z, *past, memory=0.0, attraction=5.0)[0]  # distances of 2 in one of 4 dimensions
+    np.testing.assert_allclose(turned, 5.0 * 4 / 4 + 2 * np.log(4), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shapes, message",
+    [
+        (((4, 3), (5, 3), (2, 3), (2, 3, 3)), "of one shape"),
+        (((4, 3), (4, 3), (3,), (2, 3, 3)), "mean and covariance must be"),
+        (((4, 3), (4, 3), (2, 3), (2, 3, 2)), "mean and covariance must be"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_corinfomax_refuses(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        losses.corinfomax(*map(np.ones, shapes))
