@@ -19,7 +19,7 @@ if [[ ${1:-} == --help ]]; then
     sed -n '2,/^set/s/^# \?//p' launch/test_versions.sh
     exit
 fi
-# Of each part, what may differ between versions: 160 s of processor time.
+# Of each part, what may differ between versions: 180 s of processor time.
 readonly QUICK=(
     tests/dist/test_sharded_state.py tests/dist/test_sums.py tests/training/test_checkpoint.py tests/training/test_step.py
     tests/losses/test_contrastive.py tests/models/test_attention.py tests/models/test_norm.py tests/models/test_vit.py
