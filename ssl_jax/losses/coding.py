@@ -151,6 +151,7 @@ def corinfomax(
             f"{covariance.shape}"
         )
     z = ops.normalize(jnp.stack([z1, z2], axis=1))  # [batch, views, dim]
+    mean, covariance = mean.astype(jnp.float32), covariance.astype(jnp.float32)
     mean = memory * mean + (1.0 - memory) * ops.global_mean(jnp.mean(z, axis=0), axis_name)
     centered = z - mean
     covariance = memory * covariance + (1.0 - memory) * ops.second_moment(centered, centered, axis_name)

@@ -155,4 +155,4 @@ class BiGAN(Base):
         return {"image": images, "reconstruction": reconstruction, "made": made}
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic:
-        return Traffic(passes=1)
+        return Traffic(passes=2)  # of the discriminator: images with their codes, and codes with what is made of them

@@ -87,5 +87,7 @@ class VIbCReg(Base):
         return Output(loss, {"batch_stats": batch_stats}, {}, embeddings=z)
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic:
-        # The correlation of each view is a sum over the global batch.
-        return Traffic(passes=2, reduced=covariance_bytes(self.projector[-1], times=2))
+        # The correlation of each view is a sum over the global batch, and so are IterNorm's means and covariances.
+        dim = self.projector[-1]
+        whitening = 4 * dim * (1 + dim // self.norm_groups)
+        return Traffic(passes=2, reduced=covariance_bytes(dim, times=2) + 2 * whitening)

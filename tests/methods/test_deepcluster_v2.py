@@ -9,7 +9,7 @@ import pytest
 
 from ssl_jax import dist, models, optim, recipes
 from ssl_jax.methods import METHODS, Schedule
-from ssl_jax.training import loop, step, termination
+from ssl_jax.training import loop, step, termination, timing
 from ssl_jax.training.state import create_state
 
 BATCH, IMAGES = 8, 24
@@ -132,7 +132,14 @@ def test_a_pass_over_all_images_comes_first_and_the_first_epoch_has_labels():
     for rows in (*new["prototypes"], *new["memory"]["rows"]):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=-1), 1.0, rtol=1e-5)
     state = loop.prepare(
-        preparing, 3, first, map(draw_large, range(3)), mesh, termination.Termination(), shard_state=False
+        preparing,
+        3,
+        first,
+        map(draw_large, range(3)),
+        mesh,
+        termination.Termination(),
+        timing.Activity(),
+        shard_state=False,
     )
     assert state.step == 0 and np.array_equal(jax.random.key_data(state.rng), key)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), params)

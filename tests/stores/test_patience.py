@@ -111,7 +111,7 @@ def test_a_store_that_is_away_answers_no_question_and_damages_no_image(scheme):
     with running(scheme) as port, faults.before(port, refuse=3) as proxy:
         program = subprocess.Popen(
             [sys.executable, "-c", READER, f"{scheme}://bucket/images"],
-            env=flags.environment(**environment(scheme, proxy.port), SSL_JAX_STORE_PATIENCE="1"),
+            env=flags.environment(**environment(scheme, proxy.port), SSL_JAX_STORE_PATIENCE="3"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -119,5 +119,5 @@ def test_a_store_that_is_away_answers_no_question_and_damages_no_image(scheme):
         assert program.stdout.readline() == "read\n"
         assert proxy.refused >= 4
         proxy.stop()
-        answers, _ = program.communicate("\n", timeout=60)
+        answers, _ = program.communicate("\n", timeout=120)
     assert answers.count("the store has not answered for") == 6, answers

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ssl_jax import paths
-from ssl_jax.workdir.metrics import read_metrics
+from ssl_jax.workdir.metrics import TIMES, read_metrics
 from tests import flags
 from tests.data.kinds import png
 from tests.stores import emulators, faults
@@ -104,8 +104,7 @@ def upload_images(bucket):
 def left_by(workdir):
     """The bytes of the backbone, the lines of metrics.jsonl without times, and the saved steps."""
     workdir = paths.path(workdir)
-    timing = ("images_per_second", "data_wait")
-    lines = [{k: v for k, v in line.items() if k not in timing} for line in read_metrics(workdir / "metrics.jsonl")]
+    lines = [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(workdir / "metrics.jsonl")]
     steps = [name for name in paths.names(workdir / "checkpoints") if name.isdigit()]
     return (workdir / "backbone.safetensors").read_bytes(), lines, steps
 
