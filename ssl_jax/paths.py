@@ -9,7 +9,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeAlias
 
 from etils import epath
@@ -146,6 +146,12 @@ def upload(path: StorePath, content: bytes) -> None:
     system(path).pipe_file(_key(path), content)
 
 
+def upload_folder(folder: pathlib.Path, to: StorePath) -> None:
+    """Uploads all files of a local folder, one after another. Raises: StoreError."""
+    for name in files_below(folder):
+        upload(to / name, (folder / name).read_bytes())
+
+
 def create(path: StorePath, content: bytes) -> bool:
     """Makes a file in a store; False if it is there already. A store without conditional writes replaces it."""
     try:
@@ -185,10 +191,15 @@ def local(path: AnyPath) -> Generator[pathlib.Path]:
         return
     with tempfile.TemporaryDirectory(prefix="ssl_jax-") as folder:
         copied = pathlib.Path(folder, path.name)
-        with copied.open("wb") as file:
-            for part in parts(path):
-                file.write(part)
+        download(path, copied)
         yield copied
+
+
+def download(path: StorePath, to: pathlib.Path, told: Callable[[int], object] = lambda _: None) -> None:
+    """Copies a file of a store to a disk. told: called with the number of bytes of each part that was copied."""
+    with to.open("wb") as file:
+        for part in parts(path):
+            told(file.write(part))
 
 
 def parts(path: StorePath, length: int = 2**25) -> Iterator[bytes]:

@@ -238,13 +238,8 @@ def cache(what: str, of: bytes) -> Path:
 
 def _copy(file: StorePath, to: Path) -> None:
     partial = to.with_name(f"{to.name}.{os.getpid()}.partial")  # several processes of a machine may copy at once
-    with (
-        partial.open("wb") as copied,
-        tqdm(desc=f"copying {file}", total=paths.size(file), unit="B", unit_scale=True, delay=1) as progress,
-    ):
-        for part in paths.parts(file):
-            copied.write(part)
-            progress.update(len(part))
+    with tqdm(desc=f"copying {file}", total=paths.size(file), unit="B", unit_scale=True, delay=1) as progress:
+        paths.download(file, partial, progress.update)
     partial.replace(to)
 
 

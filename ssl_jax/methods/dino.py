@@ -100,24 +100,10 @@ class DINO(Base):
     def loss(
         self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
     ) -> Output:
-        networks, views = self.networks, batch["views"]
-        outputs, batch_stats = toolkit.forward_views(
-            {"backbone": self.backbone},
-            params,
-            state["batch_stats"],
-            views,
-            axis_name=axis_name,
-            rng=rng,
-            together=True,
+        (h, student, scores), new = self_distillation.forward(
+            self.networks, params, state, batch["views"], rng, axis_name
         )
-        h = outputs["backbone"]  # [views, batch, dim]
-        student, batch_stats["head"] = toolkit.train_apply(
-            networks["head"], params["head"], batch_stats["head"], h, axis_name=axis_name
-        )
-        outputs, teacher = toolkit.forward_teacher(
-            networks, state["teacher"], views[: len(self_distillation.GLOBAL)], axis_name=axis_name, together=True
-        )
-        scores, center = outputs["head"], state["center"]
+        center = state["center"]
         temperature = self_distillation.temperature(
             self, self.warmup_teacher_temperature, self.teacher_temperature, state["step"]
         )
@@ -131,7 +117,7 @@ class DINO(Base):
         )
         entropy = self_distillation.entropy(centered(scores, center, temperature))
         center = self_distillation.move_center(center, scores, self.center_decay, axis_name)
-        state = {"batch_stats": batch_stats, "teacher": teacher, "center": center, "step": state["step"]}
+        state = {**new, "center": center, "step": state["step"]}
         return Output(loss, state, {"teacher_entropy": entropy}, embeddings=h[:2])
 
     def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:

@@ -70,32 +70,17 @@ class SimDINO(Base):
     def loss(
         self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
     ) -> Output:
-        networks, views = self.networks, batch["views"]
-        outputs, batch_stats = toolkit.forward_views(
-            {"backbone": self.backbone},
-            params,
-            state["batch_stats"],
-            views,
-            axis_name=axis_name,
-            rng=rng,
-            together=True,
-        )
-        h = outputs["backbone"]  # [views, batch, dim]
-        student, batch_stats["head"] = toolkit.train_apply(
-            networks["head"], params["head"], batch_stats["head"], h, axis_name=axis_name
-        )
-        targets, teacher = toolkit.forward_teacher(
-            networks, state["teacher"], views[: len(self_distillation.GLOBAL)], axis_name=axis_name, together=True
+        (_, student, targets), state = self_distillation.forward(
+            self.networks, params, state, batch["views"], rng, axis_name
         )
         loss = losses.simdino(
             student,
-            targets["head"],
+            targets,
             eps=self.eps,
             invariance=self.invariance,
             smooth=self.smooth,
             axis_name=axis_name,
         )
-        state = {"batch_stats": batch_stats, "teacher": teacher}
         return Output(loss, state, {}, embeddings=student[: len(self_distillation.GLOBAL)])
 
     def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:

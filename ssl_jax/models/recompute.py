@@ -58,10 +58,6 @@ def group_size(blocks: int, remat: str) -> int:
     return max(size for size in range(1, math.isqrt(blocks) + 1) if blocks % size == 0)
 
 
+@functools.cache  # one function, so that equal blocks are equal programs
 def _policy(remat: str) -> Callable[..., Any] | None:
-    return _kept() if remat == "dots" else None
-
-
-@functools.cache
-def _kept() -> Callable[..., Any]:
-    return jax.checkpoint_policies.save_only_these_names(KEPT)
+    return jax.checkpoint_policies.save_only_these_names(KEPT) if remat == "dots" else None

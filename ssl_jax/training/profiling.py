@@ -60,16 +60,18 @@ def traced(
 
 @contextlib.contextmanager
 def _tracing(profile: Profile, directory: AnyPath) -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="ssl_jax-") as on_disk:
-        jax.profiler.start_trace(on_disk if paths.is_remote(directory) else str(directory))
+    with contextlib.ExitStack() as stack:
+        on_disk = str(directory)
+        if isinstance(directory, StorePath):  # JAX writes to disks
+            on_disk = stack.enter_context(tempfile.TemporaryDirectory(prefix="ssl_jax-"))
+        jax.profiler.start_trace(on_disk)
         try:
             yield
         finally:
             try:
                 jax.profiler.stop_trace()
-                if isinstance(directory, StorePath):  # JAX writes to disks
-                    for name in paths.files_below(Path(on_disk)):
-                        paths.upload(directory / name, Path(on_disk, name).read_bytes())
+                if isinstance(directory, StorePath):
+                    paths.upload_folder(Path(on_disk), directory)
                 print(
                     f"steps {profile.start} to {profile.stop} are profiled in {directory}; to see them: "
                     f"pip install xprof; xprof --logdir {directory} --port 6006, then open http://localhost:6006",

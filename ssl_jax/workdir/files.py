@@ -60,8 +60,7 @@ def new_directory(path: AnyPath) -> Iterator[Path]:
     if isinstance(path, StorePath):
         with tempfile.TemporaryDirectory(prefix="ssl_jax-") as folder:
             yield Path(folder)
-            for name in paths.files_below(Path(folder)):
-                paths.upload(path / name, Path(folder, name).read_bytes())
+            paths.upload_folder(Path(folder), path)
         return
     partial = path.with_name(path.name + ".partial")
     try:

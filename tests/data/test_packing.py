@@ -149,11 +149,11 @@ def test_arrays_of_any_type_are_kept(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (40, 40, 3)])
-@pytest.mark.parametrize("ending", [".jpg", ".png", ".tif"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    "ending, dtype",
+    [(".jpg", np.uint8), (".png", np.uint8), (".tif", np.uint8), (".png", np.uint16), (".tif", np.uint16)],
+)
 def test_resized_images_keep_type_and_channels(tmp_path, ending, shape, dtype):
-    if ending == ".jpg" and dtype == np.uint16:
-        pytest.skip("a JPEG has 8 bits")
     image = cv2.GaussianBlur(RNG.integers(0, np.iinfo(dtype).max, (40, 60, *shape[2:]), dtype), (0, 0), 3)
     (tmp_path / "a").mkdir()
     cv2.imwrite(str(tmp_path / f"a/large{ending}"), image)

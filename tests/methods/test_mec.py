@@ -7,6 +7,7 @@ import pytest
 
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Schedule
+from tests.methods import drawn
 
 RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 VIEWS = tuple(np.random.default_rng(0).normal(size=(2, 8, 8, 8, 1)).astype(np.float32))
@@ -20,16 +21,7 @@ def make(**options):
 @functools.cache
 def first():
     """Params, and a state whose teacher is unlike them."""
-    params, state = jax.device_get(make().init(jax.random.key(1), VIEWS[0]))
-    teacher = jax.tree.map(lambda p: 1.5 * p + 0.1, state["teacher"]["params"])
-    return params, {**state, "teacher": {**state["teacher"], "params": teacher}}
-
-
-def apply(networks, params, batch_stats, x):
-    for name, module in networks.items():
-        variables = {"params": params[name], "batch_stats": batch_stats[name]}
-        x, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
-    return x
+    return drawn.with_other_teacher(*jax.device_get(make().init(jax.random.key(1), VIEWS[0])))
 
 
 @functools.cache
@@ -46,8 +38,8 @@ def run():
 
         teacher = state["teacher"]
         (_, output), gradient = jax.value_and_grad(loss, has_aux=True)(teacher["params"])
-        p = [apply(method.networks, params, state["batch_stats"], x) for x in views]
-        t = [apply(method.teacher_networks, teacher["params"], teacher["batch_stats"], x) for x in views]
+        p = [drawn.through(method.networks, params, state["batch_stats"], x) for x in views]
+        t = [drawn.through(method.teacher_networks, teacher["params"], teacher["batch_stats"], x) for x in views]
         largest = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(gradient)]))
         return output, largest, p, t
 

@@ -7,6 +7,7 @@ import pytest
 
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Schedule
+from tests.methods import drawn
 
 RUN = Schedule(batch_size=8, steps=100, steps_per_epoch=10, num_images=1000)
 DRAWN = np.random.default_rng(0)
@@ -21,17 +22,12 @@ def make(**options):
 @functools.cache
 def first():
     """Params, and a state whose teacher is unlike them."""
-    params, state = jax.device_get(make().init(jax.random.key(1), VIEWS[0]))
-    teacher = jax.tree.map(lambda p: 1.5 * p + 0.1, state["teacher"]["params"])
-    return params, {**state, "teacher": {**state["teacher"], "params": teacher}}
+    return drawn.with_other_teacher(*jax.device_get(make().init(jax.random.key(1), VIEWS[0])))
 
 
 def apply(networks, params, batch_stats, views):
     """Views of one size as one batch -> [views, batch, dim]."""
-    x = jnp.concatenate(views)
-    for name, module in networks.items():
-        variables = {"params": params[name], "batch_stats": batch_stats[name]}
-        x, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    x = drawn.through(networks, params, batch_stats, jnp.concatenate(views))
     return x.reshape(len(views), -1, x.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""What DINO, iBOT, DINOv2 and DINOv3 share: views, schedules, first weights, centers and Sinkhorn's targets, KoLeo."""
+"""What DINO, SimDINO, iBOT, DINOv2 and DINOv3 share: views, passes, schedules, first weights, targets, KoLeo."""
 
 # pyright: reportUnknownMemberType=false
 
@@ -42,7 +42,7 @@ class SelfDistillation(Protocol):
 
 def views(method: SelfDistillation) -> tuple[str, ...]:
     """Two large crops, which the teacher sees too, and `local_views` small ones."""
-    return (*GLOBAL, *("local",) * method.local_views)
+    return toolkit.with_local(GLOBAL, method.local_views)
 
 
 def check_sharper(method: SelfDistillation, *names: str) -> None:
@@ -95,6 +95,40 @@ def init(
     teacher = toolkit.make_teacher({"backbone": backbone, **heads}, params, batch_stats)
     params["mask_token"] = jnp.zeros(backbone.dim)
     return params, {"batch_stats": batch_stats, "teacher": teacher, "step": jnp.zeros((), jnp.int32)}
+
+
+def forward(
+    networks: toolkit.Networks,
+    params: Params,
+    state: State,
+    views: Sequence[Float[Array, "batch _ _ channels"]],
+    rng: Key[Array, ""],
+    axis_name: str | None,
+) -> tuple[tuple[Array, Array, Array], State]:
+    """Both networks' passes, of a backbone and a head: the student sees all crops, the teacher the large ones.
+
+    Crops of one size pass the backbone as one batch, and all crops pass the head as one.
+
+    Returns: the student's features [views, batch, dim] and the outputs of its head, the outputs of the teacher's head
+      [2, batch, ...]; and the new "batch_stats" and "teacher".
+    """
+    outputs, batch_stats = toolkit.forward_views(
+        {"backbone": networks["backbone"]},
+        params,
+        state["batch_stats"],
+        views,
+        axis_name=axis_name,
+        rng=rng,
+        together=True,
+    )
+    h = outputs["backbone"]
+    student, batch_stats["head"] = toolkit.train_apply(
+        networks["head"], params["head"], batch_stats["head"], h, axis_name=axis_name
+    )
+    targets, teacher = toolkit.forward_teacher(
+        networks, state["teacher"], views[: len(GLOBAL)], axis_name=axis_name, together=True
+    )
+    return (h, student, targets["head"]), {"batch_stats": batch_stats, "teacher": teacher}
 
 
 def encode(
