@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# bash launch/test_versions.sh [--help] [pytest arguments]: runs tests on the newest Python of Debian, with the newest JAX
-# and other packages that requirements-test.txt allows. Without arguments, a quick selection of each part of ssl_jax.
+# bash launch/test_versions.sh [--help | --prepare | pytest arguments]: runs tests on the newest Python of Debian, with
+# the newest JAX and other packages that requirements-test.txt allows. Without arguments, a quick selection of each part
+# of ssl_jax.
 #
 #     bash launch/test_versions.sh
 #     bash launch/test_versions.sh tests/methods -k simclr
+#     bash launch/test_versions.sh --prepare               # only what the first run would make
 #
 # Makes a root directory of Debian by debootstrap, once, and installs the packages there, once a week or if the
 # requirements change (3 GB in all). The tests run in it, on this clone. Needs root on Debian or Ubuntu.
@@ -77,5 +79,6 @@ if [[ $stamp != "$(cat "$root/venv/installed" 2>/dev/null)" ]]; then
         --requirement requirements-test.txt
     echo "$stamp" >"$root/venv/installed"
 fi
+[[ ${1:-} != --prepare ]] || exit 0
 say "testing on $(in_root python --version), $(in_root pip freeze | grep -E '^(jax|flax|optax|orbax-checkpoint|numpy)=' | xargs)"
 in_root python -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"

@@ -106,7 +106,7 @@ async def patiently(call: Callable[[], Awaitable[R]], what: str) -> R:
                     f"{what}: the store has not answered for {waited:.0f} s ({_line(error)}). What was written before "
                     "is whole; when the store answers, the same command goes on from the newest checkpoint"
                 ) from error
-            if waited > LONGEST_WAIT and not told:
+            if waited + wait > LONGEST_WAIT and not told:
                 told = True
                 logging.warning(
                     "%s: the store does not answer (%s); trying again for up to %.0f s", what, _line(error), patience()
@@ -169,10 +169,9 @@ def _google() -> Any:
 
 def _amazon() -> Any:
     core = importlib.import_module("s3fs.core")
+    sync_wrapper = importlib.import_module("fsspec.asyn").sync_wrapper
 
     class Amazon(_Asking, core.S3FileSystem):
-        retries = 1
-
         def __init__(self, *args: Any, **kwargs: Any):
             once = {"retries": {"total_max_attempts": 1}}  # without botocore's own retries
             super().__init__(*args, **{"use_listings_cache": False, "config_kwargs": once, **kwargs})
@@ -181,6 +180,11 @@ def _amazon() -> Any:
             named = {key: value for given in (*args, kwargs) for key, value in given.items()}
             what = "/".join(filter(None, ["s3:/", named.get("Bucket"), named.get("Key", named.get("Prefix"))]))
             return await patiently(lambda: cast(Any, super(Amazon, self))._call_s3(method, *args, **kwargs), what)
+
+        # s3fs makes these of its own methods, whatever a subclass has; open files write by the first.
+        call_s3 = sync_wrapper(_call_s3)
+        exists = sync_wrapper(_Asking._exists)
+        isdir = sync_wrapper(_Asking._isdir)
 
     return Amazon
 

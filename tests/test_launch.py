@@ -311,6 +311,7 @@ def test_gpu_node_starts_again_what_was_stuck(gpus, tmp_path, stand_in, code, st
 def test_gpu_node_gives_each_start_a_port_of_its_own(gpus, tmp_path, stand_in):
     lines = f"""[[ $1 == -c ]] && exit
 echo "$@" >>{tmp_path}/starts
+until grep -q "process_id 0$" {tmp_path}/starts; do sleep 0.05; done
 [[ $(grep -c "process_id 1$" {tmp_path}/starts) -lt 2 && $* == *"process_id 1" ]] && exit 70
 [[ $(grep -c "process_id 1$" {tmp_path}/starts) -lt 2 ]] && exec sleep 1000
 touch {tmp_path}/backbone.safetensors"""

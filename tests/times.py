@@ -67,8 +67,8 @@ class Times:
             self.spent[phase] += duration
             self.spent["programs"] += phase == "compile"
 
-    def pytest_collection_finish(self):
-        self.processor = processor_seconds()  # importing the tests is not the first one's time
+    def pytest_runtest_logstart(self):
+        self.processor = processor_seconds()  # waiting for another worker is not the test's time, nor are imports
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):

@@ -20,11 +20,6 @@ from tests import flags
 from tests.data.kinds import png
 from tests.stores import emulators, faults
 
-# Each takes minutes, and how often a store is asked within an outage depends on the machine's speed.
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("SSL_JAX_TEST_OUTAGES"), reason="minutes of outages; SSL_JAX_TEST_OUTAGES=1 runs them"
-)
-
 ROOT = Path(__file__).parents[2]
 STEPS = 40
 SETTINGS = {
