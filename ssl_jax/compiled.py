@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from ssl_jax import paths
+
 LEVEL = "xla_backend_optimization_level"
 # XLA's older emitters take less time for many small operations. jaxlib 0.11.1 has lost them, and refuses the option.
 OLDER_EMITTERS: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11, 1) else {}
@@ -48,10 +50,9 @@ def options_of_once(platform: str) -> dict[str, Any] | None:
 
 def directory(workdir: Any = None) -> Any:
     """Where the programs of this machine are kept: a path; that of `workdir`'s kind if there is one."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl_jax"
     # Programs for one CPU may not run on another, whose home may be the same.
     machine = f"{platform.machine()} {_cpu_flags()} {jax.__version__}"
-    return (workdir or caches) / "compiled" / hashlib.sha256(machine.encode()).hexdigest()[:12]
+    return (workdir or paths.caches()) / "compiled" / hashlib.sha256(machine.encode()).hexdigest()[:12]
 
 
 def _cpu_flags() -> str:

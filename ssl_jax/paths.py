@@ -47,6 +47,11 @@ def is_remote(path: AnyPath) -> bool:
     return isinstance(path, StorePath)
 
 
+def caches() -> pathlib.Path:
+    """Where ssl_jax keeps what it can make again: ~/.cache/ssl_jax, or ssl_jax below $XDG_CACHE_HOME."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "ssl_jax"
+
+
 def join(folder: AnyPath, name: str) -> AnyPath:
     """`name`, which may be relative to `folder`, absolute, or an address."""
     return path(name) if is_address(name) else folder / name

@@ -232,8 +232,7 @@ def on_disk(root: AnyPath, split: str) -> Path:
 
 def cache(what: str, of: bytes) -> Path:
     """The folder where files are kept from one start to the next. of: what they are made of."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl_jax"
-    return caches / what / hashlib.sha256(of).hexdigest()[:16]
+    return paths.caches() / what / hashlib.sha256(of).hexdigest()[:16]
 
 
 def _copy(file: StorePath, to: Path) -> None:
