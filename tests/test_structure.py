@@ -31,7 +31,7 @@ PROGRAM_TEXT = [*FILES, *sorted((ROOT / "benchmarks").glob("*.py"))]
 MAY_IMPORT = {
     "keys": set(),
     "ops": set(),
-    "compiled": set(),
+    "compiled": {"paths"},
     "stores": set(),
     "paths": {"stores"},
     "config": {"keys"},
