@@ -13,6 +13,9 @@ A backbone is a Linen module with `dim`: images [batch, height, width, channels]
     masked_map(images, train, axis_name, *, mask, mask_token) -> the feature map of images of which squares are hidden.
         A square has `stride` pixels a side and is one place of the map. mask [batch, places] is True where one is
         hidden; mask_token [token_dim] stands in for it. It then also has the fields stride and token_dim
+    stage_maps(images, train, axis_name, *, mask) -> the map of each stage, the largest first, with nothing of the
+        squares that mask hides: see hidden.py. A square has `stride` pixels a side and is one place of the last map.
+        mask: bool [batch, places], True where one is hidden, or None. It then also has the field stride
     depth   the number of its blocks, named blocks_0, blocks_1, ..., for learning rates by layer
     drop_path   the probability of stochastic depth
 """
@@ -44,9 +47,13 @@ def has_masked_map(backbone: nn.Module) -> bool:
     return hasattr(backbone, "masked_map")
 
 
+def has_stage_maps(backbone: nn.Module) -> bool:
+    return hasattr(backbone, "stage_maps")
+
+
 def masked_side(backbone: nn.Module) -> int:
-    """Pixels a side of the squares that a mask hides: a ViT's patches, or those of a masked map."""
-    return backbone.stride if has_masked_map(backbone) else backbone.patch_size
+    """Pixels a side of the squares that a mask hides: a ViT's patches, or those of a masked map or of stage maps."""
+    return backbone.stride if has_masked_map(backbone) or has_stage_maps(backbone) else backbone.patch_size
 
 
 def token_dim(backbone: nn.Module) -> int:

@@ -187,7 +187,7 @@ def dense(features: int, dtype: Any, name: str, bias: bool = True) -> nn.Module:
     return Dense(features, use_bias=bias, kernel_init=weight_init, dtype=dtype, name=name)
 
 
-def layer_norm(dtype: Any, name: str, eps: float = 1e-6) -> nn.Module:
+def layer_norm(dtype: Any, name: str | None, eps: float = 1e-6) -> nn.Module:
     # Not the fast variance, E[x^2] - E[x]^2: it loses its digits where a token's mean is far from 0.
     return nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ssl_jax import keys, ops
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, OneOf, Range
@@ -16,6 +16,7 @@ from ssl_jax.models import stochastic_depth
 from ssl_jax.models._options import BranchDType, Remat
 from ssl_jax.models.blocks import dense, layer_norm, weight_init
 from ssl_jax.models.conv import Conv
+from ssl_jax.models.hidden import at_size, hide, squares
 from ssl_jax.models.recompute import block_of, group_of
 
 POOLS = ("mean", "norm_mean")
@@ -80,21 +81,46 @@ class ConvNeXt(nn.Module):
         return self.base_width * 2 ** (len(self.stages) - 1)
 
     @property
+    def stride(self) -> int:
+        """Pixels a side of a place of the last stage's map."""
+        return self.patch_size * 2 ** (len(self.stages) - 1)
+
+    @property
     def drop_rates(self) -> list[float]:
         """Probability of each block that an image skips its branch."""
         blocks = sum(self.stages)
         return stochastic_depth.growing(self.drop_path, blocks)
 
-    @nn.compact
+    def setup(self) -> None:
+        if self.pool == "norm_mean":
+            self.norm_pre = layer_norm(jnp.float32, None)
+        else:
+            self.head = Head()
+
     def __call__(
+        self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
+    ) -> Float[Array, "batch dim"]:
+        x = self.stage_maps(images, train, axis_name)[-1]
+        if self.pool == "norm_mean":
+            return jnp.mean(self.norm_pre(x), axis=(1, 2))
+        return self.head(jnp.mean(x, axis=(1, 2)))
+
+    @nn.compact
+    def stage_maps(
         self,
         images: Float[Array, "batch height width channels"],
         train: bool = False,
         axis_name: str | None = None,
-        pooled: bool = True,
-    ) -> Float[Array, "batch *map dim"]:
-        """Features [batch, dim]; without `pooled` the feature map [batch, rows, columns, dim]."""
+        *,
+        mask: Bool[Array, "batch places"] | None = None,
+    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
+        """The map of each stage, the largest first, as its blocks give it: no LayerNorm follows.
+
+        mask: row by row over squares of `stride` pixels, True where one is hidden. Nothing of it is seen, and the maps
+        are 0 there: see hidden.py. GRN takes its norms over visible positions. None: everything is seen.
+        """
         check_size(self, images.shape[1:3])
+        hidden = None if mask is None else squares(mask, (images.shape[1], images.shape[2]), self.stride)
         dtype, blocks = jnp.dtype(self.dtype), sum(self.stages)
         drops: list[Any] = [None] * blocks
         if train and self.drop_path > 0.0 and not self.is_initializing():
@@ -102,15 +128,15 @@ class ConvNeXt(nn.Module):
             drops = stochastic_depth.factors(noise, self.drop_rates)
         x = patches(self.base_width, self.patch_size, dtype, "stem_0")(images.astype(dtype))
         x = layer_norm(jnp.float32, "stem_1")(x)
+        x = x if hidden is None else hide(x, at_size(hidden, x.shape[1:3]))
+        maps: list[Any] = []
         options = dict(layer_scale=self.layer_scale, grn=self.grn, conv_mlp=self.conv_mlp, dtype=dtype)
         for stage, count in enumerate(self.stages):
             first = sum(self.stages[:stage])
             made = Stage(self.base_width * 2**stage, stage > 0, self.remat, options, name=f"stages_{stage}")
-            x = group_of(Stage.__call__, self.remat)(made, x, drops[first : first + count])
-        norm = layer_norm(jnp.float32, "norm_pre") if self.pool == "norm_mean" else Head(name="head")
-        if not pooled:
-            return norm(x)
-        return jnp.mean(norm(x), axis=(1, 2)) if self.pool == "norm_mean" else norm(jnp.mean(x, axis=(1, 2)))
+            x = group_of(Stage.__call__, self.remat)(made, x, drops[first : first + count], hidden)
+            maps.append(x)
+        return tuple(maps)
 
     def feature_map(
         self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
@@ -121,7 +147,8 @@ class ConvNeXt(nn.Module):
         features from the mean before it, as DINOv3's ConvNeXts have it for their patches and their class token
         (arXiv:2508.10104).
         """
-        return self(images, train, axis_name, pooled=False)
+        x = self.stage_maps(images, train, axis_name)[-1]
+        return self.norm_pre(x) if self.pool == "norm_mean" else self.head(x)
 
 
 def check_size(model: ConvNeXt, size: tuple[int, ...]) -> None:
@@ -129,7 +156,7 @@ def check_size(model: ConvNeXt, size: tuple[int, ...]) -> None:
 
     Not a method: Flax wraps methods as parts of the forward pass, which fails in __post_init__.
     """
-    least = model.patch_size * 2 ** (len(model.stages) - 1)
+    least = model.stride
     if min(size) < least:
         raise ValueError(
             f"an image of {size[0]}x{size[1]} pixels is too small for {len(model.stages)} stages after patches of "
@@ -141,7 +168,8 @@ def check_size(model: ConvNeXt, size: tuple[int, ...]) -> None:
 class Stage(nn.Module):
     """[batch, rows, columns, channels] -> [batch, rows, columns, width], or half the rows and columns where it halves.
 
-    drops: for each block, a factor for each image's branch [batch, 1], or None.
+    drops: for each block, a factor for each image's branch [batch, 1], or None. hidden: None, or bool
+    [batch, square rows, square columns], the hidden squares, where x is 0 and stays so.
     """
 
     width: int
@@ -150,14 +178,18 @@ class Stage(nn.Module):
     options: Any  # of Block
 
     @nn.compact
-    def __call__(self, x, drops):
+    def __call__(self, x, drops, hidden=None):
         dtype = self.options["dtype"]
+        positions = None
         if self.halves:
             x = layer_norm(dtype, "downsample_0")(x)
             x = patches(self.width, 2, dtype, "downsample_1")(x).astype(jnp.float32)
+        if hidden is not None:
+            positions = at_size(hidden, x.shape[1:3])
+            x = hide(x, positions)
         block = block_of(Block, self.remat)
         for i, drop in enumerate(drops):
-            x = block(**self.options, name=f"blocks_{i}")(x, drop)
+            x = block(**self.options, name=f"blocks_{i}")(x, drop, positions)
         return x
 
 
@@ -165,7 +197,8 @@ class Block(nn.Module):
     """x + f(x); x [batch, rows, columns, dim] is float32 whatever `dtype` is.
 
     f: a 7x7 convolution of each channel, LayerNorm over channels, and an MLP of each position.
-    drop: a factor for each image's branch [batch, 1]; None: 1.
+    drop: a factor for each image's branch [batch, 1]; None: 1. hidden: None, or bool [batch, rows, columns], where x is
+    0 and stays so.
     """
 
     layer_scale: float
@@ -174,7 +207,7 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, drop):
+    def __call__(self, x, drop=None, hidden=None):
         dim, around = x.shape[-1], (KERNEL // 2, KERNEL // 2)
         y = Conv(
             dim,
@@ -186,9 +219,10 @@ class Block(nn.Module):
             name="conv_dw",
         )(x.astype(self.dtype))
         y = layer_norm(self.dtype, "norm")(y)
-        y = FeedForward(self.grn, self.conv_mlp, self.dtype, name="mlp")(y).astype(jnp.float32)
+        y = FeedForward(self.grn, self.conv_mlp, self.dtype, name="mlp")(y, hidden).astype(jnp.float32)
         if self.layer_scale:
             y *= self.param("gamma", nn.initializers.constant(self.layer_scale), (dim,), jnp.float32)
+        y = hide(y, hidden)
         return x + (y if drop is None else y * drop[..., None, None])
 
 
@@ -198,29 +232,30 @@ class FeedForward(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, hidden):
         linear = pointwise if self.conv_mlp else dense
         y = ops.gelu(linear(4 * x.shape[-1], self.dtype, "fc1")(x))
-        y = GRN(name="grn")(y) if self.grn else y
+        y = GRN(name="grn")(y, hidden) if self.grn else y
         return linear(x.shape[-1], self.dtype, "fc2")(y)
 
 
 class GRN(nn.Module):
     """x + scale * x * n + bias; x [batch, rows, columns, dim].
 
-    n is the Euclidean norm of a channel over all positions, divided by the mean of these norms over the channels.
-    Norms are computed in float32. Source: ConvNeXt V2, arXiv:2301.00808, algorithm 1; scale and bias start at 0.
+    n is the Euclidean norm of a channel over all positions that are not hidden, divided by the mean of these norms over
+    the channels. Norms are computed in float32. Source: ConvNeXt V2, arXiv:2301.00808, algorithm 1; scale and bias
+    start at 0.
     """
 
     eps: float = 1e-6
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, hidden=None):
         scale, bias = (self.param(name, nn.initializers.zeros, x.shape[-1:], jnp.float32) for name in ("scale", "bias"))
         y = x.astype(jnp.float32)
-        squares = jnp.sum(y * y, axis=(1, 2), keepdims=True)
+        total = jnp.sum(hide(y * y, hidden), axis=(1, 2), keepdims=True)
         # The root's gradient at 0 is infinite, and would be NaN for a channel that is 0 everywhere.
-        norms = jnp.where(squares > 0.0, jnp.sqrt(jnp.where(squares > 0.0, squares, 1.0)), 0.0)
+        norms = jnp.where(total > 0.0, jnp.sqrt(jnp.where(total > 0.0, total, 1.0)), 0.0)
         return (y + scale * (y * norms / (jnp.mean(norms, axis=-1, keepdims=True) + self.eps)) + bias).astype(x.dtype)
 
 

@@ -1,6 +1,6 @@
 """A ResNet that sees only the lightness of images: the backbone of colorization (Zhang et al. 2016)."""
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ssl_jax import keys
 from ssl_jax.models._options import Mean, Std
@@ -30,13 +30,14 @@ class LightnessResNet(ResNet):
             )
         super().__post_init__()
 
-    def __call__(
+    def stage_maps(
         self,
         images: Float[Array, "batch height width channels"],
         train: bool = False,
         axis_name: str | None = None,
-        pool: bool = True,
-    ) -> Float[Array, "batch *map dim"]:
+        *,
+        mask: Bool[Array, "batch places"] | None = None,
+    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
         """As in ResNet."""
         lightness = scale_lab(lab_of_normalized(images, self.mean, self.std))[..., :1]
-        return super().__call__(lightness, train, axis_name, pool)
+        return super().stage_maps(lightness, train, axis_name, mask=mask)

@@ -8,10 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ssl_jax.keys import COUNT, OneOf
 from ssl_jax.models._options import check_choice
+from ssl_jax.models.hidden import at_size, hide
 from ssl_jax.models.recompute import keep
 from ssl_jax.ops import of_each_device, vary_like
 
@@ -61,9 +62,27 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch *positions dim"], train: bool = False, axis_name: str | None = None
+        self,
+        x: Float[Array, "batch *positions dim"],
+        train: bool = False,
+        axis_name: str | None = None,
+        hidden: Bool[Array, "batch square_rows square_columns"] | None = None,
     ) -> Float[Array, "batch *positions dim"]:
-        """`axis_name`: mapped axis that the batch is sharded over; None if x is the whole batch."""
+        """The normalized x.
+
+        Args:
+          axis_name: mapped axis that the batch is sharded over; None if x is the whole batch.
+          hidden: squares of the positions, rows and columns, that count in no statistic and are 0 in the result; see
+            hidden.py. None: everything counts.
+
+        Raises: ValueError for hidden squares with the kinds "grouped" and "layer".
+        """
+        if hidden is not None:
+            if self.kind not in ("sync", "local"):
+                raise ValueError(
+                    f"batch_norm={self.kind!r} has no statistics of visible positions alone; use 'sync' or 'local'"
+                )
+            hidden = at_size(hidden, x.shape[1:-1])
         if self.kind == "layer":
             x = x.astype(jnp.float32)
             return self.rescale(x, *row_statistics(x))
@@ -72,7 +91,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, dim, jnp.float32)
         x = x.astype(jnp.float32)
         if train:
-            found, over_all = self.measure(x, axis_name)
+            found, over_all = self.measure(x, axis_name, hidden)
             if not self.is_initializing():
                 for running, value in zip((running_mean, running_var), over_all, strict=True):
                     running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(value)
@@ -80,16 +99,23 @@ class BatchNorm(nn.Module):
             mean, var = vary_like(found, x)
         else:
             mean, var = running_mean.value, running_var.value
-        return self.rescale(x, mean, var)
+        return hide(self.rescale(x, mean, var), hidden)
 
-    def measure(self, x, axis_name):
+    def measure(self, x, axis_name, hidden):
         """(mean and variance that x is normalized by, [2, ..., dim]; those that the running ones follow, [2, dim])"""
         if self.kind == "grouped":
             return grouped_statistics(x, self.groups, axis_name)
-        found = statistics(x)
+        found = statistics(x, hidden)
         if self.kind == "local":
             return found, average(found, axis_name)
-        found = found if axis_name is None else combined(keep(of_each_device(found, axis_name)))
+        if axis_name is None:
+            return found, found
+        if hidden is None:
+            found = combined(keep(of_each_device(found, axis_name)))
+        else:
+            sent = jnp.append(found, jnp.sum(~hidden, dtype=jnp.float32))  # one collective for all
+            parts = keep(of_each_device(sent, axis_name))
+            found = combined(parts[:, :-1].reshape(-1, *found.shape), lax.stop_gradient(parts[:, -1]))
         return found, found
 
     def rescale(self, x, mean, var):
@@ -183,22 +209,35 @@ def average(value: Array, axis_name: str | None) -> Array:
     return value if axis_name is None else lax.pmean(value, axis_name)
 
 
-def statistics(x: Float[Array, "batch *positions dim"]) -> Float[Array, "2 dim"]:
-    """Mean and biased variance of each channel, over these rows."""
+def statistics(
+    x: Float[Array, "batch *positions dim"], hidden: Bool[Array, "batch rows columns"] | None = None
+) -> Float[Array, "2 dim"]:
+    """Mean and biased variance of each channel, over these rows; not over hidden positions. 0 if all are hidden."""
     axes = tuple(range(x.ndim - 1))
-    mean = keep(jnp.mean(x, axes))
-    return jnp.stack([mean, keep(jnp.mean(centered_square(x, mean), axes))])
+
+    def mean_of(values: Array) -> Array:
+        if hidden is None:
+            return keep(jnp.mean(values, axes))
+        visible = jnp.sum(~hidden, dtype=jnp.float32)
+        return keep(jnp.sum(hide(values, hidden), axes) / jnp.maximum(visible, 1.0))
+
+    mean = mean_of(x)
+    return jnp.stack([mean, mean_of(centered_square(x, mean))])
 
 
-def combined(parts: Float[Array, "parts 2 *groups dim"]) -> Float[Array, "2 *groups dim"]:
-    """`statistics` of all rows, from those of parts of equal size: one collective can bring them all.
+def combined(
+    parts: Float[Array, "parts 2 *groups dim"], counts: Float[Array, " parts"] | None = None
+) -> Float[Array, "2 *groups dim"]:
+    """`statistics` of all rows, from those of parts: one collective can bring them all.
+
+    counts: numbers of positions of the parts, not all 0; None: the parts have equal size.
 
     The variance is the mean of the variances plus the variance of the means. So nothing is subtracted but means (Chan
     et al. 1979, Updating formulae and a pairwise algorithm for computing sample variances, eq. 2.1).
     """
     means, variances = parts[:, 0], parts[:, 1]
-    mean = jnp.mean(means, axis=0)
-    return jnp.stack([mean, jnp.mean(variances + jnp.square(means - mean), axis=0)])
+    mean = jnp.average(means, axis=0, weights=counts)
+    return jnp.stack([mean, jnp.average(variances + jnp.square(means - mean), axis=0, weights=counts)])
 
 
 def centered_square(x: Array, mean: Array) -> Array:

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ssl_jax import keys
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, OneOf
 from ssl_jax.models._options import DType, Remat
 from ssl_jax.models.conv import Conv
+from ssl_jax.models.hidden import at_size, hide, squares
 from ssl_jax.models.norm import BatchNorm, NormGroups, NormKind
 from ssl_jax.models.recompute import block_of, group_of
 
@@ -82,6 +83,12 @@ class ResNet(nn.Module):
     def dim(self) -> int:
         return self.stage_width(len(self.stages) - 1) * (4 if self.bottleneck else 1)
 
+    @property
+    def stride(self) -> int:
+        """Pixels a side of a place of the last stage's map, for images whose sides it divides."""
+        _, stride, max_pool = STEMS[self.stem]
+        return stride * (2 if max_pool else 1) * 2 ** (len(self.stages) - 1)
+
     def stage_width(self, stage: int) -> int:
         return round(self.base_width * self.width) * 2**stage
 
@@ -89,30 +96,46 @@ class ResNet(nn.Module):
         """Channels of the stage's 3x3 convolutions."""
         return round(self.stage_width(0) * self.inner_width) * 2**stage
 
-    @nn.compact
     def __call__(
+        self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
+    ) -> Float[Array, "batch dim"]:
+        return jnp.mean(self.stage_maps(images, train, axis_name)[-1], axis=(1, 2), dtype=jnp.float32)
+
+    @nn.compact
+    def stage_maps(
         self,
         images: Float[Array, "batch height width channels"],
         train: bool = False,
         axis_name: str | None = None,
-        pool: bool = True,
-    ) -> Float[Array, "batch *map dim"]:
-        """Features [batch, dim]; without `pool` the feature map [batch, height', width', dim]."""
+        *,
+        mask: Bool[Array, "batch places"] | None = None,
+    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
+        """The map of each stage, the largest first, of the type `dtype`.
+
+        mask: row by row over squares of `stride` pixels, True where one is hidden. Nothing of it is seen, and the maps
+        are 0 there: see hidden.py. BatchNorm takes its statistics over visible positions. None: everything is seen.
+        """
+        hidden = None if mask is None else squares(mask, (images.shape[1], images.shape[2]), self.stride)
+        images = images if hidden is None else hide(images, at_size(hidden, images.shape[1:3]))
         dtype = jnp.dtype(self.dtype)
         size, stride, max_pool = STEMS[self.stem]
         norm = {"kind": self.batch_norm, "groups": self.batch_norm_groups, "dtype": dtype}
         x = convolution(self.stem_width or self.stage_width(0), size, stride, dtype, "conv1")(images.astype(dtype))
-        x = nn.relu(BatchNorm(**norm, name="bn1")(x, train, axis_name))
+        x = nn.relu(BatchNorm(**norm, name="bn1")(x, train, axis_name, hidden))
         if max_pool:
             # Flax annotates padding as a string, but takes all that lax.reduce_window takes.
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+            # No number is below 0 after a ReLU. So the zeros of hidden positions do not count in a maximum.
+            x = x if hidden is None else hide(x, at_size(hidden, x.shape[1:3]))
         run = group_of(ResNet.run_stage, self.remat, constants=(2, 3, 4))
+        maps: list[Any] = []
         for stage in range(len(self.stages)):
-            x = run(self, x, stage, train, axis_name)
-        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32) if pool else x.astype(jnp.float32)
+            x = run(self, x, stage, train, axis_name, hidden)
+            maps.append(x)
+        return tuple(maps)
 
-    def run_stage(self, x, stage, train, axis_name):
-        """The map after all blocks of a stage; only `__call__` calls this."""
+    def run_stage(self, x, stage, train, axis_name, hidden):
+        """The map after all blocks of a stage; only `stage_maps` calls this."""
         block = block_of(Block, self.remat, constants=(2, 3))  # train and axis_name
         norm = {"kind": self.batch_norm, "groups": self.batch_norm_groups, "dtype": jnp.dtype(self.dtype)}
         for i in range(self.stages[stage]):
@@ -125,18 +148,21 @@ class ResNet(nn.Module):
                 zero_init_residual=self.zero_init_residual,
                 norm=norm,
                 name=f"layer{stage + 1}_{i}",
-            )(x, train, axis_name)
+            )(x, train, axis_name, hidden)
         return x
 
     def feature_map(
         self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
     ) -> Float[Array, "batch rows columns dim"]:
         """The last stage's map. Its mean over positions is the features."""
-        return self(images, train, axis_name, pool=False)
+        return self.stage_maps(images, train, axis_name)[-1].astype(jnp.float32)
 
 
 class Block(nn.Module):
-    """relu(x + f(x)). f is two or three convolutions, each followed by BatchNorm, and all but the last by a ReLU."""
+    """relu(x + f(x)). f is two or three convolutions, each followed by BatchNorm, and all but the last by a ReLU.
+
+    hidden: None, or bool [batch, square rows, square columns], the hidden squares, where x is 0 and stays so.
+    """
 
     width: int
     inner: int  # channels of the 3x3 convolution of a bottleneck
@@ -147,7 +173,7 @@ class Block(nn.Module):
     norm: Mapping[str, Any]
 
     @nn.compact
-    def __call__(self, x, train, axis_name):
+    def __call__(self, x, train, axis_name, hidden=None):
         dtype = self.norm["dtype"]
         # (channels, kernel side, stride, groups) of each convolution
         if self.bottleneck:
@@ -160,12 +186,12 @@ class Block(nn.Module):
             last = i == len(layers)
             scale_init = nn.initializers.zeros if last and self.zero_init_residual else nn.initializers.ones
             y = convolution(channels, size, stride, dtype, f"conv{i}", groups=groups)(y)
-            y = BatchNorm(**self.norm, scale_init=scale_init, name=f"bn{i}")(y, train, axis_name)
+            y = BatchNorm(**self.norm, scale_init=scale_init, name=f"bn{i}")(y, train, axis_name, hidden)
             if not last:
                 y = nn.relu(y)
         if x.shape != y.shape:
             x = convolution(y.shape[-1], 1, self.stride, dtype, "downsample_0")(x)
-            x = BatchNorm(**self.norm, name="downsample_1")(x, train, axis_name)
+            x = BatchNorm(**self.norm, name="downsample_1")(x, train, axis_name, hidden)
         return nn.relu(x + y)
 
 

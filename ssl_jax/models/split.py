@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ssl_jax import keys
 from ssl_jax.keys import OneOf
 from ssl_jax.models._options import Mean, Std
+from ssl_jax.models.hidden import at_size, hide, squares
 from ssl_jax.models.lab import lab_of_normalized, scale_lab
 from ssl_jax.models.resnet import ResNet
 
@@ -53,20 +54,24 @@ class SplitResNet(ResNet):
         return {**{name: getattr(self, name) for name in names}, "width": self.width / 2}
 
     @nn.compact
-    def __call__(
+    def stage_maps(
         self,
         images: Float[Array, "batch height width channels"],
         train: bool = False,
         axis_name: str | None = None,
-        pool: bool = True,
-    ) -> Float[Array, "batch *map dim"]:
+        *,
+        mask: Bool[Array, "batch places"] | None = None,
+    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
         """As in ResNet."""
+        if mask is not None:  # before the blur, which would carry hidden pixels over the edges
+            size = images.shape[1], images.shape[2]
+            images = hide(images, at_size(squares(mask, size, self.stride), size))
         split = split_bands(images) if self.parts == "bands" else split_lab(images, self.mean, self.std)
         halves = [
-            ResNet(**self.half_options, name=name)(part, train, axis_name, pool)
+            ResNet(**self.half_options, name=name).stage_maps(part, train, axis_name, mask=mask)
             for name, part in zip(("first", "second"), split, strict=True)
         ]
-        return jnp.concatenate(halves, axis=-1)
+        return tuple(jnp.concatenate(maps, axis=-1) for maps in zip(*halves, strict=True))
 
 
 def split_lab(

@@ -17,6 +17,7 @@ from ssl_jax.models import stochastic_depth
 from ssl_jax.models._options import BranchDType, Remat
 from ssl_jax.models.blocks import Attention, FeedForward, PatchEmbed, add_branch, layer_norm, weight_init
 from ssl_jax.models.dense import Dense
+from ssl_jax.models.hidden import at_size, squares
 from ssl_jax.models.patches import from_tiles, to_tiles
 from ssl_jax.models.positions import patch_grid, relative_index
 from ssl_jax.models.recompute import block_of, group_of
@@ -121,9 +122,7 @@ class Swin(nn.Module):
         x = NormedPatchEmbed(self.base_width, self.patch_size, dtype, name="patch_embed")(images.astype(dtype))
         if hide is not None:
             mask, mask_token = hide
-            hidden = mask.reshape(-1, *patch_grid((height, width), self.stride))
-            for axis, side in enumerate(grid, start=1):
-                hidden = jnp.repeat(hidden, side // hidden.shape[axis], axis=axis)
+            hidden = at_size(squares(mask, (height, width), self.stride), grid)
             x = jnp.where(hidden.reshape(len(x), -1, 1), mask_token, x)
         blocks = sum(self.stages)
         drops: Any = [None] * blocks

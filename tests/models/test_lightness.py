@@ -33,7 +33,7 @@ def test_features_are_a_resnets_of_the_lightness_also_when_loaded(tmp_path):
     h, of_gray, of_others, expected = jax.device_get(run(variables, x))
     assert h.shape == (2, model.dim) == (2, 16)
     np.testing.assert_allclose(h, expected, rtol=1e-5, atol=1e-6)
-    assert jax.eval_shape(functools.partial(model.apply, pool=False), variables, x).shape == (2, 4, 4, 16)
+    assert jax.eval_shape(functools.partial(model.apply, method="feature_map"), variables, x).shape == (2, 4, 4, 16)
 
     # Gray images of the same lightness have the same features; others have not.
     np.testing.assert_allclose(of_gray, h, atol=1e-4)

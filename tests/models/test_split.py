@@ -57,7 +57,7 @@ def test_features_are_two_half_as_wide_resnets_one_after_the_other(parts, channe
     h, expected = run(variables, x)
     assert h.shape == (2, model.dim) and model.dim == 16
     np.testing.assert_allclose(h, expected, rtol=1e-5, atol=1e-6)
-    assert jax.eval_shape(functools.partial(model.apply, pool=False), variables, x).shape == (2, 4, 4, 16)
+    assert jax.eval_shape(functools.partial(model.apply, method="feature_map"), variables, x).shape == (2, 4, 4, 16)
 
     meta = dict(model=options, image_size=[16, 16], channels=channels, mean=MEAN[:channels], std=STD[:channels])
     save_backbone(tmp_path, variables, meta)
