@@ -21,7 +21,10 @@ class SimCLR(Base):
     The projector is the authors': linear layers without bias, each followed by BatchNorm, the last one's without
     offset. The representation h is taken before it. Both views pass as one batch.
 
-    Source: Chen et al. 2020, arXiv:2002.05709, section 2.1.
+    SimCLRv2 is this method with a deeper projector, whose first layer belongs to the backbone (model.head_layers=1),
+    and with larger networks, of selective kernels: the scales imagenet_r50_v2 and imagenet_r152x3_sk_v2.
+
+    Source: Chen et al. 2020, arXiv:2002.05709, section 2.1; SimCLRv2: Chen et al. 2020, arXiv:2006.10029, section 2.
     """
 
     backbone: nn.Module

@@ -4,6 +4,7 @@ A backbone is a Linen module with `dim`: images [batch, height, width, channels]
 
     feature_map(images, train, axis_name) -> [batch, rows, columns, dim], after the last normalization. Its mean over
         positions is h, unless `pool` says otherwise
+    head_layers  number of layers between the mean of its feature map and h; above 0, the mean is not h
     pool    with a feature map: "mean" says that h is the last normalization of a mean; the map's positions are then
         normalized one by one, and their mean is not h
     tokens(images, train, axis_name, *, mask, mask_token, keep, attend, prefix_norm) -> [batch, prefix + patches, dim]
@@ -31,7 +32,7 @@ def has_feature_map(backbone: nn.Module) -> bool:
 
 def mean_of_map_is_h(backbone: nn.Module) -> bool:
     """Of a backbone with a feature map."""
-    return getattr(backbone, "pool", None) != "mean"
+    return getattr(backbone, "pool", None) != "mean" and not getattr(backbone, "head_layers", 0)
 
 
 def has_tokens(backbone: nn.Module) -> bool:

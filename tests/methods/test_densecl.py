@@ -160,3 +160,8 @@ def test_refuses_a_network_that_normalizes_after_the_mean():
     convnext = models.create("convnext_atto", stages=(1,), base_width=8)
     with pytest.raises(ValueError, match=r'ConvNeXt of pool="mean" has other features.*use model.pool="norm_mean"'):
         METHODS["densecl"](convnext, make().schedule, queue_size=24)
+
+
+def test_refuses_a_network_whose_features_come_after_further_layers():
+    with pytest.raises(ValueError, match=r"features are taken after 1 further layers; use model.head_layers=0"):
+        make({"head_layers": 1})

@@ -50,6 +50,11 @@ def check_feature_map(method: Base) -> None:
             "does not have; use a ResNet, or give your own backbone a method feature_map(images, "
             "train, axis_name)"
         )
+    if layers := getattr(method.backbone, "head_layers", 0):
+        raise ValueError(
+            f"{type(method).__name__} trains the mean of the feature map, and this backbone's features are taken after "
+            f"{layers} further layers; use model.head_layers=0"
+        )
     if not mean_of_map_is_h(method.backbone):
         raise ValueError(
             f"{type(method).__name__} trains the mean of the feature map, but a {type(method.backbone).__name__} of "
