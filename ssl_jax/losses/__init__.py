@@ -30,12 +30,13 @@ from ssl_jax.losses.distillation import (
 )
 from ssl_jax.losses.generative import adversarial, region_squared_error, squared_error, vae
 from ssl_jax.losses.masked import masked_cross_entropy, masked_l1, masked_pixels, masked_smooth_l1
-from ssl_jax.losses.neighbors import mean_shift
+from ssl_jax.losses.neighbors import all4one_features, mean_shift
 from ssl_jax.losses.pretext import classification, colorization, counting
 from ssl_jax.losses.spread import emp_ssl, frossl, hypersphere, mmcr, sigreg, tico
 
 __all__ = [
     "adversarial",
+    "all4one_features",
     "barlow_twins",
     "classification",
     "colorization",

@@ -1,4 +1,4 @@
-"""Losses of an image and the images most like it, found among past embeddings."""
+"""Losses of methods that find the images most like an image, among past embeddings."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -42,3 +42,50 @@ def mean_shift(
     nearest = lax.top_k(jnp.matmul(target, rows.T, precision="highest"), neighbors)[1]  # [batch, neighbors]
     mean = jnp.mean(rows[nearest], axis=1)
     return 2.0 - 2.0 * jnp.mean(jnp.sum(ops.normalize(prediction) * mean, axis=-1))
+
+
+def all4one_features(
+    z1: Float[Array, "batch dim"],
+    z2: Float[Array, "batch dim"],
+    t1: Float[Array, "batch dim"],
+    t2: Float[Array, "batch dim"],
+    *,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """All4One's loss of features: each dimension goes with the same one of the other view's target, and no other.
+
+    Let C [dim, dim] have the cosines of the columns of t1 with those of z2, and D those of t2 with those of z1. Columns
+    are over the global batch and not centered. loss = (sqrt(the mean of (1 - C_ii)^2 and (1 - D_ii)^2) + sqrt(the mean
+    of C_ij^2 and D_ij^2 over i != j)) / 2. At least 1e-12 is under each root, so that its gradient is finite.
+
+    Args:
+      z1, z2: [batch, dim] projections of two views, any scale; row i of both shows image i.
+      t1, t2: [batch, dim] targets from the same views, any scale. The gradient flows to them, too: where they are a
+        teacher's, the caller stops it.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
+
+    Returns: float32 scalar >= 0, the same on every device. Its root makes a small loss count more than its square.
+    Raises: ValueError if the arrays are not [batch, dim] of one shape with at least two rows and two dimensions.
+    Source: Estepa et al. 2023, arXiv:2303.09417, section 3.3, as in the authors' code.
+    """
+    if any(x.shape != z1.shape for x in (z2, t1, t2)) or z1.ndim != 2 or z1.shape[1] < 2:
+        shapes = [x.shape for x in (z1, z2, t1, t2)]
+        raise ValueError(f"all four must be [batch, dim] of one shape with at least two dimensions, got {shapes}")
+    z1, z2, t1, t2 = (_unit_columns(x, axis_name) for x in (z1, z2, t1, t2))
+    rows = ops.num_rows(z1, axis_name)
+    c = rows * jnp.stack([ops.second_moment(t1, z2, axis_name), ops.second_moment(t2, z1, axis_name)])
+    dim = z1.shape[1]
+    on = jnp.mean((1.0 - c.diagonal(axis1=1, axis2=2)) ** 2)
+    # Masked, not the sum of all squares minus the diagonal's, see `barlow_twins`.
+    off = jnp.sum(jnp.where(jnp.eye(dim, dtype=bool), 0.0, c) ** 2) / (2 * dim * (dim - 1))
+    return (jnp.sqrt(jnp.maximum(on, 1e-12)) + jnp.sqrt(jnp.maximum(off, 1e-12))) / 2
+
+
+def _unit_columns(z: Float[Array, "batch dim"], axis_name: str | None) -> Float[Array, "batch dim"]:
+    """Columns of unit length over the global batch, in float32; a column without any entry above 1e-12 stays near 0."""
+    z = z.astype(jnp.float32)
+    # Divided by the largest entry first, as in ops.normalize.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(z), axis=0))
+    largest = largest if axis_name is None else lax.pmax(largest, axis_name)
+    z = z / jnp.maximum(largest, 1e-12)
+    return z * lax.rsqrt(jnp.maximum(ops.global_sum(jnp.sum(z * z, axis=0), axis_name), 1.0))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.aim import AIM
+from ssl_jax.methods.all4one import All4One
 from ssl_jax.methods.barlow_twins import BarlowTwins
 from ssl_jax.methods.beit_kmeans import BEiTKMeans
 from ssl_jax.methods.bigan import BiGAN
@@ -95,6 +96,7 @@ __all__ = [
 
 METHODS: dict[str, Callable[..., Method]] = {
     "aim": AIM,
+    "all4one": All4One,
     "barlow_twins": BarlowTwins,
     "beit_kmeans": BEiTKMeans,
     "bigan": BiGAN,

@@ -79,3 +79,52 @@ def test_mean_shift_at_known_neighbors(neighbors, expected):
 def test_mean_shift_refuses(shapes, neighbors, message):
     with pytest.raises(ValueError, match=message):
         losses.mean_shift(*map(np.ones, shapes), neighbors=neighbors)
+
+
+# all4one_features
+
+
+def draw_four():
+    return checks.draw(8, 3, count=4)
+
+
+def reference_features(z1, z2, t1, t2):
+    on, off = [], []
+    for t, z in ((t1, z2), (t2, z1)):
+        for i in range(t.shape[1]):
+            for j in range(z.shape[1]):
+                cosine = t[:, i] @ z[:, j] / np.linalg.norm(t[:, i]) / np.linalg.norm(z[:, j])
+                (on if i == j else off).append((1 - cosine) ** 2 if i == j else cosine**2)
+    return (np.sqrt(np.mean(on)) + np.sqrt(np.mean(off))) / 2
+
+
+def test_all4one_features_is_the_authors_formula():
+    checks.equals_reference(losses.all4one_features, reference_features, *draw_four())
+
+
+def test_all4one_features_over_devices_is_that_of_the_whole_batch():
+    checks.same_on_devices(losses.all4one_features, *draw_four(), devices=(1, 2, 8))
+
+
+def test_all4one_features_is_finite():
+    checks.finite_everywhere(losses.all4one_features, *draw_four())
+
+
+def test_all4one_features_of_bfloat16_is_computed_in_float32():
+    checks.computed_in_float32((losses.all4one_features, draw_four(), (0, 1, 2, 3)))
+
+
+def test_all4one_features_at_known_columns():
+    z = np.array([[1, 1], [1, -1], [1, 1], [1, -1]], np.float32)  # orthogonal columns
+    for first, second, expected in ((z, z, 0.0), (z, 3 * z, 0.0), (z, -z, 1.0), (z, z[:, ::-1], 1.0)):
+        value = losses.all4one_features(first, first, second, second)
+        np.testing.assert_allclose(value, expected, atol=1e-5)
+    same = np.ones((4, 2), np.float32)
+    np.testing.assert_allclose(losses.all4one_features(same, same, same, same), 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shapes", [((4, 3), (4, 3), (4, 3), (4, 2)), ((4, 1),) * 4, ((4,),) * 4])
+@pytest.mark.usefixtures("unchecked")
+def test_all4one_features_refuses_other_shapes(shapes):
+    with pytest.raises(ValueError, match="of one shape with at least two dimensions"):
+        losses.all4one_features(*map(np.ones, shapes))

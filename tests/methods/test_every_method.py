@@ -27,6 +27,7 @@ SMALLER = {"model": {"depth": 1, "base_width": 8}, "method": {"queue_size": 512,
 ALL_STAGES = ("colorization", "split_brain", "w_mse")
 # Of the others 1e-4. So small that no nearest neighbor changes with rounding, which changes a loss by more.
 LEARNING_RATE = {
+    "all4one": 1e-5,
     "nnclr": 1e-5,
     "nnbyol": 1e-5,
     "nnsiam": 1e-5,

@@ -52,6 +52,14 @@ def nearest(z: Float[Array, "batch dim"], rows: Float[Array, "size dim"]) -> Flo
     return rows[jnp.argmax(jnp.matmul(z, rows.T, precision="highest"), axis=-1)]
 
 
+def several_nearest(
+    z: Float[Array, "batch dim"], rows: Float[Array, "size dim"], count: int
+) -> Float[Array, "batch {count} dim"]:
+    """As `nearest`, but the `count` nearest ones, the nearest first."""
+    z, rows = lax.stop_gradient((z.astype(jnp.float32), rows))
+    return rows[lax.top_k(jnp.matmul(z, rows.T, precision="highest"), count)[1]]
+
+
 def directions(rng: Key[Array, ""], count: int, dim: int) -> Float[Array, "{count} dim"]:
     """Random directions."""
     return ops.normalize(jax.random.normal(rng, (count, dim)))
