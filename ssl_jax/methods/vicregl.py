@@ -15,6 +15,7 @@ from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit.covariance import covariance_bytes
+from ssl_jax.methods.toolkit.places import map_positions
 from ssl_jax.models.heads import MLP, torch_init
 
 
@@ -153,24 +154,3 @@ class VICRegL(Base):
         matched = pairs * 2 * (sum(min(count, positions) for count in self.matches) + 2 * positions)
         pooled = covariance_bytes(self.projector[-1], times=views)
         return Traffic(passes=views, reduced=pooled + covariance_bytes(self.local_projector[-1], times=matched))
-
-
-def map_positions(
-    boxes: Float[Array, "batch 6"], grid: tuple[int, int], aspect: float = 1.0
-) -> Float[Array, "batch positions 2"]:
-    """Where the middle of each position of a view's feature map lies in the image: (row, column), shares of its sides.
-
-    boxes: of the views, see `Batch`.
-    grid: (rows, columns) of the map. Its positions come row by row.
-    aspect: width / height of the view in pixels.
-    """
-    top, left, height, width, mirrored, degrees = boxes.T[..., None, None]  # [batch, 1, 1] each
-    down, across = ((jnp.arange(size) + 0.5) / size - 0.5 for size in grid)  # from the view's middle
-    down, across = down[:, None], across[None, :]
-    # The view was mirrored first, then turned.
-    sine, cosine = jnp.sin(jnp.radians(degrees)), jnp.cos(jnp.radians(degrees))
-    rows = cosine * down + sine * aspect * across
-    columns = cosine * across - sine / aspect * down
-    columns = jnp.where(mirrored > 0.5, -columns, columns)
-    both = top + height * (rows + 0.5), left + width * (columns + 0.5)
-    return jnp.stack(both, axis=-1).reshape(len(boxes), -1, 2)

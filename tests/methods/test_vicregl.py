@@ -7,7 +7,7 @@ from ssl_jax import losses, models
 from ssl_jax.data.augment import Augmentation, make_augment
 from ssl_jax.data.normalization import Normalization
 from ssl_jax.methods import METHODS, Schedule
-from ssl_jax.methods.vicregl import map_positions
+from ssl_jax.methods.toolkit.places import map_positions
 from tests.methods.drawn import draw
 
 
