@@ -22,6 +22,7 @@ from ssl_jax.methods.cpc import CPC
 from ssl_jax.methods.data2vec import Data2Vec
 from ssl_jax.methods.dcgan import DCGAN
 from ssl_jax.methods.dcl import DCL
+from ssl_jax.methods.deepcluster import DeepCluster
 from ssl_jax.methods.deepcluster_v2 import DeepClusterV2
 from ssl_jax.methods.denoising import Denoising
 from ssl_jax.methods.densecl import DenseCL
@@ -109,6 +110,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "data2vec": Data2Vec,
     "dcgan": DCGAN,
     "dcl": DCL,
+    "deepcluster": DeepCluster,
     "deepcluster_v2": DeepClusterV2,
     "denoising": Denoising,
     "densecl": DenseCL,

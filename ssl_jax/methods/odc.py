@@ -105,7 +105,7 @@ class ODC(Base):
         logits, _ = toolkit.train_apply(self.networks["classifier"], params["classifier"], {}, z, axis_name=axis_name)
         stored = state["labels"][index]
         labels = jnp.where(clustered & (stored < 0), nearest(unit(z), centroids), stored)
-        weights = lax.rsqrt(jnp.maximum(sizes(state["labels"], self.clusters), 1).astype(jnp.float32))
+        weights = lax.rsqrt(jnp.maximum(kmeans.sizes_of(state["labels"], self.clusters), 1).astype(jnp.float32))
         loss = losses.pseudo_label_cross_entropy(
             logits[None], labels, weights=weights, temperature=1.0, axis_name=axis_name
         )
@@ -125,7 +125,7 @@ class ODC(Base):
         state = lax.cond(step == first, self._cluster, lambda state: state, state)
         move = (step > first) & (step % self.move_every == 0)
         state = lax.cond(move, self._move, lambda state: state, state)
-        small = state["clustered"] & jnp.any(sizes(state["labels"], self.clusters) < self.min_size)
+        small = state["clustered"] & jnp.any(kmeans.sizes_of(state["labels"], self.clusters) < self.min_size)
         return lax.cond(small, self._share_out, lambda state, _: state, state, step)
 
     def _cluster(self, state: State) -> State:
@@ -147,7 +147,7 @@ class ODC(Base):
     def _share_out(self, state: State, step: Int[Array, ""]) -> State:
         """Empties small clusters into the others, and gives each a part of the largest one."""
         features, rng = state["features"], jax.random.fold_in(state["rng"], step)
-        small = sizes(state["labels"], self.clusters) < self.min_size
+        small = kmeans.sizes_of(state["labels"], self.clusters) < self.min_size
         order = jnp.argsort(~small)  # the small ones first
         number = jnp.sum(small)
 
@@ -162,7 +162,7 @@ class ODC(Base):
 
         def divide(i: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
             labels, centroids = carry
-            largest = jnp.argmax(sizes(labels, self.clusters))
+            largest = jnp.argmax(kmeans.sizes_of(labels, self.clusters))
             members = labels == largest
             _, part = kmeans.kmeans(
                 jax.random.fold_in(rng, i), features, 2, iterations=self.iterations, spherical=False, valid=members
@@ -196,10 +196,5 @@ def means_of(
     """(the mean of each cluster's features, 0 for an empty one; its size). Label -1 belongs to no cluster."""
     weights = (labels >= 0).astype(jnp.float32)
     sums = jax.ops.segment_sum(features * weights[:, None], jnp.maximum(labels, 0), clusters)
-    count = sizes(labels, clusters)
+    count = kmeans.sizes_of(labels, clusters)
     return sums / jnp.maximum(count, 1)[:, None], count
-
-
-def sizes(labels: Int[Array, " rows"], clusters: int) -> Int[Array, "{clusters}"]:
-    """Members of each cluster. Label -1 belongs to no cluster."""
-    return jax.ops.segment_sum((labels >= 0).astype(jnp.int32), jnp.maximum(labels, 0), clusters)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from ssl_jax.methods.toolkit.kmeans import kmeans, nearest
+from ssl_jax.methods.toolkit.kmeans import divide_into_empty, kmeans, nearest, sizes_of
 
 RNG = jax.random.key(0)
 
@@ -146,3 +146,38 @@ def test_nearest_is_the_least_distance_and_the_first_of_equals():
     run = jax.jit(lambda *arrays: [nearest(*arrays, block_size=block_size) for block_size in (7, 4096)])
     for found in run(x, centroids):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_empty_clusters_take_half_of_large_ones():
+    """Six bundles, and all first centroids in one of them, or far away from all: without `divide` they stay empty."""
+    rng = np.random.default_rng(0)
+    bundles = np.repeat(10.0 * np.eye(6), 20, axis=0) + 0.1 * rng.normal(size=(120, 6))
+    start = np.concatenate([bundles[:1], np.full((7, 6), -1e3)]).astype(np.float32)
+
+    @jax.jit
+    def run(x, start):
+        options = dict(iterations=30, spherical=False, init=start)
+        return [kmeans(RNG, x, 8, **options, divide=divide) for divide in (False, True)]
+
+    (_, without), (centroids, labels) = jax.device_get(run(bundles, start))
+    assert set(without) == {0}
+    assert set(labels) == set(range(8))
+    for k in range(8):
+        np.testing.assert_allclose(centroids[k], bundles[labels == k].mean(axis=0), rtol=1e-3, atol=1e-3)
+
+
+def test_divided_clusters_are_drawn_by_size_and_move_apart():
+    centroids = jnp.arange(1.0, 13.0).reshape(4, 3)
+    sizes = jnp.array([1.0, 0.0, 40.0, 1.0])  # a cluster of one member cannot be divided
+    divided = divide_into_empty(RNG, centroids, sizes)
+    apart = np.array([1.0, -1.0, 1.0]) / 1024
+    expected = np.array(centroids)
+    expected[1], expected[2] = expected[2] * (1 + apart), expected[2] * (1 - apart)
+    np.testing.assert_allclose(divided, expected, rtol=1e-6)
+    several = divide_into_empty(RNG, centroids, jnp.array([1.0, 0.0, 40.0, 0.0]))
+    assert len({tuple(row) for row in several.tolist()}) == 4
+    np.testing.assert_allclose(several[1:], np.broadcast_to(centroids[2], (3, 3)), rtol=3e-3)
+
+
+def test_sizes_leave_out_points_of_no_cluster():
+    np.testing.assert_array_equal(sizes_of(jnp.array([2, -1, 0, 2, -1]), 4), [1, 0, 2, 0])

@@ -3,7 +3,7 @@
 # pyright: reportUnknownMemberType=false
 
 import functools
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from ssl_jax.ops import normalize
 
 
-@functools.partial(jax.jit, static_argnames=("k", "iterations", "spherical", "block_size"))
+@functools.partial(jax.jit, static_argnames=("k", "iterations", "spherical", "divide", "block_size"))
 def kmeans(
     rng: Key[Array, ""],
     points: Float[Array, "points dim"],
@@ -23,11 +23,12 @@ def kmeans(
     spherical: bool = True,
     valid: Bool[Array, " points"] | None = None,
     init: Float[Array, "k dim"] | None = None,
+    divide: bool = False,
     block_size: int = 4096,
 ) -> tuple[Float[Array, "k dim"], Int[Array, " points"]]:
     """Lloyd's algorithm: assign each point to the nearest centroid, move each centroid to the mean of its points.
 
-    The centroid of an empty cluster stays where it is.
+    The centroid of an empty cluster stays where it is, or with `divide` becomes one half of another.
 
     Args:
       rng: draws the first centroids; not used with `init`.
@@ -38,6 +39,8 @@ def kmeans(
         Otherwise distances are Euclidean.
       valid: [points], True for points that count. None: all count.
       init: [k, dim], the first centroids. None: distinct valid points; some are used twice if there are fewer than k.
+      divide: after each move an empty cluster takes the place of another, drawn by its size, as faiss does it: see
+        `divide_into_empty`. The last assignment may leave clusters empty.
       block_size: number of points whose distances are computed at a time. Beside the points, the largest array is
         [block_size, k].
 
@@ -60,7 +63,7 @@ def kmeans(
     block_size = min(block_size, len(points))
     blocks, weights = (in_blocks(x, block_size) for x in (points, valid.astype(jnp.float32)))
 
-    def move(_: Any, centroids: Float[Array, "k dim"]) -> Float[Array, "k dim"]:
+    def move(i: int | Int[Array, ""], centroids: Float[Array, "k dim"]) -> Float[Array, "k dim"]:
         def add(
             totals: Float[Array, "k columns"], block: tuple[Array, Array]
         ) -> tuple[Float[Array, "k columns"], None]:
@@ -70,7 +73,8 @@ def kmeans(
 
         totals, _ = lax.scan(add, jnp.zeros((k, points.shape[1] + 1)), (blocks, weights))
         sums, sizes = totals[:, :-1], totals[:, -1:]
-        return prepare(jnp.where(sizes > 0, sums / jnp.maximum(sizes, 1.0), centroids))
+        centroids = prepare(jnp.where(sizes > 0, sums / jnp.maximum(sizes, 1.0), centroids))
+        return prepare(divide_into_empty(jax.random.fold_in(rng, i), centroids, sizes[:, 0])) if divide else centroids
 
     init = points[_draw(rng, valid, k)] if init is None else prepare(init)
     centroids = cast(Array, lax.fori_loop(0, iterations, move, init))
@@ -108,6 +112,35 @@ def in_blocks(x: Shaped[Array, "points ..."], block_size: int) -> Shaped[Array, 
     count = -(-len(x) // block_size)
     padded = jnp.pad(x, [(0, count * block_size - len(x))] + [(0, 0)] * (x.ndim - 1))
     return padded.reshape(count, block_size, *x.shape[1:])
+
+
+def sizes_of(assignments: Int[Array, " points"], k: int) -> Int[Array, "{k}"]:
+    """Members of each cluster. Assignment -1 belongs to no cluster."""
+    return jax.ops.segment_sum((assignments >= 0).astype(jnp.int32), jnp.maximum(assignments, 0), k)
+
+
+def divide_into_empty(
+    rng: Key[Array, ""], centroids: Float[Array, "k dim"], sizes: Float[Array, " k"]
+) -> Float[Array, "k dim"]:
+    """Each empty cluster gets the centroid of another, and the two move apart by 1 / 1024 of each coordinate.
+
+    The other is drawn with probability proportional to its size - 1. Then each of the two counts for half of its size.
+
+    Source: faiss (Clustering.cpp), the k-means of DeepCluster's authors.
+    """
+    order = jnp.argsort(sizes > 0)  # the empty ones first
+    step = jnp.where(jnp.arange(centroids.shape[1]) % 2 == 0, 1.0, -1.0) / 1024
+
+    def divide(i: int | Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        centroids, sizes = carry
+        empty = order[i]
+        large = jax.random.categorical(jax.random.fold_in(rng, i), jnp.log(jnp.maximum(sizes - 1.0, 0.0)))
+        half, row = jnp.floor(sizes[large] / 2.0), centroids[large]
+        centroids = centroids.at[empty].set(row * (1.0 + step)).at[large].set(row * (1.0 - step))
+        return centroids, sizes.at[empty].set(half).at[large].add(-half)
+
+    centroids, _ = cast(tuple[Array, Array], lax.fori_loop(0, jnp.sum(sizes == 0), divide, (centroids, sizes)))
+    return centroids
 
 
 def _draw(rng: Key[Array, ""], valid: Bool[Array, " points"], k: int) -> Int[Array, " k"]:

@@ -1,6 +1,7 @@
 """Memories of past embeddings that methods keep in their state: a ring queue, and a bank with a row for each image.
 
-Their rows have unit length, are float32, are the same on every device and carry no gradient.
+Their rows have unit length, those of `create_features` any. They are float32, are the same on every device and carry
+no gradient.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -14,6 +15,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from ssl_jax import ops
+from ssl_jax.methods.contract import Schedule, Traffic
+from ssl_jax.methods.toolkit.rows import row_bytes
 
 PADDED_FROM = 65_536  # images; ImageNet's 1,281,167 are divisible by no power of 2
 ROWS_MULTIPLE = 1024
@@ -21,6 +24,8 @@ MOST_ROWS = 2**31 - ROWS_MULTIPLE  # that 32 bits can index
 
 # {"rows": [size, dim], "pointer": int32 scalar, the oldest row, which is overwritten next}
 Queue = Mapping[str, Array]
+# {"rows": [rows, dim], any scale, "seen": [rows], whether the image's row was ever set}
+Features = Mapping[str, Array]
 
 
 def create(rng: Key[Array, ""], size: int, dim: int) -> Queue:
@@ -102,9 +107,40 @@ def update_bank(
     """
     index, rows = gather(index, axis_name), gather(ops.normalize(rows), axis_name)
     moved = ops.normalize(momentum * bank[index] + (1.0 - momentum) * rows)
-    # Where several rows have one index, JAX does not say which one it writes. So all of them get the same row.
+    return _write(bank, index, moved)
+
+
+def _write(
+    bank: Float[Array, "rows_of_bank dim"], index: Int[Array, " rows"], rows: Float[Array, "rows dim"]
+) -> Float[Array, "rows_of_bank dim"]:
+    # Where several rows have one index, JAX does not say which one it writes. So all of them get the first row.
     first = jnp.full(len(bank), len(index)).at[index].min(jnp.arange(len(index)))
-    return bank.at[index].set(moved[first[index]])
+    return bank.at[index].set(rows[first[index]])
+
+
+def create_features(num_images: int, dim: int) -> Features:
+    """Rows of zeros, and no image seen."""
+    rows = bank_rows(num_images)
+    return {"rows": jnp.zeros((rows, dim)), "seen": jnp.zeros(rows, bool)}
+
+
+def keep_features(
+    features: Features, index: Int[Array, " batch"], rows: Float[Array, "batch dim"], axis_name: str | None
+) -> Features:
+    """The features after `rows`, as they are, have replaced those of the images `index` of all devices."""
+    index, rows = gather(index, axis_name), gather(rows.astype(jnp.float32), axis_name)
+    return {"rows": _write(features["rows"], index, rows), "seen": features["seen"].at[index].set(True)}
+
+
+def check_clusters(schedule: Schedule, clusters: int) -> None:
+    """Raises: ValueError for more clusters than images."""
+    if clusters > schedule.num_images:
+        raise ValueError(f"clusters={clusters} must be from 2 to the number of images, {schedule.num_images}")
+
+
+def feature_traffic(schedule: Schedule, dim: int) -> Traffic:
+    """Of a step with one pass of the student, which gathers each image's features and index for `keep_features`."""
+    return Traffic(passes=1, gathered=row_bytes(schedule.batch_size, dim) + row_bytes(schedule.batch_size))
 
 
 def gather(x: Shaped[Array, "batch ..."], axis_name: str | None) -> Shaped[Array, "global_batch ..."]:
