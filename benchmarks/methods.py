@@ -42,7 +42,8 @@ RECORD, RESULTS = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
 # Not above their untrained network under each protocol after that many steps: what five times as many give.
 SLOW, LONGER = ("bigan", "dcgan", "ijepa"), 5
 CORE = ("simclr", "moco_v2", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "dino", "nnclr", "supcon")
-COMPARED = [name for name in METHODS if name != "distill"]  # which starts with a trained teacher: see distill.py
+# Not those that start with a trained teacher; of distill, see distill.py.
+COMPARED = [name for name in METHODS if name not in ("clusterfit", "distill")]
 DATA = "fashion_mnist"
 DRAWS = tuple(range(5))  # of the 10 labels per class
 KNN, LINEAR, FINETUNE = "knn/k20_t0.07/top1", "linear/10_per_class/top1", "finetune/10_per_class/top1"

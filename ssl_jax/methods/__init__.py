@@ -13,6 +13,7 @@ from ssl_jax.methods.barlow_twins import BarlowTwins
 from ssl_jax.methods.beit_kmeans import BEiTKMeans
 from ssl_jax.methods.bigan import BiGAN
 from ssl_jax.methods.byol import BYOL
+from ssl_jax.methods.clusterfit import ClusterFit
 from ssl_jax.methods.cmc import CMC
 from ssl_jax.methods.colorization import Colorization
 from ssl_jax.methods.contract import Base, Batch, Method, MethodFactory, Output, Schedule, Traffic
@@ -83,6 +84,7 @@ __all__ = [
     "METHODS",
     "Base",
     "Batch",
+    "ClusterFit",
     "DINOv3",
     "Distill",
     "Method",
@@ -102,6 +104,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "beit_kmeans": BEiTKMeans,
     "bigan": BiGAN,
     "byol": BYOL,
+    "clusterfit": ClusterFit,
     "cmc": CMC,
     "colorization": Colorization,
     "corinfomax": CorInfoMax,

@@ -14,7 +14,7 @@ from ssl_jax import losses, optim
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, SHARE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic, Variables
-from ssl_jax.methods.toolkit.teachers import Teacher
+from ssl_jax.methods.toolkit import teachers
 from ssl_jax.models import maps
 from ssl_jax.models.dcgan import Discriminator
 from ssl_jax.models.heads import MLP
@@ -44,18 +44,9 @@ class Distill(Base):
 
     backbone: nn.Module
     schedule: Schedule
-    teacher: Annotated[
-        str, "The teacher, which must be given: a run's directory, or a safetensors file, as load_backbone takes it."
-    ] = ""
-    teacher_model: Annotated[
-        str, "The teacher's architecture, a name as of model.name, for weights that do not say it."
-    ] = ""
-    teacher_size: Annotated[
-        int,
-        NOT_NEGATIVE,
-        "Side in pixels of the square that the teacher sees, to which every view is resized.",
-        "0: the view's own size, or the nearest that a ViT's patches divide.",
-    ] = 0
+    teacher: teachers.TeacherPath = ""
+    teacher_model: teachers.TeacherModel = ""
+    teacher_size: teachers.TeacherSize = 0
     local_views: Annotated[int, NOT_NEGATIVE, "Small crops of each image, beside the large one."] = 0
     projector: Annotated[
         tuple[int, ...], COUNT, "Widths of the projectors' hidden layers. (): projectors are linear."
@@ -68,28 +59,22 @@ class Distill(Base):
     statistics_rate: Annotated[
         float, SHARE, "Share of a batch in the teacher's running mean and deviation, at the end of the run."
     ] = 0.001
-    loaded: Teacher | None = None  # the teacher itself, made of the keys above when a run is built
+    loaded: teachers.Teacher | None = None  # the teacher itself, made of the keys above when a run is built
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cosine == self.smooth_l1 == 0:
             raise ValueError("cosine=0 and smooth_l1=0 leave no loss; use cosine=0.5, smooth_l1=0.5")
-        if self.loaded is None:
-            raise ValueError(
-                "distillation needs a teacher; say --config.method.teacher=PATH, a directory of a run of ssl_jax train "
-                "or a safetensors file, and for a file that does not name its architecture, such as timm's, also "
-                "--config.method.teacher_model=NAME"
-            )
+        teachers.given(self.loaded, "distillation")
 
     @property
     def views(self) -> tuple[str, ...]:
         return toolkit.with_local(("view",), self.local_views)
 
     @property
-    def frozen(self) -> Teacher:
+    def frozen(self) -> teachers.Teacher:
         """The teacher."""
-        assert self.loaded is not None  # by __post_init__
-        return self.loaded
+        return teachers.given(self.loaded, "distillation")
 
     @property
     def constants(self) -> State:

@@ -20,7 +20,7 @@ from ssl_jax.data.augment import Augmentation, OwnAugmentation
 from ssl_jax.data.masks import Mask
 from ssl_jax.data.normalization import Normalization
 from ssl_jax.keys import keys_of
-from ssl_jax.methods import METHODS, DINOv3, Distill, Method, MethodFactory, Schedule, Teacher
+from ssl_jax.methods import METHODS, ClusterFit, DINOv3, Distill, Method, MethodFactory, Schedule, Teacher
 from ssl_jax.methods.contract import MEMBERS
 from ssl_jax.models import abilities
 from ssl_jax.models.adapt import as_backbone
@@ -212,7 +212,7 @@ def method(config: Config, schedule: Schedule, given: Given = Given()) -> Method
     module = network(config, given)
     if given.method is None:
         facts, kind = {}, METHODS.get(config.method["name"])
-        if kind is Distill and config.method.get("teacher"):
+        if kind in (ClusterFit, Distill) and config.method.get("teacher"):
             facts = {"loaded": teacher(config, "teacher", config.method.get("teacher_model") or None)}
         if kind is DINOv3 and config.method.get("gram_teacher"):
             facts = {"loaded": teacher(config, "gram_teacher", module, **sizes(config, module))}

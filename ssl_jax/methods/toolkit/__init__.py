@@ -2,8 +2,8 @@
 
 networks: forward passes in training mode. teachers: copies that follow. rows: batches that devices share. checks: what
 a method refuses. And for some families: memories (queues and banks), prototype_heads, self_distillation, masking,
-tiling, colors, gan, instances, kmeans, whitening, permutations, transport, places (of maps' positions), covariance (what it
-sends), drawing (of a ViT's first weights).
+tiling, colors, gan, instances, kmeans, whitening, permutations, transport, places (of maps' positions), covariance
+(what it sends), drawing (of a ViT's first weights).
 """
 
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic, Variables

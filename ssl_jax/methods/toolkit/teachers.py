@@ -8,7 +8,7 @@ state["teacher"] = {"params": ..., "batch_stats": ...}, both by the networks' na
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from ssl_jax import optim
+from ssl_jax.keys import NOT_NEGATIVE
 from ssl_jax.methods.contract import Base, Params, State, Variables
 from ssl_jax.methods.toolkit.networks import Networks, forward_views, select
 from ssl_jax.methods.toolkit.rows import take_rows
@@ -94,3 +95,27 @@ class Teacher:
         if (height, width) != view.shape[1:3]:
             view = cast(Array, jax.image.resize(view, (len(view), height, width, view.shape[3]), "bilinear"))
         return view * np.asarray(self.scale, np.float32) + np.asarray(self.offset, np.float32)
+
+
+# Annotations of the keys of a method with such a teacher.
+TeacherPath = Annotated[
+    str, "The teacher, which must be given: a run's directory, or a safetensors file, as load_backbone takes it."
+]
+TeacherModel = Annotated[str, "The teacher's architecture, a name as of model.name, for weights that do not say it."]
+TeacherSize = Annotated[
+    int,
+    NOT_NEGATIVE,
+    "Side in pixels of the square that the teacher sees, to which every view is resized.",
+    "0: the view's own size, or the nearest that a ViT's patches divide.",
+]
+
+
+def given(loaded: Teacher | None, method: str) -> Teacher:
+    """The teacher. Raises: ValueError, in the name of the method, if there is none."""
+    if loaded is None:
+        raise ValueError(
+            f"{method} needs a teacher; say --config.method.teacher=PATH, a directory of a run of ssl_jax train "
+            "or a safetensors file, and for a file that does not name its architecture, such as timm's, also "
+            "--config.method.teacher_model=NAME"
+        )
+    return loaded
