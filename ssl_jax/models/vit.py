@@ -194,7 +194,7 @@ class ViT(nn.Module):
 
         With `tokens`: all tokens after the last LayerNorm, [batch, num_prefix + patches, dim]: the class token if there
         is one, registers, patches. With `last_blocks`: all tokens after each of that many last blocks, [batch,
-        last_blocks, num_prefix + patches, dim].
+        last_blocks, num_prefix + patches, dim]; depth + 1 begins with the tokens that enter the first block.
 
         Args:
           images: or a tuple of images of several sizes, which pass each block side by side. Then blocks that are shards
@@ -218,6 +218,8 @@ class ViT(nn.Module):
             raise ValueError("images of several sizes go together without microbatch, keep, attend and last_blocks")
         if prefix_norm is not None and not tokens:
             raise ValueError("prefix_norm is of the tokens before the patches; ask for them by tokens=True")
+        if last_blocks > self.depth + 1:
+            raise ValueError(f"last_blocks must be at most depth + 1 = {self.depth + 1}, got {last_blocks}")
         sizes = images if several else (images,)
         masks = mask if isinstance(mask, tuple) else (mask,) * len(sizes)
         norms = prefix_norm if isinstance(prefix_norm, tuple) else (prefix_norm,) * len(sizes)
@@ -252,7 +254,9 @@ class ViT(nn.Module):
             run = ViT.run_in_turn if self.microbatch else ViT.scan_blocks
             if has_shards(self.variables):
                 run = nn.map_variables(run, "params", gather_before_loop)
-        outputs: Any = run(self, groups, bias, max(last_blocks, 1))
+        outputs: Any = run(self, groups, bias, min(max(last_blocks, 1), self.depth))
+        if last_blocks > self.depth:
+            outputs = [[group.x for group in groups], *outputs]
         if last_blocks:
             return jnp.stack([of_block[0] for of_block in outputs], axis=1)
         found = self.leave(outputs[-1], tokens, norms)

@@ -6,7 +6,7 @@ import pytest
 
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Schedule
-from ssl_jax.methods.mae import Decoder
+from ssl_jax.methods.toolkit.autoencoding import Decoder
 from tests.methods import drawn
 
 RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
@@ -75,7 +75,7 @@ def test_loss_is_that_of_the_hidden_patches(normalize):
 
 
 def test_the_decoder_puts_each_seen_token_in_its_place():
-    decoder = Decoder(dim=4, depth=0, heads=1, pixels=4, grid=(2, 3))
+    decoder = Decoder(dim=4, depth=0, heads=1, outputs=4, grid=(2, 3))
     places, numbers = (1, 3, 4), (1, 2, 3)  # of the tokens, of which the first is the class token
     tokens = np.random.default_rng(0).normal(size=(1, 4, 8)).repeat(4, axis=0).astype(np.float32)
     mask = np.array([[True, False, True, False, False, True]]).repeat(4, axis=0)

@@ -1,9 +1,9 @@
 """What methods are made of; public, for methods of your own, too.
 
 networks: forward passes in training mode. teachers: copies that follow. rows: batches that devices share. checks: what
-a method refuses. And for some families: memories (queues and banks), prototype_heads, self_distillation, masking,
-tiling, colors, gan, instances, kmeans, whitening, permutations, transport, places (of maps' positions), covariance
-(what it sends), drawing (of a ViT's first weights).
+a method refuses. drawing: a ViT's first weights. covariance: what its mean over devices sends. And for some families:
+autoencoding, colors, gan, instances, kmeans, masking, memories, permutations, places, prototype_heads,
+self_distillation, tiling, transport, whitening.
 """
 
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic, Variables
