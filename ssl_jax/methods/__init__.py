@@ -20,6 +20,7 @@ from ssl_jax.methods.contract import Base, Batch, Method, MethodFactory, Output,
 from ssl_jax.methods.corinfomax import CorInfoMax
 from ssl_jax.methods.counting import Counting
 from ssl_jax.methods.cpc import CPC
+from ssl_jax.methods.crossmae import CrossMAE
 from ssl_jax.methods.data2vec import Data2Vec
 from ssl_jax.methods.dcgan import DCGAN
 from ssl_jax.methods.dcl import DCL
@@ -110,6 +111,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "corinfomax": CorInfoMax,
     "counting": Counting,
     "cpc": CPC,
+    "crossmae": CrossMAE,
     "data2vec": Data2Vec,
     "dcgan": DCGAN,
     "dcl": DCL,
