@@ -18,9 +18,12 @@ from ssl_jax import ops
 from ssl_jax.data import geometric, photometric
 from ssl_jax.data.augmentation import Augmentation
 from ssl_jax.data.crop import RandomCrop
-from ssl_jax.data.draws import draw
+from ssl_jax.data.draws import draw, own_key
 from ssl_jax.data.masks import Mask, random_masks
 from ssl_jax.data.normalization import Normalization
+
+# What an augmentation with `shift` has from the first view.
+GEOMETRY = ("size", "crop_area", "crop_aspect", "interpolation", "flip", "flip_vertical", "quarter_turns", "rotate")
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,11 @@ def make_augment(
         is not None.
 
     When traced, `augment` raises ValueError if an augmentation does not fit the images (see `Augmentation.check`).
+
+    Raises: ValueError for an augmentation with `shift` that is the first, or whose geometry is not the first's.
     """
     augmentations = tuple(augmentations)
+    check_shifts(augmentations)
     masks = tuple(masks) or (None,) * len(augmentations)
 
     def augment(rng: Key[Array, ""], batch: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +98,9 @@ def make_augment(
             else:
                 one = functools.partial(random_view, augmentation=augmentation, cropped=cropped)
             view_keys = _keys(rng, batch["index"], number)
-            view, new_box = jax.vmap(one)(view_keys, jnp.asarray(normalization.unit(image)))
+            shifted = isinstance(augmentation, Augmentation) and augmentation.shift
+            first = (_keys(rng, batch["index"], 0),) if shifted else ()
+            view, new_box = jax.vmap(one)(view_keys, jnp.asarray(normalization.unit(image)), *first)
             views.append(jnp.asarray(normalization.of_unit(view)))
             if isinstance(augmentation, Augmentation) and augmentation.channel_drop:
                 views[-1] = _drop_channels(view_keys, views[-1], augmentation.channel_drop)
@@ -107,19 +115,39 @@ def make_augment(
     return augment
 
 
+def check_shifts(augmentations: Sequence[Augmentation | OwnAugmentation]) -> None:
+    """Raises: ValueError for an augmentation with `shift` that is the first, or whose geometry is not the first's."""
+    first = augmentations[0]
+    for number, one in enumerate(augmentations):
+        if not isinstance(one, Augmentation) or not one.shift:
+            continue
+        if number == 0:
+            raise ValueError(f"shift={one.shift} moves the first view's crop, and this is the first; use shift=0.0")
+        for name in GEOMETRY:
+            own, wanted = getattr(one, name), getattr(first, name, None)
+            if own != wanted:
+                raise ValueError(
+                    f"shift={one.shift} moves the first view's crop, whose {name} is {wanted}; use the same, got {own}"
+                )
+
+
 def random_view(
     key: Key[Array, ""],
     image: Float[Array, "height width channels"],
+    first: Key[Array, ""] | None = None,
     *,
     augmentation: Augmentation,
     cropped: bool = False,
 ) -> tuple[Float[Array, "new_height new_width channels"], Float[Array, "6"]]:
     """(a random view of the image; its box in the image, see `make_augment`). Both images are in 0..1.
 
-    cropped: the image is a crop already, and has the view's size.
+    first: with `shift`, the key of the first view. cropped: the image is a crop already, and has the view's size.
     """
-    draws = draw(key)
-    image, box = geometric.place(key, image.transpose(2, 0, 1), draws, augmentation, cropped=cropped)
+    draws = of_place = draw(key)
+    if first is not None:
+        of_place = {**draw(first), "shift": random.uniform(own_key(key, "shift"), (2,))}
+    placing = key if first is None else first
+    image, box = geometric.place(placing, image.transpose(2, 0, 1), of_place, augmentation, cropped=cropped)
     return photometric.change(key, image, draws, augmentation).transpose(1, 2, 0), box
 
 

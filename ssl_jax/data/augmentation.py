@@ -56,6 +56,13 @@ class Augmentation:
     padding: Annotated[
         int, NOT_NEGATIVE, "Black pixels that are put on each side of the image resized to shorter_side."
     ] = 0
+    shift: Annotated[
+        float,
+        SHARE,
+        "Above 0: the crop is the first view's, mirrored and turned as that, but moved down and to the right by up to",
+        "this share of its sides, as far as the image reaches (CMAE, arXiv:2207.13532). Settings of the crop must be",
+        "the first view's, which itself has no shift.",
+    ] = 0.0
     interpolation: Annotated[
         str, OneOf(tuple(resample.KERNELS)), "Interpolation from the crop to size, antialiased."
     ] = "bilinear"
@@ -147,6 +154,7 @@ class Augmentation:
             interpolation=self.interpolation,
             shorter_side=self.shorter_side,
             padding=self.padding,
+            shift=self.shift,
         )
 
     @property
@@ -160,6 +168,10 @@ class Augmentation:
         keys.check_order(self, "crop_area", "crop_aspect", "blur_sigma")
         if self.padding and not self.shorter_side:
             raise ValueError(f"padding needs shorter_side, got padding={self.padding}, shorter_side=0")
+        if self.shift and self.shorter_side:
+            raise ValueError(
+                f"shift={self.shift} needs crops of random area; use shorter_side=0, got {self.shorter_side}"
+            )
         if self.shorter_side and max(self.size) > self.shorter_side + 2 * self.padding:
             raise ValueError(
                 f"a window of {self.size} is larger than shorter_side={self.shorter_side} with padding={self.padding} "

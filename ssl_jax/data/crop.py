@@ -28,6 +28,7 @@ class RandomCrop:
       shorter_side: the image is resized until its shorter side has this many pixels, then a window of `size` is taken.
         0: a region of random area and aspect.
       padding: black pixels on each side of the resized image; the window may include them.
+      shift: the region is that of the first view, moved down and to the right by up to this share of its sides.
     """
 
     size: tuple[int, int]
@@ -36,6 +37,7 @@ class RandomCrop:
     interpolation: str = "bilinear"
     shorter_side: int = 0
     padding: int = 0
+    shift: float = 0.0
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of an image after its shorter side has become `shorter_side`."""
@@ -65,6 +67,14 @@ class RandomCrop:
                 return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
         return self._largest_centered_box(height, width)
 
+    def moved(
+        self, box: tuple[int, int, int, int], height: int, width: int, rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """The box of the first view, moved at random, within an image of height x width pixels."""
+        top, left, h, w = box
+        down, right = (self.shift * rng.random(2)).tolist()
+        return min(top + round(down * h), height - h), min(left + round(right * w), width - w), h, w
+
     def shrinks(self, height: int, width: int, rng: np.random.Generator) -> float:
         """How many times the region that `rng` draws of an image is shrunk, in the direction where that is least."""
         if self.shorter_side:
@@ -84,10 +94,12 @@ def random_crop(
     crop: RandomCrop,
     rng: np.random.Generator,
     black: Sequence[float] = (0.0,),
+    mover: np.random.Generator | None = None,
 ) -> tuple[Num[np.ndarray, "crop_height crop_width channels"], Float32[np.ndarray, "4"]]:
     """(the crop; its top, left, height and width as shares of the image's sides). Padding is outside of 0..1.
 
     black: the value of the padding, of each channel or one for all.
+    mover: of a crop with `shift`, whose `rng` is that of the first view.
     """
     height, width = image.shape[:2]
     if crop.shorter_side:
@@ -99,7 +111,8 @@ def random_crop(
         shown = image[top : top + h, left : left + w]
         top, left = top - crop.padding, left - crop.padding
     else:
-        top, left, h, w = crop.box(height, width, rng)
+        box = crop.box(height, width, rng)
+        top, left, h, w = box if mover is None else crop.moved(box, height, width, mover)
         shown = resample(image[top : top + h, left : left + w], crop.size, crop.interpolation)
     return shown, np.array([top / height, left / width, h / height, w / width], np.float32)
 

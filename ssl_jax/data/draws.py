@@ -43,6 +43,7 @@ OWN_KEYS = {
     "channel_shift": 7,
     "noise": 8,
     "channel_drop": 9,
+    "shift": 10,
 }
 
 

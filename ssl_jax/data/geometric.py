@@ -54,6 +54,8 @@ def _crop(
 ) -> tuple[View, Float[Array, "4"]]:
     _, height, width = image.shape
     box = resample.random_box(draws["crop"], image_size=(height, width), crop=augmentation.crop)
+    if augmentation.shift:
+        box = resample.moved_box(box, augmentation.shift * draws["shift"], image_size=(height, width))
     top, left, box_height, box_width = box
     resize = functools.partial(resample.interpolation_matrix, interpolation=augmentation.interpolation)
     rows = resize(top, box_height, old=height, new=augmentation.size[0], reverse=upside_down)

@@ -129,7 +129,9 @@ class Reader:
                     )
                 # Written where it stays, in this thread: afterwards one thread would copy the whole batch.
                 for number, (crop, view, box) in enumerate(zip(crops, views, boxes, strict=True)):
-                    view[row], box[row] = random_crop(image, crop, crop_rng(seed, step, index, number), black)
+                    own = crop_rng(seed, step, index, number)
+                    first, mover = (crop_rng(seed, step, index, 0), own) if crop.shift else (own, None)
+                    view[row], box[row] = random_crop(image, crop, first, black, mover)
                 return index, label
 
             return self.or_another(make, indices[row], seed, step)
@@ -207,7 +209,7 @@ def reduction_for(crops: Sequence[RandomCrop], seed: int, step: int, index: int)
     def reduce(height: int, width: int) -> int:
         if any(height * width < 4 * crop.size[0] * crop.size[1] for crop in crops):
             return 1  # most photos; what follows takes time
-        rngs = (crop_rng(seed, step, index, view) for view in range(len(crops)))
+        rngs = (crop_rng(seed, step, index, 0 if crop.shift else view) for view, crop in enumerate(crops))
         return reduction(min(crop.shrinks(height, width, rng) for crop, rng in zip(crops, rngs, strict=True)))
 
     return reduce

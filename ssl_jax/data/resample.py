@@ -56,6 +56,12 @@ def random_box(draws: Float[Array, "tries 4"], *, image_size: tuple[int, int], c
     return jnp.where(jnp.any(fits), jnp.sum(jnp.where(first, boxes, 0.0), axis=1), middle)
 
 
+def moved_box(box: Float[Array, "4"], shifts: Float[Array, "2"], *, image_size: tuple[int, int]) -> Float[Array, "4"]:
+    """`RandomCrop.moved` on the device. shifts: down and to the right, as shares of the box's height and width."""
+    most = jnp.array(image_size, jnp.float32) - box[2:]
+    return jnp.concatenate([jnp.minimum(box[:2] + jnp.round(shifts * box[2:]), most), box[2:]])
+
+
 def triangle(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The kernel of linear interpolation, of support (-1, 1)."""
     return jnp.maximum(1.0 - jnp.abs(x), 0.0)

@@ -12,11 +12,12 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
 from ssl_jax import dist
-from ssl_jax.data import color, photometric, resample
+from ssl_jax.data import color, photometric, resample, sources
 from ssl_jax.data.augment import Augmentation, make_augment
 from ssl_jax.data.crop import CROP_TRIES, RandomCrop
 from ssl_jax.data.host_resample import resample as resample_to
 from ssl_jax.data.normalization import Normalization
+from ssl_jax.data.reader import Reader
 from tests.data.drawn_views import PLAIN, many_views, random_images, unit, views_and_boxes
 
 REFERENCES = Path(__file__).parents[1] / "references"
@@ -510,3 +511,55 @@ def test_the_device_takes_the_windows_that_the_host_takes():
 def test_refuses_impossible_windows_and_turns(options, message):
     with pytest.raises(ValueError, match=message):
         Augmentation((12, 12), **options).check(3)
+
+
+SHIFTED = dict(size=(6, 8), crop_area=(0.2, 0.5), flip=0.5)
+
+
+def shifted_boxes(host):
+    """Of 600 images of 40 x 50 pixels: the boxes of the first view, and of a second one that is moved."""
+    augmentations = [Augmentation(**SHIFTED), Augmentation(**SHIFTED, shift=0.5, brightness=0.4)]
+    images, index = np.zeros((600, 40, 50, 1), np.uint8), np.arange(600)
+    augmented = jax.jit(make_augment(augmentations, unit(1)))
+    if not host:
+        return augmented(jax.random.key(0), {"image": images, "index": index})["boxes"]
+    source = sources.ArraySource(images, np.zeros(600, np.int32))
+    crops = [augmentation.crop for augmentation in augmentations]
+    batch = Reader(source, 1).read_crops(
+        index.tolist(), crops, 0, 1, (0.0,), like=np.zeros((40, 50, 1), np.uint8), at_random=False
+    )
+    kept = {name: batch[name] for name in ("crops", "boxes")}
+    return augmented(jax.random.key(0), {**kept, "index": index})["boxes"]
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_a_shifted_view_is_the_first_moved_by_no_more_than_asked_within_the_image(host):
+    first, moved = (np.asarray(boxes, float) for boxes in shifted_boxes(host))
+    np.testing.assert_array_equal(moved[:, 2:], first[:, 2:])  # its size, whether it is mirrored, its turn
+    pixels = (moved - first)[:, :2] * [40, 50]
+    most = 0.5 * first[:, 2:4] * [40, 50]
+    assert np.all(pixels > -0.01) and np.all(pixels < most + 0.51)
+    assert np.all(moved[:, :2] + moved[:, 2:4] < 1 + 1e-6)
+    room = np.all(first[:, :2] + 1.5 * first[:, 2:4] < 1, axis=1)  # where the image does not stop it
+    # A uniform share has a mean of 1/2; of 40 images or more it is off by 0.15 in one of 1000.
+    assert room.sum() > 40
+    np.testing.assert_allclose(np.mean((pixels / most)[room]), 0.5, atol=0.15)
+    assert 200 < first[:, 4].sum() < 400
+
+
+@pytest.mark.parametrize(
+    "augmentations, message",
+    [
+        ([{"shift": 0.1}], r"this is the first; use shift=0\.0"),
+        ([{}, {"shift": 0.1, "flip": 0.0}], r"whose flip is 0\.5; use the same, got 0\.0"),
+        ([{}, {"shift": 0.1, "crop_area": (0.3, 0.5)}], r"whose crop_area is \(0\.2, 0\.5\)"),
+    ],
+)
+def test_refuses_a_shift_of_another_crop(augmentations, message):
+    with pytest.raises(ValueError, match=message):
+        make_augment([Augmentation(**SHIFTED | options) for options in augmentations], unit(1))
+
+
+def test_refuses_a_shift_of_a_window():
+    with pytest.raises(ValueError, match=r"use shorter_side=0, got 8"):
+        Augmentation(**SHIFTED, shift=0.1, shorter_side=8).check(1)
