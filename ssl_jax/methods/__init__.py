@@ -14,6 +14,7 @@ from ssl_jax.methods.beit_kmeans import BEiTKMeans
 from ssl_jax.methods.bigan import BiGAN
 from ssl_jax.methods.byol import BYOL
 from ssl_jax.methods.clusterfit import ClusterFit
+from ssl_jax.methods.cmae import CMAE
 from ssl_jax.methods.cmc import CMC
 from ssl_jax.methods.colorization import Colorization
 from ssl_jax.methods.contract import Base, Batch, Method, MethodFactory, Output, Schedule, Traffic
@@ -106,6 +107,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "bigan": BiGAN,
     "byol": BYOL,
     "clusterfit": ClusterFit,
+    "cmae": CMAE,
     "cmc": CMC,
     "colorization": Colorization,
     "corinfomax": CorInfoMax,

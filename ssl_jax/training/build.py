@@ -358,6 +358,13 @@ def masks(config: Config, method: Method, crops: Sequence[Augmentation | OwnAugm
             continue
         size = view_shape(crop, config.data.channels)[:2]
         configs.call(mask.grid, {}, f"config.mask of config.augment.{view}", size)
+        patches = (size[0] // side) * (size[1] // side)
+        if ratio is not None and mask.most(size) != (count := int(np.round(np.float32(patches) * np.float32(ratio)))):
+            raise configs.ConfigError(
+                f"mask_ratio={ratio} masks {count} of {patches} patches of {view}, but config.mask with "
+                f"unit={mask.unit} masks {mask.most(size)}; use {mask.most(size)} / {patches} = "
+                f"{mask.most(size) / patches} for config.method.mask_ratio and both of config.mask.ratio"
+            )
         if most and (found := mask.most(size)) > most:
             raise configs.ConfigError(
                 f"config.mask masks up to {found} patches of {view}, more than config.method.most_masked={most}; "
