@@ -23,6 +23,7 @@ from ssl_jax.methods.counting import Counting
 from ssl_jax.methods.cpc import CPC
 from ssl_jax.methods.crossmae import CrossMAE
 from ssl_jax.methods.data2vec import Data2Vec
+from ssl_jax.methods.data2vec2 import Data2Vec2
 from ssl_jax.methods.dcgan import DCGAN
 from ssl_jax.methods.dcl import DCL
 from ssl_jax.methods.deepcluster import DeepCluster
@@ -115,6 +116,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "cpc": CPC,
     "crossmae": CrossMAE,
     "data2vec": Data2Vec,
+    "data2vec2": Data2Vec2,
     "dcgan": DCGAN,
     "dcl": DCL,
     "deepcluster": DeepCluster,

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses, optim
@@ -79,9 +78,7 @@ class Data2Vec(Base):
     ) -> Float[Array, "batch patches dim"]:
         """Without gradient."""
         variables = {"params": teacher["params"]["backbone"]}
-        outputs: Any = self.backbone.apply(variables, images, last_blocks=self.target_blocks)
-        outputs = jax.nn.standardize(outputs[:, :, self.backbone.num_prefix :], axis=-1, epsilon=1e-5)
-        return lax.stop_gradient(jax.nn.standardize(jnp.mean(outputs, axis=1), axis=-1, epsilon=1e-5))
+        return masking.mean_of_blocks(self.backbone, variables, images, self.target_blocks, over="entries")
 
     def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:
         decay = optim.linear(self.decay, self.final_decay, step, self.decay_steps)

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from ssl_jax.methods import toolkit
-from ssl_jax.methods.contract import Base, Params
+from ssl_jax.methods.contract import Base, Params, Variables
 from ssl_jax.models.abilities import has_masked_map, has_tokens, sizes_together
 from ssl_jax.models.patches import patchify, unpatchify
 from ssl_jax.ops.shards import has_shards
@@ -102,6 +102,25 @@ def encode_masked(
         backbone, params["backbone"], [images], masks=[mask], mask_token=token, axis_name=axis_name, rng=rng
     )
     return patches
+
+
+def mean_of_blocks(
+    backbone: nn.Module,
+    variables: Variables,
+    images: Float[Array, "batch height width channels"],
+    blocks: int,
+    *,
+    over: str,
+) -> Float[Array, "batch patches dim"]:
+    """data2vec's targets: the mean of the outputs of a teacher's last blocks, in evaluation mode, without gradient.
+
+    Each block's output is first normalized, without scale and offset: `over` "entries", each patch by its own mean and
+    deviation, or "patches", each entry by those over the image's patches. The mean is normalized over the entries.
+    """
+    outputs: Any = backbone.apply(variables, images, last_blocks=blocks)
+    axis = {"entries": -1, "patches": -2}[over]
+    outputs = jax.nn.standardize(outputs[:, :, backbone.num_prefix :], axis=axis, epsilon=1e-5)
+    return lax.stop_gradient(jax.nn.standardize(jnp.mean(outputs, axis=1), axis=-1, epsilon=1e-5))
 
 
 def moments(
