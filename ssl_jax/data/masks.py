@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ssl_jax import keys
 from ssl_jax.keys import COUNT, POSITIVE, SHARE, OneOf
 
-KINDS = ("random", "block")
+KINDS = ("random", "block", "inverse")
 BLOCK_TRIES = 40  # rectangles that are tried for one mask
 
 
@@ -21,7 +21,8 @@ BLOCK_TRIES = 40  # rectangles that are tried for one mask
 class Mask:
     """How the patches of an image are masked.
 
-    Source: Bao et al. 2021, arXiv:2106.08254, algorithm 1 (block); He et al. 2021, arXiv:2111.06377 (random).
+    Source: Bao et al. 2021, arXiv:2106.08254, algorithm 1 (block); He et al. 2021, arXiv:2111.06377 (random); Darcet et
+      al. 2025, CAPI, arXiv:2502.08769, and the authors' code (inverse).
     """
 
     patch_size: int  # pixels a side; the model decides it, so it is no key
@@ -36,13 +37,14 @@ class Mask:
         OneOf(KINDS),
         "random: each patch is as likely as any other. block: rectangles that may overlap, until the number is reached",
         "(single patches fill what no rectangle fits in), as in BEiT.",
+        "inverse: all but one rectangle, which goes on at the opposite edge where it leaves the image, as in CAPI.",
     ] = "random"
     unit: Annotated[
         int, COUNT, "Side, in patches, of the squares that random masks as one (SimMIM: 32 pixels, 2 patches of 16)."
     ] = 1
     min_patches: Annotated[int, COUNT, "Least area of a rectangle of block, in patches."] = 4
     aspect: Annotated[
-        tuple[float, float], POSITIVE, "(least, most) height / width of a rectangle of block; log-uniform."
+        tuple[float, float], POSITIVE, "(least, most) height / width of a rectangle of block or inverse; log-uniform."
     ] = (0.3, 1 / 0.3)
 
     def __post_init__(self):
@@ -78,8 +80,10 @@ def random_mask(key: Key[Array, ""], size: tuple[int, int], mask: Mask) -> Bool[
     if mask.kind == "random":
         masked = _fill(random.uniform(key_mask, (height, width)), count)
         masked = jnp.repeat(jnp.repeat(masked, mask.unit, axis=0), mask.unit, axis=1)
-    else:
+    elif mask.kind == "block":
         masked = _blocks(key_mask, (height, width), count, mask)
+    else:
+        masked = _all_but_one(key_mask, (height, width), count, mask)
     return (masked & random.bernoulli(key_image, mask.images)).ravel()
 
 
@@ -111,6 +115,26 @@ def _blocks(
     start = jnp.broadcast_to(draws[0, 0] < 0.0, grid)
     masked, _ = lax.scan(add, start, draws)
     return _fill(random.uniform(key_rest, grid) - masked, count)  # masked patches come first
+
+
+def _all_but_one(
+    key: Key[Array, ""], grid: tuple[int, int], count: Int[Array, ""], mask: Mask
+) -> Bool[Array, "height width"]:
+    """True for `count` patches: all but one rectangle, whose last row may be shorter than the others."""
+    height, width = grid
+    draws = random.uniform(key, (3,))
+    seen = height * width - count
+    area = jnp.maximum(seen, 1)
+    # The rectangle is not to be longer than the grid, whatever mask.aspect allows.
+    least = jnp.maximum(np.log(mask.aspect[0]), jnp.log(area / width**2))
+    most = jnp.minimum(np.log(mask.aspect[1]), jnp.log(height**2 / area))
+    aspect = jnp.exp(jnp.minimum(least, most) + draws[0] * jnp.maximum(most - least, 0.0))
+    h = jnp.minimum(jnp.ceil(jnp.sqrt(area * aspect)), height)
+    w = jnp.clip(jnp.ceil(jnp.sqrt(area / aspect)), jnp.ceil(area / h), width)
+    shift = jnp.floor(draws[1:, None, None] * jnp.array([[[height]], [[width]]]))
+    # The rectangle's own rows and columns, from 0.
+    rows, columns = (jnp.asarray(np.indices(grid)) + shift) % jnp.array([[[height]], [[width]]])
+    return ~((rows < h) & (columns < w) & (rows * w + columns < seen))
 
 
 def random_masks(keys: Key[Array, " batch"], size: tuple[int, int], mask: Mask) -> Bool[Array, "batch patches"]:

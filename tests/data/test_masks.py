@@ -21,9 +21,9 @@ def _drawn(count, size, mask):
     return jax.jit(lambda key: random_masks(jax.random.split(key, count), size, mask))
 
 
-@pytest.mark.parametrize("kind", ["random", "block"])
+@pytest.mark.parametrize("kind", ["random", "block", "inverse"])
 def test_exactly_the_share_of_patches_is_masked(kind):
-    ratios = (0.0, 0.15, 1.0) if kind == "block" else (0.0, 0.4, 1.0)
+    ratios = {"block": (0.0, 0.15, 1.0), "random": (0.0, 0.4, 1.0), "inverse": (0.0, 0.05, 0.65, 0.99, 1.0)}[kind]
 
     @jax.jit
     def run(key):
@@ -34,7 +34,7 @@ def test_exactly_the_share_of_patches_is_masked(kind):
         np.testing.assert_array_equal(np.sum(masks, axis=1), round(140 * ratio))
 
 
-@pytest.mark.parametrize("options", [dict(kind="block"), dict(unit=2), {}])
+@pytest.mark.parametrize("options", [dict(kind="block"), dict(kind="inverse"), dict(unit=2), {}])
 def test_no_more_patches_are_masked_than_is_said(options):
     mask = Mask(4, ratio=(0.1, 0.37), **options)
     counts = np.asarray(_drawn(300, SIZE, mask)(jax.random.key(0))).sum(axis=1)
@@ -86,7 +86,7 @@ def test_units_are_masked_as_one():
         ({"ratio": (0.5, 0.4)}, r"ratio must be \(least, most\) with least <= most, got \(0.5, 0.4\)"),
         ({"ratio": (0.5, 1.4)}, "ratio must be in 0..1"),
         ({"images": -0.1}, "images must be in 0..1, got -0.1"),
-        ({"kind": "blocks"}, "kind must be one of random, block, got 'blocks'"),
+        ({"kind": "blocks"}, "kind must be one of random, block, inverse, got 'blocks'"),
         ({"aspect": (2.0, 1.0)}, "aspect must be"),
         ({"unit": 0}, "unit must be at least 1, got 0"),
         ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
@@ -100,3 +100,24 @@ def test_impossible_numbers_are_refused(options, message):
 def test_a_view_that_patches_do_not_fill_is_refused():
     with pytest.raises(ValueError, match="30x28"):
         draw(1, size=(30, 28))
+
+
+def test_inverse_leaves_one_rectangle_that_goes_on_at_the_opposite_edge():
+    grids = draw(1000, (56, 56), kind="inverse", ratio=(0.7, 0.7), aspect=(0.5, 2.0)).reshape(-1, 14, 14)
+    sides = set()
+    for grid in grids:
+        seen = ~grid
+        # Moved back: the first row and column that are seen come after ones that are not.
+        for axis in (0, 1):
+            lines = seen.any(axis=1 - axis)
+            starts = np.flatnonzero(lines & ~np.roll(lines, 1))
+            assert len(starts) <= 1  # in one piece
+            seen = np.roll(seen, -int(starts[0]) if len(starts) else 0, axis=axis)
+        height, width = seen.any(axis=1).sum(), seen.any(axis=0).sum()
+        cut = seen[:height, :width]  # all rows are full, but the last
+        assert cut[:-1].all() and cut.sum() == 59 and np.all(np.diff(cut[-1].astype(int)) <= 0)
+        sides.add((height, width))
+    # sqrt(59 / 2) = 5.4 to sqrt(59 * 2) = 10.9; of 11 rows of 6, the first 10 have the 59 patches
+    heights, widths = map(set, zip(*sides, strict=True))
+    assert heights == set(range(6, 11)) and widths == set(range(6, 12))
+    np.testing.assert_allclose(grids.mean(axis=0), 0.7, atol=0.06)  # no place is seen more than others
