@@ -1,4 +1,4 @@
-"""Parts of vision transformers: patch embedding, blocks of attention and MLP, LayerNorm.
+"""Parts of vision transformers: patch embedding, blocks of attention and MLP, LayerNorm and RMSNorm.
 
 Modules have timm's names, with "_" for "." before a number, so that weights/names.py needs no table of names.
 """
@@ -22,6 +22,7 @@ from ssl_jax.ops.shards import gather_all, has_shards
 NormParams = Mapping[str, Any]  # "scale" and "bias" [dim] of a LayerNorm
 
 MLPS = ("gelu", "quick_gelu", "swiglu")
+NORMS = ("layer", "rms")
 
 # timm's and most authors' trunc_normal_(std=0.02) cuts off at -2 and 2, a hundred deviations away: in effect a normal
 # distribution.
@@ -71,8 +72,10 @@ class Block(nn.Module):
     mlp: str = "gelu"
     qkv_bias: bool = True
     qk_norm: bool = False
-    eps: float = 1e-6  # of all LayerNorms
+    eps: float = 1e-6  # of all norms
     attention: str = "auto"  # see attention.AttentionKind
+    bias: bool = True  # of all linear layers but those of qkv
+    norm_kind: str = "layer"  # see `make_norm`
 
     @nn.compact
     def __call__(self, x, drop=None, attend=None, bias=None, rope=None):
@@ -81,17 +84,24 @@ class Block(nn.Module):
         return self.branches(x, drop, attend, bias, rope)
 
     def branches(self, x, drop, attend, bias, rope):
-        norm_eps = self.eps if self.qk_norm else None
-
         def attend_to(x, of_images):
-            y = layer_norm(self.dtype, "norm1", self.eps)(x)
+            y = make_norm(self.norm_kind, self.dtype, "norm1", self.eps)(x)
             attend, rope = of_images
-            layer = Attention(self.heads, self.dtype, self.qkv_bias, norm_eps, self.attention, name="attn")
+            layer = Attention(
+                self.heads,
+                self.dtype,
+                self.qkv_bias,
+                self.eps if self.qk_norm else None,
+                self.attention,
+                self.bias,
+                self.norm_kind,
+                name="attn",
+            )
             return self.scale(layer(y, attend, bias, rope), "ls1")
 
         def feed_forward(x, _):
-            y = layer_norm(self.dtype, "norm2", self.eps)(x)
-            return self.scale(FeedForward(self.mlp_width, self.dtype, self.mlp, name="mlp")(y), "ls2")
+            y = make_norm(self.norm_kind, self.dtype, "norm2", self.eps)(x)
+            return self.scale(FeedForward(self.mlp_width, self.dtype, self.mlp, self.bias, name="mlp")(y), "ls2")
 
         first, second = (None, None) if drop is None else drop.swapaxes(0, 1)
         x = add_branch(x, attend_to, first, (attend, rope))
@@ -134,21 +144,23 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
-    """x [batch, tokens, dim] -> the same shape. norm_eps: of the LayerNorm of each head's queries and keys (arXiv:
-    2302.05442), None for no LayerNorm. kind: see attention.AttentionKind. The others are those of `Block`."""
+    """x [batch, tokens, dim] -> the same shape. norm_eps: of the norm of each head's queries and keys (arXiv:
+    2302.05442), None for no norm. kind: see attention.AttentionKind. The others are those of `Block`."""
 
     heads: int
     dtype: Any
     qkv_bias: bool = True
     norm_eps: float | None = None
     kind: str = "auto"
+    bias: bool = True
+    norm_kind: str = "layer"
 
     @nn.compact
     def __call__(self, x, attend, bias, rope):
         queries, keys, values = self.project(x, rope)
         mask = None if attend is None else attend[:, None]  # the same for all heads
         y = attention(queries, keys, values, bias, mask, kind=self.kind)
-        return dense(x.shape[-1], self.dtype, "proj")(y.reshape(x.shape))
+        return dense(x.shape[-1], self.dtype, "proj", self.bias)(y.reshape(x.shape))
 
     def project(
         self, x: Float[Array, "batch tokens dim"], rope: Rope | None
@@ -158,8 +170,8 @@ class Attention(nn.Module):
         qkv = dense(3 * dim, self.dtype, "qkv", self.qkv_bias)(x).reshape(batch, tokens, 3, self.heads, -1)
         queries, keys, values = (qkv[:, :, i] for i in range(3))
         if self.norm_eps is not None:
-            queries = layer_norm(self.dtype, "q_norm", self.norm_eps)(queries)
-            keys = layer_norm(self.dtype, "k_norm", self.norm_eps)(keys)
+            queries = make_norm(self.norm_kind, self.dtype, "q_norm", self.norm_eps)(queries)
+            keys = make_norm(self.norm_kind, self.dtype, "k_norm", self.norm_eps)(keys)
         if rope is not None:
             queries, keys = rotate(queries, rope), rotate(keys, rope)
         return queries, keys, values
@@ -169,10 +181,11 @@ class FeedForward(nn.Module):
     width: int
     dtype: Any
     kind: str = "gelu"
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x):
-        y = dense(self.width, self.dtype, "fc1")(x)
+        y = dense(self.width, self.dtype, "fc1", self.bias)(x)
         if self.kind == "swiglu":
             gate, y = jnp.split(y, 2, axis=-1)
             y = nn.silu(gate) * y
@@ -180,11 +193,18 @@ class FeedForward(nn.Module):
             y = y * nn.sigmoid(1.702 * y)
         else:
             y = ops.gelu(y)
-        return dense(x.shape[-1], self.dtype, "fc2")(y)
+        return dense(x.shape[-1], self.dtype, "fc2", self.bias)(y)
 
 
 def dense(features: int, dtype: Any, name: str, bias: bool = True) -> nn.Module:
     return Dense(features, use_bias=bias, kernel_init=weight_init, dtype=dtype, name=name)
+
+
+def make_norm(kind: str, dtype: Any, name: str | None, eps: float = 1e-6) -> nn.Module:
+    """kind: "layer", or "rms": x / sqrt(mean of x^2 + eps) * scale (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    if kind == "rms":
+        return nn.RMSNorm(epsilon=eps, dtype=dtype, name=name)
+    return layer_norm(dtype, name, eps)
 
 
 def layer_norm(dtype: Any, name: str | None, eps: float = 1e-6) -> nn.Module:

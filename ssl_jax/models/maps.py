@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from ssl_jax.models._options import check_choice
 from ssl_jax.models.abilities import has_feature_map, has_tokens
-from ssl_jax.models.blocks import layer_norm
+from ssl_jax.models.blocks import make_norm
 from ssl_jax.models.positions import patch_grid
 from ssl_jax.models.vit import ViT
 
@@ -105,7 +105,9 @@ def block_features(
         raise ValueError('a model of pool="mean" has no LayerNorm for single tokens; use one of pool="norm_mean"')
     outputs: Any = vit.apply(variables, images, last_blocks=blocks)
     if norm:
-        outputs = layer_norm(jnp.float32, "norm", vit.norm_eps).apply({"params": variables["params"]["norm"]}, outputs)
+        outputs = make_norm(vit.norm_kind, jnp.float32, "norm", vit.norm_eps).apply(
+            {"params": variables["params"]["norm"]}, outputs
+        )
     classes = outputs[:, :, 0]
     means = jnp.mean(outputs[:, :, vit.num_prefix :], axis=2)
     if pool == "cls_and_mean":

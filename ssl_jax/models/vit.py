@@ -19,7 +19,7 @@ from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, OneOf, Range
 from ssl_jax.models import stochastic_depth
 from ssl_jax.models._options import BranchDType, Remat
 from ssl_jax.models.attention import AttentionKind
-from ssl_jax.models.blocks import MLPS, Block, NormParams, PatchEmbed, layer_norm, normed_by, weight_init
+from ssl_jax.models.blocks import MLPS, NORMS, Block, NormParams, PatchEmbed, make_norm, normed_by, weight_init
 from ssl_jax.models.positions import (
     RelativePositions,
     Rope,
@@ -108,8 +108,15 @@ class ViT(nn.Module):
     pre_norm: Annotated[
         bool, "LayerNorm before the first block, and no bias in the patch embedding, as in CLIP (arXiv:2103.00020)."
     ] = False
+    norm_kind: Annotated[
+        str,
+        OneOf(NORMS),
+        "What is meant by LayerNorm in all of these keys. layer: LayerNorm. rms: RMSNorm, which subtracts no mean and",
+        "has no offset (arXiv:1910.07467), as in CAPI and AIMv2.",
+    ] = "layer"
     norm_eps: Annotated[float, POSITIVE, "Added to the variance in every LayerNorm."] = 1e-6
     qkv_bias: Annotated[bool, "Queries, keys and values have a bias."] = True
+    bias: Annotated[bool, "The other linear layers of the blocks have a bias: attention's last one, the MLP's."] = True
     qk_norm: Annotated[
         bool, "LayerNorm of each head's queries and keys, for training that stays stable (arXiv:2302.05442)."
     ] = False
@@ -220,6 +227,8 @@ class ViT(nn.Module):
             raise ValueError("prefix_norm is of the tokens before the patches; ask for them by tokens=True")
         if last_blocks > self.depth + 1:
             raise ValueError(f"last_blocks must be at most depth + 1 = {self.depth + 1}, got {last_blocks}")
+        if prefix_norm is not None and self.norm_kind != "layer":
+            raise ValueError(f"prefix_norm is a LayerNorm; use model.norm_kind='layer', got {self.norm_kind!r}")
         sizes = images if several else (images,)
         masks = mask if isinstance(mask, tuple) else (mask,) * len(sizes)
         norms = prefix_norm if isinstance(prefix_norm, tuple) else (prefix_norm,) * len(sizes)
@@ -229,7 +238,7 @@ class ViT(nn.Module):
         learned = self.learned_positions() if self.positions == "learned" else None
         names = [("cls_token", 1)] * self.class_token + [("reg_token", self.registers)] * (self.registers > 0)
         prefix = [self.learned_token(name, count) for name, count in names]
-        norm = layer_norm(jnp.float32, "norm_pre", self.norm_eps) if self.pre_norm else lambda x: x
+        first_norm = self.make_norm("norm_pre") if self.pre_norm else lambda x: x
         groups = []
         for number, (x, of_size, hidden) in enumerate(zip(embedded, sizes, masks, strict=True)):
             _, height, width, _ = of_size.shape
@@ -240,7 +249,7 @@ class ViT(nn.Module):
                     f"relative positions are for a grid of {self.learned_grid} patches, got an "
                     f"image of {grid}; set model.image_size to the size of the images"
                 )
-            x = norm(self.enter(x, grid, prefix, learned, hidden, mask_token, keep))
+            x = first_norm(self.enter(x, grid, prefix, learned, hidden, mask_token, keep))
             rope = self.rope(grid, keep, train, stream) if self.positions == "rope" else None
             drops = [None] * self.depth
             if train and self.drop_path > 0.0:
@@ -306,19 +315,23 @@ class ViT(nn.Module):
             if tokens:
                 raise ValueError('a model of pool="mean" has no LayerNorm for single tokens; use pool="norm_mean"')
             means = [jnp.mean(x[:, self.num_prefix :], axis=1, dtype=jnp.float32) for x in xs]
-            norm = layer_norm(jnp.float32, "fc_norm", self.norm_eps)
-            return tuple(norm(x) for x in means)
-        norm = layer_norm(jnp.float32, "norm", self.norm_eps)
+            of_means = self.make_norm("fc_norm")
+            return tuple(of_means(x) for x in means)
+        last_norm = self.make_norm("norm")
         if self.pool == "cls" and not tokens:
-            return tuple(norm(x[:, 0]) for x in xs)
+            return tuple(last_norm(x[:, 0]) for x in xs)
         count = self.num_prefix
         normed = tuple(
-            norm(x)
+            last_norm(x)
             if own is None
-            else jnp.concatenate([normed_by(own, x[:, :count], self.norm_eps), norm(x[:, count:])], axis=1)
+            else jnp.concatenate([normed_by(own, x[:, :count], self.norm_eps), last_norm(x[:, count:])], axis=1)
             for x, own in zip(xs, prefix_norms, strict=True)
         )
         return normed if tokens else tuple(jnp.mean(x[:, self.num_prefix :], axis=1) for x in normed)
+
+    def make_norm(self, name: str | None) -> Any:
+        """A norm of tokens outside of the blocks, in float32."""
+        return make_norm(self.norm_kind, jnp.float32, name, self.norm_eps)
 
     def learned_token(self, name: str, count: int) -> Float[Array, "1 count dim"]:
         return self.param(name, nn.initializers.normal(1e-6), (1, count, self.dim), jnp.float32)
@@ -375,6 +388,8 @@ class ViT(nn.Module):
             qk_norm=self.qk_norm,
             eps=self.norm_eps,
             attention=self.attention,
+            bias=self.bias,
+            norm_kind=self.norm_kind,
         )
 
     def run_blocks(self, groups, bias, count):

@@ -336,6 +336,8 @@ def _options(name: str, usual: nn.Module, shapes: Mapping[str, tuple[int, ...]])
         found = {
             "qk_norm": "blocks.0.attn.q_norm.weight" in shapes,
             "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+            "bias": "blocks.0.attn.proj.bias" in shapes,
+            "norm_kind": "layer" if "blocks.0.norm1.bias" in shapes else "rms",
             "registers": shapes.get("reg_token", (1, 0))[1],
         }
         return options | {option: value for option, value in found.items() if getattr(usual, option) != value}

@@ -373,3 +373,17 @@ def test_swiglu_is_the_silu_of_one_linear_map_times_another():
 def test_swiglu_needs_an_even_width():
     with pytest.raises(ValueError, match=r"must be even, got 0\.25 \* 12"):
         models.create("vit_tiny_patch16_224", dim=12, heads=3, mlp="swiglu", mlp_ratio=0.25)
+
+
+def test_a_model_of_rms_norms_without_biases_has_neither_offsets_nor_means():
+    module = small(depth=1, norm_kind="rms", bias=False, qkv_bias=False, qk_norm=True, pool="norm_mean", norm_eps=1e-5)
+    variables = drawn.variables_of(module, IMAGES[:2])
+    names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)}
+    assert [name for name in names if "bias" in name] == ["['params']['patch_embed']['proj']['bias']"]
+    before = np.asarray(module.apply(variables, IMAGES[:2], last_blocks=1), np.float64)[:, 0]
+    scale = variables["params"]["norm"]["scale"]
+    expected = before / np.sqrt(np.mean(before**2, axis=-1, keepdims=True) + 1e-5) * scale
+    np.testing.assert_allclose(module.apply(variables, IMAGES[:2], tokens=True), expected, rtol=1e-4, atol=1e-5)
+    given = {"scale": np.ones(12, np.float32), "bias": np.zeros(12, np.float32)}
+    with pytest.raises(ValueError, match=r"use model\.norm_kind='layer', got 'rms'"):
+        module.apply(variables, IMAGES[:2], method="tokens", prefix_norm=given)
