@@ -334,6 +334,15 @@ def create(
     patch_embed_lr_scale: Annotated[
         float, NOT_NEGATIVE, "Learning rate of a ViT's patch embedding over that of its layer (DINOv2: 0.2)."
     ] = 1.0,
+    scaled_paths: Annotated[
+        tuple[str, ...],
+        "Regular expressions for the beginnings of paths of parameters whose learning rate path_lr_scale multiplies.",
+    ] = (),
+    path_lr_scale: Annotated[
+        float,
+        POSITIVE,
+        "Learning rate of the parameters of scaled_paths over that of the others (CAPI's clusters: 0.5).",
+    ] = 1.0,
     freeze_blocks: Annotated[
         int,
         NOT_NEGATIVE,
@@ -414,6 +423,15 @@ def create(
     layers = [scale_layers(layer_decay, depth)] if layer_decay < 1.0 else []
     if patch_embed_lr_scale != 1.0:
         layers += [_scale_paths(lambda path: patch_embed_lr_scale if "patch_embed/" in path else 1.0)]
+    if bool(scaled_paths) != (path_lr_scale != 1.0):
+        raise ValueError(
+            f"scaled_paths={tuple(scaled_paths)} and path_lr_scale={path_lr_scale} go together: set both, or leave () "
+            "and 1.0"
+        )
+    if scaled_paths:
+        layers += [
+            _scale_paths(lambda path: path_lr_scale if any(re.match(one, path) for one in scaled_paths) else 1.0)
+        ]
     choices = ({False, bool(constant_lr)}, {False, bool(without_momentum)})
     tables = [*choices, {0, *frozen_steps.values()}, {0, *still_steps.values()}]
     treatments = list(itertools.product(*map(sorted, tables)))

@@ -201,6 +201,17 @@ def test_patch_embedding_has_a_learning_rate_of_its_own():
     np.testing.assert_allclose(updates["backbone"]["norm"]["scale"], -0.5)
 
 
+def test_some_paths_have_a_share_of_the_learning_rate():
+    params = {"clusters": {"kernel": jnp.ones(2)}, "backbone": {"clusters": jnp.ones(2)}}
+    tx, _ = optim.create("sgd", lr=0.5, warmup_steps=0, steps=10, scaled_paths=("clusters/",), path_lr_scale=0.5)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["clusters"]["kernel"], -0.25)
+    np.testing.assert_allclose(updates["backbone"]["clusters"], -0.5)
+    for options in ({"scaled_paths": ("clusters/",)}, {"path_lr_scale": 0.5}):
+        with pytest.raises(ValueError, match="go together: set both"):
+            optim.create("sgd", lr=0.5, warmup_steps=0, steps=10, **options)
+
+
 def test_stretched_schedule_ends_before_the_bottom():
     _, schedule = optim.create("sgd", lr=1.0, warmup_steps=0, steps=80, schedule_stretch=1.25)
     np.testing.assert_allclose(schedule(50), 0.5, rtol=1e-6)  # half of 100
