@@ -13,6 +13,7 @@ from ssl_jax.methods.barlow_twins import BarlowTwins
 from ssl_jax.methods.beit_kmeans import BEiTKMeans
 from ssl_jax.methods.bigan import BiGAN
 from ssl_jax.methods.byol import BYOL
+from ssl_jax.methods.capi import CAPI
 from ssl_jax.methods.clusterfit import ClusterFit
 from ssl_jax.methods.cmae import CMAE
 from ssl_jax.methods.cmc import CMC
@@ -109,6 +110,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "byol": BYOL,
     "clusterfit": ClusterFit,
     "cmae": CMAE,
+    "capi": CAPI,
     "cmc": CMC,
     "colorization": Colorization,
     "corinfomax": CorInfoMax,

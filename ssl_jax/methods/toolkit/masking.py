@@ -67,8 +67,12 @@ def unmasked(mask: Bool[Array, "batch patches"], ratio: float) -> Int[Array, "ba
       beforehand. It is the method's `mask_ratio`, and config.mask.ratio must agree with it (see build.masks).
     """
     patches = mask.shape[1]
-    masked = int(np.round(np.float32(patches) * np.float32(ratio)))  # as data/masks.py counts
-    return jnp.argsort(mask, axis=1, stable=True)[:, : patches - masked]
+    return jnp.argsort(mask, axis=1, stable=True)[:, : patches - count_masked(patches, ratio)]
+
+
+def count_masked(patches: int, ratio: float) -> int:
+    """How many of an image's patches are masked, as data/masks.py counts them."""
+    return int(np.round(np.float32(patches) * np.float32(ratio)))
 
 
 def encode_masked(
