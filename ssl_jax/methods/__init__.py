@@ -27,6 +27,7 @@ from ssl_jax.methods.data2vec import Data2Vec
 from ssl_jax.methods.data2vec2 import Data2Vec2
 from ssl_jax.methods.dcgan import DCGAN
 from ssl_jax.methods.dcl import DCL
+from ssl_jax.methods.ddae import DDAE
 from ssl_jax.methods.deepcluster import DeepCluster
 from ssl_jax.methods.deepcluster_v2 import DeepClusterV2
 from ssl_jax.methods.denoising import Denoising
@@ -122,6 +123,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "dcgan": DCGAN,
     "dcl": DCL,
     "deepcluster": DeepCluster,
+    "ddae": DDAE,
     "deepcluster_v2": DeepClusterV2,
     "denoising": Denoising,
     "densecl": DenseCL,

@@ -16,13 +16,14 @@ from ssl_jax.models.lightness import LightnessResNet
 from ssl_jax.models.resnet import ResNet
 from ssl_jax.models.split import SplitResNet
 from ssl_jax.models.swin import Swin
+from ssl_jax.models.unet import UNet
 from ssl_jax.models.vits import VITS
 
 __all__ = ["MLP", "MODELS", "create"]
 
 V2 = functools.partial(ConvNeXt, grn=True, layer_scale=0.0)
 
-# timm's names, except for resnet8, lightness_*, split_* and dcgan_discriminator.
+# timm's names, except for resnet8, lightness_*, split_*, dcgan_discriminator and ddpm_unet.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     # For images of 28 to 32 pixels on a CPU: 77,000 weights.
     "resnet8": functools.partial(ResNet, stages=(1, 1, 1), base_width=16, stem="strided"),
@@ -43,6 +44,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "split_resnet18": functools.partial(SplitResNet, stages=(2, 2, 2, 2)),
     "split_resnet50": functools.partial(SplitResNet, stages=(3, 4, 6, 3), bottleneck=True),
     "dcgan_discriminator": Discriminator,
+    "ddpm_unet": UNet,
     "convnext_atto": functools.partial(ConvNeXt, stages=(2, 2, 6, 2), base_width=40, conv_mlp=True),
     "convnext_femto": functools.partial(ConvNeXt, stages=(2, 2, 6, 2), base_width=48, conv_mlp=True),
     "convnext_pico": functools.partial(ConvNeXt, stages=(2, 2, 6, 2), base_width=64, conv_mlp=True),

@@ -17,6 +17,8 @@ A backbone is a Linen module with `dim`: images [batch, height, width, channels]
     stage_maps(images, train, axis_name, *, mask) -> the map of each stage, the largest first, with nothing of the
         squares that mask hides: see hidden.py. A square has `stride` pixels a side and is one place of the last map.
         mask: bool [batch, places], True where one is hidden, or None. It then also has the field stride
+    predict_noise(noisy, steps, train, axis_name) -> (noise in images that are at these steps of a diffusion, feature
+        map). It then also has noise_steps, add_noise and remove_noise, see `unet.UNet`
     depth   the number of its blocks, named blocks_0, blocks_1, ..., for learning rates by layer
     drop_path   the probability of stochastic depth
 """
@@ -50,6 +52,10 @@ def has_masked_map(backbone: nn.Module) -> bool:
 
 def has_stage_maps(backbone: nn.Module) -> bool:
     return hasattr(backbone, "stage_maps")
+
+
+def predicts_noise(backbone: nn.Module) -> bool:
+    return hasattr(backbone, "predict_noise")
 
 
 def masked_side(backbone: nn.Module) -> int:

@@ -16,6 +16,15 @@ def growing(drop_path: float, blocks: int) -> list[float]:
     return [drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
 
 
+def row_keys(rng: Key[Array, ""], batch: int, axis_name: str | None) -> Key[Array, " batch"]:
+    """A key for each row of a device, by its place in the global batch: results do not depend on the devices' number.
+
+    batch, axis_name: as in `draw`.
+    """
+    first = 0 if axis_name is None else lax.axis_index(axis_name) * batch
+    return jax.vmap(jax.random.fold_in, (None, 0))(rng, first + jnp.arange(batch))
+
+
 def draw(
     rng: Key[Array, ""], batch: int, blocks: int, branches: int, axis_name: str | None
 ) -> Float[Array, "batch blocks branches"]:
@@ -23,9 +32,7 @@ def draw(
 
     batch: images of this device. axis_name: mapped axis that the batch is sharded over; None if it is the whole batch.
     """
-    # One key for each row of the global batch, so that results do not depend on the number of devices.
-    first = 0 if axis_name is None else lax.axis_index(axis_name) * batch
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, first + jnp.arange(batch))
+    keys = row_keys(rng, batch, axis_name)
 
     def of_block(key, number):
         return jax.vmap(jax.random.uniform)(jax.random.split(jax.random.fold_in(key, number), branches))
