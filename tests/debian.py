@@ -1,5 +1,6 @@
-"""Real images that Debian's packages hold, and marks of the tests that need them."""
+"""Real images that packages of Debian and npm hold, and marks of the tests that need them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,3 +11,4 @@ STAMPS = Path("/usr/share/tuxpaint/stamps")
 
 needs_fashion_mnist = pytest.mark.skipif(not fashion_mnist.installed(), reason="needs Debian's dataset-fashion-mnist")
 needs_stamps = pytest.mark.skipif(not STAMPS.is_dir(), reason="needs Debian's tuxpaint-stamps-default")
+needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="needs npm, and a registry")

@@ -23,11 +23,13 @@ Section = Mapping[str, Any]  # "name", and the keys of what it names
 class DataConfig:
     """The images: config.data."""
 
-    name: Annotated[str, "Name of a TFDS data set, or folder for images of your own."] = "fashion_mnist"
+    name: Annotated[str, "Name of a TFDS data set, emoji_google, emoji_twitter, or folder for images of your own."] = (
+        "fashion_mnist"
+    )
     path: Annotated[
         str,
         "With data.name=folder, your images: a folder, a list, arrays or records (docs/data.md). Otherwise the "
-        "directory in which TFDS keeps its data.",
+        "directory in which TFDS keeps its data, or that of the packages of emoji.",
     ] = ""
     split: Annotated[
         str,

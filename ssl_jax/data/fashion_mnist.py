@@ -1,7 +1,5 @@
 """Fashion-MNIST as Debian's package dataset-fashion-mnist installs it: four gzipped idx files."""
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 import gzip
 import math
 import subprocess
@@ -10,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+
+from ssl_jax.data import splits
 
 PACKAGE = "dataset-fashion-mnist"
 CLASS_NAMES = (
@@ -43,17 +43,11 @@ def load(files: dict[str, Path], split: str) -> tuple[UInt8[np.ndarray, "images 
     if split in PREFIXES:
         return read(split, "images-idx3"), read(split, "labels-idx1")
 
-    import tensorflow_datasets as tfds  # half a second, which only slices need
-
     labels = {name: read(name, "labels-idx1") for name in PREFIXES}
-    facts = {
-        name: tfds.core.SplitInfo(name=name, shard_lengths=[len(of_split)], num_bytes=0)
-        for name, of_split in labels.items()
-    }
-    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(facts)
-    images = {name: read(name, "images-idx3") for name in {part.splitname for part in parts}}
+    parts = splits.parts(split, {name: len(of_split) for name, of_split in labels.items()})
+    images = {name: read(name, "images-idx3") for name in {part.split for part in parts}}
     chosen = [
-        np.concatenate([whole[part.splitname][part.from_ : part.to] for part in parts]) for whole in (images, labels)
+        np.concatenate([whole[part.split][part.start : part.end] for part in parts]) for whole in (images, labels)
     ]
     return chosen[0], chosen[1]
 

@@ -19,6 +19,7 @@ from ssl_jax.data import array_files, folders, packed_index, shards, splits
 from ssl_jax.data.array_files import array_splits
 from ssl_jax.data.array_record_source import array_record_splits
 from ssl_jax.data.bands import Bands
+from ssl_jax.data.emoji_source import EmojiSource, is_emoji
 from ssl_jax.data.folder_source import folder, folder_pair, folder_splits, image_file
 from ssl_jax.data.formats import table
 from ssl_jax.data.list_source import REMEDY, list_splits
@@ -71,11 +72,11 @@ def load(
     Args:
       name: of a TFDS data set ("cifar10", "imagenet2012", ...), which is downloaded and prepared if it is not yet; or
         "folder", for images of your own. "fashion_mnist" is read from Debian's package if that is installed and TFDS
-        has not prepared it.
+        has not prepared it. "emoji_google", "emoji_twitter": see `ssl_jax.data.emoji_source`.
       split: for a TFDS data set, TFDS's own, with its slices ("train[:10%]"); for a folder see `ssl_jax.data.folders`.
         Other images of your own are "train" if they have no splits.
       path: the folder, or another of what `open_data` takes. For a TFDS data set, where TFDS keeps its data, if not in
-        its usual place.
+        its usual place; the same for packages of emoji.
       channels: 1 (gray) and 3 (RGB) convert photos as they are read; any other number must be the images' own; None: as
         the images are. Arrays and images of one file a band are not converted.
       bands: indices of the bands to keep, in this order; (): all.
@@ -88,6 +89,8 @@ def load(
         return _parts(folder(path or "", split=split, channels=channels, bands=bands, pages=pages), (), window)
     _check_pages(pages, path or name)
     read = None if bands else channels
+    if is_emoji(name):
+        return _parts(EmojiSource(name, split=split, folder=path, channels=read), bands, window)
     if kind is None:
         return _parts(tfds(name, split=split, data_dir=path, channels=read), bands, window)
     return _parts(splits.pick(kind.open(path or "", read), split, path or "", kind.remedy), bands, window)
@@ -164,14 +167,14 @@ def open_data(
     Args:
       text: a folder at any depth; a list, see `ssl_jax.data.lists`; arrays, see `ssl_jax.data.array_files`; tars of
         WebDataset, Parquet of Hugging Face's `datasets` or ArrayRecord, one file or many, see `ssl_jax.data.shards`; or
-        the name of a TFDS data set. docs/data.md has examples.
+        the name of a TFDS data set or of emoji. docs/data.md has examples.
       split, channels, bands, pages, window: see `load`.
     Raises: FileNotFoundError, ValueError; the message says what to do.
     """
     options: dict[str, Any] = dict(split=split, channels=channels, bands=bands, pages=pages, window=window)
     if is_path(text):
         return load("folder", path=text, **options)
-    with _no_folder(text):
+    with contextlib.nullcontext() if is_emoji(text) else _no_folder(text):
         return load(text, **options)
 
 
@@ -206,7 +209,7 @@ def open_pair(
     options |= dict(bands=bands, pages=pages, window=window)
     if is_path(text):
         return load_pair("folder", path=text, **options)
-    with _no_folder(text):
+    with contextlib.nullcontext() if is_emoji(text) else _no_folder(text):
         return load_pair(text, **options)
 
 
@@ -228,7 +231,7 @@ def open_splits(text: str, channels: int | None) -> dict[str, Source]:
 
 
 def is_path(text: str) -> bool:
-    """Whether DATA is a path; else it is the name of a TFDS data set."""
+    """Whether DATA is a path; else it is the name of a TFDS data set, or of emoji."""
     if paths.is_address(text) or text.startswith((".", "~", os.sep)):
         return True
     return bool(_kind(text)) or os.path.exists(text)

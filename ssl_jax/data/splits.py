@@ -3,12 +3,14 @@
 Images of one group (patient, scene, camera) are never divided.
 """
 
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
 import hashlib
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int32
@@ -25,6 +27,30 @@ def pick(splits: Mapping[str, T], name: str, what: str, remedy: str) -> T:
     if not found:
         raise ValueError(f"{what} has no split {name!r}, only {', '.join(splits)}; {remedy}")
     return found[0]
+
+
+class Part(NamedTuple):
+    """Images start .. end - 1 of a split."""
+
+    split: str
+    start: int
+    end: int
+
+
+def parts(text: str, counts: Mapping[str, int]) -> list[Part]:
+    """What TFDS's notation of splits means: "train[:25%]+test[10:]".
+
+    counts: the images of each split.
+    Raises: ValueError for an unknown split, and for another notation.
+    """
+    if text in counts:
+        return [Part(text, 0, counts[text])]
+
+    import tensorflow_datasets as tfds  # half a second, which only slices need
+
+    facts = {name: tfds.core.SplitInfo(name=name, shard_lengths=[count], num_bytes=0) for name, count in counts.items()}
+    found = tfds.core.ReadInstruction.from_spec(text).to_absolute(facts)
+    return [Part(part.splitname, part.from_, part.to) for part in found]
 
 
 def divide(

@@ -41,6 +41,8 @@ DATA_SETS = {
     "cifar10": (50_000, 10),
     "cifar100": (50_000, 100),
     "fashion_mnist": (60_000, 10),
+    "emoji_google": (2_663, 9),
+    "emoji_twitter": (2_663, 9),
 }
 # The GPU compiler would try kernels on a GPU; Triton's cannot do without, and for some products of ViTs it finds none.
 WITHOUT_GPU = {

@@ -13,6 +13,8 @@ DATA_NAMES = {
     "cifar100": "CIFAR-100",
     "stl10": "STL-10",
     "imagenet2012": "ImageNet",
+    "emoji_google": "Google's emoji",
+    "emoji_twitter": "Twitter's emoji",
 }
 
 
