@@ -14,6 +14,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -151,6 +152,7 @@ def _fetch(package: Package, path: Path) -> None:
     wanted = f"{package.name}@{package.version}"
     command = f"npm pack {wanted}"
     by_hand = f"or run {command!r} on another machine, and put the file into {path.parent}"
+    print(f"fetching {wanted} by npm, once", file=sys.stderr, flush=True)  # it may take a minute
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         # Of a package no script is to run.

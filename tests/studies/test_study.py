@@ -267,6 +267,14 @@ def test_images_of_rare_classes_lose_their_label():
     assert few.digest() != subjects.ClassSubset(Subset(whole, np.arange(6)[::-1]), [0, 2]).digest()
 
 
+def test_emoji_are_the_source_of_one_vendor_and_the_target_of_the_other():
+    config = load("domain_adaptation", "emoji")
+    plan = STUDIES["domain_adaptation"].plan(config)
+    names = {s.name: s.data.config.data.name for s in plan.subjects if isinstance(s, subjects.Pretrained)}
+    assert names["source"] == "emoji_google"
+    assert names["target"] == names["both"] == names["supervised"] == plan.data.config.data.name == "emoji_twitter"
+
+
 def test_no_two_seeds_share_draws(small):
     assert [measure.draws(small, seed) for seed in (0, 1, 5)] == [(0, 1), (2, 3), (10, 11)]
 

@@ -1,7 +1,9 @@
-"""Labels of a source, images of a target. Scales: tiny (about ten minutes on two CPU cores), smoke (for tests).
+"""Labels of a source, images of a target. Scales: tiny and emoji (about ten minutes each on two CPU cores), smoke (for
+tests).
 
 The source is Fashion-MNIST in three equal channels. The target is the folder of color images of Debian's
-tuxpaint-stamps-default; its labels are those of classes with 30 images or more.
+tuxpaint-stamps-default; its labels are those of classes with 30 images or more. At scale emoji both are in color:
+Google's drawings of emoji are the source, Twitter's of the same emoji the target, with 1,118 test images.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +23,9 @@ TARGET = (
     "optimizer.lr=1e-3",
     "optimizer.warmup_steps=50",
 )
+# Measured at 32 pixels.
+GOOGLE = ("name=emoji_google", "mean=(0.808,0.757,0.717)", "std=(0.281,0.291,0.335)")
+TWITTER = ("name=emoji_twitter", "mean=(0.792,0.733,0.695)", "std=(0.283,0.291,0.324)")
 
 
 def tiny() -> ConfigDict:
@@ -40,6 +45,17 @@ def tiny() -> ConfigDict:
     return config
 
 
+def emoji() -> ConfigDict:
+    config = tiny()
+    here = (*SHORT, *SIZE, "batch_size=128", "steps=300", "optimizer.lr=1e-3", "optimizer.warmup_steps=50")
+    config.source_overrides = (*here, *(f"data.{key}" for key in GOOGLE))
+    config.target = "simclr:tiny"
+    config.target_overrides = (*here, *(f"data.{key}" for key in TWITTER))
+    config.supervised_overrides = config.target_overrides
+    config.least_images = 0
+    return config
+
+
 def smoke() -> ConfigDict:
     config = tiny()
     few = ("steps=2", "batch_size=16", "model.width=0.25", "model.stages=(1,)")
@@ -52,7 +68,7 @@ def smoke() -> ConfigDict:
     return config
 
 
-SCALES = {"tiny": tiny, "smoke": smoke}
+SCALES = {"tiny": tiny, "emoji": emoji, "smoke": smoke}
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:
