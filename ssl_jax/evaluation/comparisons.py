@@ -1,0 +1,201 @@
+"""Comparisons of methods: differences in accuracy over seeds and test images, many claims at once, ranks."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+from scipy import stats
+
+from ssl_jax.evaluation.intervals import INDICES
+
+
+class Difference(NamedTuple):
+    """A difference of two mean accuracies, in the unit of what was compared.
+
+    low, high: its confidence interval. p_value: of the hypothesis that the difference is 0, two-sided.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+class Correlation(NamedTuple):
+    """A rank correlation in [-1, 1] with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def crossed_bootstrap(
+    ours: Float[np.ndarray, "seeds images"] | Bool[np.ndarray, "seeds images"],
+    theirs: Float[np.ndarray, "other_seeds images"] | Bool[np.ndarray, "other_seeds images"],
+    *,
+    groups: Shaped[np.ndarray, " images"] | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Difference:
+    """The difference of two methods' mean accuracies, for other seeds and other test images of these numbers.
+
+    Each resample draws seeds of each method, independently, and images, the same ones for both. Of n seeds it draws
+    n - 1, so that the variance is that of a mean of n: drawn from n, it would be a third too small with three seeds.
+    The interval is Student's t with the error of the resamples. Their percentiles would not do: of three seeds they
+    hold the true mean three times in four. Of a method with one seed, the variance over seeds is not in the interval.
+
+    Args:
+      ours, theirs: whether each image was right (or the share of label draws with which it was), of each seed; finite.
+        Column k of both is the same image. Seeds of the two are not paired.
+      groups: of images that are drawn together, as variants of one thing; None: each image by itself.
+      level: in (0, 1), of the interval.
+      resamples: at least 100.
+      seed: of the draws, which depend on it and on the numbers of seeds and groups alone.
+    Raises: ValueError for other shapes, fewer than two groups, values that are not finite, numbers out of range.
+    Source: Owen 2007, arXiv:0712.1111 (The pigeonhole bootstrap); n - 1 draws: Rao and Wu 1988, Resampling inference
+      with complex survey data; degrees of freedom: Satterthwaite 1946.
+    """
+    first, second = (_checked(name, values) for name, values in (("ours", ours), ("theirs", theirs)))
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(f"ours has {first.shape[1]} images and theirs {second.shape[1]}; give the same images of both")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}; 95 % is 0.95")
+    if resamples < 100:
+        raise ValueError(f"resamples={resamples} are too few to estimate an error; give at least 100")
+    members = _members(groups, first.shape[1])
+    units, seeds, rng = int(members.max()) + 1, len(first), np.random.default_rng(seed)
+    if units < 2:
+        raise ValueError("all images are of one group; a comparison needs two at least")
+    rows = np.concatenate([first, second])
+    # The sums over each unit's images, and last the numbers of its images: [units, seeds + other seeds + 1].
+    sums = np.stack([np.bincount(members, weights=row, minlength=units) for row in (*rows, np.ones(len(members)))], 1)
+
+    of_images = np.concatenate([_drawn(rng, count, units) @ sums for count in _chunks(resamples, units)])
+    accuracies = of_images[:, :-1] / of_images[:, -1:]  # [resamples, seeds + other seeds]
+    of_both = (accuracies[:, :seeds], accuracies[:, seeds:])
+    resampled = [np.sum(values * _seed_weights(rng, values.shape), axis=1) for values in of_both]
+    error = float(np.std(resampled[0] - resampled[1], ddof=1))
+
+    mean = float(first.mean() - second.mean())
+    parts = [
+        (float(values.mean(axis=1).var(ddof=1)) / len(values), len(values) - 1)
+        for values in (first, second)
+        if len(values) > 1
+    ]
+    parts.append((float(np.var(of_both[0].mean(axis=1) - of_both[1].mean(axis=1), ddof=1)), units - 1))
+    freedom = _satterthwaite(parts)
+    if error == 0:
+        return Difference(mean, mean, mean, float(mean == 0))
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    return Difference(mean, mean - half, mean + half, 2 * float(stats.t.sf(abs(mean) / error, freedom)))
+
+
+def holm(p_values: Sequence[float] | Float[np.ndarray, " claims"]) -> Float[np.ndarray, " claims"]:
+    """The p-values of claims that are made together, corrected for their number.
+
+    If those below 0.05 are claimed, at most one page in twenty has any false claim. At most 1, in the order given.
+
+    Raises: ValueError for values outside of [0, 1].
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
+    """
+    given = np.asarray(p_values, np.float64)
+    if not ((given >= 0) & (given <= 1)).all():  # also of NaN
+        raise ValueError(f"p-values must be in [0, 1], got {given[~((given >= 0) & (given <= 1))].tolist()}")
+    order = np.argsort(given, kind="stable")
+    corrected = np.minimum(np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1)), 1.0)
+    found = np.empty_like(given)
+    found[order] = corrected
+    return found
+
+
+def equivalent(difference: Difference, margin: float) -> bool:
+    """Whether the whole interval is inside -margin .. margin: then the difference is shown to be smaller than that.
+
+    With an interval at 90 % this is the test of two one-sided hypotheses at 5 %; at 95 % it is stricter.
+
+    Args:
+      margin: the largest difference that does not matter, > 0, in the difference's unit; stated beforehand.
+    Raises: ValueError for a margin that is not above 0.
+    Source: Schuirmann 1987, A comparison of the two one-sided tests procedure.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin must be above 0, got {margin}; it is the largest difference that does not matter")
+    return -margin < difference.low and difference.high < margin
+
+
+def rank_correlation(
+    first: Sequence[float] | Float[np.ndarray, " methods"],
+    second: Sequence[float] | Float[np.ndarray, " methods"],
+    *,
+    level: float = 0.95,
+) -> Correlation:
+    """Spearman's correlation of two tables of the same methods, for other methods like these.
+
+    Args:
+      first, second: one number for each method, in the same order; finite; four methods at least.
+      level: in (0, 1).
+    Raises: ValueError for fewer or other numbers of methods, values that are not finite, and equal values only.
+    Source: interval: Bonett and Wright 2000, Sample size requirements for estimating Pearson, Kendall and Spearman
+      correlations: Fisher's z with variance (1 + r^2 / 2) / (methods - 3).
+    """
+    ours, theirs = (np.asarray(values, np.float64) for values in (first, second))
+    if ours.shape != theirs.shape or ours.ndim != 1 or len(ours) < 4:
+        raise ValueError(f"both need the same methods, four at least; got {list(ours.shape)} and {list(theirs.shape)}")
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        raise ValueError("values of methods must be finite; leave out methods that have none")
+    if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
+        raise ValueError("all methods have the same value, so they have no ranks")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}; 95 % is 0.95")
+    value = float(np.corrcoef(stats.rankdata(ours), stats.rankdata(theirs))[0, 1])
+    if abs(value) > 1 - 1e-12:
+        return Correlation(value, value, value)
+    half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((1 + value**2 / 2) / (len(ours) - 3))
+    return Correlation(value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
+
+
+def _checked(name: str, values: np.ndarray) -> Float[np.ndarray, "seeds images"]:
+    found = np.asarray(values, np.float64)
+    if found.ndim != 2 or found.size == 0:
+        raise ValueError(f"{name} must be [seeds, images], got {list(found.shape)}")
+    if not np.isfinite(found).all():
+        raise ValueError(f"{np.sum(~np.isfinite(found))} of {found.size} values of {name} are not finite")
+    return found
+
+
+def _members(groups: np.ndarray | None, count: int) -> np.ndarray:
+    """The unit of each image: 0 .. units - 1."""
+    if groups is None:
+        return np.arange(count)
+    if groups.shape != (count,):
+        raise ValueError(f"{count} images need as many groups, got {list(groups.shape)}")
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def _chunks(resamples: int, units: int) -> list[int]:
+    """Numbers of resamples that are drawn at a time."""
+    most = max(INDICES // units, 1)
+    return [min(most, resamples - start) for start in range(0, resamples, most)]
+
+
+def _drawn(rng: np.random.Generator, count: int, units: int) -> Float[np.ndarray, "count units"]:
+    """How often each unit is drawn, of as many draws as there are units."""
+    drawn = rng.integers(0, units, (count, units)) + units * np.arange(count)[:, None]
+    return np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units).astype(np.float64)
+
+
+def _seed_weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Float[np.ndarray, "resamples seeds"]:
+    """The share of each seed in n - 1 draws of n; of a single seed 1."""
+    resamples, seeds = shape
+    if seeds == 1:
+        return np.ones(shape)
+    return rng.multinomial(seeds - 1, np.full(seeds, 1 / seeds), resamples) / (seeds - 1)
+
+
+def _satterthwaite(parts: Sequence[tuple[float, int]]) -> float:
+    """Degrees of freedom of a sum of variances; parts: (variance, its degrees of freedom)."""
+    total = sum(variance for variance, _ in parts)
+    return total**2 / sum(variance**2 / freedom for variance, freedom in parts) if total else math.inf
