@@ -1,5 +1,7 @@
 """Losses of methods that find the images most like an image, among past embeddings."""
 
+# pyright: reportUnknownMemberType=false
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float

@@ -1,5 +1,7 @@
 """What MAE and its kin share: first weights, the decoder, the loss of pixels, pictures."""
 
+# pyright: reportUnknownMemberType=false
+
 from typing import Any
 
 import flax.linen as nn
@@ -85,7 +87,8 @@ def init_decoder(rng: Key[Array, ""], made: Decoder, encoder_dim: int) -> Variab
     rng_init, rng_draw = jax.random.split(rng)
     mask = jnp.zeros((1, made.grid[0] * made.grid[1]), bool)
     tokens = jnp.zeros((1, made.prefix + mask.shape[1], encoder_dim))
-    return drawing.draw_xavier(rng_draw, made.init(rng_init, tokens, mask)["params"], split_qkv=False)
+    first: Variables = made.init(rng_init, tokens, mask)["params"]
+    return drawing.draw_xavier(rng_draw, first, split_qkv=False)
 
 
 def pixel_loss(

@@ -40,6 +40,7 @@ def near_positions(
     Source: Xie et al. 2020, arXiv:2011.10043, section 3.1, as in the authors' code.
     """
     first, second = (map_positions(*of) for of in zip(boxes, grids, aspects, strict=True))
-    distances = jnp.linalg.norm(first[:, :, None] - second[:, None], axis=-1)
+    gaps = first[:, :, None] - second[:, None]
+    distances = jnp.sqrt(jnp.sum(gaps * gaps, axis=-1))
     diagonals = [jnp.hypot(b[:, 2] / rows, b[:, 3] / columns) for b, (rows, columns) in zip(boxes, grids, strict=True)]
     return distances < ratio * jnp.maximum(*diagonals)[:, None, None]
