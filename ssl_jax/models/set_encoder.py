@@ -1,7 +1,5 @@
 """A small transformer over the few vectors of a set, as All4One has it over an image's neighbors."""
 
-# pyright: reportUnknownMemberType=false
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -76,7 +76,8 @@ def test_learning_rate_follows_the_batch_size():
         (
             [f"--config={SIMCLR}", "--config.model.microbatch=1"],
             # each once
-            "bottleneck, groups, inner_width, name, remat, stages, stem, stem_width, width, zero_init_residual",
+            "bottleneck, groups, head_layers, inner_width, name, remat, selective_kernels, stages, stem, stem_width, "
+            "width, zero_init_residual",
         ),
         ([f"--config={SIMCLR}", "--config.seed.x=1"], "config.seed is a value, 0, and has no keys"),
         ([f"--config={SIMCLR}", "--config.batch_size=abc"], "config.batch_size must be an integer, got 'abc'"),
