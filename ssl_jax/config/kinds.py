@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ssl_jax.config.errors import nearest, require
 
 # Keys of a view that say what part of the image it is, and how fine.
-KEPT = ("size", "crop_area", "crop_aspect", "shorter_side", "padding", "interpolation")
+KEPT = ("size", "crop_area", "crop_aspect", "shift", "shorter_side", "padding", "interpolation")
 JITTERED = ("brightness", "contrast", "saturation", "hue", "gamma", "channel_mix", "channel_gain", "channel_shift")
 ORIENTATION = ("flip", "flip_vertical", "quarter_turns", "rotate")
 OTHERS = ("policy", "photometric", "grayscale", "blur", "solarize", "noise", "channel_drop")

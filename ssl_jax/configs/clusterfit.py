@@ -4,14 +4,15 @@ from ml_collections import ConfigDict
 
 from ssl_jax import recipes
 
+WHOLE = dict(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=0.0, brightness=0.0, contrast=0.0)
+
 
 def tiny() -> ConfigDict:
     """`method.teacher` is to be given, such as the directory of a run of rotation:tiny."""
     config = recipes.tiny()
     config.data.split = recipes.QUARTER
     config.method = dict(name="clusterfit", teacher="", clusters=100, iterations=20)
-    whole = dict(size=(28, 28), crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=0.0, jitter=0.0)
-    config.augment = dict(view=recipes.tiny_view(), whole=whole)
+    config.augment = dict(view=recipes.tiny_view(), whole=recipes.tiny_view(**WHOLE))
     config.optimizer.lr = 2e-3
     return config
 

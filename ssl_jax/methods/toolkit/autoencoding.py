@@ -2,7 +2,7 @@
 
 # pyright: reportUnknownMemberType=false
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -87,7 +87,7 @@ def init_decoder(rng: Key[Array, ""], made: Decoder, encoder_dim: int) -> Variab
     rng_init, rng_draw = jax.random.split(rng)
     mask = jnp.zeros((1, made.grid[0] * made.grid[1]), bool)
     tokens = jnp.zeros((1, made.prefix + mask.shape[1], encoder_dim))
-    first: Any = made.init(rng_init, tokens, mask)["params"]
+    first = cast(Any, made).init(rng_init, tokens, mask)["params"]
     return drawing.draw_xavier(rng_draw, first, split_qkv=False)
 
 
