@@ -18,9 +18,9 @@ def pick(method: str, scale: str, scales: Mapping[str, Callable[[], ConfigDict]]
     return scales[scale]()
 
 
-# Of `folder`, by the numbers of `tiny`: sides of views at 64 in place of 28 pixels, and sides of a ViT's patches.
+# Of `folder`, by the numbers of `tiny`: sides of views at 64 in place of 28 pixels, and sides of patches.
 SIDES = {28: 64, 16: 32, 14: 32, 30: 66, 32: 64}
-PATCHES = {4: 8, 7: 16}
+PATCHES = {2: 4, 4: 8, 7: 16}
 # Options of methods: lengths in pixels; and a queue that is shorter than a set of a thousand images.
 METHOD_OPTIONS = {"cell": 8, "patch": 32, "tile": 18, "gap": 4, "queue_size": 512}
 

@@ -39,6 +39,7 @@ from ssl_jax.methods.distill import Distill
 from ssl_jax.methods.emp_ssl import EMPSSL
 from ssl_jax.methods.exemplar import Exemplar
 from ssl_jax.methods.fastsiam import FastSiam
+from ssl_jax.methods.fcmae import FCMAE
 from ssl_jax.methods.frossl import FroSSL
 from ssl_jax.methods.hypersphere import Hypersphere
 from ssl_jax.methods.ibot import IBOT
@@ -134,6 +135,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "emp_ssl": EMPSSL,
     "exemplar": Exemplar,
     "fastsiam": FastSiam,
+    "fcmae": FCMAE,
     "frossl": FroSSL,
     "hypersphere": Hypersphere,
     "ibot": IBOT,

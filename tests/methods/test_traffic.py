@@ -19,7 +19,7 @@ from tests.methods.teachers import with_teacher
 
 BATCH, IMAGES = 64, 60_000
 HALVED = ("simclr", "byol")  # of one stage, which is half of the program and enough
-SCALARS = 1024  # bytes: the loss, metrics, counts, weights of classes
+SCALARS = 1024  # bytes: the loss, metrics, counts (of visible positions, for each BatchNorm), weights of classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Facts:
         averages = forward if declared.grouped else 0
         return {
             "all-reduce": self.parameters + backward + averages + declared.reduced + SCALARS,
-            "all-gather": declared.gathered + jax.device_count() * forward,
+            "all-gather": declared.gathered + jax.device_count() * forward + SCALARS,
             "reduce-scatter": declared.scattered,
         }
 
