@@ -162,6 +162,34 @@ def adam(
 
 
 @keys.checked
+def lamb(
+    lr: Schedule,
+    *,
+    weight_decay: float | Schedule,
+    b1: Beta1 = 0.9,
+    b2: Beta2 = 0.999,
+    exempt: UnscaledToo = VECTORS,
+):
+    """LAMB: Adam's step u of each leaf p, with its decay, is scaled to the norm of p.
+
+    u + weight_decay * p is multiplied by |p| / |u + weight_decay * p|, or by 1 where p is 0. A leaf without gradients
+    is not decayed, as in `lars`.
+
+    Source: You et al. 2019, arXiv:1904.00962; exempt leaves and Adam's eps of 1e-6 as in timm's Lamb, which SparK has.
+    """
+
+    def adapt(u, p, decay, _):
+        u = u + decay * p
+        return u, _norm(p) / jnp.maximum(_norm(u), 1e-30)
+
+    return optax.chain(
+        optax.scale_by_adam(b1=b1, b2=b2, eps=1e-6),
+        optax.masked(_adapted(adapt, weight_decay), all_but(exempt)),
+        optax.scale_by_learning_rate(lr),
+    )
+
+
+@keys.checked
 def sgd(
     lr: Schedule,
     *,
@@ -279,6 +307,7 @@ def _adapted(adapt: Callable[..., Any], weight_decay: float | Schedule) -> optax
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": adam,
     "adamw": adamw,
+    "lamb": lamb,
     "larc": larc,
     "lars": lars,
     "sgd": sgd,

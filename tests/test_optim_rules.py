@@ -168,6 +168,25 @@ def test_lars_is_that_of_the_authors(kind):
     check(tx, rule)
 
 
+def test_lamb_is_timms():
+    """Theirs: a parameter that is 0 is decayed but not scaled; biases and vectors are neither."""
+    tx = optim.lamb(rising(LR[0], 0.05), weight_decay=rising(DECAY[0], 0.1), b2=0.95)
+
+    def rule(path, p, grads):
+        m, v, after = np.zeros_like(p), np.zeros_like(p), []
+        for t, g in enumerate(grads):
+            m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
+            u = m / (1 - 0.9 ** (t + 1)) / (np.sqrt(v / (1 - 0.95 ** (t + 1))) + 1e-6)
+            if path not in VECTORS and "unused" not in path:  # which has no gradient in torch, and stays
+                u = u + DECAY[t] * p
+                u = u * norm(p) / norm(u)
+            p = p - LR[t] * u
+            after.append(p)
+        return np.stack(after)
+
+    check(tx, rule)
+
+
 @pytest.mark.parametrize("kind", ["apex", "solo_learn", "emp_ssl"])
 def test_larc_is_that_of_apex_and_of_solo_learn(kind):
     """Theirs: a parameter that is 0, or whose gradient is, is neither decayed nor adapted."""
