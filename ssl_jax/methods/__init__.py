@@ -73,6 +73,7 @@ from ssl_jax.methods.simdino import SimDINO
 from ssl_jax.methods.simmim import SimMIM
 from ssl_jax.methods.simsiam import SimSiam
 from ssl_jax.methods.smog import SMoG
+from ssl_jax.methods.spark import SparK
 from ssl_jax.methods.split_brain import SplitBrain
 from ssl_jax.methods.supcon import SupCon
 from ssl_jax.methods.supervised import Supervised
@@ -169,6 +170,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "simmim": SimMIM,
     "simsiam": SimSiam,
     "smog": SMoG,
+    "spark": SparK,
     "split_brain": SplitBrain,
     "supcon": SupCon,
     "supervised": Supervised,
