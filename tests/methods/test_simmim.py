@@ -104,11 +104,26 @@ def test_a_swin_begins_as_for_other_methods():
     np.testing.assert_allclose(kernel.std(), 0.02, rtol=0.1)  # BEiT's are cut off, and their deviation is 0.011
 
 
-def test_of_49_squares_30_are_hidden_as_the_authors_round_up():
-    config = parse(load("simmim", "imagenet_vitb16"))
+@pytest.mark.parametrize(
+    "scale, pixels, hidden",
+    [
+        ("imagenet_vitb16", 224, 4 * 30),  # of 49 squares of 4 patches
+        ("imagenet_swinb", 192, 22),  # of 36
+    ],
+)
+def test_the_share_of_hidden_squares_is_rounded_up_as_by_the_authors(scale, pixels, hidden):
+    config = parse(load("simmim", scale))
     method = build.method(config, RUN)
     (mask,) = build.masks(config, method, build.augmentations(config, method.views))
-    assert mask.most((224, 224)) == 4 * 30  # patches
+    assert mask.most((pixels, pixels)) == hidden
+
+
+def test_the_papers_swin_has_windows_of_a_quarter_of_its_maps_and_whole_small_ones():
+    method = build.method(parse(load("simmim", "imagenet_swinb")), RUN)
+    images = jax.ShapeDtypeStruct((1, 192, 192, 3), np.float32)
+    params, _ = jax.eval_shape(method.init, jax.random.key(0), images)
+    assert method.backbone.windows == [((6, 6), (3, 3))] * 3 + [((6, 6), (0, 0))]  # maps of 48, 24, 12 and 6
+    assert params["head"]["kernel"].shape == (1024, 32 * 32 * 3) and params["mask_token"].shape == (128,)
 
 
 @pytest.mark.parametrize("name", ["simmim", "maskfeat", "beit_kmeans", "data2vec"])
