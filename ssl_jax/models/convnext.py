@@ -18,6 +18,7 @@ from ssl_jax.models.blocks import dense, layer_norm, weight_init
 from ssl_jax.models.conv import Conv
 from ssl_jax.models.hidden import at_size, hide, squares
 from ssl_jax.models.recompute import block_of, group_of
+from ssl_jax.ops.shards import gather_all, has_shards
 
 POOLS = ("mean", "norm_mean")
 KERNEL = 7  # side of the depthwise convolutions
@@ -198,7 +199,7 @@ class Block(nn.Module):
 
     f: a 7x7 convolution of each channel, LayerNorm over channels, and an MLP of each position.
     drop: a factor for each image's branch [batch, 1]; None: 1. hidden: None, or bool [batch, rows, columns], where x is
-    0 and stays so.
+    0 and stays so. Parameters that are shards (see ops.shards) are gathered here.
     """
 
     layer_scale: float
@@ -208,6 +209,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, drop=None, hidden=None):
+        if has_shards(self.variables):
+            return nn.map_variables(Block.add_branch, "params", gather_all)(self, x, drop, hidden)
+        return self.add_branch(x, drop, hidden)
+
+    def add_branch(self, x, drop, hidden):
         dim, around = x.shape[-1], (KERNEL // 2, KERNEL // 2)
         y = Conv(
             dim,
