@@ -17,6 +17,7 @@ from ssl_jax.methods.capi import CAPI
 from ssl_jax.methods.clusterfit import ClusterFit
 from ssl_jax.methods.cmae import CMAE
 from ssl_jax.methods.cmc import CMC
+from ssl_jax.methods.coke import CoKe
 from ssl_jax.methods.colorization import Colorization
 from ssl_jax.methods.contract import Base, Batch, Method, MethodFactory, Output, Schedule, Traffic
 from ssl_jax.methods.corinfomax import CorInfoMax
@@ -115,6 +116,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "cmae": CMAE,
     "capi": CAPI,
     "cmc": CMC,
+    "coke": CoKe,
     "colorization": Colorization,
     "corinfomax": CorInfoMax,
     "counting": Counting,
