@@ -67,6 +67,7 @@ from ssl_jax.methods.pirl import PIRL
 from ssl_jax.methods.relative_patch import RelativePatch
 from ssl_jax.methods.ressl import ReSSL
 from ssl_jax.methods.rotation import Rotation
+from ssl_jax.methods.sela import SeLa
 from ssl_jax.methods.sela_v2 import SeLaV2
 from ssl_jax.methods.self_classifier import SelfClassifier
 from ssl_jax.methods.simclr import SimCLR
@@ -165,6 +166,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "relative_patch": RelativePatch,
     "ressl": ReSSL,
     "rotation": Rotation,
+    "sela": SeLa,
     "sela_v2": SeLaV2,
     "self_classifier": SelfClassifier,
     "simclr": SimCLR,

@@ -104,10 +104,7 @@ class SeLaV2(Base):
 
     def relabels(self, step: Int[Array, "*steps"]) -> Bool[Array, "*steps"]:
         """Whether labels are made anew after step number `step`, from 1 on."""
-        # In integers: rounding would move some relabelings to the neighboring step.
-        last = self.relabelings - 1
-        times = [max(1, -(-(i * i * self.schedule.steps) // last**2)) for i in range(self.relabelings)]
-        return jnp.any(jnp.asarray(step)[..., None] == jnp.array(times), axis=-1)
+        return transport.is_time(step, self.relabelings, self.schedule.steps, 2)
 
     def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:
         return lax.cond(self.relabels(step), self._relabel, lambda _, state: state, params, state)

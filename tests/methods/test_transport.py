@@ -38,6 +38,20 @@ def test_equals_the_authors_loop():
     np.testing.assert_allclose(log_r, expected[1], rtol=1e-4, atol=1e-4)
 
 
+def test_a_bias_is_a_column_of_ones_more():
+    z, prototypes = draw()
+    bias = np.linspace(-0.2, 0.3, 4, dtype=np.float32)
+    options = dict(iterations=20, tolerance=0.0, **OPTIONS)
+    labels, log_r = balanced_labels(z, prototypes, bias=bias, **options)
+    more = [
+        np.concatenate([x, column], axis=1) for x, column in ((z, np.ones_like(z[:, :1])), (prototypes, bias[:, None]))
+    ]
+    expected, expected_log_r = balanced_labels(*more, **options)
+    np.testing.assert_array_equal(labels, expected)
+    np.testing.assert_allclose(log_r, expected_log_r, rtol=1e-4, atol=1e-4)
+    assert np.any(labels != balanced_labels(z, prototypes, **options)[0])
+
+
 def test_many_iterations_balance_labels_where_the_nearest_prototypes_do_not():
     z, prototypes = draw(points=400)
     nearest = np.bincount(np.argmax(z @ prototypes.T, axis=1), minlength=4)
@@ -87,6 +101,7 @@ def test_no_array_of_all_scores():
         (((4, 3), (2, 4)), {}, "one dim"),
         (((4, 3), (2, 3)), {"valid": np.ones(3, bool)}, "valid"),
         (((4, 3), (2, 3)), {"iterations": 0}, "iterations"),
+        (((4, 3), (2, 3)), {"bias": np.ones(3)}, "bias"),
     ],
 )
 def test_refusals(shapes, options, message):

@@ -24,10 +24,13 @@ def balanced_labels(
     strength: float = 25.0,
     iterations: int = 50,
     tolerance: float = 0.1,
+    bias: Float[Array, " k"] | None = None,
     valid: Bool[Array, " points"] | None = None,
     block_size: int = 4096,
 ) -> tuple[Int[Array, " points"], Float[Array, " k"]]:
-    """Each point's largest entry of diag(c) P^strength diag(r), with P = softmax(points prototypes' / temperature).
+    """Each point's largest entry of diag(c) P^strength diag(r).
+
+    P = softmax((points prototypes' + bias) / temperature).
 
     c makes the rows sum to 1, and r makes the columns sum to points / k. Both come from the iterations of Sinkhorn and
     Knopp. This is `losses.sinkhorn` of log P with epsilon = 1 / strength, but the whole of P is never in memory.
@@ -37,6 +40,7 @@ def balanced_labels(
       temperature: softmax temperature of P, > 0.
       strength: SeLa's lambda. The larger it is, the closer the balanced labels are to P's.
       iterations: at most so many.
+      bias: [k], added to each point's scores. None: none.
       tolerance: stops after the iteration that has sum_i |c_i / c_new_i - 1| < tolerance.
       valid: [points], True for points that count. None: all count.
       block_size: number of points whose P is computed at a time. Beside the points, the largest array is
@@ -49,6 +53,8 @@ def balanced_labels(
     """
     if points.ndim != 2 or prototypes.ndim != 2 or points.shape[1] != prototypes.shape[1]:
         raise ValueError(f"points and prototypes must be rows of one dim, got {points.shape}, {prototypes.shape}")
+    if bias is not None and bias.shape != prototypes.shape[:1]:
+        raise ValueError(f"bias must be [k], got {bias.shape} for {prototypes.shape}")
     if valid is not None and valid.shape != points.shape[:1]:
         raise ValueError(f"valid must be [points], got {valid.shape} for {points.shape}")
     if iterations < 1:
@@ -60,7 +66,9 @@ def balanced_labels(
     # The logarithm of a point's weight: 0 where it counts, -inf where it does not.
     weights = jnp.where(in_blocks(valid, block_size), 0.0, -jnp.inf)
     log_share = jnp.log(jnp.sum(valid)) - math.log(k)
-    log_kernel = functools.partial(_log_kernel, prototypes=prototypes, temperature=temperature, strength=strength)
+    log_kernel = functools.partial(
+        _log_kernel, prototypes=prototypes, temperature=temperature, strength=strength, bias=bias
+    )
 
     def columns(total: Float[Array, " k"], block: tuple[Array, Array]) -> tuple[Float[Array, " k"], None]:
         points, log_c = block
@@ -113,10 +121,27 @@ def label(
 
 
 def _log_kernel(
-    points: Float[Array, "points dim"], prototypes: Float[Array, "k dim"], temperature: float, strength: float
+    points: Float[Array, "points dim"],
+    prototypes: Float[Array, "k dim"],
+    temperature: float,
+    strength: float,
+    bias: Float[Array, " k"] | None = None,
 ) -> Float[Array, "points k"]:
     scores = jnp.matmul(points, prototypes.T, precision="highest")
+    if bias is not None:
+        scores += bias
     return strength * log_softmax(scores, temperature)
+
+
+def is_time(step: Int[Array, "*steps"], times: int, steps: int, power: int) -> Bool[Array, "*steps"]:
+    """Whether labels are made anew after step number `step`, from 1 on, in a run of `steps`.
+
+    They are after (i / (times - 1))^power of the steps, for i = 0, ..., times - 1, and never twice in a step; the first
+    time is step 1.
+    """
+    # In integers: rounding would move some of the times to the neighboring step.
+    after = [max(1, -(-(i**power * steps) // (times - 1) ** power)) for i in range(times)]
+    return jnp.any(jnp.asarray(step)[..., None] == jnp.array(after), axis=-1)
 
 
 def sinkhorn_bytes(prototypes: int, iterations: int) -> int:
