@@ -16,6 +16,7 @@ from ssl_jax.losses.contrastive import (
     supcon_inside,
 )
 from ssl_jax.losses.decorrelation import barlow_twins, vibcreg, vicreg, vicregl_global, vicregl_local, w_mse
+from ssl_jax.losses.dense import pixpro
 from ssl_jax.losses.distillation import (
     cross_view,
     dino,
@@ -70,6 +71,7 @@ __all__ = [
     "nt_xent",
     "patch_info_nce",
     "pcl_prototypes",
+    "pixpro",
     "pmsn",
     "pseudo_label_cross_entropy",
     "region_squared_error",

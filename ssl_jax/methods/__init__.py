@@ -64,6 +64,7 @@ from ssl_jax.methods.nnsiam import NNSiam
 from ssl_jax.methods.odc import ODC
 from ssl_jax.methods.pcl import PCL
 from ssl_jax.methods.pirl import PIRL
+from ssl_jax.methods.pixpro import PixPro
 from ssl_jax.methods.relative_patch import RelativePatch
 from ssl_jax.methods.ressl import ReSSL
 from ssl_jax.methods.rotation import Rotation
@@ -163,6 +164,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "odc": ODC,
     "pcl": PCL,
     "pirl": PIRL,
+    "pixpro": PixPro,
     "relative_patch": RelativePatch,
     "ressl": ReSSL,
     "rotation": Rotation,
