@@ -128,6 +128,44 @@ def test_loss_is_of_classes_of_masked_patches_and_of_the_spread(centering, heads
     np.testing.assert_allclose(output.loss, class_loss + patch_loss + 0.1 * spread, rtol=1e-4)
 
 
+def test_nested_heads_see_the_first_entries_alone_and_their_losses_are_added():
+    nested = make(nested=(2, 4), **UNTIED | {"patch_prototypes": 8})
+    params, state = after_some_steps(nested)
+    shapes = jax.tree.map(jnp.shape, params)
+    for name, count in (("head", 12), ("patch_head", 8)):
+        for part, suffix in ((1, ""), (2, "_2"), (4, "_4")):
+            of_head = shapes[name + suffix]
+            assert of_head["mlp"]["Dense_0"]["kernel"] == (16 // part, 8)
+            assert of_head["last"]["gain"] == (count // part,)
+    assert jax.tree.map(jnp.shape, state["centers"]) == {
+        f"{kind}{suffix}": (count // part,)
+        for kind, count in (("class", 12), ("patch", 8))
+        for part, suffix in ((1, ""), (2, "_2"), (4, "_4"))
+    }
+    assert set(nested.still_steps) == {f"{name}{n}/last" for name in ("head", "patch_head") for n in ("", "_2", "_4")}
+
+    student, of_teacher = jax.device_get(tokens_of(params, state["teacher"]["params"], BATCH))
+    run = jax.jit(lambda *args: nested.loss(*args))
+    output = jax.device_get(run(params, state, BATCH, jax.random.key(6)))
+    teacher, temperature, expected = state["teacher"]["params"], 0.04 + 0.03 * 5 / 20, {"class": 0.0, "patch": 0.0}
+    for part, suffix in ((1, ""), (2, "_2"), (4, "_4")):
+        of_student = np.stack([scores_of(params["head" + suffix], x[:, 0, : 16 // part]) for x in student])
+        scores = np.stack([scores_of(teacher["head" + suffix], x[:, 0, : 16 // part]) for x in of_teacher])
+        targets = softmax((scores - state["centers"]["class" + suffix]) / temperature)
+        logs = np.log(softmax(of_student / 0.1))
+        pairs = [(0, 1), (0, 2), (1, 0), (1, 2)]
+        expected["class"] += np.mean([-np.mean(np.sum(targets[t] * logs[s], axis=-1)) for t, s in pairs])
+        moved = 0.9 * state["centers"]["class" + suffix] + 0.1 * scores.mean((0, 1))
+        np.testing.assert_allclose(output.state["centers"]["class" + suffix], moved, rtol=1e-3, atol=1e-5)
+        patches = np.stack([scores_of(teacher["patch_head" + suffix], x[:, 1:, : 16 // part]) for x in of_teacher])
+        targets = softmax((patches - state["centers"]["patch" + suffix]) / temperature)
+        of_student = np.stack([scores_of(params["patch_head" + suffix], x[:, 1:, : 16 // part]) for x in student[:2]])
+        terms = -np.sum(targets * np.log(softmax(of_student / 0.1)), axis=-1)
+        expected["patch"] += np.sum(terms * MASKS / np.maximum(MASKS.sum(-1, keepdims=True), 1)) / 12
+    np.testing.assert_allclose(output.metrics["class_loss"], expected["class"], rtol=1e-4)
+    np.testing.assert_allclose(output.metrics["patch_loss"], expected["patch"], rtol=1e-4)
+
+
 def test_masks_of_more_patches_than_pass_the_head_are_refused_when_they_are_built():
     config = load("dinov2")  # 28 x 28 pixels in patches of 7, up to half of them masked
     config.method = {**config.method, "most_masked": 7}
@@ -170,6 +208,9 @@ def test_heads_are_tied_or_not_with_trainable_gains_and_frozen_prototypes():
         ({"koleo_images": 4}, "koleo_images=4 must be at least 2 and divide batch_size=6"),
         ({"koleo_images": 1}, "koleo_images=1 must be at least 2"),
         ({"koleo_weight": -0.1}, "koleo_weight must be at least 0, got -0.1"),
+        ({"nested": (2, 2)}, r"each number of nested=\(2, 2\) must be another divisor of model\.dim=16"),
+        ({"nested": (8,)}, r"must be another divisor of prototypes=12"),
+        ({"nested": (1, 2)}, r"each value of nested must be at least 2"),
     ],
 )
 def test_refuses(options, message):

@@ -86,12 +86,17 @@ def init(
     heads: Mapping[str, DINOHead],
     rng: Key[Array, ""],
     images: Float[Array, "batch height width channels"],
+    parts: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, Any], State]:
-    """(the parameters of backbone, heads and mask token; a state of "batch_stats", the "teacher" and "step")"""
+    """(the parameters of backbone, heads and mask token; a state of "batch_stats", the "teacher" and "step")
+
+    parts: {head: n} of those that see the first 1 / n of the entries of tokens. None: all see all.
+    """
     rng, *rng_heads = jax.random.split(rng, 1 + len(heads))
     params, batch_stats = toolkit.init({"backbone": backbone}, rng, images)
     for (name, head), rng_head in zip(heads.items(), rng_heads, strict=True):
-        params[name], batch_stats[name] = head.init(rng_head, jnp.zeros((1, backbone.dim)))["params"], {}
+        seen = backbone.dim // (parts[name] if parts else 1)
+        params[name], batch_stats[name] = head.init(rng_head, jnp.zeros((1, seen)))["params"], {}
     teacher = toolkit.make_teacher({"backbone": backbone, **heads}, params, batch_stats)
     params["mask_token"] = jnp.zeros(backbone.dim)
     return params, {"batch_stats": batch_stats, "teacher": teacher, "step": jnp.zeros((), jnp.int32)}
