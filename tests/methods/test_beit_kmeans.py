@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Schedule
-from ssl_jax.methods.beit_kmeans import draw_points, fit
+from ssl_jax.methods.toolkit.codebook import draw_points, fit
 from tests.losses.checks import mesh_of
 
 RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
