@@ -17,7 +17,7 @@ from ssl_jax.models.vit import ViT
 from ssl_jax.weights import Backbone, torch_tensors
 from ssl_jax.weights.layouts import timm_tensors
 
-OURS = re.compile(r"resnet8|lightness_.*|split_.*|dcgan_.*|ddpm_.*")  # of models.MODELS, not of timm
+OURS = re.compile(r"resnet8|lightness_.*|split_.*|dcgan_.*|ddpm_.*|igpt_.*")  # of models.MODELS, not of timm
 # Fields that change nothing about the features of trained weights, or only their rounding.
 IN_TRAINING = (
     *("zero_init_residual", "batch_norm", "batch_norm_groups", "dtype", "remat", "scan", "microbatch", "rope_jitter"),

@@ -44,6 +44,7 @@ from ssl_jax.methods.fcmae import FCMAE
 from ssl_jax.methods.frossl import FroSSL
 from ssl_jax.methods.hypersphere import Hypersphere
 from ssl_jax.methods.ibot import IBOT
+from ssl_jax.methods.igpt import ImageGPT
 from ssl_jax.methods.ijepa import IJEPA
 from ssl_jax.methods.inpainting import Inpainting
 from ssl_jax.methods.instdisc import InstDisc
@@ -144,6 +145,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "frossl": FroSSL,
     "hypersphere": Hypersphere,
     "ibot": IBOT,
+    "igpt": ImageGPT,
     "ijepa": IJEPA,
     "inpainting": Inpainting,
     "instdisc": InstDisc,

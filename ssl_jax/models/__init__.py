@@ -12,6 +12,7 @@ from ssl_jax.models.convnext import ConvNeXt
 from ssl_jax.models.dcgan import Discriminator
 from ssl_jax.models.efficientnet import EfficientNet
 from ssl_jax.models.heads import MLP
+from ssl_jax.models.igpt import IGPT
 from ssl_jax.models.lightness import LightnessResNet
 from ssl_jax.models.resnet import ResNet
 from ssl_jax.models.split import SplitResNet
@@ -23,7 +24,7 @@ __all__ = ["MLP", "MODELS", "create"]
 
 V2 = functools.partial(ConvNeXt, grn=True, layer_scale=0.0)
 
-# timm's names, except for resnet8, lightness_*, split_*, dcgan_discriminator and ddpm_unet.
+# timm's names, except for resnet8, lightness_*, split_*, dcgan_discriminator, ddpm_unet and igpt_*.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     # For images of 28 to 32 pixels on a CPU: 77,000 weights.
     "resnet8": functools.partial(ResNet, stages=(1, 1, 1), base_width=16, stem="strided"),
@@ -45,6 +46,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "split_resnet50": functools.partial(SplitResNet, stages=(3, 4, 6, 3), bottleneck=True),
     "dcgan_discriminator": Discriminator,
     "ddpm_unet": UNet,
+    "igpt_small": IGPT,
+    "igpt_medium": functools.partial(IGPT, dim=1024, depth=36),
+    "igpt_large": functools.partial(IGPT, dim=1536, depth=48, heads=16),
     "convnext_atto": functools.partial(ConvNeXt, stages=(2, 2, 6, 2), base_width=40, conv_mlp=True),
     "convnext_femto": functools.partial(ConvNeXt, stages=(2, 2, 6, 2), base_width=48, conv_mlp=True),
     "convnext_pico": functools.partial(ConvNeXt, stages=(2, 2, 6, 2), base_width=64, conv_mlp=True),
