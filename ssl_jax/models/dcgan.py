@@ -80,6 +80,20 @@ class Discriminator(nn.Module):
         return self(images, train, axis_name, pool=False)
 
 
+class Judge(nn.Module):
+    """Images [batch, height, width, channels] -> logits [batch, 1]: positive for real, negative for made ones."""
+
+    width: int = 64  # channels of the first layer
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
+    ) -> Float[Array, "batch 1"]:
+        discriminator = Discriminator(min(images.shape[1:3]), self.width, name="images")
+        x = discriminator.feature_map(images, train, axis_name)
+        return nn.Dense(1, kernel_init=weight_init, name="logit")(x.reshape(len(x), -1))
+
+
 class Generator(nn.Module):
     """z [batch, latent] -> images [batch, image_size, image_size, channels] in -1..1.
 

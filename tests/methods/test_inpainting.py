@@ -60,6 +60,40 @@ def test_each_position_is_drawn_from_all_of_its_channel_alone():
     assert np.all(changed[..., 3] != 0) and np.all(changed[..., :3] == 0)
 
 
+def test_with_a_discriminator_each_player_is_moved_by_its_own_loss():
+    share = 0.25
+    method, plain = make(adversarial=share, discriminator_width=2), make()
+    x = np.random.default_rng(0).normal(size=(4, 16, 16, 1)).astype(np.float32)
+    params, state = draw(method, x[:1])
+    batch = {"views": (x,), "index": np.arange(4)}
+
+    @jax.jit
+    def run(params, state, batch):
+        def terms(params):
+            output = method.loss(params, state, batch, jax.random.key(2))
+            names = ("squared_error", "discriminator_loss", "generator_loss")
+            return jnp.stack([output.loss, *(output.metrics[name] for name in names)])
+
+        return terms(params), jax.jacrev(terms)(params), plain.loss(params, state, batch, jax.random.key(2)).loss
+
+    (loss, error, of_discriminator, of_generator), gradients, without = jax.device_get(run(params, state, batch))
+    np.testing.assert_allclose(error, without, rtol=1e-4)
+    np.testing.assert_allclose(loss, (1 - share) * error + share * of_generator + of_discriminator, rtol=1e-5)
+    for name, found in gradients.items():
+        for leaf in jax.tree.leaves(found):
+            whole, error, discriminator, generator = leaf
+            if name == "discriminator":
+                np.testing.assert_allclose(whole, discriminator, rtol=1e-4, atol=1e-5)
+                assert not np.any(error) and not np.any(generator)
+            else:
+                expected = (1 - share) * error + share * generator
+                np.testing.assert_allclose(whole, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max() + 1e-7)
+                assert not np.any(discriminator)
+    assert any(np.any(leaf[3]) for leaf in jax.tree.leaves(gradients["backbone"]))
+
+
 def test_a_share_out_of_range_is_refused():
     with pytest.raises(ValueError, match="removed must be in"):
         make(removed=1.0)
+    with pytest.raises(ValueError, match=r"adversarial must be in \[0, 1\)"):
+        make(adversarial=1.0)
