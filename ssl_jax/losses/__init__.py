@@ -29,7 +29,7 @@ from ssl_jax.losses.distillation import (
     negative_cosine,
     pmsn,
 )
-from ssl_jax.losses.generative import adversarial, region_squared_error, squared_error, vae
+from ssl_jax.losses.generative import adversarial, hinge, region_squared_error, squared_error, vae
 from ssl_jax.losses.masked import masked_cross_entropy, masked_l1, masked_pixels, masked_smooth_l1
 from ssl_jax.losses.neighbors import all4one_features, mean_shift
 from ssl_jax.losses.pretext import classification, colorization, counting
@@ -52,6 +52,7 @@ __all__ = [
     "feature_distillation",
     "frossl",
     "gram",
+    "hinge",
     "hypersphere",
     "ibot",
     "info_nce",

@@ -79,6 +79,23 @@ def adversarial(logits: Shaped[Array, "batch ..."], real: bool, *, axis_name: st
     return jnp.mean(nn.softplus(-logits if real else logits))
 
 
+def hinge(scores: Shaped[Array, "batch ..."], real: bool, *, axis_name: str | None = None) -> Float[Array, ""]:
+    """A discriminator's hinge loss: the mean of max(0, 1 - score) if all are real, of max(0, 1 + score) if not.
+
+    The discriminator minimizes hinge(D(x), True) + hinge(D(G(z)), False). The generator minimizes -mean(D(G(z))).
+
+    Args:
+      scores: [batch, ...], of any size; what the discriminator takes for real has scores above 0.
+      real: whether the target is "all are real".
+      axis_name: not used, because the mean needs no other device's rows; all losses have it.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch. It is 1 where scores are 0.
+    Source: Lim & Ye 2017, arXiv:1705.02894; for three scores at a time Donahue & Simonyan 2019, arXiv:1907.02544.
+    """
+    scores = scores.astype(jnp.float32)
+    return jnp.mean(nn.relu(1.0 - scores if real else 1.0 + scores))
+
+
 def region_squared_error(
     prediction: Float[Array, "batch height width channels"],
     target: Float[Array, "batch height width channels"],

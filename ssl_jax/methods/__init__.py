@@ -12,6 +12,7 @@ from ssl_jax.methods.all4one import All4One
 from ssl_jax.methods.barlow_twins import BarlowTwins
 from ssl_jax.methods.beit_kmeans import BEiTKMeans
 from ssl_jax.methods.bigan import BiGAN
+from ssl_jax.methods.bigbigan import BigBiGAN
 from ssl_jax.methods.byol import BYOL
 from ssl_jax.methods.capi import CAPI
 from ssl_jax.methods.clusterfit import ClusterFit
@@ -114,6 +115,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "barlow_twins": BarlowTwins,
     "beit_kmeans": BEiTKMeans,
     "bigan": BiGAN,
+    "bigbigan": BigBiGAN,
     "byol": BYOL,
     "clusterfit": ClusterFit,
     "cmae": CMAE,

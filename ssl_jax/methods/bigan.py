@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
@@ -75,17 +75,45 @@ class BiGAN(Base):
         """images -> [batch, latent], not squashed"""
         return {"backbone": self.backbone, "code": MLP((self.latent,))}
 
-    def players(self, images: Float[Array, "batch height width channels"]) -> tuple[Generator, JointDiscriminator]:
+    def players(self, images: Float[Array, "batch height width channels"]) -> tuple[nn.Module, nn.Module]:
         """(generator, discriminator) for images of this size."""
-        height, width, channels = images.shape[1:]
+        side = self.square_side(images)
+        return (
+            Generator(side, images.shape[-1], self.generator_width),
+            JointDiscriminator(side, self.discriminator_width, self.hidden),
+        )
+
+    def square_side(self, images: Float[Array, "batch height width channels"]) -> int:
+        """Raises: ValueError for images that are not square."""
+        height, width = images.shape[1:3]
         if height != width:
             raise ValueError(
                 f"the generator makes square images, got views of {height}x{width} pixels; use square views"
             )
-        return (
-            Generator(height, channels, self.generator_width),
-            JointDiscriminator(height, self.discriminator_width, self.hidden),
-        )
+        return height
+
+    def encoding(
+        self, encoded: Float[Array, "batch codes"], rng: Key[Array, ""] | None, index: ops.Index
+    ) -> Float[Array, "batch latent"]:
+        """What the encoder's last layer gives, as a code."""
+        return squash(encoded)
+
+    def draw(self, rng: Key[Array, ""], index: ops.Index) -> Float[Array, "batch latent"]:
+        """Codes that images are made of, by the images' indices."""
+        return gan.codes(rng, index, self.latent)
+
+    def of_discriminator(
+        self, real: Float[Array, "batch scores"], fake: Float[Array, "batch scores"], axis_name: str | None
+    ) -> Float[Array, ""]:
+        """The discriminator's loss. real: its scores of images with their encodings; fake: of made ones with codes."""
+        return gan.discriminator_loss(real, fake, axis_name)[0]
+
+    def of_others(
+        self, real: Float[Array, "batch scores"], fake: Float[Array, "batch scores"], axis_name: str | None
+    ) -> Float[Array, ""]:
+        """The loss of encoder and generator."""
+        loss = losses.adversarial(real, False, axis_name=axis_name)
+        return loss + losses.adversarial(fake, True, axis_name=axis_name)
 
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         keys = jax.random.split(rng, 3)
@@ -108,15 +136,15 @@ class BiGAN(Base):
         stats = dict(state["batch_stats"])
         generator, discriminator = self.players(images)
         encoded, stats = toolkit.forward(self.encoder, params, stats, images, axis_name=axis_name, rng=rng_dropout)
-        codes = gan.codes(rng_codes, batch["index"], self.latent)
+        codes = self.draw(rng_codes, batch["index"])
         made, stats["generator"] = toolkit.train_apply(
             generator, params["generator"], stats["generator"], codes, axis_name=axis_name
         )
 
         def judge(
             params: Params, images: Float[Array, "batch height width channels"], codes: Float[Array, "batch latent"]
-        ) -> tuple[Float[Array, "batch 1"], toolkit.Variables]:
-            """(logits, new BatchNorm statistics of the discriminator)"""
+        ) -> tuple[Float[Array, "batch scores"], toolkit.Variables]:
+            """(scores, new BatchNorm statistics of the discriminator)"""
             return toolkit.train_apply(
                 discriminator,
                 params["discriminator"],
@@ -126,18 +154,18 @@ class BiGAN(Base):
                 axis_name=axis_name,
             )
 
-        pairs = (images, squash(encoded["code"])), (made, codes)
+        encoding = self.encoding(encoded["code"], jax.random.fold_in(rng, 2), batch["index"])
+        pairs = (images, encoding), (made, codes)
         real, stats["discriminator"] = judge(params, *lax.stop_gradient(pairs[0]))
         fake, _ = judge(params, *lax.stop_gradient(pairs[1]))
-        discriminator_loss, accuracy = gan.discriminator_loss(real, fake, axis_name)
+        discriminator_loss = self.of_discriminator(real, fake, axis_name)
         frozen = lax.stop_gradient(params)
-        generator_loss = losses.adversarial(judge(frozen, *pairs[0])[0], False, axis_name=axis_name)
-        generator_loss += losses.adversarial(judge(frozen, *pairs[1])[0], True, axis_name=axis_name)
+        generator_loss = self.of_others(judge(frozen, *pairs[0])[0], judge(frozen, *pairs[1])[0], axis_name)
         loss = discriminator_loss + generator_loss
         metrics = {
             "discriminator_loss": discriminator_loss,
             "generator_loss": generator_loss,
-            "accuracy": accuracy,
+            "accuracy": gan.accuracy(real, fake),
         }
         return Output(loss, {"batch_stats": stats}, metrics, embeddings=encoded["backbone"][None])
 
@@ -150,8 +178,8 @@ class BiGAN(Base):
         encoded: Any = images
         for name, module in self.encoder.items():
             encoded = module.apply({"params": params[name], "batch_stats": state["batch_stats"][name]}, encoded)
-        reconstruction: Any = generator.apply(variables, squash(encoded))
-        made: Any = generator.apply(variables, gan.codes(rng, batch["index"], self.latent))
+        reconstruction: Any = generator.apply(variables, self.encoding(encoded, None, batch["index"]))
+        made: Any = generator.apply(variables, self.draw(rng, batch["index"]))
         return {"image": images, "reconstruction": reconstruction, "made": made}
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic:

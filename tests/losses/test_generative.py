@@ -49,6 +49,21 @@ def test_vae_of_the_prior_has_no_divergence_and_its_variance_is_bounded():
 
 
 @pytest.mark.parametrize("real", [True, False])
+def test_hinge_is_how_far_scores_are_from_the_right_side_of_one(real):
+    def reference(x):
+        return np.mean([max(0.0, 1 - y if real else 1 + y) for y in x.ravel()])
+
+    def loss(x, axis_name=None):
+        return losses.hinge(x, real, axis_name=axis_name)
+
+    scores = 2.0 * draw(8, 3)
+    checks.equals_reference(loss, reference, scores)
+    checks.same_on_devices(loss, scores)
+    checks.finite_everywhere(loss, scores)
+    checks.computed_in_float32((loss, [scores], 0))
+
+
+@pytest.mark.parametrize("real", [True, False])
 def test_adversarial_is_the_cross_entropy_of_the_sigmoid(real):
     def reference(x):
         p = 1 / (1 + np.exp(-x))
