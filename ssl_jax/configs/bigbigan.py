@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from ssl_jax import recipes
 
 # The encoder's learning rate is ten times that of the others.
-ENCODER: dict[str, Any] = dict(scaled_lr=("backbone", "code"), lr_scale=10.0)
+ENCODER: dict[str, Any] = dict(scaled_paths=("backbone", "code"), path_lr_scale=10.0)
 
 
 def tiny() -> ConfigDict:

@@ -68,7 +68,7 @@ class BigBiGAN(BiGAN):
     standard normal distribution. The encoder gives each image a normal distribution of codes, of which one is drawn.
 
     All three players move at once, as in BiGAN. The encoder's learning rate is ten times the others':
-    optimizer.scaled_lr=("backbone", "code"), optimizer.lr_scale=10. Images must be in -1..1: give data.mean and
+    optimizer.scaled_paths=("backbone", "code"), optimizer.path_lr_scale=10. Images must be in -1..1: give data.mean and
     data.std 0.5.
 
     Source: Donahue & Simonyan 2019, arXiv:1907.02544, section 2. The authors' code does not train.

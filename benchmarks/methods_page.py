@@ -1,0 +1,242 @@
+"""The page of benchmarks/methods.py: the table, which gains show, and how the ranks of two tables agree."""
+
+import dataclasses
+import re
+
+import numpy as np
+from methods_record import FINETUNE, FROZEN, KNN, LINEAR, Record
+from methods_worlds import COMPARED, DRAWS, FASHION, LONGER, WORLDS, configured, untrained_key
+
+from ssl_jax.evaluation import comparisons, finetuning_recipes
+
+MARGIN = 1.0  # points: the largest difference that does not matter
+LEVEL = 0.05  # of all claims of a page together
+NAMES = {KNN: "kNN", LINEAR: "10 labels"}
+FIRST_JAX = "0.10.2"  # of entries that do not say
+CHOSEN = (
+    "- The settings of `tiny` come from measurements like these, on these test images, not on held-out training ones. So "
+    "they may flatter methods whose settings were looked at most. `--data held_out` measures on held-out training images, "
+    "to choose by."
+)
+HEADER = (
+    "| method | backbone | seeds | kNN | 10 labels | gain | fine-tuned | gain | alarms | commit |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method. keys, bases: of the record, of each seed of it and of its untrained network; the first base is that
+    of the table. tuned, tuned_base: of the fine-tuned networks, which the record need not have."""
+
+    name: str
+    backbone: str
+    keys: tuple
+    bases: tuple
+    tuned: str
+    tuned_base: str
+
+
+def page(world, record, steps):
+    known = record.read()
+    measured = rows(known, world, steps)
+    longer = rows(known, world, steps, "longer-")
+    lines = [
+        f"# Results on {world.title}" if world is not FASHION else "# Results",
+        "",
+        f"Every method's `tiny` config on {world.title}: {steps} steps of 256 images (fewer where the config says so), "
+        "then test accuracy in percent.",
+        "",
+        "- kNN: of frozen features, k 20, temperature 0.07.",
+        f"- 10 labels: a linear probe (logistic regression) of frozen features on 10 labels per class, mean of "
+        f"{len(DRAWS)} draws.",
+        f"- fine-tuned: the whole network trained on 10 labels per class, mean of 3 draws; "
+        f"{finetuning_recipes.Recipe.steps} steps, the learning rate chosen on a fifth of the labels.",
+        "- In parentheses what the untrained network gives under the same protocol, the best of its variants.",
+        "- seeds: of the pre-training. ± is the standard deviation over them. A row with one seed has none: "
+        "another seed may differ by points.",
+        "- commit: of the code that the frozen features were made with. Rows without one are older than the comparison "
+        "with the authors' settings ([fidelity.md](fidelity.md)), which changed many of them.",
+        CHOSEN if world is FASHION else "- No setting was chosen on these images.",
+        "",
+        "A few minutes of training say which method learns at all and how fast, not which is best after 1000 epochs.",
+        "",
+        *HEADER,
+        pixels(known),
+        *table(known, measured)[len(HEADER) :],
+    ]
+    if longer:
+        lines += [
+            "",
+            f"{LONGER * steps} steps, of methods that after {steps} are not above their untrained network under every "
+            "protocol:",
+            "",
+            *table(known, longer),
+        ]
+    missing = sorted(set(COMPARED) - {row.name for row in measured})
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
+    elsewhere = [name for name in COMPARED if configured(name, 0, steps, world).data.name != world.name]
+    if elsewhere:
+        lines += [
+            "",
+            f"Trained on color images, those of their configs, and measured on {world.title}: {', '.join(elsewhere)}.",
+        ]
+    lines += shown(gains(record, measured))
+    if world is not FASHION:
+        other = Record(record.folder, FASHION.record).read()
+        lines += agreement(known, measured, other, rows(other, FASHION, steps), FASHION.title)
+    option = "" if world is FASHION else f"--data {next(name for name in WORLDS if WORLDS[name] is world)} "
+    versions = sorted({found.get("jax", FIRST_JAX) for found in known.values()})
+    lines += [
+        "",
+        f"Made by `python benchmarks/methods.py {option}--steps {steps}` with JAX {' and '.join(versions)}; "
+        f"[{record.path.name}]({record.path.name}) has the numbers and the hashes of the configs.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def rows(known, world, steps, prefix=""):
+    """Of the methods that the record has, with the network that each starts from."""
+    found = []
+    for name in COMPARED:
+        keys = sorted(
+            key for key in known if re.fullmatch(rf"{prefix}{name}(-\d+)?" if prefix else rf"{name}-\d+", key)
+        )
+        seeds = [0] if prefix else [int(key.rpartition("-")[2]) for key in keys]
+        of_seeds = [untrained_key(configured(name, seed, steps, world), world) for seed in dict.fromkeys((0, *seeds))]
+        bases = tuple(base for base in of_seeds if base in known)
+        if keys and of_seeds[0] in bases:
+            backbone = configured(name, 0, steps, world).model.name
+            tuned = (f"finetuned-{prefix}{name}", f"finetuned-{of_seeds[0]}")
+            found.append(Row(name, backbone, tuple(keys), bases, *tuned))
+    return found
+
+
+def table(known, rows):
+    """known: the record's numbers."""
+    return [*HEADER, *(_line(row, known) for row in rows)]
+
+
+def pixels(known):
+    return f"| raw pixels | | | {known['pixels'][KNN]:.1f} | {known['pixels'][LINEAR]:.1f} | | | | | |"
+
+
+def _line(row, known):
+    found, base = [known[key] for key in row.keys], known[row.bases[0]]
+    tuned, tuned_base = known.get(row.tuned), known.get(row.tuned_base)
+    means = {protocol: np.mean([one[protocol] for one in found]) for protocol in NAMES}
+    spread = {p: f" ± {np.std([one[p] for one in found], ddof=1):.1f}" if len(found) > 1 else "" for p in NAMES}
+    cells = [
+        row.name,
+        row.backbone,
+        len(found),
+        *(f"{means[protocol]:.1f}{spread[protocol]} ({base[protocol]:.1f})" for protocol in NAMES),
+        f"{means[LINEAR] - base[LINEAR]:+.1f}",
+        f"{tuned[FINETUNE]:.1f} ({tuned_base[FINETUNE]:.1f})" if tuned and tuned_base else "",
+        f"{tuned[FINETUNE] - tuned_base[FINETUNE]:+.1f}" if tuned and tuned_base else "",
+        ", ".join(sorted({alarm for one in found for alarm in one["alarms"]})),
+        ", ".join(sorted({one["commit"] for one in found if "commit" in one})),
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """Of a method over its untrained network, in points. seeds: of both. verdict: set for all gains of a page."""
+
+    name: str
+    protocol: str
+    difference: comparisons.Difference
+    seeds: tuple
+    verdict: str = ""
+
+    @property
+    def is_claim(self):
+        """Whether it says something of other seeds."""
+        return min(self.seeds) > 1
+
+
+def gains(record, rows):
+    """Those of all rows whose right images are kept, for both protocols, with verdicts that hold together."""
+    groups = record.groups("pixels") if record.has_right("pixels") else None
+    found = []
+    for row in rows:
+        ours, theirs = ([key for key in keys if record.has_right(key)] for keys in (row.keys, row.bases))
+        for protocol in FROZEN.values() if ours and theirs else ():
+            right = [100 * np.stack([record.right(key, protocol) for key in keys]) for keys in (ours, theirs)]
+            difference = comparisons.crossed_bootstrap(*right, groups=groups)
+            found.append(Gain(row.name, protocol, difference, (len(ours), len(theirs))))
+    return judged(found)
+
+
+def judged(found):
+    claims = [gain for gain in found if gain.is_claim]
+    corrected = iter(comparisons.holm([gain.difference.p_value for gain in claims]).tolist())
+    return [
+        dataclasses.replace(gain, verdict=_verdict(gain.difference, next(corrected)) if gain.is_claim else "one seed")
+        for gain in found
+    ]
+
+
+def _verdict(difference, corrected):
+    if corrected < LEVEL:
+        return "above" if difference.mean > 0 else "below"
+    return "same" if comparisons.equivalent(difference, MARGIN) else "not shown"
+
+
+def shown(found):
+    """The section on gains."""
+    lines = ["", "## Which gains show", ""]
+    if not found:
+        return [
+            *lines,
+            "None yet: the rows above are older than the files of which images a method has right. "
+            "`--seeds 0,1,2` measures them again.",
+        ]
+    claims = sum(gain.is_claim for gain in found)
+    lines += [
+        "Gain over the untrained network, in points, with its 95 % interval: a crossed bootstrap over the seeds of "
+        "both and over the test images, the same images for both (`ssl_jax/evaluation/comparisons.py`).",
+        "",
+        f"- above, below: the gain is not 0. All {claims} claims of this page hold together at 5 % (Holm).",
+        f"- same: not shown to differ, and the whole interval is within {MARGIN:.0f} point of 0.",
+        "- not shown: neither.",
+        "- one seed: of the method or of its untrained network. The interval is over test images alone, so it says "
+        "nothing of other seeds, and nothing is claimed.",
+        "",
+        "| method | seeds | kNN | | 10 labels | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(gain.name for gain in found):
+        of_row = [gain for gain in found if gain.name == name]
+        cells = [cell for gain in of_row for cell in (_interval(gain.difference), gain.verdict)]
+        lines.append(f"| {' | '.join([name, ' and '.join(map(str, of_row[0].seeds)), *cells])} |")
+    return lines
+
+
+def _interval(difference):
+    return f"{difference.mean:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})"
+
+
+def agreement(known, rows, other, other_rows, title):
+    """The section on how the ranks of methods agree with those of another table, of `title`."""
+    named = {row.name: row for row in other_rows}
+    both = [row for row in rows if row.name in named]
+    lines = ["", f"## Beside {title}", ""]
+    if len(both) < 4:
+        return [*lines, f"{len(both)} methods are in both tables; their ranks are compared from four on."]
+    lines += [
+        f"Rank correlation (Spearman's) of the accuracies of {len(both)} methods in both tables, with its 95 % "
+        "interval over methods:",
+        "",
+    ]
+    for protocol, name in NAMES.items():
+        ours, theirs = (
+            [np.mean([numbers[key][protocol] for key in row.keys]) for row in chosen]
+            for numbers, chosen in ((known, both), (other, [named[row.name] for row in both]))
+        )
+        found = comparisons.rank_correlation(ours, theirs)
+        lines.append(f"- {name}: {found.value:.2f} ({found.low:.2f} to {found.high:.2f})")
+    return lines

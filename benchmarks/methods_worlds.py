@@ -1,0 +1,80 @@
+"""What benchmarks/methods.py compares methods on: the images, and the config of each method there."""
+
+import dataclasses
+
+from ssl_jax import config as configs
+from ssl_jax.methods import METHODS
+
+# Not above their untrained network under each protocol after that many steps: what five times as many give.
+SLOW, LONGER = ("bigan", "dcgan", "ijepa"), 5
+DRAWS = tuple(range(5))  # of the 10 labels per class
+# Not those that start with a trained teacher; of distill, see distill.py.
+COMPARED = [name for name in METHODS if name not in ("clusterfit", "distill")]
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Images that methods are compared on. name: of the data. title: in sentences. record: its name in docs/. changes:
+    keys of each method's `tiny` config, and their values. train, test: splits that are evaluated on."""
+
+    name: str
+    title: str
+    record: str
+    changes: dict = dataclasses.field(default_factory=dict)
+    train: str = "train"
+    test: str = "test"
+
+    def settings(self, config):
+        """What changes in the method's config."""
+        if self.train != "train" and config.data.split == "train" and config.data.name == self.name:
+            return self.changes | {"data.split": self.train}
+        return self.changes
+
+
+EMOJI = {
+    "data.name": "emoji_google",
+    "data.path": "",
+    "data.channels": 3,
+    "data.mean": (0.808, 0.757, 0.717),  # measured at 28 pixels
+    "data.std": (0.275, 0.285, 0.329),
+    "data.split": "train",  # of 2,663 images: no method needs fewer
+}
+WORLDS = {
+    "fashion_mnist": World("fashion_mnist", "Fashion-MNIST", "results"),
+    # To choose settings by: a fifth of the training images is held out, and test images are not seen.
+    "held_out": World(
+        "fashion_mnist", "a held-out fifth of Fashion-MNIST's training images", "results_held_out",
+        train="train[:80%]", test="train[80%:]",
+    ),
+    "emoji_google": World("emoji_google", "Google's emoji", "results_emoji", EMOJI),
+}  # fmt: skip
+FASHION = WORLDS["fashion_mnist"]
+
+
+def settings(seed, steps):
+    return {"steps": steps, "seed": seed, "evaluate_every": 0, "log_every": 100, "checkpoint_every": 10**6}
+
+
+def configured(name, seed, steps, world=FASHION):
+    config = configs.get_config(f"{name}:tiny")
+    config.update_from_flattened_dict(settings(seed, steps) | world.settings(config))
+    return config
+
+
+def evaluated(config, world):
+    """What is evaluated on: all images of the world, whichever were trained on."""
+    whole = {"name": world.name, "image_size": (28, 28)}
+    if (world.train, world.test) != ("train", "test"):
+        whole |= {"split": world.train, "test_split": world.test}
+    return whole | {key: config.data[key] for key in ("channels", "mean", "std")}
+
+
+def without_training(config, world):
+    """What an untrained network depends on."""
+    data = evaluated(config, world)
+    return {"seed": config.seed, "data": data, "model": config.model, "compute_dtype": config.compute_dtype}
+
+
+def untrained_key(config, world):
+    """One for all methods of the same network, data and seed."""
+    return f"untrained-{config.model.name}-{configs.digest(without_training(config, world))}"
