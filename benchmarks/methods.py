@@ -224,7 +224,7 @@ def untrained_variants(given):
 
 
 def pixel_scores(data):
-    normalization = build.normalization(configs.parse(with_data(data)))
+    normalization = build.normalization(with_data(data))
     return scores(functools.partial(baselines.pixels, normalization), data)
 
 

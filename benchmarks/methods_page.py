@@ -14,9 +14,9 @@ LEVEL = 0.05  # of all claims of a page together
 NAMES = {KNN: "kNN", LINEAR: "10 labels"}
 FIRST_JAX = "0.10.2"  # of entries that do not say
 CHOSEN = (
-    "- The settings of `tiny` come from measurements like these, on these test images, not on held-out training ones. So "
-    "they may flatter methods whose settings were looked at most. `--data held_out` measures on held-out training images, "
-    "to choose by."
+    "- The settings of `tiny` come from measurements like these, on these test images, not on held-out training ones. "
+    "So they may flatter methods whose settings were looked at most. `--data held_out` measures on held-out training "
+    "images, to choose by."
 )
 HEADER = (
     "| method | backbone | seeds | kNN | 10 labels | gain | fine-tuned | gain | alarms | commit |",
