@@ -370,7 +370,8 @@ def create(
     path_lr_scale: Annotated[
         float,
         POSITIVE,
-        "Learning rate of the parameters of scaled_paths over that of the others (CAPI's clusters: 0.5, BigBiGAN's encoder: 10).",
+        "Learning rate of the parameters of scaled_paths over that of the others (CAPI's clusters: 0.5; BigBiGAN's "
+        "encoder: 10).",
     ] = 1.0,
     freeze_blocks: Annotated[
         int,

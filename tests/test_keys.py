@@ -184,7 +184,10 @@ def test_every_key_of_a_section_has_a_meaning_and_a_default_that_it_allows(secti
             "^trust_coefficient must be",
         ),
         (lambda: models.create("split_resnet8", std=(1.0, 0.0)), "^each value of std must be above 0"),
-        (lambda: models.create("lightness_resnet8", stem="none"), "^stem must be one of imagenet, deep, small, strided"),
+        (
+            lambda: models.create("lightness_resnet8", stem="none"),
+            "^stem must be one of imagenet, deep, small, strided",
+        ),
         (lambda: models.create("dcgan_discriminator", image_size=7), "^image_size must be at least 8, got 7"),
         (lambda: models.create("vit_tiny_patch16_224", image_size=(32.0, 32)), "^image_size must be an integer or a"),
         (lambda: Mask(4, (0.5, 0.5, 0.5)), "^ratio must be a tuple of 2 numbers"),
