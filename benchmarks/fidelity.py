@@ -134,11 +134,15 @@ def page(of: dict[str, list[Row]]) -> str:
     summary.append(["**all**", *(f"**{total[status]}**" for status in STATUSES)])
     parts = [HEAD, "\n".join(_table(("method", *STATUSES), summary)), ""]
     parts += ["\n## What no code of its authors stands behind\n", "\n".join(without_code())]
-    columns = [field.name for field in dataclasses.fields(Row)]
-    for name, table in of.items():
-        cells = [[_escaped(cell) for cell in dataclasses.astuple(row)] for row in table]
-        parts += [f"\n## {name}\n", "\n".join(_table(columns, cells))]
+    for name, of_name in of.items():
+        parts += [f"\n## {name}\n", "\n".join(table(of_name))]
     return "\n".join(parts) + "\n"
+
+
+def table(of: Sequence[Row]) -> list[str]:
+    """The lines of a Markdown table."""
+    cells = [[_escaped(cell) for cell in dataclasses.astuple(row)] for row in of]
+    return _table([field.name for field in dataclasses.fields(Row)], cells)
 
 
 def _escaped(cell: str) -> str:

@@ -11,7 +11,8 @@ from ml_collections.config_dict import placeholder
 
 from ssl_jax.config.errors import ConfigError, check_names, require
 from ssl_jax.config.files import cause_of
-from ssl_jax.keys import REQUIRED, Key
+from ssl_jax.config.schema import Config
+from ssl_jax.keys import REQUIRED, Key, keys_of
 
 Sections = Callable[[ConfigDict], Mapping[str, Mapping[str, Key]]]  # config -> {section: {name: key}}
 
@@ -62,6 +63,9 @@ def _add(config: ConfigDict, path: str, sections: Sections) -> None:
         if key in known:
             with section.unlocked():
                 section[key] = _default(known[key])
+        elif section.get_type(key) is type(None) and path in keys_of(Config):
+            # config_flags needs a type to set it: config.begin of the scale `continue` is None
+            section[key] = _default(keys_of(Config)[path])
         section = section[key]
 
 

@@ -276,7 +276,7 @@ class Base:
         return state
 
     def backbone_variables(self, params: Params, state: State) -> Variables:
-        """Variables of the backbone that the optimizer trains: params["backbone"], state["batch_stats"]["backbone"]."""
+        """Variables of the backbone that the optimizer trains, of `params` and of `state["batch_stats"]`."""
         return {"params": params["backbone"], "batch_stats": state["batch_stats"]["backbone"]}
 
     def pictures(

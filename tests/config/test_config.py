@@ -44,6 +44,12 @@ def test_what_a_config_leaves_to_its_default_can_be_set(flag, expected):
     build.optimizer(config, 10, method)
 
 
+def test_given_weights_that_a_config_asks_for_can_be_set():
+    config = read("--config=dino:continue", "--config.begin=weights.safetensors")
+    assert configs.get_config("dino:continue").begin is None and config.begin == "weights.safetensors"
+    assert configs.parse(config).begin == "weights.safetensors"
+
+
 def test_learning_rate_follows_the_batch_size():
     assert read("--config", f"{SIMCLR}:imagenet_r50").optimizer.lr == pytest.approx(4.8)
     assert read("--config", f"{SIMCLR}:imagenet_r50", "--config.batch_size=512").optimizer.lr == pytest.approx(0.6)
