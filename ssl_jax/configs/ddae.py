@@ -19,8 +19,8 @@ def tiny() -> ConfigDict:
         attention_at=(2,),
         norm_groups=8,
         dropout=0.0,
-        feature_step=11,
-        feature_block=2,
+        feature_step=1,
+        feature_block=1,  # the lowest resolution: 64 channels
     )
     config.method = dict(name="ddae", decay=0.99)
     config.augment.view = recipes.tiny_view(crop_area=(0.8, 1.0), brightness=0.0, contrast=0.0)

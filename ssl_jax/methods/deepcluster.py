@@ -46,7 +46,9 @@ class DeepCluster(Base):
     schedule: Schedule
     clusters: Annotated[int, Range(2), "Number of clusters."] = 10_000
     pca: Annotated[
-        int, COUNT, "Directions that features are reduced to before k-means; at most the backbone's dim."
+        int,
+        COUNT,
+        "Directions that features are reduced to before k-means. A backbone with fewer features has them all.",
     ] = 256
     cluster_every: Annotated[float, POSITIVE, "Epochs from one clustering to the next."] = 1.0
     iterations: Annotated[int, COUNT, "Iterations of k-means."] = 20

@@ -22,7 +22,10 @@ BATCH, STEPS, STEPS_PER_EPOCH, SAVED = 64, 5, 3, 2
 OFTEN = ("simclr", "byol", "moco_v2")
 GRAM = {"gram_start": 1, "gram_warmup": 0, "gram_copies": (3,)}  # all of it happens within a few steps
 # What the tiny configs' networks and methods are made smaller by, where they have the key.
-SMALLER = {"model": {"depth": 1, "base_width": 8}, "method": {"queue_size": 512, "target_blocks": 1, **GRAM}}
+SMALLER = {
+    "model": {"depth": 1, "base_width": 8},
+    "method": {"queue_size": 512, "target_blocks": 1, "early_blocks": 1, "cluster_every": 1.0, **GRAM},
+}
 # Their map would be larger than what is decoded from it; what would be whitened has no full rank.
 ALL_STAGES = ("colorization", "split_brain", "w_mse")
 # Of the others 1e-4. So small that no nearest neighbor changes with rounding, which changes a loss by more.
@@ -202,6 +205,9 @@ def test_every_scale_of_every_config_can_be_built(name, scale):
             settings.model.stages = (1, 1, 1, 1)
         elif settings.model.name.startswith("vit"):
             settings.model.depth = 6
+            for key in ("target_blocks", "early_blocks"):
+                if key in settings.method:
+                    settings.method[key] = min(settings.method[key], 6)
     # Of a part of the data set, of a folder, or of ImageNet.
     num_images = 10_000 if "[" in settings.data.split or scale in OF_FOLDERS else 1_281_167
     run = Schedule(
