@@ -7,7 +7,7 @@
 Each measurement is a process of its own that makes what a run makes: the state, the pass before training where a method
 has one (compiled, not run), the train step, and STEPS steps. Processor time, since XLA compiles in several threads and
 others may use the machine. The online kNN is left out: no run needs it before its first step is done. So are
-`clusterfit` and `distill` if no methods are given: they need a teacher.
+methods that need a trained network (GIVEN in methods_worlds.py), if no methods are given.
 
 `measure` adds to its file method by method, goes on where it was stopped, and prints all, the slowest first. `compare`
 lets two versions take turns, and prints medians, their ratios, and the largest relative difference of the losses.
@@ -133,11 +133,11 @@ def main() -> None:
     if given.mode == "one":
         print(json.dumps(measure_one(given.what[0])))
         return
+    from methods_worlds import GIVEN
+
     from ssl_jax.configs import NAMES
 
-    names = (
-        given.methods.split(",") if given.methods else [name for name in NAMES if name not in ("clusterfit", "distill")]
-    )
+    names = given.methods.split(",") if given.methods else [name for name in NAMES if name not in GIVEN]
     if given.mode == "measure":
         measure_all(Path(given.what[0]), names)
     elif len(given.what) == 2:

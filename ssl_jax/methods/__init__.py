@@ -11,6 +11,7 @@ from ssl_jax.methods.aim import AIM
 from ssl_jax.methods.all4one import All4One
 from ssl_jax.methods.barlow_twins import BarlowTwins
 from ssl_jax.methods.beit_kmeans import BEiTKMeans
+from ssl_jax.methods.beit_v2 import BEiTV2
 from ssl_jax.methods.bigan import BiGAN
 from ssl_jax.methods.bigbigan import BigBiGAN
 from ssl_jax.methods.byol import BYOL
@@ -85,15 +86,19 @@ from ssl_jax.methods.supervised import Supervised
 from ssl_jax.methods.swav import SwAV
 from ssl_jax.methods.tico import TiCo
 from ssl_jax.methods.toolkit.teachers import Teacher
+from ssl_jax.methods.toolkit.tokenizers import Tokenizer
 from ssl_jax.methods.two_view import TwoView
 from ssl_jax.methods.vae import VAE
 from ssl_jax.methods.vibcreg import VIbCReg
 from ssl_jax.methods.vicreg import VICReg
 from ssl_jax.methods.vicregl import VICRegL
+from ssl_jax.methods.vqkd import VQKD
 from ssl_jax.methods.w_mse import WMSE
 
 __all__ = [
     "METHODS",
+    "VQKD",
+    "BEiTV2",
     "Base",
     "Batch",
     "ClusterFit",
@@ -104,6 +109,7 @@ __all__ = [
     "Output",
     "Schedule",
     "Teacher",
+    "Tokenizer",
     "Traffic",
     "TwoView",
     "toolkit",
@@ -114,6 +120,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "all4one": All4One,
     "barlow_twins": BarlowTwins,
     "beit_kmeans": BEiTKMeans,
+    "beit_v2": BEiTV2,
     "bigan": BiGAN,
     "bigbigan": BigBiGAN,
     "byol": BYOL,
@@ -190,5 +197,6 @@ METHODS: dict[str, Callable[..., Method]] = {
     "vibcreg": VIbCReg,
     "vicreg": VICReg,
     "vicregl": VICRegL,
+    "vqkd": VQKD,
     "w_mse": WMSE,
 }

@@ -16,7 +16,6 @@ from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic, Variables
 from ssl_jax.methods.toolkit import teachers
 from ssl_jax.models import maps
-from ssl_jax.models.dcgan import Discriminator
 from ssl_jax.models.heads import MLP
 from ssl_jax.ops import global_mean
 
@@ -83,7 +82,7 @@ class Distill(Base):
     @property
     def kinds(self) -> Sequence[str]:
         """What is predicted: "whole", and "places" if both networks have them."""
-        both = all(has_places(module) for module in (self.backbone, self.frozen.model))
+        both = all(teachers.has_places(module) for module in (self.backbone, self.frozen.model))
         return ("whole", "places") if both and self.places else ("whole",)
 
     @property
@@ -127,7 +126,7 @@ class Distill(Base):
                 }
             for kind, weight in zip(self.kinds, (1.0, self.places), strict=False):
                 prediction: Any = self.head.apply({"params": params[kind]}, student[kind])
-                target = resized(targets[kind], student[kind].shape)
+                target = teachers.resized(targets[kind], student[kind].shape)
                 target = (target - statistics[kind]["mean"]) / (statistics[kind]["deviation"] + EPS)
                 of_kind = losses.feature_distillation(
                     prediction, target, cosine=self.cosine, smooth_l1=self.smooth_l1, axis_name=axis_name
@@ -180,21 +179,6 @@ class Distill(Base):
         # Mean and deviation of the teacher's features are averaged over the devices.
         statistics = 2 * 4 * self.frozen.model.dim * len(self.kinds)
         return Traffic(passes=2 if self.local_views else 1, reduced=statistics)
-
-
-def has_places(module: nn.Module) -> bool:
-    """Whether a network has features of places whose width is that of its features of a whole image."""
-    return maps.has_patch_map(module) and not isinstance(module, Discriminator)
-
-
-def resized(target: Float[Array, "batch ... dim"], like: Sequence[int]) -> Float[Array, "batch ... dim"]:
-    """Features of places, resized to the grid of an array of the shape `like`; those of whole images as they are."""
-    shape = (*like[:-1], target.shape[-1])
-    return (
-        target
-        if target.shape == shape
-        else jax.image.resize(target, shape, "bilinear", precision=jax.lax.Precision.HIGHEST)
-    )
 
 
 def moved_statistics(

@@ -13,21 +13,35 @@ import numpy as np
 import optax
 
 from ssl_jax import config as configs
-from ssl_jax import dist, models, optim
+from ssl_jax import dist, models, optim, paths
 from ssl_jax.config import Config
 from ssl_jax.data import augment, indices, opening, pipeline, sources
 from ssl_jax.data.augment import Augmentation, OwnAugmentation
 from ssl_jax.data.masks import Mask
 from ssl_jax.data.normalization import Normalization
 from ssl_jax.keys import keys_of
-from ssl_jax.methods import METHODS, ClusterFit, DINOv3, Distill, Method, MethodFactory, Schedule, Teacher
+from ssl_jax.methods import (
+    METHODS,
+    VQKD,
+    BEiTV2,
+    ClusterFit,
+    DINOv3,
+    Distill,
+    Method,
+    MethodFactory,
+    Schedule,
+    Teacher,
+    Tokenizer,
+)
 from ssl_jax.methods.contract import MEMBERS
 from ssl_jax.models import abilities
 from ssl_jax.models.adapt import as_backbone
+from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.low_rank import LowRank
 from ssl_jax.training.state import TrainState, create_state
 from ssl_jax.training.step import Preparing, TrainStep, standing_still
 from ssl_jax.weights import Backbone, load_backbone
+from ssl_jax.workdir import config_file
 
 Views = Callable[[Any, Any], Any]  # (rng, batch of images) -> the batch with the method's views
 OwnFunction = Callable[[Any, Any], Any]  # (rng, image [height, width, channels] in 0..1) -> view
@@ -212,10 +226,12 @@ def method(config: Config, schedule: Schedule, given: Given = Given()) -> Method
     module = network(config, given)
     if given.method is None:
         facts, kind = {}, METHODS.get(config.method["name"])
-        if kind in (ClusterFit, Distill) and config.method.get("teacher"):
+        if kind in (ClusterFit, Distill, VQKD) and config.method.get("teacher"):
             facts = {"loaded": teacher(config, "teacher", config.method.get("teacher_model") or None)}
         if kind is DINOv3 and config.method.get("gram_teacher"):
             facts = {"loaded": teacher(config, "gram_teacher", module, **sizes(config, module))}
+        if kind is BEiTV2 and config.method.get("tokenizer"):
+            facts = {"loaded": tokenizer(config)}
         return configs.build(METHODS, config.method, "config.method", module, schedule, **facts)
     made = configs.call(given.method, {}, "method", module, schedule)
     if not isinstance(made, Method):
@@ -258,6 +274,24 @@ def teacher(config: Config, key: str, model: str | nn.Module | None, **options: 
     std, mean = np.asarray(found.std), np.asarray(found.mean)
     scale, offset = np.asarray(data.std) / std, (np.asarray(data.mean) - mean) / std
     return Teacher(found.model, jax.device_get(found.variables), tuple(scale.tolist()), tuple(offset.tolist()))
+
+
+def tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer of the run that config.method.tokenizer names.
+
+    Raises: ConfigError if that is no finished run of vqkd, or its encoder cannot see these images.
+    """
+    where, directory = "config.method.tokenizer", paths.path(os.path.expanduser(config.method["tokenizer"]))
+    run = config_file.saved(directory)
+    if run is None or run.method.name != "vqkd":
+        found = "holds no run" if run is None else f"is a run of {run.method.name}"
+        raise configs.ConfigError(f"{where}: {directory} {found}; give the directory of a run of vqkd")
+    encoder = teacher(config, "tokenizer", None)
+    kept = Checkpoints(directory / "checkpoints").newest()
+    if kept is None:
+        raise configs.ConfigError(f"{where}: {directory} has no checkpoint; its codes are in the newest one")
+    head, codebook = kept["params"]["head"], kept["model_state"]["codebook"]
+    return Tokenizer(encoder, jax.device_get(head), jax.device_get(codebook))
 
 
 def augmentations(

@@ -123,6 +123,22 @@ class Checkpoints:
             )
         return None
 
+    def newest(self) -> dict[str, Any] | None:
+        """The newest state as nested dicts of arrays, which need no state of their shapes; None if there is none.
+
+        Its files are not compared with their digests.
+        Raises: CheckpointError if it cannot be restored.
+        """
+        steps = self._steps_on_disk()
+        if not steps:
+            return None
+        try:
+            return self._manager.restore_state(max(steps), None)
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {max(steps)} in {self._directory} cannot be restored ({name_and_line(error)})"
+            ) from error
+
     def close(self) -> None:
         """Waits until all is written. Raises: CheckpointError if a write failed."""
         if self._opened is not None:

@@ -49,6 +49,7 @@ class Manager(ocp.CheckpointManager):
         self.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
 
     def restore_state(self, step: int, abstract: Any) -> Any:
+        """abstract: the shapes and types of the state; None for nested dicts as they were saved."""
         return self.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
 
 

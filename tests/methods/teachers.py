@@ -7,16 +7,47 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from ssl_jax import config as configs
 from ssl_jax import models, weights
+from ssl_jax.methods.toolkit import tokenizers
+from ssl_jax.ops import normalize
+from ssl_jax.training.checkpoint import Checkpoints
+from ssl_jax.workdir import config_file
 
 _DIRECTORY = tempfile.TemporaryDirectory(prefix="teachers")
 
 
 def with_teacher(config):
     """The config of any method; one that needs a teacher is given a small one that was never trained."""
-    if config.method.name in ("clusterfit", "distill"):
-        config.method.teacher = str(saved(config.data.channels or 3))
+    channels = config.data.channels or 3
+    if config.method.name in ("clusterfit", "distill", "vqkd"):
+        config.method.teacher = str(saved(channels))
+    if config.method.name == "beit_v2":
+        side = config.augment.view.size[0]
+        config.method.tokenizer = str(saved_tokenizer(channels, side, config.model.get("patch_size", 16)))
     return config
+
+
+@functools.cache
+def saved_tokenizer(channels: int = 1, side: int = 28, patch_size: int = 7, codes: int = 24) -> Path:
+    """The directory of a run of vqkd with a small ViT of one block, which was never trained."""
+    directory = Path(_DIRECTORY.name) / f"tokenizer-{channels}-{side}-{patch_size}-{codes}"
+    directory.mkdir(exist_ok=True)  # saved_tokenizer() and saved_tokenizer(1) are two calls to functools.cache
+    if (directory / "checkpoints").exists():
+        return directory
+    model = dict(name="vit_tiny_patch16_224", dim=32, depth=1, heads=2, patch_size=patch_size, image_size=side)
+    model["pool"] = "norm_mean"
+    variables = models.create(**model).init(jax.random.key(7), jnp.zeros((1, side, side, channels)))
+    meta = {"model": model, "image_size": [side, side], "channels": channels}
+    meta |= {"mean": [0.3] * channels, "std": [0.5] * channels}
+    weights.save_backbone(directory, jax.device_get(variables), meta)
+    config_file.claim(directory, configs.get_config("vqkd:tiny"))
+    codebook = normalize(jax.random.normal(jax.random.key(9), (codes, 8)))
+    head = tokenizers.TanhHead(8).init(jax.random.key(8), jnp.zeros((1, 32)))["params"]
+    checkpoints = Checkpoints(directory / "checkpoints")
+    checkpoints.save(1, {"params": {"head": head}, "model_state": {"codebook": codebook}})
+    checkpoints.close()
+    return directory
 
 
 @functools.cache

@@ -22,7 +22,9 @@ from ssl_jax.keys import NOT_NEGATIVE
 from ssl_jax.methods.contract import Base, Params, State, Variables
 from ssl_jax.methods.toolkit.networks import Networks, forward_views, select
 from ssl_jax.methods.toolkit.rows import take_rows
+from ssl_jax.models import maps
 from ssl_jax.models.abilities import without_noise
+from ssl_jax.models.dcgan import Discriminator
 from ssl_jax.ops.collectives import num_rows
 
 
@@ -119,3 +121,16 @@ def given(loaded: Teacher | None, method: str) -> Teacher:
             "--config.method.teacher_model=NAME"
         )
     return loaded
+
+
+def has_places(module: nn.Module) -> bool:
+    """Whether a network has features of places whose width is that of its features of a whole image."""
+    return maps.has_patch_map(module) and not isinstance(module, Discriminator)
+
+
+def resized(target: Float[Array, "batch ... dim"], like: Sequence[int]) -> Float[Array, "batch ... dim"]:
+    """Features of places, resized to the grid of an array of the shape `like`; those of whole images as they are."""
+    shape = (*like[:-1], target.shape[-1])
+    if target.shape == shape:
+        return target
+    return cast(Array, jax.image.resize(target, shape, "bilinear", precision=lax.Precision.HIGHEST))
