@@ -136,3 +136,15 @@ def test_the_teachers_decay_grows_and_stays():
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_report_has_what_the_first_masks_leave_visible():
+    method = make()
+    batch = {"views": (jnp.array(X),), "index": jnp.arange(4)}
+    pictures = jax.jit(lambda batch, rng: method.pictures({}, {}, batch, rng))(batch, jax.random.key(2))
+    assert list(pictures) == ["image", "mask 1", "mask 2"]
+    hidden = step()[4].reshape(4, MASKS, 6, 1, 6, 1)  # the same key draws them in a step
+    for number in range(2):
+        seen = np.where(hidden[:, number], 0.0, X.reshape(4, 6, 4, 6, 4)).reshape(4, 24, 24, 1)
+        np.testing.assert_array_equal(pictures[f"mask {number + 1}"], seen)
