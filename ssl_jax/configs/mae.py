@@ -74,6 +74,32 @@ def imagenet_vitl16() -> ConfigDict:
     return _imagenet("vit_large_patch16_224", 1600)
 
 
+def pixio_vith16() -> ConfigDict:
+    """Pixio on ImageNet, Yang et al. 2025, arXiv:2512.15715: its script for ViT-H, 642,000 steps."""
+    vit = dict(patch_size=16, image_size=256, positions="learned", registers=7, drop_path=0.4)
+    config = recipes.imagenet("vit_huge_patch14_224", batch_size=8192, epochs=4115, **vit)
+    config.method = dict(
+        name="mae",
+        mask_ratio=0.75,
+        normalize=True,
+        decoder_dim=512,
+        decoder_depth=32,
+        decoder_heads=16,
+        decoder_positions="learned",
+    )
+    config.augment.view = dict(size=(256, 256), crop_area=(0.2, 1.0), flip=0.0, interpolation="bicubic")
+    config.mask = dict(kind="random", ratio=(0.75, 0.75), unit=4)
+    config.optimizer = dict(
+        name="adamw",
+        lr=recipes.lr_for(config, 2.5e-5),
+        weight_decay=0.05,
+        b2=0.95,
+        warmup_steps=40 * 1605,
+        final_lr=0.0,
+    )
+    return config
+
+
 SCALES = {
     "tiny": tiny,
     "folder": recipes.folder(tiny),
@@ -81,6 +107,7 @@ SCALES = {
     "cifar_vits4": cifar_vits4,
     "imagenet_vitb16": imagenet_vitb16,
     "imagenet_vitl16": imagenet_vitl16,
+    "pixio_vith16": pixio_vith16,
 }
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from ssl_jax.keys import COUNT, INNER_SHARE
+from ssl_jax.keys import COUNT, INNER_SHARE, OneOf
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import autoencoding, masking
@@ -26,7 +26,11 @@ class MAE(Base):
 
     Give the ViT fixed positions, model.positions="sincos". Its kernels are drawn by Xavier's rule, as the decoder's.
 
-    Source: He et al. 2021, arXiv:2111.06377, section 3, and the authors' code.
+    Pixio (config mae:pixio_vith16) is this with a deeper decoder, larger hidden squares (config.mask.unit), more class
+    tokens (model.registers) and learned positions.
+
+    Source: He et al. 2021, arXiv:2111.06377, section 3, and the authors' code. Pixio: Yang et al. 2025,
+      arXiv:2512.15715, and the authors' code.
     """
 
     backbone: nn.Module
@@ -36,6 +40,11 @@ class MAE(Base):
     decoder_dim: Annotated[int, COUNT, "Width of the decoder."] = 512
     decoder_depth: Annotated[int, COUNT, "Blocks of the decoder."] = 8
     decoder_heads: Annotated[int, COUNT, "Attention heads of the decoder."] = 16
+    decoder_positions: Annotated[
+        str,
+        OneOf(("sincos", "learned")),
+        "Positions in the decoder. sincos: fixed, of patches. learned: of all.",
+    ] = "sincos"
 
     views = ("view",)
     masked = views
@@ -48,7 +57,12 @@ class MAE(Base):
     def decoder(self, images: Float[Array, "batch height width channels"]) -> autoencoding.Decoder:
         """For images of this size."""
         return autoencoding.decoder(
-            self.backbone, images, dim=self.decoder_dim, depth=self.decoder_depth, heads=self.decoder_heads
+            self.backbone,
+            images,
+            dim=self.decoder_dim,
+            depth=self.decoder_depth,
+            heads=self.decoder_heads,
+            positions=self.decoder_positions,
         )
 
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:

@@ -101,3 +101,13 @@ def test_the_picture_keeps_what_was_seen_and_undoes_the_normalization():
 def test_a_resnet_is_refused():
     with pytest.raises(ValueError, match="use a ViT"):
         METHODS["mae"](models.create("resnet8"), RUN)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_learned_positions_of_the_decoder_are_of_all_tokens():
+    decoder = Decoder(dim=8, depth=0, heads=1, outputs=4, grid=(2, 3), prefix=2, positions="learned")
+    tokens, mask = np.ones((1, 5, 8), np.float32), np.array([[True, False, True, False, False, True]])
+    made, variables = jax.jit(decoder.init_with_output)(jax.random.key(0), tokens, mask)
+    assert variables["params"]["pos_embed"].shape == (1, 8, 8)
+    assert made.shape == (1, 6, 4)
+    assert len(np.unique(np.asarray(made)[0, [1, 3, 4]].round(5), axis=0)) == 3  # equal tokens at three places

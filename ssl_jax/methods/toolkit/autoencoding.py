@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 from ssl_jax import losses
 from ssl_jax.methods.contract import Params, Variables
 from ssl_jax.methods.toolkit import drawing, masking
-from ssl_jax.models.blocks import Block, layer_norm
+from ssl_jax.models.blocks import Block, layer_norm, weight_init
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.patches import patchify
 from ssl_jax.models.positions import patch_grid, sincos_positions
@@ -21,7 +21,8 @@ from ssl_jax.models.positions import patch_grid, sincos_positions
 class Decoder(nn.Module):
     """The tokens that the encoder saw -> the pixels of all patches, or other numbers of theirs.
 
-    Each hidden patch begins as one and the same token; positions are fixed sines and cosines.
+    Each hidden patch begins as one and the same token. Positions are fixed sines and cosines of patches, or learned for
+    all tokens.
     """
 
     dim: int
@@ -30,6 +31,7 @@ class Decoder(nn.Module):
     outputs: int  # of a patch
     grid: tuple[int, int]  # patches down, across
     prefix: int = 1  # tokens before the patches
+    positions: str = "sincos"  # or "learned"
 
     @nn.compact
     def __call__(
@@ -46,7 +48,11 @@ class Decoder(nn.Module):
         # Where each patch's token is found among [the seen ones, the mask token].
         source = jnp.where(mask, x.shape[1] - self.prefix, jnp.cumsum(~mask, axis=1) - 1)
         patches = jnp.take_along_axis(jnp.concatenate([x[:, self.prefix :], hidden], axis=1), source[..., None], axis=1)
-        x = jnp.concatenate([x[:, : self.prefix], patches + sincos_positions(self.grid, self.dim)], axis=1)
+        if self.positions == "learned":
+            x = jnp.concatenate([x[:, : self.prefix], patches], axis=1)
+            x = x + self.param("pos_embed", weight_init, (1, *x.shape[1:]))
+        else:
+            x = jnp.concatenate([x[:, : self.prefix], patches + sincos_positions(self.grid, self.dim)], axis=1)
         for i in range(self.depth):
             block = Block(self.heads, 4 * self.dim, layer_scale=0.0, dtype=x.dtype, name=f"blocks_{i}")
             x = block(x)
@@ -62,6 +68,7 @@ def decoder(
     depth: int,
     heads: int,
     outputs: int = 0,
+    positions: str = "sincos",
 ) -> Decoder:
     """The decoder of a ViT's tokens for images of this size. outputs: of a patch; 0: its pixels."""
     patch = backbone.patch_size
@@ -73,13 +80,21 @@ def decoder(
         outputs=outputs or patch**2 * channels,
         grid=patch_grid((height, width), patch),
         prefix=backbone.num_prefix,
+        positions=positions,
     )
 
 
 def draw_backbone(rng_kernels: Key[Array, ""], rng_token: Key[Array, ""], params: Params) -> Params:
-    """A ViT's params with MAE's first weights: kernels by Xavier's rule, a class token of deviation 0.02."""
+    """A ViT's params with MAE's first weights: kernels by Xavier's rule, a class token of deviation 0.02.
+
+    Registers are drawn as the class token is: Pixio calls them class tokens, too.
+    """
     drawn = drawing.draw_xavier(rng_kernels, params, split_qkv=False)
-    return {**drawn, "cls_token": 0.02 * jax.random.normal(rng_token, drawn["cls_token"].shape)}
+    drawn = {**drawn, "cls_token": 0.02 * jax.random.normal(rng_token, drawn["cls_token"].shape)}
+    if "reg_token" in drawn:
+        rng_registers = jax.random.fold_in(rng_token, 1)
+        drawn["reg_token"] = 0.02 * jax.random.normal(rng_registers, drawn["reg_token"].shape)
+    return drawn
 
 
 def init_decoder(rng: Key[Array, ""], made: Decoder, encoder_dim: int) -> Variables:
