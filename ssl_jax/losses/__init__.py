@@ -16,7 +16,7 @@ from ssl_jax.losses.contrastive import (
     supcon_inside,
 )
 from ssl_jax.losses.decorrelation import barlow_twins, vibcreg, vicreg, vicregl_global, vicregl_local, w_mse
-from ssl_jax.losses.dense import pixpro
+from ssl_jax.losses.dense import detcon, pixpro
 from ssl_jax.losses.distillation import (
     cross_view,
     dino,
@@ -47,6 +47,7 @@ __all__ = [
     "dcl",
     "dclw",
     "dense_info_nce",
+    "detcon",
     "dino",
     "emp_ssl",
     "feature_distillation",

@@ -1,11 +1,12 @@
-"""Losses of the positions of feature maps."""
+"""Losses of the positions of feature maps, and of their segments."""
 
 # pyright: reportUnknownMemberType=false
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ssl_jax import ops
+from ssl_jax.losses._logsumexp import logsumexp
 
 
 def pixpro(
@@ -44,3 +45,61 @@ def pixpro(
     cosine = jnp.einsum("bsd,btd->bst", ops.normalize(prediction), ops.normalize(target), precision="highest")
     pairs = jnp.sum(near, axis=(1, 2), dtype=jnp.float32)
     return -2.0 * jnp.mean(jnp.sum(jnp.where(near, cosine, 0.0), axis=(1, 2)) / jnp.maximum(pairs, 1.0))
+
+
+def detcon(
+    predictions: tuple[Float[Array, "batch segments dim"], Float[Array, "batch segments dim"]],
+    targets: tuple[Float[Array, "batch segments dim"], Float[Array, "batch segments dim"]],
+    ids: tuple[Int[Array, "batch segments"], Int[Array, "batch segments"]],
+    *,
+    temperature: float = 0.1,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, ""]:
+    """DetCon: each segment of a view finds the same segment of the other view, among all segments of all images.
+
+    Let s be a row of one view's predictions, P(s) the other view's targets of the same image with the same id, and C(s)
+    all targets of the global batch of both views, except for those of the own view of the same image with the same id.
+    loss_s = w_s * mean over p in P(s) of -log[exp(cos(s, p) / temperature) / sum_{c in C(s)} exp(cos(s, c) /
+    temperature)]. w_s is 1 / (rows of the same view and image with the same id), or 0 if P(s) is empty. The loss is the
+    mean over batch and segments, added over both views.
+
+    Args:
+      predictions, targets: of the first and the second view, [batch, segments, dim], any scale; row i of all arrays is
+        of image i. The gradient flows to both: where the targets are a teacher's, the caller stops it.
+      ids: of the two views, [batch, segments]: the segment of the image in a row. Several rows may have the same one.
+      temperature: > 0.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
+      chunk_size: as for `nt_xent`.
+
+    Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if the shapes do not agree, or chunk_size < 1.
+    Source: Henaff et al. 2021, arXiv:2103.10957, eq. 3, as in the authors' code (byol_nce_detcon).
+    """
+    shapes = [x.shape for x in (*predictions, *targets)]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 3 or any(x.shape != shapes[0][:2] for x in ids):
+        raise ValueError(
+            "predictions and targets must be [batch, segments, dim] of one shape and ids [batch, segments], got "
+            f"{shapes} and {[x.shape for x in ids]}"
+        )
+    batch, segments, dim = shapes[0]
+    first, second = (ops.normalize(t) for t in targets)
+    loss = jnp.zeros(())
+    for prediction, own, other, own_ids, other_ids in (
+        (predictions[0], first, second, ids[0], ids[1]),
+        (predictions[1], second, first, ids[1], ids[0]),
+    ):
+        anchors = ops.normalize(prediction) / temperature
+        keys = jnp.concatenate([other, own]).reshape(-1, dim)
+        same = own_ids[:, :, None] == own_ids[:, None]
+        index = ops.first_row(keys, axis_name) + batch * segments + jnp.arange(batch * segments)
+        # No key has the index -1.
+        excluded = jnp.where(same, index.reshape(batch, 1, segments), -1).reshape(-1, segments)
+        candidates = logsumexp(anchors.reshape(-1, dim), keys, excluded, chunk_size, axis_name)
+        positive = own_ids[:, :, None] == other_ids[:, None]
+        found = jnp.sum(positive, axis=-1, dtype=jnp.float32)
+        scores = jnp.einsum("bsd,btd->bst", anchors, other, precision="highest")
+        score = jnp.sum(jnp.where(positive, scores, 0.0), axis=-1) / jnp.maximum(found, 1.0)
+        weight = (found > 0) / jnp.sum(same, axis=-1, dtype=jnp.float32)
+        loss += jnp.mean(weight * (candidates.reshape(batch, segments) - score))
+    return loss

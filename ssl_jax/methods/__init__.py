@@ -35,6 +35,7 @@ from ssl_jax.methods.deepcluster import DeepCluster
 from ssl_jax.methods.deepcluster_v2 import DeepClusterV2
 from ssl_jax.methods.denoising import Denoising
 from ssl_jax.methods.densecl import DenseCL
+from ssl_jax.methods.detcon import DetCon
 from ssl_jax.methods.dino import DINO
 from ssl_jax.methods.dinov2 import DINOv2
 from ssl_jax.methods.dinov3 import DINOv3
@@ -143,6 +144,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "deepcluster_v2": DeepClusterV2,
     "denoising": Denoising,
     "densecl": DenseCL,
+    "detcon": DetCon,
     "dino": DINO,
     "dinov2": DINOv2,
     "dinov3": DINOv3,

@@ -3,7 +3,7 @@
 networks: forward passes in training mode. teachers: copies that follow. rows: batches that devices share. checks: what
 a method refuses. drawing: a ViT's first weights. covariance: what its mean over devices sends. And for some families:
 autoencoding, codebook, colors, gan, instances, kmeans, masking, memories, online_kmeans, permutations, places,
-prototype_heads, self_distillation, tiling, tokenizers, transport, visible, whitening.
+prototype_heads, segments, self_distillation, tiling, tokenizers, transport, visible, whitening.
 """
 
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic, Variables

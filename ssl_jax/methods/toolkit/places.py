@@ -40,7 +40,6 @@ def near_positions(
     Source: Xie et al. 2020, arXiv:2011.10043, section 3.1, as in the authors' code.
     """
     first, second = (map_positions(*of) for of in zip(boxes, grids, aspects, strict=True))
-    gaps = first[:, :, None] - second[:, None]
-    distances = jnp.sqrt(jnp.sum(gaps * gaps, axis=-1))
+    distances = jnp.sqrt(jnp.sum((first[:, :, None] - second[:, None]) ** 2, axis=-1))
     diagonals = [jnp.hypot(b[:, 2] / rows, b[:, 3] / columns) for b, (rows, columns) in zip(boxes, grids, strict=True)]
     return distances < ratio * jnp.maximum(*diagonals)[:, None, None]
