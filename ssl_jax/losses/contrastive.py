@@ -128,7 +128,9 @@ def supcon(
 
     Returns: float32 scalar >= 0; its mean over devices is the loss of the whole batch.
     Raises: ValueError if features are not [batch, views, dim] and labels [batch], or chunk_size < 1.
-    Source: Khosla et al. 2020, arXiv:2004.11362, eq. 2 (L_out), with a mean over the anchors in place of the sum.
+    Source: Khosla et al. 2020, arXiv:2004.11362, eq. 2 (L_out), with a mean over the anchors in place of the sum. It is
+      also StableRep's multi-positive cross entropy (Tian et al. 2023, arXiv:2306.00984, eq. 1-2), whose labels say
+      which caption an image was made from; its temperature is 0.1, too.
     """
     anchors, own, group = _anchors_of_classes(features, labels, axis_name)
     others = logsumexp(anchors / temperature, anchors, own[:, None], chunk_size, axis_name)

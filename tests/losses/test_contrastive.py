@@ -242,6 +242,19 @@ def test_supcon_equals_the_authors_code():
     np.testing.assert_allclose(both(features, labels), (5.809951323741345, 8.299930462487634), rtol=1e-5)
 
 
+def test_supcon_is_stablereps_multi_positive_cross_entropy():
+    # arXiv:2306.00984, eq. 1-2: the cross entropy of p, equal shares of an anchor's matches, and q, its softmax.
+    z, captions = draw_views(views=1)[:, 0], np.array([0, 1, 0, 1, 2, 2, 0, 1])
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    others = ~np.eye(8, dtype=bool)
+    q = np.exp(unit @ unit.T / 0.3) * others
+    q /= q.sum(1, keepdims=True)
+    p = (captions[:, None] == captions) & others
+    p = p / p.sum(1, keepdims=True)
+    expected = -np.mean(np.sum(p * np.log(np.where(others, q, 1.0)), axis=1))
+    np.testing.assert_allclose(losses.supcon(z[:, None], captions, temperature=0.3), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("labels", [np.full(8, -1, np.int32), np.arange(8, dtype=np.int32)])
 def test_supcon_without_common_labels_is_nt_xent(labels):
     views = draw_views()
