@@ -16,7 +16,7 @@ from ssl_jax.losses.contrastive import (
     supcon_inside,
 )
 from ssl_jax.losses.decorrelation import barlow_twins, vibcreg, vicreg, vicregl_global, vicregl_local, w_mse
-from ssl_jax.losses.dense import detcon, pixpro
+from ssl_jax.losses.dense import detcon, patch_kernel_alignment, pixpro
 from ssl_jax.losses.distillation import (
     cross_view,
     dino,
@@ -72,6 +72,7 @@ __all__ = [
     "negative_cosine",
     "nt_xent",
     "patch_info_nce",
+    "patch_kernel_alignment",
     "pcl_prototypes",
     "pixpro",
     "pmsn",

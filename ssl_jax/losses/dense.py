@@ -3,6 +3,7 @@
 # pyright: reportUnknownMemberType=false
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ssl_jax import ops
@@ -103,3 +104,57 @@ def detcon(
         weight = (found > 0) / jnp.sum(same, axis=-1, dtype=jnp.float32)
         loss += jnp.mean(weight * (candidates.reshape(batch, segments) - score))
     return loss
+
+
+def patch_kernel_alignment(
+    prediction: Float[Array, "batch positions dim"],
+    target: Float[Array, "batch positions dim2"],
+    valid: Bool[Array, "batch positions"] | None = None,
+    *,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Patch kernel alignment: positions that are alike in the target are alike in the prediction.
+
+    loss = the mean over the images of 1 - <K, L> / (|K| |L|), where K and L [positions, positions] are the dot products
+    of an image's predictions and of its targets, each minus their mean over the positions: 1 minus the centered kernel
+    alignment. It does not change if features are scaled or rotated. Images with fewer than two valid positions do not
+    count; an image whose positions are all equal adds 1.
+
+    Args:
+      prediction, target: [batch, positions, dim], position by position of the same place; any scale, and each its own
+        dim. The gradient flows to both: where the target is a teacher's, the caller stops it.
+      valid: [batch, positions], False for positions to be left out; None: all count.
+      axis_name: mapped axis that the batch is sharded over; None if the arrays hold the whole batch.
+
+    Returns: float32 scalar in [0, 1]; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if the shapes do not agree.
+    Source: Patch-Level Kernel Alignment for Dense Self-Supervised Learning, 2025, arXiv:2509.05606, as in lightly's
+      PatchKernelAlignmentLoss; lightly's floor under the two norms is 1e-3 for features of any scale.
+    """
+    valid = jnp.ones(prediction.shape[:2], bool) if valid is None else valid
+    if prediction.ndim != 3 or prediction.shape[:2] != target.shape[:2] or valid.shape != prediction.shape[:2]:
+        raise ValueError(
+            "prediction and target must be [batch, positions, dim] and valid [batch, positions], got "
+            f"{prediction.shape}, {target.shape}, {valid.shape}"
+        )
+    kernels = (_centered_kernel(z, valid) for z in (prediction, target))
+    alignment = jnp.sum(next(kernels) * next(kernels), axis=(1, 2))
+    return ops.mean_where(1.0 - alignment, jnp.sum(valid, axis=1) >= 2, axis_name)
+
+
+def _centered_kernel(
+    z: Float[Array, "batch positions dim"], valid: Bool[Array, "batch positions"]
+) -> Float[Array, "batch positions positions"]:
+    """Dot products of each image's valid rows minus their mean, 0 for the others, scaled to a norm of 1."""
+    # Divided by the largest entry first, as in ops.normalize; once more after centering, so that squares do not vanish.
+    z, where = z.astype(jnp.float32), valid[..., None]
+    z = _by_largest(jnp.where(where, z, 0.0))
+    mean = jnp.sum(z, axis=1, keepdims=True) / jnp.maximum(jnp.sum(where, axis=1, keepdims=True), 1)
+    z = _by_largest(jnp.where(where, z - mean, 0.0))
+    kernel = jnp.einsum("bsd,btd->bst", z, z, precision="highest")
+    return kernel * lax.rsqrt(jnp.maximum(jnp.sum(kernel**2, axis=(1, 2), keepdims=True), 1e-12))
+
+
+def _by_largest(z: Float[Array, "batch positions dim"]) -> Float[Array, "batch positions dim"]:
+    largest = lax.stop_gradient(jnp.max(jnp.abs(z), axis=(1, 2), keepdims=True))
+    return z / jnp.maximum(largest, 1e-12)

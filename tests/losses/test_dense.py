@@ -126,3 +126,60 @@ def test_detcon_refuses_other_shapes():
     for predictions, numbers in (((z, z[:, :2]), (ids, ids)), ((z, z), (ids, ids[:, :2])), ((z[0], z[0]), (ids, ids))):
         with pytest.raises(ValueError, match=r"ids \[batch, segments\], got"):
             losses.detcon(predictions, (z, z), numbers)
+
+
+# patch_kernel_alignment
+
+
+def draw_features(batch=8):
+    """Five positions of each image, of which two images leave some out, and one all but one."""
+    rng = np.random.default_rng(0)
+    prediction, target = (rng.normal(size=(batch, 5, dim)).astype(np.float32) for dim in (3, 4))
+    valid = np.ones((batch, 5), bool)
+    valid[0, :2] = valid[1, 3] = valid[2, 1:] = False
+    return prediction, target, valid
+
+
+def reference_alignment(prediction, target, valid):
+    of_images = []
+    for p, t, rows in zip(prediction, target, valid, strict=True):
+        count = rows.sum()
+        if count >= 2:
+            h = np.eye(count) - 1 / count
+            k, m = (h @ z[rows] @ z[rows].T @ h for z in (p, t))
+            of_images.append(1 - np.sum(k * m) / np.linalg.norm(k) / np.linalg.norm(m))
+    return np.mean(of_images)
+
+
+def test_patch_kernel_alignment_is_the_papers_formula():
+    checks.equals_reference(
+        losses.patch_kernel_alignment, reference_alignment, *draw_features(), argnums=(0, 1), gradient_atol=1e-4
+    )
+
+
+def test_patch_kernel_alignment_over_devices_is_that_of_the_whole_batch():
+    checks.same_on_devices(losses.patch_kernel_alignment, *draw_features(), argnums=(0, 1), devices=(1, 2, 8))
+
+
+def test_patch_kernel_alignment_is_finite():
+    checks.finite_everywhere(losses.patch_kernel_alignment, *draw_features(), scaled=(0, 1))
+
+
+def test_patch_kernel_alignment_of_bfloat16_is_computed_in_float32():
+    checks.computed_in_float32((losses.patch_kernel_alignment, draw_features(), (0, 1)))
+
+
+def test_patch_kernel_alignment_does_not_see_rotations_scales_and_shifts():
+    z, _, _ = draw_features()
+    turned, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
+    same = (30 * z @ turned + 2.0).astype(np.float32)
+    np.testing.assert_allclose(losses.patch_kernel_alignment(z, same), 0.0, atol=1e-5)
+    np.testing.assert_allclose(losses.patch_kernel_alignment(z, np.ones_like(z)), 1.0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_patch_kernel_alignment_refuses_other_shapes():
+    z = np.ones((4, 3, 2))
+    for arrays in ((z, z[:, :2]), (z[0], z[0]), (z, z, np.ones((4, 2), bool))):
+        with pytest.raises(ValueError, match=r"valid \[batch, positions\], got"):
+            losses.patch_kernel_alignment(*arrays)
