@@ -30,7 +30,7 @@ def imagenet_r50() -> ConfigDict:
         temperature=0.1,
         segments=16,
         grid=5,
-        place_weight=2.0,
+        place_weight=1.0,
         decay=0.996,
     )
     config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2, whole=whole(56))

@@ -50,7 +50,7 @@ class DetCon(Base):
         float,
         NOT_NEGATIVE,
         "Weight of a pixel's place, from -1 to 1 across the image, beside its normalized color; 1000 gives the grid.",
-    ] = 2.0
+    ] = 1.0
     decay: Annotated[float, SHARE, "The teacher's decay at the start; it goes to 1 by half a cosine."] = 0.996
 
     views = ("view1", "view2", "whole")
