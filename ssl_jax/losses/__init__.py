@@ -33,6 +33,7 @@ from ssl_jax.losses.generative import adversarial, hinge, region_squared_error, 
 from ssl_jax.losses.masked import masked_cross_entropy, masked_l1, masked_pixels, masked_smooth_l1
 from ssl_jax.losses.neighbors import all4one_features, mean_shift
 from ssl_jax.losses.pretext import classification, colorization, counting
+from ssl_jax.losses.sketching import visreg
 from ssl_jax.losses.spread import emp_ssl, frossl, hypersphere, mmcr, sigreg, tico
 
 __all__ = [
@@ -94,5 +95,6 @@ __all__ = [
     "vicreg",
     "vicregl_global",
     "vicregl_local",
+    "visreg",
     "w_mse",
 ]

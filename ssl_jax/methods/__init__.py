@@ -93,6 +93,7 @@ from ssl_jax.methods.vae import VAE
 from ssl_jax.methods.vibcreg import VIbCReg
 from ssl_jax.methods.vicreg import VICReg
 from ssl_jax.methods.vicregl import VICRegL
+from ssl_jax.methods.visreg import VISReg
 from ssl_jax.methods.vqkd import VQKD
 from ssl_jax.methods.w_mse import WMSE
 
@@ -200,5 +201,6 @@ METHODS: dict[str, Callable[..., Method]] = {
     "vicreg": VICReg,
     "vicregl": VICRegL,
     "vqkd": VQKD,
+    "visreg": VISReg,
     "w_mse": WMSE,
 }

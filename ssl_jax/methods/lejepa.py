@@ -36,6 +36,8 @@ class LeJEPA(Base):
     weight: Annotated[float, SHARE, "Weight of the regularization: the paper's lambda, its only trade-off."] = 0.05
     directions: Annotated[int, COUNT, "Random directions along which the regularization compares distributions."] = 1024
 
+    activation = "relu"  # between the projector's layers
+
     # chance_level: the loss of equal embeddings depends on where they are.
 
     def __post_init__(self) -> None:
@@ -51,7 +53,9 @@ class LeJEPA(Base):
 
     @property
     def networks(self) -> toolkit.Networks:
-        projector = MLP(self.projector, hidden_bias=True, output_bias=True, kernel_init=torch_init)
+        projector = MLP(
+            self.projector, activation=self.activation, hidden_bias=True, output_bias=True, kernel_init=torch_init
+        )
         return {"backbone": self.backbone, "projector": projector}
 
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
@@ -74,10 +78,16 @@ class LeJEPA(Base):
         z = outputs["projector"]  # [views, batch, dim]
         invariance = jnp.mean((z - jnp.mean(z[: self.num_global], axis=0)) ** 2)
         directions = jax.random.normal(rng_directions, (z.shape[-1], self.directions))
+        regularization, metrics = self.regularize(z, directions, axis_name)
+        loss = (1.0 - self.weight) * invariance + self.weight * regularization
+        return Output(loss, {"batch_stats": batch_stats}, {"invariance": invariance, **metrics}, embeddings=z)
+
+    def regularize(
+        self, z: Float[Array, "views batch dim"], directions: Float[Array, "dim directions"], axis_name: str | None
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """(what keeps the embeddings apart, metrics)"""
         sigreg = jnp.mean(jnp.stack([losses.sigreg(view, directions, knots=KNOTS, axis_name=axis_name) for view in z]))
-        loss = (1.0 - self.weight) * invariance + self.weight * sigreg
-        metrics = {"invariance": invariance, "sigreg": sigreg}
-        return Output(loss, {"batch_stats": batch_stats}, metrics, embeddings=z)
+        return sigreg, {"sigreg": sigreg}
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic:
         # Of each view: the characteristic function, real and imaginary, along each direction.
