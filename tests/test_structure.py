@@ -78,6 +78,7 @@ DATA_FLOW = [
         "parquet_source",
         "array_record_source",
         "packed_source",
+        "synthetic",
         "emoji_source",
         "tfds_source",
         "window_source",

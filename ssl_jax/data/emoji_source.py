@@ -8,11 +8,20 @@ from jaxtyping import Int32
 from ssl_jax.data import emoji, splits
 from ssl_jax.data.formats import decode_image
 from ssl_jax.data.sources import Source, digest_of
+from ssl_jax.data.synthetic import PREFIX, Synthetic
 
 
 def is_emoji(name: str) -> bool:
-    """Whether the name of a data set is one of emoji, with or without a labeling."""
-    return name.partition("/")[0] in emoji.PACKAGES
+    """Whether the name of a data set is one of emoji, with or without a labeling, synthetic or not."""
+    return name.removeprefix(PREFIX).partition("/")[0] in emoji.PACKAGES
+
+
+def open_emoji(name: str, split: str, folder: str | None, channels: int | None) -> Source:
+    """An `EmojiSource`; of a name that begins with "synthetic_", what a synthetic camera takes of it, of five bands
+    whatever `channels` says."""
+    if name.startswith(PREFIX):
+        return Synthetic(EmojiSource(name.removeprefix(PREFIX), split=split, folder=folder))
+    return EmojiSource(name, split=split, folder=folder, channels=channels)
 
 
 class EmojiSource(Source):

@@ -19,7 +19,7 @@ from ssl_jax.data import array_files, folders, packed_index, shards, splits
 from ssl_jax.data.array_files import array_splits
 from ssl_jax.data.array_record_source import array_record_splits
 from ssl_jax.data.bands import Bands
-from ssl_jax.data.emoji_source import EmojiSource, is_emoji
+from ssl_jax.data.emoji_source import is_emoji, open_emoji
 from ssl_jax.data.folder_source import folder, folder_pair, folder_splits, image_file
 from ssl_jax.data.formats import table
 from ssl_jax.data.list_source import REMEDY, list_splits
@@ -72,13 +72,14 @@ def load(
     Args:
       name: of a TFDS data set ("cifar10", "imagenet2012", ...), which is downloaded and prepared if it is not yet; or
         "folder", for images of your own. "fashion_mnist" is read from Debian's package if that is installed and TFDS
-        has not prepared it. "emoji_google", "emoji_twitter": see `ssl_jax.data.emoji_source`.
+        has not prepared it. "emoji_google", "emoji_twitter", "synthetic_emoji_google" and
+        "synthetic_emoji_twitter": see `ssl_jax.data.emoji_source` and `ssl_jax.data.synthetic`.
       split: for a TFDS data set, TFDS's own, with its slices ("train[:10%]"); for a folder see `ssl_jax.data.folders`.
         Other images of your own are "train" if they have no splits.
       path: the folder, or another of what `open_data` takes. For a TFDS data set, where TFDS keeps its data, if not in
         its usual place; the same for packages of emoji.
       channels: 1 (gray) and 3 (RGB) convert photos as they are read; any other number must be the images' own; None: as
-        the images are. Arrays and images of one file a band are not converted.
+        the images are. Arrays, synthetic images and images of one file a band are not converted.
       bands: indices of the bands to keep, in this order; (): all.
       pages: of a folder, see `ssl_jax.data.folder`.
       window: side in pixels of windows, each of which counts as an image, see `ssl_jax.data.windows`; 0: whole images.
@@ -90,7 +91,7 @@ def load(
     _check_pages(pages, path or name)
     read = None if bands else channels
     if is_emoji(name):
-        return _parts(EmojiSource(name, split=split, folder=path, channels=read), bands, window)
+        return _parts(open_emoji(name, split, path, read), bands, window)
     if kind is None:
         return _parts(tfds(name, split=split, data_dir=path, channels=read), bands, window)
     return _parts(splits.pick(kind.open(path or "", read), split, path or "", kind.remedy), bands, window)

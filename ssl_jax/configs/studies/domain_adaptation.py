@@ -1,5 +1,5 @@
-"""Labels of a source, images of a target. Scales: tiny and emoji (about ten minutes each on two CPU cores), smoke (for
-tests).
+"""Labels of a source, images of a target. Scales: tiny (about ten minutes on two CPU cores), emoji (as many
+steps), smoke (for tests).
 
 The source is Fashion-MNIST in three equal channels. The target is the folder of color images of Debian's
 tuxpaint-stamps-default; its labels are those of classes with 30 images or more. At scale emoji both are in color:
