@@ -37,7 +37,7 @@ class EmojiSource(Source):
         their 98 sub-categories.
       split: "train" or "test", also with TFDS's slices ("train[:10%]").
       folder: where the package is or shall be; None: in ssl_jax's cache.
-      channels: 1 or 3; images are converted as they are read.
+      channels: 1 or 3; images are converted as they are read. None: 3.
     Raises: ValueError for another labeling or split, and if the package cannot be fetched.
     """
 
@@ -52,7 +52,7 @@ class EmojiSource(Source):
         chosen = [position for part in ranges for position in divided[part.split][part.start : part.end]]
         self._drawings = [found.drawings[position] for position in chosen]
         self._encoded = [found.images[position] for position in chosen]
-        self.name, self._split, self._channels = name, split, channels
+        self.name, self._split, self._channels = name, split, channels or 3
         self.groups = np.array([drawing.group for drawing in self._drawings])
         kinds = [_kind(drawing, labeling) for drawing in found.drawings]
         self.class_names = splits.class_names(kinds)

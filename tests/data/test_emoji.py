@@ -132,6 +132,7 @@ def test_slices_channels_and_bytes(folder):
     part = load("emoji_google", folder, "train[:4]", channels=1)
     assert len(part) == 4 and part[0].shape == (64, 64, 1)
     np.testing.assert_array_equal(part.with_channels(3)[2], whole[2])
+    np.testing.assert_array_equal(load("emoji_google", folder, channels=None)[0], whole[0])
     assert part.encoded(1) == whole.encoded(1) and whole.encoded(1).startswith(b"\x89PNG")
     assert part.digest() != whole.digest()
 
