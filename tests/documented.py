@@ -15,3 +15,8 @@ def commands(page: Path) -> list[list[str]]:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     found = [shlex.split(line, comments=True) for line in COMMAND.findall(text)]
     return [one for one in found if not any(word.startswith("[") or word == "..." for word in one)]
+
+
+def scripts(page: Path) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)

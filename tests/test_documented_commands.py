@@ -14,7 +14,7 @@ import pytest
 from ssl_jax.__main__ import COMMANDS
 from ssl_jax.cli import flags
 from ssl_jax.training.config_keys import of_sections
-from tests.documented import PAGES, ROOT, commands
+from tests.documented import PAGES, ROOT, commands, scripts
 from tests.flags import environment
 
 FIRST_STEPS = ROOT / "docs" / "first_steps.md"
@@ -64,17 +64,19 @@ def test_documented_commands_run_one_after_the_other(page, tmp_path):
                 (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(tmp_path / "MY_IMAGES" / "a" / "0.png", tmp_path / file)
         shorter = [] if "--head_only" in arguments else SHORTER.get(name, [])
-        done = subprocess.run(
-            [sys.executable, "-m", "ssl_jax", name, *arguments, *shorter],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, f"ssl_jax {' '.join([name, *arguments])}\n{done.stderr[-3000:]}"
+        run(["-m", "ssl_jax", name, *arguments, *shorter], tmp_path)
         ran.add(name)
     assert ran >= RUN, f"{page.name} no longer has {RUN - ran}"
+
+    for script in scripts(page) if page == FIRST_STEPS else []:
+        run(["-c", script.replace("steps = 300", "steps, config.batch_size = 2, 8")], tmp_path)
+
+
+def run(arguments: list[str], folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment(), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, f"python {' '.join(arguments)}\n{done.stderr[-3000:]}"
 
 
 def make_images(folder: Path) -> None:

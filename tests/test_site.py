@@ -119,6 +119,9 @@ def test_links_to_files_become_links_to_their_pages():
     assert pages.relink("[a](docs/data.md) [b](CONTRIBUTING.md)", "", "methods/x.md") == (
         "[a](../data.md) [b](../contributing.md)"
     )
+    assert pages.relink("[data.md](data.md#a-list), [docs/nothing.md](nothing.md)", "docs", "faq.md") == (
+        "[Your own images](data.md#a-list), [nothing.md](nothing.md)"
+    )
     assert pages.relink("[a](../benchmarks/mae.py)", "docs", "speed.md") == "[a](source/benchmarks/mae.py.md)"
     assert [*pages.linked("[a](../benchmarks/mae.py) [b](x.md)", "docs")] == ["benchmarks/mae.py", "docs/x.md"]
 

@@ -58,7 +58,7 @@ def navigation() -> list[Any]:
             "Methods": [
                 f"{methods.FOLDER}/index.md",
                 {"Which method": "choosing.md"},
-                {"Pretext tasks": "pretext.md"},
+                {"Pretext tasks, measured": "pretext.md"},
                 *families,
                 {"Configs": "configs.md"},
             ]

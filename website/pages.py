@@ -1,5 +1,6 @@
 """Markdown of the repository as pages of the site: which page a file becomes, its links, its sections and tables."""
 
+import functools
 import posixpath
 import re
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ PAGES = {
     "SECURITY.md": "security.md",
     "examples": "python.md",
 }
-LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\]\((?![a-z]+:|#)(?P<path>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
+NAMED_AS_FILE = re.compile(r"\[[\w./-]+\.md" + LINK.pattern)
 
 
 def page_of(path: str) -> str:
@@ -27,20 +29,35 @@ def page_of(path: str) -> str:
 def linked(text: str, folder: str) -> Iterator[str]:
     """The paths, relative to the repository, to which a text of this folder of the repository links."""
     for match in LINK.finditer(text):
-        yield posixpath.normpath(posixpath.join(folder, match[1]))
+        yield posixpath.normpath(posixpath.join(folder, match["path"]))
 
 
 def relink(text: str, folder: str, page: str) -> str:
-    """The text with each link to a file of the repository replaced by one to its page.
+    """The text with each link to a file of the repository replaced by one to its page, under the page's title where
+    the link was called as the file.
 
-    folder: the text's own, relative to the repository, "docs". page: that on which the text stands, "scale/gpus.md".
+    folder: the text's own, relative to the repository, "docs". page: that on which the text stands, "methods/aim.md".
     """
 
-    def to_page(match: re.Match[str]) -> str:
-        path = posixpath.normpath(posixpath.join(folder, match[1]))
-        return f"]({posixpath.relpath(page_of(path), posixpath.dirname(page) or '.')}{match[2] or ''})"
+    def path_of(match: re.Match[str]) -> str:
+        return posixpath.normpath(posixpath.join(folder, match["path"]))
 
-    return LINK.sub(to_page, text)
+    def entitle(match: re.Match[str]) -> str:
+        return f"[{title(path_of(match)) or match['path']}]({match['path']}{match['anchor'] or ''})"
+
+    def to_page(match: re.Match[str]) -> str:
+        there = posixpath.relpath(page_of(path_of(match)), posixpath.dirname(page) or ".")
+        return f"]({there}{match['anchor'] or ''})"
+
+    return LINK.sub(to_page, NAMED_AS_FILE.sub(entitle, text))
+
+
+@functools.cache
+def title(path: str) -> str:
+    """The first heading of a Markdown file of the repository, or "" where there is none."""
+    file = ROOT / path
+    found = re.search(r"^# (.+)", file.read_text(encoding="utf-8"), re.MULTILINE) if file.is_file() else None
+    return found[1] if found else ""
 
 
 def source_page(path: str) -> str:
