@@ -263,6 +263,5 @@ def _no_folder(text: str) -> Generator[None]:
         yield
     except ValueError as error:
         cause = str(error).partition("\nThe builder name string")[0]  # TFDS goes on with its whole grammar of names
-        raise ValueError(
-            f"there is no file or folder {text!r} (looked from {os.getcwd()}), and TFDS cannot open it as a name: {cause}"
-        ) from error
+        where = f"there is no folder {text!r} (looked from {os.getcwd()})"
+        raise ValueError(f"{where}, and TFDS cannot open it as a name: {cause}") from error
