@@ -16,6 +16,7 @@ import yaml
 import ssl_jax
 from ssl_jax import data, losses, methods, models
 from ssl_jax.methods import toolkit
+from tests.report.pages import CHROMIUM
 from website import docstrings, pages, reference
 from website import methods as method_pages
 
@@ -91,6 +92,18 @@ def test_a_page_asks_nothing_of_the_network(site):
         assert not [one for one in fetched if re.search(r"(https?:)?//", one)], page
     for style in site.rglob("*.css"):
         assert not re.search(r"url\(\s*[\"']?(https?:)?//|@import", style.read_text(encoding="utf-8")), style
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install chromium or google-chrome")
+def test_the_search_finds_pages_on_a_disk_without_a_network(site, tmp_path):
+    quiet = "--no-sandbox --disable-gpu --disable-background-networking --virtual-time-budget=30000 --dump-dom"
+    chromium = [CHROMIUM, "--headless", *quiet.split(), f"--user-data-dir={tmp_path}"]
+    nowhere = "--host-resolver-rules=MAP * 127.0.0.1:9"
+    page = f"{(site / 'index.html').as_uri()}?q=collapse"
+    found = subprocess.run([*chromium, nowhere, page], capture_output=True, text=True, timeout=240, check=True)
+    assert "matching documents" in found.stdout
+    assert re.search(r'href="file:[^"]*faq\.html[^"]*#has-it-collapsed"', found.stdout)
 
 
 @pytest.mark.parametrize(
