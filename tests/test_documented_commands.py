@@ -82,11 +82,11 @@ def run(arguments: list[str], folder: Path) -> None:
 def make_images(folder: Path) -> None:
     """Under the names that the pages use: labelled images in two folders, other images, masks, a photo."""
     rng = np.random.default_rng(0)
-    for number in range(24):
+    for number in range(60):  # more than the 20 neighbors of kNN
         kind, name = "ab"[number % 2], f"{number}.png"
         image = rng.integers(0, 128, (72, 80, 3)) + 100 * (number % 2)
         mask = np.zeros((72, 80), np.uint8)
-        mask[: 36 + number] = 1
+        mask[: 10 + number] = 1
         for place, pixels in (("MY_IMAGES", image), ("MY_MASKS", mask)):
             (folder / place / kind).mkdir(parents=True, exist_ok=True)
             assert cv2.imwrite(str(folder / place / kind / name), pixels.astype(np.uint8))
