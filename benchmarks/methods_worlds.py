@@ -8,7 +8,8 @@ from ssl_jax.methods import METHODS
 # Not above their untrained network under each protocol after that many steps: what five times as many give.
 SLOW, LONGER = ("bigan", "dcgan", "ijepa"), 5
 DRAWS = tuple(range(5))  # of the 10 labels per class
-GIVEN = ("beit_v2", "clusterfit", "distill", "vqkd")  # start with a trained network; of distill, see distill.py
+# Start with a trained network; of distill, see distill.py.
+GIVEN = ("beit_v2", "clusterfit", "distill", "feature_targets", "vqkd")
 COMPARED = [name for name in METHODS if name not in GIVEN]
 
 

@@ -90,6 +90,30 @@ def masked_smooth_l1(
     return ops.mean_where(jnp.mean(near * near / (2.0 * beta) + (d - near), axis=-1), mask, axis_name)
 
 
+def masked_cosine(
+    prediction: Float[Array, "batch tokens dim"],
+    target: Float[Array, "batch tokens dim"],
+    mask: Bool[Array, "batch tokens"],
+    *,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """EVA and MILAN: the mean of 1 - cos(prediction, target) over all masked tokens of the global batch.
+
+    Args:
+      prediction, target: [batch, tokens, dim], any scale. The gradient flows to both: where the target is a teacher's,
+        the caller stops it.
+      mask, axis_name: as for `masked_pixels`.
+
+    Returns: float32 scalar in [0, 2]; its mean over devices is the loss of the whole batch.
+    Raises: ValueError if the shapes do not agree.
+    Source: Fang et al. 2022, arXiv:2211.07636, whose code has -cos; Hou et al. 2022, arXiv:2208.06049, whose code has
+      2 - 2 cos.
+    """
+    prediction, target = _check(prediction, target, mask)
+    cosines = jnp.sum(ops.normalize(prediction) * ops.normalize(target), axis=-1)
+    return ops.mean_where(1.0 - cosines, mask, axis_name)
+
+
 def masked_cross_entropy(
     logits: Float[Array, "batch tokens classes"],
     tokens: Int[Array, "batch tokens"],

@@ -44,6 +44,7 @@ from ssl_jax.methods.emp_ssl import EMPSSL
 from ssl_jax.methods.exemplar import Exemplar
 from ssl_jax.methods.fastsiam import FastSiam
 from ssl_jax.methods.fcmae import FCMAE
+from ssl_jax.methods.feature_targets import FeatureTargets
 from ssl_jax.methods.frossl import FroSSL
 from ssl_jax.methods.hypersphere import Hypersphere
 from ssl_jax.methods.ibot import IBOT
@@ -154,6 +155,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "exemplar": Exemplar,
     "fastsiam": FastSiam,
     "fcmae": FCMAE,
+    "feature_targets": FeatureTargets,
     "frossl": FroSSL,
     "hypersphere": Hypersphere,
     "ibot": IBOT,

@@ -15,62 +15,14 @@ from ssl_jax.keys import COUNT, INNER_SHARE, NOT_NEGATIVE, POSITIVE, SHARE, Rang
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import drawing, masking, self_distillation, tiling, transport
+from ssl_jax.methods.toolkit.cross import CrossBlock
 from ssl_jax.models.abilities import without_noise
-from ssl_jax.models.attention import attention
-from ssl_jax.models.blocks import FeedForward, dense, make_norm
+from ssl_jax.models.blocks import make_norm
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.heads import Prototypes, unit
-from ssl_jax.models.positions import patch_grid, rope_rotations, rotate
-from ssl_jax.ops.shards import gather_all, has_shards
+from ssl_jax.models.positions import patch_grid, rope_rotations
 
 ROPE_BASE = 100.0  # of the predictor of a network that has none
-
-
-class CrossBlock(nn.Module):
-    """x + attention(norm(x), context), then x + mlp(norm(x)), in float32. No token of x sees another one.
-
-    The fields are those of `ViT`. query_rope, context_rope: rotations of queries and of keys, as `Rope`. Parameters
-    that are shards (see ops.shards) are gathered here.
-    """
-
-    heads: int
-    mlp: str = "gelu"
-    mlp_ratio: float = 4.0
-    norm_kind: str = "layer"
-    norm_eps: float = 1e-6
-    qkv_bias: bool = True
-    bias: bool = True
-    attention: str = "auto"
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch queries dim"],
-        context: Float[Array, "batch tokens context_dim"],
-        query_rope: tuple[Array, Array],
-        context_rope: tuple[Array, Array],
-    ) -> Float[Array, "batch queries dim"]:
-        run = CrossBlock.branches
-        if has_shards(self.variables):
-            run = nn.map_variables(run, "params", gather_all)
-        return run(self, x, context, query_rope, context_rope)
-
-    def branches(
-        self, x: Array, context: Array, query_rope: tuple[Array, Array], context_rope: tuple[Array, Array]
-    ) -> Array:
-        dim, dtype = x.shape[-1], jnp.dtype(self.dtype)
-
-        def heads_of(x: Array, name: str) -> Float[Array, "batch tokens heads head_dim"]:
-            return dense(dim, dtype, name, self.qkv_bias)(x).reshape(*x.shape[:2], self.heads, -1)
-
-        queries = heads_of(make_norm(self.norm_kind, dtype, "norm1", self.norm_eps)(x), "q")
-        keys, values = heads_of(context, "k"), heads_of(context, "v")
-        y = attention(rotate(queries, query_rope), rotate(keys, context_rope), values, kind=self.attention)
-        x = x + dense(dim, dtype, "proj", self.bias)(y.reshape(x.shape)).astype(jnp.float32)
-        y = make_norm(self.norm_kind, dtype, "norm2", self.norm_eps)(x)
-        mlp = FeedForward(round(self.mlp_ratio * dim), dtype, self.mlp, self.bias, name="mlp")
-        return x + mlp(y).astype(jnp.float32)
 
 
 class Predictor(nn.Module):

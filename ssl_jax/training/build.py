@@ -27,6 +27,7 @@ from ssl_jax.methods import (
     ClusterFit,
     DINOv3,
     Distill,
+    FeatureTargets,
     Method,
     MethodFactory,
     Schedule,
@@ -226,7 +227,7 @@ def method(config: Config, schedule: Schedule, given: Given = Given()) -> Method
     module = network(config, given)
     if given.method is None:
         facts, kind = {}, METHODS.get(config.method["name"])
-        if kind in (ClusterFit, Distill, VQKD) and config.method.get("teacher"):
+        if kind in (ClusterFit, Distill, FeatureTargets, VQKD) and config.method.get("teacher"):
             facts = {"loaded": teacher(config, "teacher", config.method.get("teacher_model") or None)}
         if kind is DINOv3 and config.method.get("gram_teacher"):
             facts = {"loaded": teacher(config, "gram_teacher", module, **sizes(config, module))}

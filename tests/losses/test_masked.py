@@ -28,12 +28,17 @@ def smooth_l1(p, t, beta):
     return np.mean([d * d / (2 * beta) if d < beta else d - beta / 2 for d in np.abs(p - t)])
 
 
+def one_less_cosine(p, t):
+    return 1.0 - np.dot(p, t) / np.linalg.norm(p) / np.linalg.norm(t)
+
+
 REGRESSIONS = {
     "normalized pixels": (losses.masked_pixels, squared_error_of_normalized),
     "pixels": (
         functools.partial(losses.masked_pixels, normalize=False),
         lambda p, t: np.mean((p - t) ** 2),
     ),
+    "cosine": (losses.masked_cosine, one_less_cosine),
     "l1": (losses.masked_l1, lambda p, t: np.mean(np.abs(p - t))),
     "smooth l1, beta 2": (functools.partial(losses.masked_smooth_l1, beta=2.0), functools.partial(smooth_l1, beta=2.0)),
     "smooth l1, beta 0.5": (

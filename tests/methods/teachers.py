@@ -20,7 +20,7 @@ _DIRECTORY = tempfile.TemporaryDirectory(prefix="teachers")
 def with_teacher(config):
     """The config of any method; one that needs a teacher is given a small one that was never trained."""
     channels = config.data.channels or 3
-    if config.method.name in ("clusterfit", "distill", "vqkd"):
+    if config.method.name in ("clusterfit", "distill", "feature_targets", "vqkd"):
         config.method.teacher = str(saved(channels))
     if config.method.name == "beit_v2":
         side = config.augment.view.size[0]

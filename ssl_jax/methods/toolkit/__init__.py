@@ -2,7 +2,7 @@
 
 networks: forward passes in training mode. teachers: copies that follow. rows: batches that devices share. checks: what
 a method refuses. drawing: a ViT's first weights. covariance: what its mean over devices sends. And for some families:
-autoencoding, codebook, colors, gan, instances, kmeans, masking, memories, online_kmeans, permutations, places,
+autoencoding, codebook, colors, cross, gan, instances, kmeans, masking, memories, online_kmeans, permutations, places,
 prototype_heads, segments, self_distillation, tiling, tokenizers, transport, visible, whitening.
 """
 
