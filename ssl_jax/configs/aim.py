@@ -1,4 +1,4 @@
-"""AIM: El-Nouby et al. 2024, arXiv:2401.08541."""
+"""AIM: El-Nouby et al. 2024, arXiv:2401.08541. AIMv2, on images alone: Fini et al. 2024, arXiv:2411.14402."""
 
 from typing import Any
 
@@ -47,12 +47,41 @@ def imagenet_600m() -> ConfigDict:
     return config
 
 
+# AIMv2's networks.
+V2: dict[str, Any] = dict(norm_kind="rms", norm_eps=1e-5, bias=False, qkv_bias=False, mlp="swiglu")
+
+
+def tiny_v2() -> ConfigDict:
+    """AIMv2 on images alone."""
+    config = tiny()
+    config.model.update(V2)
+    config.method.update(causal_head=True, head_depth=1, head_heads=3)
+    return config
+
+
+def imagenet_vitl14_v2() -> ConfigDict:
+    """AIMv2-L on images alone, with AIM's optimizer and steps. The authors train with texts, too."""
+    config = imagenet_600m()
+    hidden = 2 * 2816
+    config.model.update(dim=1024, heads=8, mlp_ratio=hidden / 1024, **V2)
+    config.model.update(positions="learned", image_size=224)
+    config.method = dict(name="aim", head_depth=12, head_width=1024, causal_head=True, head_heads=8)
+    return config
+
+
 def _adamw(lr: Any, warmup_steps: int) -> dict[str, Any]:
     """The paper's optimizer. Its learning rate is 1e-3 at a batch of 4096."""
     return dict(name="adamw", lr=lr, weight_decay=0.05, b2=0.95, clip_norm=1.0, warmup_steps=warmup_steps, final_lr=0.0)
 
 
-SCALES = {"tiny": tiny, "folder": recipes.folder(tiny), "cifar_vits4": cifar_vits4, "imagenet_600m": imagenet_600m}
+SCALES = {
+    "tiny": tiny,
+    "tiny_v2": tiny_v2,
+    "folder": recipes.folder(tiny),
+    "cifar_vits4": cifar_vits4,
+    "imagenet_600m": imagenet_600m,
+    "imagenet_vitl14_v2": imagenet_vitl14_v2,
+}
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:

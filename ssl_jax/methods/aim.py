@@ -14,15 +14,17 @@ from ssl_jax.keys import COUNT, NOT_NEGATIVE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import masking, tiling
-from ssl_jax.models.blocks import FeedForward, dense, layer_norm
+from ssl_jax.models.blocks import Block, FeedForward, dense, make_norm
 from ssl_jax.models.patches import patchify
 from ssl_jax.models.positions import patch_grid, sincos_positions
 
 
 class Head(nn.Module):
-    """Tokens -> pixels, each token by itself: a ViT's blocks without their attention. Positions are added once more.
+    """Tokens -> pixels: a ViT's blocks. Positions are added once more.
 
-    width: of the blocks. A linear layer leads to it if the tokens have another.
+    causal: each token attends to those before it and to itself, with `heads` heads (AIMv2's decoder). Otherwise the
+    blocks have no attention, and each token is by itself.
+    width: of the blocks. A linear layer leads to it if the tokens have another. The others are those of `Block`.
     """
 
     depth: int
@@ -31,16 +33,31 @@ class Head(nn.Module):
     pixels: int  # of a patch
     grid: tuple[int, int]  # patches down, across
     dtype: Any
+    causal: bool = False
+    heads: int = 8
+    mlp: str = "gelu"
+    qkv_bias: bool = True
+    bias: bool = True
+    norm_kind: str = "layer"
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "batch patches dim"]) -> Float[Array, "batch patches pixels"]:
         if tokens.shape[-1] != self.width:
             tokens = dense(self.width, jnp.float32, "embed")(tokens)
-        x = (tokens + sincos_positions(self.grid, self.width)).astype(self.dtype)
-        for i in range(self.depth):
-            y = layer_norm(self.dtype, f"norm_{i}")(x)
-            x = x + FeedForward(self.mlp_width, self.dtype, name=f"mlp_{i}")(y)
-        x = layer_norm(jnp.float32, "norm")(x)
+        x = tokens + sincos_positions(self.grid, self.width)
+        if self.causal:
+            number = jnp.arange(x.shape[1])
+            attend = (number <= number[:, None])[None]
+            style = {name: getattr(self, name) for name in ("mlp", "qkv_bias", "bias", "norm_kind", "eps", "dtype")}
+            for i in range(self.depth):
+                x = Block(self.heads, self.mlp_width, layer_scale=0.0, name=f"blocks_{i}", **style)(x, attend=attend)
+        else:
+            x = x.astype(self.dtype)
+            for i in range(self.depth):
+                y = make_norm(self.norm_kind, self.dtype, f"norm_{i}", self.eps)(x)
+                x = x + FeedForward(self.mlp_width, self.dtype, self.mlp, self.bias, name=f"mlp_{i}")(y)
+        x = make_norm(self.norm_kind, jnp.float32, "norm", self.eps)(x)
         return dense(self.pixels, jnp.float32, "pixels")(x)
 
 
@@ -58,14 +75,23 @@ class AIM(Base):
 
     Give the ViT fixed positions and no class token: model.positions="sincos", class_token=False, pool="norm_mean".
 
-    Source: El-Nouby et al. 2024, arXiv:2401.08541, section 3. The authors' code is of the trained networks alone. Their
-    linear layers have no biases, and a LayerNorm follows their patch embedding. This ViT is timm's in both.
+    AIMv2 on images alone is `causal_head=True`: the head is a decoder, whose tokens attend to those before them. (With
+    texts, it goes on to predict their words; that is left out.) Its networks have model.norm_kind="rms", mlp="swiglu"
+    and no biases, and so has the head.
+
+    Source: El-Nouby et al. 2024, arXiv:2401.08541, section 3; causal_head: Fini et al. 2024, arXiv:2411.14402. The
+    authors' code is of the trained networks alone. Their
+    linear layers have no biases, and a norm follows their patch embedding. This ViT has none there.
     """
 
     backbone: nn.Module
     schedule: Schedule
     head_depth: Annotated[int, COUNT, "Blocks of the head."] = 12
     head_width: Annotated[int, NOT_NEGATIVE, "Width of the head; 0: as wide as the ViT."] = 0
+    causal_head: Annotated[
+        bool, "Each token of the head attends to those before it, as in AIMv2. False: each is by itself, as in AIM."
+    ] = False
+    head_heads: Annotated[int, COUNT, "Attention heads of a causal head."] = 8
 
     views = ("view",)
     # chance_level: the variance of the patches, which the metric patch_mean_loss shows.
@@ -73,6 +99,9 @@ class AIM(Base):
     def __post_init__(self) -> None:
         super().__post_init__()
         masking.check_vit(self, class_token=False)
+        width = self.head_width or self.backbone.dim
+        if self.causal_head and width % self.head_heads:
+            raise ValueError(f"head_heads={self.head_heads} does not divide the width {width} of the head")
 
     def head(self, images: Float[Array, "batch height width channels"]) -> Head:
         """For images of this size."""
@@ -86,6 +115,13 @@ class AIM(Base):
             pixels=vit.patch_size**2 * channels,
             grid=patch_grid((height, width), vit.patch_size),
             dtype=jnp.dtype(vit.dtype),
+            causal=self.causal_head,
+            heads=self.head_heads,
+            mlp=vit.mlp,
+            qkv_bias=vit.qkv_bias,
+            bias=vit.bias,
+            norm_kind=vit.norm_kind,
+            eps=vit.norm_eps,
         )
 
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:

@@ -18,11 +18,15 @@ BATCH = {"views": (X,), "index": np.arange(4)}
 KEY = 3
 
 
+V2 = dict(norm_kind="rms", bias=False, qkv_bias=False, mlp="swiglu")
+
+
 @functools.cache
-def predictor():
+def predictor(v2=False):
     """(method, params, state, predict: images -> (prediction, which patches are predicted))"""
-    backbone = models.create("vit_tiny_patch16_224", **VIT, class_token=False, pool="norm_mean")
-    method = METHODS["aim"](backbone, RUN, head_depth=2)
+    backbone = models.create("vit_tiny_patch16_224", **VIT | (V2 if v2 else {}), class_token=False, pool="norm_mean")
+    options = dict(causal_head=True, head_heads=2, head_depth=1) if v2 else dict(head_depth=2)
+    method = METHODS["aim"](backbone, RUN, **options)
     params, state = drawn.draw(method, X[:1])
     predict = jax.jit(lambda params, x, rng: method.predict(params, x, jnp.arange(4), rng, None)[::2])
     return method, params, state, lambda x: jax.device_get(predict(params, x, jax.random.key(KEY)))
@@ -76,8 +80,9 @@ def test_prefixes_are_of_one_to_all_but_one_patches_each_as_likely():
     assert counts[1:PATCHES].min() > 850 and counts[1:PATCHES].max() < 1150
 
 
-def test_no_prediction_that_counts_depends_on_what_it_predicts_or_what_comes_later():
-    predict = predictor()[-1]
+@pytest.mark.parametrize("v2", [False, True])
+def test_no_prediction_that_counts_depends_on_what_it_predicts_or_what_comes_later(v2):
+    predict = predictor(v2)[-1]
     prediction, predicted = predict(X)
     assert 0 < predicted.mean() < 1
     patches = patchify(X)
@@ -116,6 +121,20 @@ def test_every_parameter_is_trained():
     assert min(norms.values()) > 0, min(norms, key=norms.get)
 
 
+def test_a_causal_head_sees_the_tokens_before_and_a_plain_one_its_own():
+    tokens = np.random.default_rng(1).normal(size=(1, PATCHES, 16)).astype(np.float32)
+    changed = tokens.copy()
+    changed[:, 5, 0] += 1.0  # not all entries alike, which LayerNorm does not see
+    for v2, seen in ((True, np.arange(PATCHES) >= 5), (False, np.arange(PATCHES) == 5)):
+        method, params, *_ = predictor(v2)
+        head = method.head(jnp.asarray(X))
+        apply = jax.jit(lambda params, tokens, head=head: head.apply({"params": params}, tokens))
+        one, other = (np.asarray(apply(params["head"], x))[0] for x in (tokens, changed))
+        np.testing.assert_array_equal(np.abs(one - other).max(axis=-1) > 1e-6, seen)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(predictor(True)[1]["head"])]
+    assert [name for name in names if "bias" in name] == ["['pixels']['bias']"]
+
+
 def test_features_see_all_patches():
     np.testing.assert_allclose(step()["features"], step()["tokens"].mean(axis=1), rtol=1e-4, atol=1e-5)
 
@@ -130,6 +149,11 @@ def test_the_picture_keeps_the_prefix_and_undoes_the_normalization():
     assert np.all(prefix[predicted] == 0.0) and np.all(prefix[~predicted] == image[~predicted])
     expected = np.concatenate([np.zeros((4, 1, 16)), prediction], axis=1) * deviation + mean
     np.testing.assert_allclose(drawn_[predicted], expected[predicted], rtol=1e-4, atol=1e-4)
+
+
+def test_heads_that_do_not_divide_the_width_of_a_causal_head_are_refused():
+    with pytest.raises(ValueError, match="head_heads=3 does not divide the width 16 of the head"):
+        METHODS["aim"](predictor()[0].backbone, RUN, causal_head=True, head_heads=3)
 
 
 def test_a_class_token_is_refused():
