@@ -126,7 +126,7 @@ def test_bfloat16_computes_nearly_the_same(name, options):
         ("resnet19", {}, "no model 'resnet19'; did you mean 'resnet1"),
         ("mobilenet", {}, "choose from resnet8, resnet18"),
         ("resnet18", {"widht": 2}, "did you mean 'width'"),
-        ("resnet18", {"stem": "tiny"}, "stem must be one of imagenet, small, strided, got 'tiny'"),
+        ("resnet18", {"stem": "tiny"}, "stem must be one of imagenet, deep, small, strided, got 'tiny'"),
         ("resnet18", {"width": 0.001}, "width=0.001 leaves no channel"),
         ("resnet18", {"batch_norm": "global"}, "batch_norm must be one of sync, local, grouped, layer, got 'global'"),
         ("resnet18", {"batch_norm": "grouped", "batch_norm_groups": 0}, "batch_norm_groups must be at least 1"),
