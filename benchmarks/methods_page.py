@@ -26,8 +26,8 @@ HEADER = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method. keys, bases: of the record, of each seed of it and of its untrained network; the first base is that
-    of the table. tuned, tuned_base: of the fine-tuned networks, which the record need not have."""
+    """A method. keys, bases: of the record, of each seed of it and of its untrained network. tuned, tuned_base: of the
+    fine-tuned networks, which the record need not have."""
 
     name: str
     backbone: str
@@ -124,9 +124,9 @@ def pixels(known):
 
 
 def _line(row, known):
-    found, base = [known[key] for key in row.keys], known[row.bases[0]]
+    found, bases = ([known[key] for key in keys] for keys in (row.keys, row.bases))
     tuned, tuned_base = known.get(row.tuned), known.get(row.tuned_base)
-    means = {protocol: np.mean([one[protocol] for one in found]) for protocol in NAMES}
+    means, base = ({protocol: np.mean([one[protocol] for one in of]) for protocol in NAMES} for of in (found, bases))
     spread = {p: f" ± {np.std([one[p] for one in found], ddof=1):.1f}" if len(found) > 1 else "" for p in NAMES}
     cells = [
         row.name,

@@ -68,6 +68,7 @@ def test_gains_that_show_and_that_do_not(parts, tmp_path):
         assert verdicts == ["above", "below", "not shown", "one seed"]
     assert found["good", record.KNN].difference.mean == pytest.approx(21)
     assert found["once", record.KNN].seeds == (1, 3)
+    assert "| good | resnet8 | 3 | 71.0 ± 1.0 (50.0) | 71.0 ± 1.0 (50.0) | +21.0 |" in page.table(kept.read(), rows)[2]
     text = "\n".join(page.shown(list(found.values())))
     assert "All 6 claims of this page hold together" in text
     assert "| good | 3 and 3 | +21.0 (+" in text and "| once | 1 and 3 | +20.0 (+" in text
