@@ -20,8 +20,12 @@ _DIRECTORY = tempfile.TemporaryDirectory(prefix="teachers")
 def with_teacher(config):
     """The config of any method; one that needs a teacher is given a small one that was never trained."""
     channels = config.data.channels or 3
-    if config.method.name in ("clusterfit", "distill", "feature_targets", "vqkd"):
+    if config.method.name in ("clusterfit", "distill", "vqkd"):
         config.method.teacher = str(saved(channels))
+    if config.method.name == "feature_targets":  # at some scales of a teacher with a class token
+        config.method.teacher = str(saved_vit(channels))
+        if "teacher_model" in config.method:
+            config.method.teacher_model = ""
     if config.method.name == "beit_v2":
         side = config.augment.view.size[0]
         config.method.tokenizer = str(saved_tokenizer(channels, side, config.model.get("patch_size", 16)))
@@ -66,4 +70,23 @@ def saved(channels: int = 1, **changes) -> Path:
         "std": [0.5] * channels,
     }
     weights.save_backbone(directory, jax.device_get(variables), meta | changes)
+    return directory
+
+
+@functools.cache
+def saved_vit(channels: int) -> Path:
+    """A directory with the weights of a ViT of one block."""
+    directory = Path(_DIRECTORY.name) / f"vit{channels}"
+    directory.mkdir(exist_ok=True)
+    options = dict(dim=8, depth=1, heads=2, patch_size=4, image_size=28)
+    images = jnp.zeros((1, 28, 28, channels))
+    variables = models.create("vit_tiny_patch16_224", **options).init(jax.random.key(7), images)
+    meta = {
+        "model": {"name": "vit_tiny_patch16_224", **options},
+        "image_size": [28, 28],
+        "channels": channels,
+        "mean": [0.3] * channels,
+        "std": [0.5] * channels,
+    }
+    weights.save_backbone(directory, jax.device_get(variables), meta)
     return directory
