@@ -22,7 +22,7 @@ from ssl_jax.models.positions import RelativePositions, patch_grid
 class Aggregator(nn.Module):
     """Blocks like those of a ViT, numbered from `first` on."""
 
-    options: Any  # of each Block
+    options: tuple[tuple[str, Any], ...]  # (name, value) of each Block; a dict could not be hashed
     first: int
     depth: int
 
@@ -31,7 +31,7 @@ class Aggregator(nn.Module):
         self, x: Float[Array, "batch tokens dim"], drops: Any = None, bias: Float[Array, "#batch _ _ _"] | None = None
     ) -> Float[Array, "batch tokens dim"]:
         for i in range(self.depth):
-            block = Block(**self.options, name=f"blocks_{self.first + i}")
+            block = Block(**dict(self.options), name=f"blocks_{self.first + i}")
             x = block(x, None if drops is None else drops[i], None, bias)
         return x
 
@@ -95,7 +95,7 @@ class BEiTV2(Base):
 
     @property
     def aggregator(self) -> Aggregator:
-        return Aggregator(self.backbone.block_options, self.early_blocks, self.head_blocks)
+        return Aggregator(tuple(self.backbone.block_options.items()), self.early_blocks, self.head_blocks)
 
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         self.check_grid(images)
