@@ -1,7 +1,5 @@
 """SparK."""
 
-# pyright: reportUnknownMemberType=false
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any
