@@ -8,11 +8,11 @@ import pytest
 from ssl_jax import config
 from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.training import build
+from tests.methods import smaller
 from tests.methods.teachers import with_teacher
 
 CHANNELS, BATCH = 5, 64
-# What the tiny configs' networks and methods are made smaller by, where they have the key.
-SMALLER = {"model": {"depth": 1, "base_width": 8}, "method": {"queue_size": 512, "target_blocks": 1}}
+SMALLER = {"model": smaller.MODEL, "method": smaller.METHOD}
 # Those that look at pixels; the others leave them to the backbone.
 LOOK_AT_PIXELS = (
     *("aim", "beit_kmeans", "bigan", "cmc", "counting", "cpc", "dcgan", "denoising", "inpainting", "jigsaw", "mae"),
@@ -55,6 +55,7 @@ def test_every_other_method_takes_any_number_of_channels(name):
 
     def run(images):
         params, state = method.init(jax.random.key(0), jnp.zeros((1, *made.augmentations[0].size, CHANNELS)))
+        state = jax.tree.map(jnp.asarray, state)  # a teacher's weights are NumPy's until a run begins
         numbers = jnp.arange(found.batch_size, dtype=jnp.int32)
         batch = made.views(jax.random.key(1), {"image": images, "index": numbers, "label": numbers % 10})
         output = method.loss(params, state, batch, jax.random.key(2))

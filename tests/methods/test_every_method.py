@@ -15,17 +15,14 @@ from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.training import build
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.state import create_state
+from tests.methods import smaller
 from tests.methods.teachers import with_teacher
 
 BATCH, STEPS, STEPS_PER_EPOCH, SAVED = 64, 5, 3, 2
 # The others take a quarter of an hour together on two cores: they have a mark of their own.
 OFTEN = ("simclr", "byol", "moco_v2")
 GRAM = {"gram_start": 1, "gram_warmup": 0, "gram_copies": (3,)}  # all of it happens within a few steps
-# What the tiny configs' networks and methods are made smaller by, where they have the key.
-SMALLER = {
-    "model": {"depth": 1, "base_width": 8},
-    "method": {"queue_size": 512, "target_blocks": 1, "early_blocks": 1, "cluster_every": 1.0, **GRAM},
-}
+SMALLER = {"model": smaller.MODEL, "method": {**smaller.METHOD, "cluster_every": 1.0, **GRAM}}
 # Their map would be larger than what is decoded from it; what would be whitened has no full rank.
 ALL_STAGES = ("colorization", "split_brain", "w_mse")
 # Of the others 1e-4. So small that no nearest neighbor changes with rounding, which changes a loss by more.
