@@ -6,9 +6,12 @@ from ssl_jax import recipes
 
 
 def tiny() -> ConfigDict:
+    """Chosen on held-out training images. With one linear layer in the transform, or pairs further apart, positions
+    become alike, and kNN falls below that of the untrained network."""
     config = recipes.tiny()
-    config.method = dict(name="pixpro", projector=(256, 64))
+    config.method = dict(name="pixpro", projector=(256, 64), transform_layers=2, reach=0.4)
     config.augment = dict(view1=recipes.tiny_view(), view2=recipes.tiny_view())
+    config.optimizer.lr = 8e-3
     return config
 
 
