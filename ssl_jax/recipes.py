@@ -246,6 +246,35 @@ BIGAN_STEPS = in_steps(*range(200, 400), of=400, gamma=0.01 ** (1 / 200))
 COUNTING_STEPS = in_steps(*range(10_000, imagenet_steps(105, 256), 10_000), of=imagenet_steps(105, 256), gamma=0.9)
 
 
+# MAE's view on ImageNet, He et al. 2021, arXiv:2111.06377, and the authors' code. Methods built on MAE took it over.
+MAE_VIEW = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, interpolation="bicubic")
+
+
+def mae_adamw(config: ConfigDict) -> dict[str, Any]:
+    """MAE's optimizer on ImageNet, arXiv:2111.06377, and the authors' code. Methods built on MAE took it over."""
+    return dict(
+        name="adamw",
+        lr=lr_for(config, 1.5e-4),
+        weight_decay=0.05,
+        b2=0.95,
+        warmup_steps=imagenet_steps(40, config.batch_size),
+        final_lr=0.0,
+    )
+
+
+def beit_adamw(config: ConfigDict, lr_of_256: float) -> dict[str, Any]:
+    """The optimizer of BEiT's code on ImageNet, and of those that are built on it: BEiT v2, data2vec."""
+    return dict(
+        name="adamw",
+        lr=lr_for(config, lr_of_256),
+        weight_decay=0.05,
+        exempt=(*VECTORS, "cls_token", "pos_embed"),
+        clip_norm=3.0,
+        warmup_steps=imagenet_steps(10, config.batch_size),
+        final_lr=1e-5,
+    )
+
+
 def pretext_sgd(config: ConfigDict, lr_of_256: float) -> dict[str, Any]:
     """VISSL's SGD for pretext tasks on ImageNet, 105 epochs of batches of 256, without warm-up.
 

@@ -25,15 +25,7 @@ def imagenet_vitb16() -> ConfigDict:
     view = dict(size=(224, 224), crop_area=(0.08, 1.0), flip=0.5, interpolation="bicubic")
     config.augment.view = {**view, **recipes.jitter(0.4, 0.4, 0.4, 0.0, 1.0)}
     config.mask = dict(kind="block", ratio=(75 / 196, 75 / 196), min_patches=16)
-    config.optimizer = dict(
-        name="adamw",
-        lr=recipes.lr_for(config, 1.5e-3 / 8),
-        weight_decay=0.05,
-        exempt=(*recipes.VECTORS, "cls_token", "pos_embed"),
-        clip_norm=3.0,
-        warmup_steps=recipes.imagenet_steps(10, 2048),
-        final_lr=1e-5,
-    )
+    config.optimizer = recipes.beit_adamw(config, 1.5e-3 / 8)
     return config
 
 

@@ -53,15 +53,7 @@ def _imagenet(epochs: int) -> ConfigDict:
     colors = dict(**recipes.jitter(0.4, 0.4, 0.4, 0.1), grayscale=0.2, blur=0.5)
     config.augment = dict(view=view, target={**view, **colors, "shift": SHIFT})
     config.mask = dict(kind="random", ratio=(ratio, ratio), unit=2)
-    config.optimizer = dict(
-        name="adamw",
-        lr=recipes.lr_for(config, 1.5e-4),
-        weight_decay=0.05,
-        b2=0.95,
-        exempt=(*recipes.VECTORS, "cls_token", "mask_token"),
-        warmup_steps=recipes.imagenet_steps(40, 4096),
-        final_lr=0.0,
-    )
+    config.optimizer = {**recipes.mae_adamw(config), "exempt": (*recipes.VECTORS, "cls_token", "mask_token")}
     return config
 
 

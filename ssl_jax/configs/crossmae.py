@@ -28,16 +28,9 @@ def _imagenet(model: str, *, decoder_dim: int, decoder_heads: int) -> ConfigDict
         decoder_depth=12,
         decoder_heads=decoder_heads,
     )
-    config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, interpolation="bicubic")
+    config.augment.view = recipes.MAE_VIEW
     config.mask = dict(kind="random", ratio=(0.75, 0.75))
-    config.optimizer = dict(
-        name="adamw",
-        lr=recipes.lr_for(config, 1.5e-4),
-        weight_decay=0.05,
-        b2=0.95,
-        warmup_steps=recipes.imagenet_steps(40, 4096),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.mae_adamw(config)
     return config
 
 

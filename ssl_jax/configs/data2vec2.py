@@ -46,7 +46,7 @@ def imagenet_vitb16() -> ConfigDict:
         final_decay=0.99999,
         decay_steps=100_000,
     )
-    config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, interpolation="bicubic")
+    config.augment.view = recipes.MAE_VIEW
     config.optimizer = dict(
         name="adamw",
         lr=recipes.lr_for(config, 1e-3),

@@ -20,16 +20,9 @@ def tiny() -> ConfigDict:
 def _imagenet(model: str) -> ConfigDict:
     config = recipes.imagenet(model, batch_size=4096, epochs=1600)
     config.method = dict(name="fcmae", normalize=True, decoder_dim=512, decoder_depth=1)
-    config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, interpolation="bicubic")
+    config.augment.view = recipes.MAE_VIEW
     config.mask = dict(kind="random", ratio=(30 / 49, 30 / 49))  # 0.6 of 7 x 7 squares of 32 pixels, rounded up
-    config.optimizer = dict(
-        name="adamw",
-        lr=recipes.lr_for(config, 1.5e-4),
-        weight_decay=0.05,
-        b2=0.95,
-        warmup_steps=recipes.imagenet_steps(40, 4096),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.mae_adamw(config)
     return config
 
 

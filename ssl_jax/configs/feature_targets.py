@@ -49,15 +49,8 @@ def imagenet_vitb16_milan() -> ConfigDict:
         decoder_dim=512,
         decoder_heads=16,
     )
-    config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, interpolation="bicubic")
-    config.optimizer = dict(
-        name="adamw",
-        lr=recipes.lr_for(config, 1.5e-4),
-        weight_decay=0.05,
-        b2=0.95,
-        warmup_steps=recipes.imagenet_steps(40, 4096),
-        final_lr=0.0,
-    )
+    config.augment.view = recipes.MAE_VIEW
+    config.optimizer = recipes.mae_adamw(config)
     return config
 
 
@@ -71,7 +64,7 @@ def imagenet_vitg14_eva() -> ConfigDict:
     config.method = dict(
         name="feature_targets", teacher="", teacher_model="vit_large_patch14_clip_quickgelu_224", mask_ratio=ratio
     )
-    config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, interpolation="bicubic")
+    config.augment.view = recipes.MAE_VIEW
     config.mask = dict(kind="block", ratio=(ratio, ratio), min_patches=16)
     config.optimizer = dict(
         name="adamw",

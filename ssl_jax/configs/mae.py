@@ -25,7 +25,7 @@ def continued() -> ConfigDict:
     """
     config = recipes.continued(1.5e-4, layer_decay=0.75, weight_decay=0.05, b2=0.95)
     config.method = dict(name="mae", mask_ratio=0.75, normalize=True)
-    config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, interpolation="bicubic")
+    config.augment.view = recipes.MAE_VIEW
     config.mask = dict(kind="random", ratio=(0.75, 0.75))
     return config
 
@@ -51,16 +51,9 @@ def cifar_vits4() -> ConfigDict:
 def _imagenet(model: str, epochs: int) -> ConfigDict:
     config = recipes.imagenet(model, batch_size=4096, epochs=epochs, positions="sincos")
     config.method = dict(name="mae", mask_ratio=0.75, normalize=True)
-    config.augment.view = dict(size=(224, 224), crop_area=(0.2, 1.0), flip=0.5, interpolation="bicubic")
+    config.augment.view = recipes.MAE_VIEW
     config.mask = dict(kind="random", ratio=(0.75, 0.75))
-    config.optimizer = dict(
-        name="adamw",
-        lr=recipes.lr_for(config, 1.5e-4),
-        weight_decay=0.05,
-        b2=0.95,
-        warmup_steps=recipes.imagenet_steps(40, 4096),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.mae_adamw(config)
     return config
 
 

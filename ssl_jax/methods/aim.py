@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ssl_jax import losses, ops
+from ssl_jax import ops
 from ssl_jax.keys import COUNT, NOT_NEGATIVE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import masking, tiling
+from ssl_jax.methods.toolkit import autoencoding, masking, tiling
 from ssl_jax.models.blocks import Block, FeedForward, dense, make_norm
 from ssl_jax.models.patches import patchify
 from ssl_jax.models.positions import patch_grid, sincos_positions
@@ -138,9 +138,7 @@ class AIM(Base):
         (images,) = batch["views"]
         prediction, tokens, predicted = self.predict(params, images, batch["index"], rng, axis_name)
         target, counts = patchify(images, self.backbone.patch_size)[:, 1:], predicted[:, 1:]
-        loss = losses.masked_pixels(prediction, target, counts, axis_name=axis_name)
-        # What a prediction of each patch's own mean would give.
-        of_means = losses.masked_pixels(jnp.zeros_like(target), target, counts, axis_name=axis_name)
+        loss, of_means = autoencoding.pixel_loss(prediction, target, counts, normalize=True, axis_name=axis_name)
         return Output(loss, state, {"patch_mean_loss": of_means}, embeddings=jnp.mean(tokens, axis=1)[None])
 
     def predict(

@@ -213,7 +213,7 @@ class CAPI(Base):
         patches = mask.shape[1]
         count = max(int(masking.count_masked(patches, self.mask_ratio) * self.predicted), 1)
         noise = tiling.uniform(rng, index, (patches,))  # below 1
-        return jnp.argsort(jnp.where(mask, noise, 1.0), axis=1)[:, :count]
+        return masking.some_masked(mask, count, noise)
 
     def predict(
         self,

@@ -90,7 +90,7 @@ class CMAE(Base):
     ) -> Output:
         (images, whole), (mask,) = batch["views"], batch["masks"]
         found = self.predict(params, images, mask, rng, axis_name)
-        loss, metrics = autoencoding.pixel_loss(
+        loss, of_means = autoencoding.pixel_loss(
             found["decoder"],
             patchify(images, self.backbone.patch_size),
             mask,
@@ -106,7 +106,7 @@ class CMAE(Base):
         )
         target, teacher = self.teacher_projections(state["teacher"], whole, axis_name)
         nce = losses.info_nce(heads["predictor"], target, temperature=self.temperature, axis_name=axis_name)
-        metrics = {**metrics, "pixel_loss": loss, "info_nce": nce}
+        metrics = {"patch_mean_loss": of_means, "pixel_loss": loss, "info_nce": nce}
         loss += self.contrastive * 2.0 * self.temperature * nce
         state = {**state, "batch_stats": batch_stats, "teacher": teacher}
         return Output(loss, state, metrics, embeddings=jnp.stack([heads["projector"], target]))

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ssl_jax.keys import COUNT, INNER_SHARE
@@ -138,11 +137,11 @@ class CrossMAE(Base):
         asked = hidden(mask, self.prediction_ratio, noise)
         prediction, tokens = self.predict(params, images, mask, asked, rng_backbone, axis_name)
         target = jnp.take_along_axis(patchify(images, self.backbone.patch_size), asked[..., None], axis=1)
-        loss, metrics = autoencoding.pixel_loss(
+        loss, of_means = autoencoding.pixel_loss(
             prediction, target, jnp.ones(asked.shape, bool), normalize=self.normalize, axis_name=axis_name
         )
         embeddings = jnp.mean(tokens[:, self.backbone.num_prefix :], axis=1)[None]
-        return Output(loss, state, metrics, embeddings=embeddings)
+        return Output(loss, state, {"patch_mean_loss": of_means}, embeddings=embeddings)
 
     def predict(
         self,
@@ -191,6 +190,5 @@ class CrossMAE(Base):
 def hidden(
     mask: Bool[Array, "batch patches"], ratio: float, noise: Float[Array, "batch patches"]
 ) -> Int[Array, "batch asked"]:
-    """The indices of masked patches: this share of all patches, those of least noise, which is below 1."""
-    count = int(np.round(np.float32(mask.shape[1]) * np.float32(ratio)))  # as masking.unmasked counts
-    return jnp.argsort(jnp.where(mask, noise, 1.0), axis=1, stable=True)[:, : max(count, 1)]
+    """As `masking.some_masked`; ratio: their share of all patches."""
+    return masking.some_masked(mask, max(masking.count_masked(mask.shape[1], ratio), 1), noise)

@@ -1,7 +1,6 @@
 """FCMAE."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from ssl_jax.keys import COUNT
-from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.contract import Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import visible
 from ssl_jax.models.blocks import weight_init
 from ssl_jax.models.convnext import Block
@@ -40,7 +39,7 @@ class Decoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class FCMAE(Base):
+class FCMAE(visible.SquarePredictor):
     """Fully convolutional masked autoencoder: a ConvNeXt V2 sees some squares of an image, a decoder draws the others.
 
     The convolutions sum over visible positions alone, as sparse ones do (models/hidden.py), and GRN takes its norms
@@ -78,17 +77,6 @@ class FCMAE(Base):
         params["decoder"] = self.decoder(images).init(keys[1], last, mask)["params"]
         return params, {"batch_stats": batch_stats}
 
-    def loss(
-        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
-    ) -> Output:
-        (images,), (mask,) = batch["views"], batch["masks"]
-        prediction, last, batch_stats = self.predict(params, state, images, mask, rng, axis_name)
-        loss, of_means = visible.pixel_losses(
-            prediction, images, mask, side=self.backbone.stride, normalize=self.normalize, axis_name=axis_name
-        )
-        embeddings = visible.mean(last, mask)[None]
-        return Output(loss, {"batch_stats": batch_stats}, {"square_mean_loss": of_means}, embeddings=embeddings)
-
     def predict(
         self,
         params: Params,
@@ -104,13 +92,6 @@ class FCMAE(Base):
         )
         prediction: Any = self.decoder(images).apply({"params": params["decoder"]}, last.astype(jnp.float32), mask)
         return prediction, last, batch_stats
-
-    def pictures(
-        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""]
-    ) -> Mapping[str, Float[Array, "batch height width channels"]]:
-        (images,), (mask,) = batch["views"], batch["masks"]
-        prediction, *_ = self.predict(params, state, images, mask, rng, None)
-        return visible.pictures(images, mask, prediction, side=self.backbone.stride, normalize=self.normalize)
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic:
         return Traffic(passes=1, unused=8 * self.backbone.dim)  # the last LayerNorm's scale and bias

@@ -78,9 +78,11 @@ class MAE(Base):
         (images,), (mask,) = batch["views"], batch["masks"]
         prediction, tokens = self.predict(params, images, mask, rng, axis_name)
         target = patchify(images, self.backbone.patch_size)
-        loss, metrics = autoencoding.pixel_loss(prediction, target, mask, normalize=self.normalize, axis_name=axis_name)
+        loss, of_means = autoencoding.pixel_loss(
+            prediction, target, mask, normalize=self.normalize, axis_name=axis_name
+        )
         embeddings = jnp.mean(tokens[:, self.backbone.num_prefix :], axis=1)[None]
-        return Output(loss, state, metrics, embeddings=embeddings)
+        return Output(loss, state, {"patch_mean_loss": of_means}, embeddings=embeddings)
 
     def predict(
         self,

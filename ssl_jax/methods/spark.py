@@ -1,7 +1,6 @@
 """SparK."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from ssl_jax.keys import COUNT
-from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.contract import Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import networks, visible
 from ssl_jax.methods.toolkit.drawing import beit_init
 from ssl_jax.models.blocks import layer_norm, weight_init
@@ -90,7 +89,7 @@ class Doubling(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class SparK(Base):
+class SparK(visible.SquarePredictor):
     """A ResNet or a ConvNeXt sees some squares of an image, a light U-Net draws the others from its maps of all scales.
 
     Convolutions and normalizations see visible positions alone, as sparse ones do (models/hidden.py). A square is one
@@ -142,17 +141,6 @@ class SparK(Base):
         drawn = self.decoder(images).init(keys[1], maps, mask)
         return {**params, "decoder": drawn["params"]}, {"batch_stats": {**batch_stats, "decoder": drawn["batch_stats"]}}
 
-    def loss(
-        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
-    ) -> Output:
-        (images,), (mask,) = batch["views"], batch["masks"]
-        prediction, last, batch_stats = self.predict(params, state, images, mask, rng, axis_name)
-        loss, of_means = visible.pixel_losses(
-            prediction, images, mask, side=self.backbone.stride, normalize=True, axis_name=axis_name
-        )
-        embeddings = visible.mean(last, mask)[None]
-        return Output(loss, {"batch_stats": batch_stats}, {"square_mean_loss": of_means}, embeddings=embeddings)
-
     def predict(
         self,
         params: Params,
@@ -170,13 +158,6 @@ class SparK(Base):
             self.decoder(images), params["decoder"], batch_stats["decoder"], maps, mask, axis_name=axis_name
         )
         return patchify(made, self.backbone.stride), maps[-1], {**batch_stats, "decoder": new}
-
-    def pictures(
-        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""]
-    ) -> Mapping[str, Float[Array, "batch height width channels"]]:
-        (images,), (mask,) = batch["views"], batch["masks"]
-        prediction, *_ = self.predict(params, state, images, mask, rng, None)
-        return visible.pictures(images, mask, prediction, side=self.backbone.stride, normalize=True)
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic:
         of_norm = 0 if hasattr(self.backbone, "batch_norm") else 8 * self.backbone.dim  # a ConvNeXt's last LayerNorm

@@ -7,6 +7,7 @@ import pytest
 
 from ssl_jax import losses, models
 from ssl_jax.methods import METHODS, Schedule
+from tests.methods import drawn
 
 VIEWS = tuple(np.random.default_rng(0).normal(size=(2, 8, 8, 8, 1)).astype(np.float32))
 RATE = 0.25
@@ -22,9 +23,7 @@ def make(**options):
 @functools.cache
 def first():
     """Params, and a state whose teacher is unlike them."""
-    params, state = jax.device_get(jax.jit(make().init)(jax.random.key(1), VIEWS[0]))
-    teacher = jax.tree.map(lambda p: 1.5 * p + 0.1, state["teacher"]["params"])
-    return params, {**state, "teacher": {**state["teacher"], "params": teacher}}
+    return drawn.with_other_teacher(*jax.device_get(jax.jit(make().init)(jax.random.key(1), VIEWS[0])))
 
 
 @functools.cache

@@ -5,14 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from ssl_jax import models
 from ssl_jax.models import convnext
-from ssl_jax.ops import shards
 from tests.models import drawn
-from tests.models.devices import on_eight
+from tests.models.devices import assert_blocks_gather_their_shards, on_eight
 
 IMAGES = np.random.default_rng(0).normal(size=(64, 8, 9, 1)).astype(np.float32)
 
@@ -124,19 +121,4 @@ def test_images_too_small_for_the_stages_are_refused():
 def test_blocks_gather_their_shards():
     module = small("convnextv2_atto", remat="block")
     params = drawn.variables_of(module, IMAGES)["params"]
-
-    def axis(path, leaf):
-        return 0 if len(leaf) % 2 == 0 and shards.gathered_late(path) else shards.REPLICATED
-
-    axes = jax.tree.map_with_path(axis, params)
-    assert jax.tree.leaves(axes).count(0) > 10
-    specs = jax.tree.map(lambda axis: P("data") if axis == 0 else P(), axes)
-
-    def on_device(params, images):
-        params = shards.gather(params, axes, shards.Route("data"), to="varying")
-        return module.apply({"params": params}, images, train=True, axis_name="data")
-
-    mesh = Mesh(np.asarray(jax.devices()[:2]), ("data",))
-    split = jax.shard_map(on_device, mesh=mesh, in_specs=(specs, P("data")), out_specs=P("data"))
-    found, expected = jax.jit(lambda p, x: (split(p, x), module.apply({"params": p}, x)))(params, IMAGES)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert_blocks_gather_their_shards(module, params, IMAGES, least=10)

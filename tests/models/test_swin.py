@@ -7,16 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ssl_jax import models, weights
 from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.models import maps, swin
-from ssl_jax.ops import shards
 from tests.methods import drawn as methods_drawn
 from tests.models import drawn
-from tests.models.devices import on_eight
+from tests.models.devices import assert_blocks_gather_their_shards, on_eight
 
 NAME = "swin_tiny_patch4_window7_224"
 IMAGES = np.random.default_rng(0).normal(size=(16, 20, 12, 1)).astype(np.float32)  # maps of 5 x 3 and 3 x 2 places
@@ -53,22 +51,7 @@ def test_recomputed_and_with_drop_path_it_is_the_same_on_any_number_of_devices()
 def test_blocks_gather_their_shards():
     module = small(remat="block")
     params = drawn.variables_of(module, IMAGES)["params"]
-
-    def axis(path, leaf):
-        return 0 if len(leaf) % 2 == 0 and shards.gathered_late(path) else shards.REPLICATED
-
-    axes = jax.tree.map_with_path(axis, params)
-    assert jax.tree.leaves(axes).count(0) > 20
-    specs = jax.tree.map(lambda axis: P("data") if axis == 0 else P(), axes)
-
-    def on_device(params, images):
-        params = shards.gather(params, axes, shards.Route("data"), to="varying")
-        return module.apply({"params": params}, images, train=True, axis_name="data")
-
-    mesh = Mesh(np.asarray(jax.devices()[:2]), ("data",))
-    split = jax.shard_map(on_device, mesh=mesh, in_specs=(specs, P("data")), out_specs=P("data"))
-    found, expected = jax.jit(lambda p, x: (split(p, x), module.apply({"params": p}, x)))(params, IMAGES)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert_blocks_gather_their_shards(module, params, IMAGES, least=20)
 
 
 def test_the_map_has_the_features_as_its_mean():

@@ -113,14 +113,14 @@ def pixel_loss(
     *,
     normalize: bool,
     axis_name: str | None,
-) -> tuple[Float[Array, ""], dict[str, Any]]:
-    """(`losses.masked_pixels`; a metric: the loss of a prediction of each patch's own mean)"""
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(`losses.masked_pixels`, that of a prediction of each patch's own mean)"""
     loss = losses.masked_pixels(prediction, target, mask, normalize=normalize, axis_name=axis_name)
     mean = jnp.mean(target, axis=-1, keepdims=True) * (0.0 if normalize else 1.0)
     of_means = losses.masked_pixels(
         jnp.broadcast_to(mean, target.shape), target, mask, normalize=normalize, axis_name=axis_name
     )
-    return loss, {"patch_mean_loss": of_means}
+    return loss, of_means
 
 
 def reconstructions(

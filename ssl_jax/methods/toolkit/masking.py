@@ -70,6 +70,13 @@ def unmasked(mask: Bool[Array, "batch patches"], ratio: float) -> Int[Array, "ba
     return jnp.argsort(mask, axis=1, stable=True)[:, : patches - count_masked(patches, ratio)]
 
 
+def some_masked(
+    mask: Bool[Array, "batch patches"], count: int, noise: Float[Array, "batch patches"]
+) -> Int[Array, "batch count"]:
+    """The indices of `count` masked patches, those of least noise. noise: below 1."""
+    return jnp.argsort(jnp.where(mask, noise, 1.0), axis=1)[:, :count]
+
+
 def count_masked(patches: int, ratio: float) -> int:
     """How many of an image's patches are masked, as data/masks.py counts them."""
     return int(np.round(np.float32(patches) * np.float32(ratio)))

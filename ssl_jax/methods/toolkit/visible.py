@@ -2,16 +2,16 @@
 
 # pyright: reportUnknownMemberType=false
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from ssl_jax import losses
 from ssl_jax.methods import toolkit
-from ssl_jax.methods.contract import Base, Params, State
-from ssl_jax.methods.toolkit import masking
+from ssl_jax.methods.contract import Base, Batch, Output, Params, State
+from ssl_jax.methods.toolkit import autoencoding
 from ssl_jax.models.abilities import has_stage_maps
 from ssl_jax.models.patches import patchify
 
@@ -70,38 +70,40 @@ def mean(x: Float[Array, "batch rows columns dim"], mask: Bool[Array, "batch pla
     return jnp.sum(x.astype(jnp.float32), axis=(1, 2)) / visible[:, None]
 
 
-def pixel_losses(
-    prediction: Float[Array, "batch places pixels"],
-    images: Float[Array, "batch height width channels"],
-    mask: Bool[Array, "batch places"],
-    *,
-    side: int,
-    normalize: bool,
-    axis_name: str | None,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(`losses.masked_pixels` of the hidden squares; that of a prediction of each square's own mean).
+class SquarePredictor(Base):
+    """The loss and the pictures of a method that predicts the pixels of hidden squares.
 
-    side: pixels a side of a square.
+    It has a `predict`, and `normalize`: whether pixels are predicted relative to their square's mean and deviation.
     """
-    target = patchify(images, side)
-    own = jnp.zeros_like(target) if normalize else jnp.mean(target, axis=-1, keepdims=True) + jnp.zeros_like(target)
-    loss, of_means = (
-        losses.masked_pixels(found, target, mask, normalize=normalize, axis_name=axis_name)
-        for found in (prediction, own)
-    )
-    return loss, of_means
 
+    normalize: bool = True
 
-def pictures(
-    images: Float[Array, "batch height width channels"],
-    mask: Bool[Array, "batch places"],
-    prediction: Float[Array, "batch places pixels"],
-    *,
-    side: int,
-    normalize: bool,
-) -> dict[str, Float[Array, "batch height width channels"]]:
-    """`masking.pictures`. normalize: whether the prediction is relative to each square's mean and deviation."""
-    if normalize:
-        center, deviation = masking.moments(patchify(images, side))
-        prediction = prediction * deviation + center
-    return masking.pictures(images, mask, side, prediction)
+    def predict(
+        self,
+        params: Params,
+        state: State,
+        images: Float[Array, "batch height width channels"],
+        mask: Bool[Array, "batch places"],
+        rng: Key[Array, ""] | None,
+        axis_name: str | None,
+    ) -> tuple[Float[Array, "batch places pixels"], Float[Array, "batch rows columns dim"], dict[str, Any]]:
+        """(pixels of all squares, the last stage's map, batch_stats)"""
+        raise NotImplementedError
+
+    def loss(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
+    ) -> Output:
+        (images,), (mask,) = batch["views"], batch["masks"]
+        prediction, last, batch_stats = self.predict(params, state, images, mask, rng, axis_name)
+        loss, of_means = autoencoding.pixel_loss(
+            prediction, patchify(images, self.backbone.stride), mask, normalize=self.normalize, axis_name=axis_name
+        )
+        embeddings = mean(last, mask)[None]
+        return Output(loss, {"batch_stats": batch_stats}, {"square_mean_loss": of_means}, embeddings=embeddings)
+
+    def pictures(
+        self, params: Params, state: State, batch: Batch, rng: Key[Array, ""]
+    ) -> Mapping[str, Float[Array, "batch height width channels"]]:
+        (images,), (mask,) = batch["views"], batch["masks"]
+        prediction, *_ = self.predict(params, state, images, mask, rng, None)
+        return autoencoding.reconstructions(images, mask, self.backbone.stride, prediction, normalize=self.normalize)
