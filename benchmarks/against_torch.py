@@ -108,9 +108,10 @@ def ours(name):
     import jax.numpy as jnp
     import numpy as np
 
-    from ssl_jax import models
+    from ssl_jax import compiled, models
 
     model, options, _, _, (side, channels), batch = NETWORKS[name]
+    compiler_options = getattr(compiled, "options_of_steps", lambda platform: None)("cpu")  # older states have none
     module = models.create(model, **options)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(batch, side, side, channels)), jnp.float32)
     variables = jax.jit(module.init)(jax.random.key(0), images[:1])
@@ -119,7 +120,7 @@ def ours(name):
         h, _ = module.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])
         return jnp.mean(jnp.square(h))
 
-    gradient = jax.jit(jax.value_and_grad(loss))
+    gradient = jax.jit(jax.value_and_grad(loss), compiler_options=compiler_options)
     return lambda: jax.block_until_ready(gradient(variables["params"], images))
 
 

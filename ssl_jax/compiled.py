@@ -1,4 +1,4 @@
-"""How programs are compiled: with a persistent cache, and those that run once on a CPU with few optimizations.
+"""How programs are compiled: with a persistent cache, and with options for those that run on a CPU once, or often.
 
 JAX's cache is on by default: a program that was compiled once starts at once. It is in ~/.cache/ssl_jax/compiled (or
 below $XDG_CACHE_HOME); a run of several processes has it in its workdir, in compiled/. There is a directory for each
@@ -6,6 +6,7 @@ kind of processor and version of JAX, which may be deleted at any time. JAX_COMP
 and JAX_ENABLE_COMPILATION_CACHE=false turns it off.
 """
 
+import functools
 import hashlib
 import os
 import platform
@@ -19,6 +20,10 @@ from ssl_jax import paths
 LEVEL = "xla_backend_optimization_level"
 # XLA's older emitters take less time for many small operations. jaxlib 0.11.1 has lost them, and refuses the option.
 OLDER_EMITTERS: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11, 1) else {}
+# jaxlib 0.10 to 0.12 hand convolutions on a CPU to YNNPACK, which computes each of them on one thread. Products and
+# sums, which it computes faster than XLA does, stay with it.
+YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+WITH_YNNPACK = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 LEAST_SECONDS = 0.2  # that compiling took: what is faster is not worth a file
 
 
@@ -46,6 +51,27 @@ def options_of_once(platform: str) -> dict[str, Any] | None:
     if platform != "cpu" or LEVEL in os.environ.get("XLA_FLAGS", ""):
         return None
     return {LEVEL: 1, **OLDER_EMITTERS}
+
+
+def options_of_steps(platform: str) -> dict[str, Any] | None:
+    """`compiler_options` of the outermost `jax.jit` of a program with convolutions that runs many times on such devices
+    ("cpu", "gpu", "tpu"). None: XLA's defaults.
+
+    On a CPU, XLA's own convolutions, which all cores share, take the place of YNNPACK's, unless XLA_FLAGS chooses.
+    """
+    if platform != "cpu" or YNNPACK in os.environ.get("XLA_FLAGS", "") or not _has_ynnpack():
+        return None
+    return {YNNPACK: WITH_YNNPACK}
+
+
+@functools.cache
+def _has_ynnpack() -> bool:
+    """Whether this jaxlib knows the option and its values."""
+    try:
+        jax.jit(lambda: 0).lower().compile({YNNPACK: WITH_YNNPACK})
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def directory(workdir: Any = None) -> Any:

@@ -14,6 +14,12 @@ NAMES = (
 )
 
 
+@pytest.fixture(autouse=True)
+def devices():
+    """Made before a test changes XLA_FLAGS, which says how many there are."""
+    jax.devices()
+
+
 @pytest.fixture
 def unset(monkeypatch, tmp_path):
     """No place of the cache is set; it would be below tmp_path."""
@@ -57,6 +63,26 @@ def test_llvm_optimizes_less_on_a_cpu_unless_a_level_is_set(monkeypatch):
     assert compiled.options_of_once("gpu") is None and compiled.options_of_once("tpu") is None
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
     assert compiled.options_of_once("cpu") is None
+
+
+def test_all_cores_share_a_convolution(monkeypatch):
+    """In jaxlib 0.10 to 0.12 YNNPACK would compute it on one thread."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    module = nn.Conv(8, (3, 3))
+    images = np.zeros((4, 8, 8, 3), np.float32)
+    variables = module.init(jax.random.key(0), images)
+    program = jax.jit(module.apply).lower(variables, images).compile(compiled.options_of_steps("cpu")).as_text()
+    assert "convolution(" in program and "ynn_fusion" not in program
+    assert compiled.options_of_steps("gpu") is None and compiled.options_of_steps("tpu") is None
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
+    assert compiled.options_of_steps("cpu") is None
+
+
+def test_a_jaxlib_without_the_option_compiles_as_it_does(monkeypatch):
+    monkeypatch.setattr(compiled, "YNNPACK", "xla_cpu_no_such_option")
+    compiled._has_ynnpack.cache_clear()
+    assert compiled.options_of_steps("cpu") is None
+    compiled._has_ynnpack.cache_clear()
 
 
 def test_a_state_that_is_compiled_fast_has_the_values_of_one_that_is_optimized(monkeypatch):

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "models": {"keys", "ops"},
     "methods": {"keys", "losses", "models", "ops", "optim"},
     "workdir": {"config", "data", "dist", "paths", "stores"},
-    "weights": {"data", "models", "paths", "workdir"},
+    "weights": {"compiled", "data", "models", "paths", "workdir"},
     "report": {"data", "health", "methods", "paths", "workdir"},
     "training": {
         *("config", "data", "dist", "health", "keys", "methods", "models", "ops", "optim"),

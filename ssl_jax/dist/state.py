@@ -44,7 +44,7 @@ def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[A
         new, metrics = step.apply(state, *gradients(state, batch))
         return lax.with_sharding_constraint(new, _state_shardings(new, mesh, shard_state)), metrics
 
-    return jax.jit(mapped, donate_argnums=0)
+    return jax.jit(mapped, donate_argnums=0, compiler_options=compiled.options_of_steps(devices[0].platform))
 
 
 def shard_axes(tree: Any, devices: int) -> Any:

@@ -1,6 +1,7 @@
 """What pre-training is compared with: untrained networks, and the raw pixels."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ def untrained(backbone: Backbone, *, image_size: tuple[int, int], seed: int, **o
 def calibrate(backbone: Backbone, batches: Batches) -> Backbone:
     """The backbone with BatchNorm statistics of training images."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiled.options_of_steps(jax.default_backend()))
     def update(batch_stats, images):
         given = {"params": backbone.variables["params"], "batch_stats": batch_stats}
         return backbone.model.apply(given, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]

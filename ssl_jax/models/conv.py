@@ -3,8 +3,8 @@
 XLA (JAX 0.10) computes that gradient as one convolution whose "image" is the whole batch and whose "kernel" is the
 whole output gradient. Both are far larger than a core's cache and are read again for every entry of the result. So it
 runs at a third of the speed of the forward pass. The same convolution over a few images at a time, summed, is 2 to 4
-times faster. It is also faster than im2col patches and their matrix product. For a 1x1 convolution, the gradient is a
-matrix product, which is 4 times faster (benchmarks/conv_gradient.py).
+times faster, and for small images also faster than im2col patches and their matrix product. For a 1x1 convolution, the
+gradient is a matrix product, which is 4 times faster (benchmarks/conv_gradient.py).
 
 Some convolutions are products of matrices on a CPU (conv_products.py), and convolutions of single channels sums of
 shifted images (depthwise.py).
@@ -14,6 +14,7 @@ The gradient of a convolution in groups of several channels takes XLA seconds: 1
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,10 @@ from ssl_jax.models.recompute import keep
 # Images and output gradients of a chunk together: they should stay in the second-level cache of a core. Measured with a
 # cache of 2 MB: chunks of 0.4 to 1.6 MB are equally fast, 3.2 MB is up to 3.5 times slower.
 CHUNK_BYTES = 2**20
+# Of chunks of fewer images, patches and their product are faster: 0.4 to 0.7 of the time for 8 images of 56x56 or 28x28
+# positions, 1.3 to 1.6 of it for many smaller ones.
+FEWEST_IMAGES = 4
+PATCH_BYTES = 2**25  # of a chunk's patches, at most
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -126,10 +131,17 @@ def kernel_gradient(
     """
 
     geometry = Geometry(strides, padding, dilation)
+    batch = len(x)
+    fitting = CHUNK_BYTES * batch // (x.nbytes + g.nbytes)  # images
+    tiling = is_tiling(x.shape, kernel_size, geometry)
+    as_product = tiling or fitting < FEWEST_IMAGES
+    if as_product and not tiling:
+        fitting = PATCH_BYTES // (4 * math.prod(g.shape[1:3]) * math.prod(kernel_size) * x.shape[-1])
+    chunks = min(batch, -(-batch // max(1, fitting)))
 
     def of_chunk(x, g):
         x, g = x.astype(jnp.float32), g.astype(jnp.float32)
-        if is_tiling(x.shape, kernel_size, geometry):
+        if as_product:
             rows = patches(x, kernel_size, geometry)
             product = rows.reshape(-1, rows.shape[-1]).T @ g.reshape(-1, g.shape[-1])
             return product.reshape(*kernel_size, x.shape[-1], g.shape[-1])
@@ -154,8 +166,6 @@ def kernel_gradient(
         )
         return dkernel.transpose(1, 2, 0, 3)
 
-    batch = len(x)
-    chunks = min(batch, -(-(x.nbytes + g.nbytes) // CHUNK_BYTES))
     size = -(-batch // chunks)
     first = batch - (batch - 1) // size * size  # images of the first chunk; the rest divides into chunks of `size`
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from ssl_jax import compiled
 from ssl_jax.data.normalization import Normalization
 from ssl_jax.models import maps
 
@@ -180,4 +181,4 @@ class Backbone:
 
     @functools.cached_property
     def _apply(self) -> Function:
-        return jax.jit(self.model.apply)
+        return jax.jit(self.model.apply, compiler_options=compiled.options_of_steps(jax.default_backend()))

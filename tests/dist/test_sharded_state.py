@@ -137,7 +137,7 @@ def test_a_transformers_blocks_are_gathered_where_they_are_used_and_with_remat_a
     state, batch = jax.eval_shape(training.create_state), plan.batch_shapes(config, training, 60_000)
     gathered = collections.Counter(
         equation.outvars[0].aval.shape
-        for equation in equations(jax.make_jaxpr(step)(state, batch).jaxpr)
+        for equation in equations(step.trace(state, batch).jaxpr)
         if equation.primitive.name == "all_gather"
     )
     dim = config.model["dim"]
@@ -160,7 +160,7 @@ def test_where_loops_may_gather_they_gather_a_block_at_a_time(model, monkeypatch
             TrainStep, "gradients", lambda *args, **options: gradients(*args, **options | {"in_loops": where})
         )
         step = dist.map_step(training.step, dist.make_mesh(), shard_state=True)
-        loops = [e for e in equations(jax.make_jaxpr(step)(state, batch).jaxpr) if e.primitive.name == "scan"]
+        loops = [e for e in equations(step.trace(state, batch).jaxpr) if e.primitive.name == "scan"]
         inside = [e for loop in loops for e in equations(loop.params["jaxpr"].jaxpr)]
         return {e.outvars[0].aval.shape for e in inside if e.primitive.name == "all_gather"}
 
@@ -177,7 +177,7 @@ def test_crops_of_two_sizes_gather_each_block_once():
     state, batch = jax.eval_shape(training.create_state), plan.batch_shapes(config, training, 60_000)
     assert len({view.size for view in training.augmentations}) == 2
     step = dist.map_step(training.step, dist.make_mesh(), shard_state=True)
-    gathered = [e for e in equations(jax.make_jaxpr(step)(state, batch).jaxpr) if e.primitive.name == "all_gather"]
+    gathered = [e for e in equations(step.trace(state, batch).jaxpr) if e.primitive.name == "all_gather"]
     dim = config.model["dim"]
     assert sum(e.outvars[0].aval.shape == (dim, 3 * dim) for e in gathered) == 2 * 2
 

@@ -88,14 +88,17 @@ def test_maps_smaller_than_the_kernel_are_nn_convs():
     )
 
 
-@pytest.mark.parametrize("chunks", ["one", "several"])
-def test_value_and_gradients_are_nn_convs(chunks, monkeypatch):
+@pytest.mark.parametrize("more, chunks", enumerate(["one", "several", "several of patches"]))
+def test_value_and_gradients_are_nn_convs(more, chunks, monkeypatch):
     def before(shape):
-        if chunks == "several":  # two images each, and a rest
+        if chunks != "one":  # two images each, and a rest
             monkeypatch.setattr(conv, "CHUNK_BYTES", 4 * 3 * np.prod(shape[1:]))
+        if chunks == "several":
+            monkeypatch.setattr(conv, "FEWEST_IMAGES", 0)
+        if chunks == "several of patches":
+            monkeypatch.setattr(conv, "PATCH_BYTES", 2 * 4 * 9 * np.prod(shape[1:]))
 
-    # JAX keeps the gradient that it traced for a shape, whatever CHUNK_BYTES is later: hence two batch sizes.
-    more = 1 if chunks == "one" else 0
+    # JAX keeps the gradient that it traced for a shape, whatever CHUNK_BYTES is later: hence other batch sizes.
     equals_flaxs([((batch + more, *side), *case, {}) for (batch, *side), *case in CASES], before, rtol=1e-5, atol=1e-5)
 
 
