@@ -1,8 +1,8 @@
 """The gradient of a convolution with respect to its kernel, on this machine's CPU: python benchmarks/conv_gradient.py
 
-Prints GFLOP/s of ours (ssl_jax.models.conv), of XLA's own, and of a plain matmul of the same FLOPs, the im2col product
-[9 inputs, positions] x [positions, outputs] without the making of its left side; and the ratios. The variants take
-turns, and each one's fastest time counts, so that other load on the machine falls on all of them.
+Prints GFLOP/s of ours (ssl_jax/models/kernel_gradient.py), of XLA's own, and of a plain matmul of the same FLOPs, the
+im2col product [9 inputs, positions] x [positions, outputs] without the making of its left side; and the ratios. The
+variants take turns, and each one's fastest time counts, so that other load on the machine falls on all of them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ssl_jax.models import conv
+from ssl_jax.models.kernel_gradient import NHWC, kernel_gradient
 
 # height = width, channels in = out, images: 512 are the two views of a batch of 256
 SHAPES = [(32, 64, 512), (32, 64, 32), (14, 128, 512), (14, 128, 64)]
@@ -26,13 +26,13 @@ KERNEL, PADDING = 3, ((1, 1), (1, 1))
 def xla_gradient(x, g):
     kernel = jnp.zeros((KERNEL, KERNEL, x.shape[-1], g.shape[-1]))
     forward = functools.partial(
-        lax.conv_general_dilated, x, window_strides=(1, 1), padding=PADDING, dimension_numbers=conv.NHWC
+        lax.conv_general_dilated, x, window_strides=(1, 1), padding=PADDING, dimension_numbers=NHWC
     )
     return jax.vjp(forward, kernel)[1](g)[0]
 
 
 def our_gradient(x, g):
-    return conv.kernel_gradient(x, g, kernel_size=(KERNEL, KERNEL), strides=(1, 1), padding=PADDING)
+    return kernel_gradient(x, g, kernel_size=(KERNEL, KERNEL), strides=(1, 1), padding=PADDING)
 
 
 def main():

@@ -1,10 +1,4 @@
-"""`Conv`: Flax's `nn.Conv`, with a gradient with respect to the kernel that is fast on CPU.
-
-XLA (JAX 0.10) computes that gradient as one convolution whose "image" is the whole batch and whose "kernel" is the
-whole output gradient. Both are far larger than a core's cache and are read again for every entry of the result. So it
-runs at a third of the speed of the forward pass. The same convolution over a few images at a time, summed, is 2 to 4
-times faster, and for small images also faster than im2col patches and their matrix product. For a 1x1 convolution, the
-gradient is a matrix product, which is 4 times faster (benchmarks/conv_gradient.py).
+"""`Conv`: Flax's `nn.Conv`, with a gradient with respect to the kernel that is fast on CPU (kernel_gradient.py).
 
 Some convolutions are products of matrices on a CPU (conv_products.py), and convolutions of single channels sums of
 shifted images (depthwise.py).
@@ -14,7 +8,6 @@ The gradient of a convolution in groups of several channels takes XLA seconds: 1
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,19 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ssl_jax.models.conv_products import Geometry, Pair, is_product, is_tiling, patches, product
+from ssl_jax.models.conv_products import Geometry, Pair, is_product, product
 from ssl_jax.models.depthwise import depthwise
+from ssl_jax.models.kernel_gradient import NHWC, kernel_gradient
 from ssl_jax.models.recompute import keep
-
-# Images and output gradients of a chunk together: they should stay in the second-level cache of a core. Measured with a
-# cache of 2 MB: chunks of 0.4 to 1.6 MB are equally fast, 3.2 MB is up to 3.5 times slower.
-CHUNK_BYTES = 2**20
-# Of chunks of fewer images, patches and their product are faster: 0.4 to 0.7 of the time for 8 images of 56x56 or 28x28
-# positions, 1.3 to 1.6 of it for many smaller ones.
-FEWEST_IMAGES = 4
-PATCH_BYTES = 2**25  # of a chunk's patches, at most
-
-NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def _plain(x, kernel, strides, padding, dilation, groups):
@@ -114,67 +98,6 @@ def grouped_kernel_gradient(
     x, g = (jnp.moveaxis(a.reshape(*a.shape[:3], groups, -1), 3, 0) for a in (x, g))
     found = lax.map(lambda of_group: kernel_gradient(*of_group, **geometry), (x, g))
     return jnp.moveaxis(found, 0, 3).reshape(*found.shape[1:4], -1)
-
-
-def kernel_gradient(
-    x: Float[Array, "batch height width in_channels"],
-    g: Float[Array, "batch out_height out_width out_channels"],
-    *,
-    kernel_size: Pair,
-    strides: Pair,
-    padding: tuple[Pair, Pair],
-    dilation: Pair = (1, 1),
-) -> Float[Array, "kernel_height kernel_width in_channels out_channels"]:
-    """The gradient of `convolve` with respect to its kernel, from its input and the gradient of its output.
-
-    It is accumulated in float32. The result has x's type.
-    """
-
-    geometry = Geometry(strides, padding, dilation)
-    batch = len(x)
-    fitting = CHUNK_BYTES * batch // (x.nbytes + g.nbytes)  # images
-    tiling = is_tiling(x.shape, kernel_size, geometry)
-    as_product = tiling or fitting < FEWEST_IMAGES
-    if as_product and not tiling:
-        fitting = PATCH_BYTES // (4 * math.prod(g.shape[1:3]) * math.prod(kernel_size) * x.shape[-1])
-    chunks = min(batch, -(-batch // max(1, fitting)))
-
-    def of_chunk(x, g):
-        x, g = x.astype(jnp.float32), g.astype(jnp.float32)
-        if as_product:
-            rows = patches(x, kernel_size, geometry)
-            product = rows.reshape(-1, rows.shape[-1]).T @ g.reshape(-1, g.shape[-1])
-            return product.reshape(*kernel_size, x.shape[-1], g.shape[-1])
-        # The gradient at kernel position p is the sum of x[o * stride + p * dilation - before] * g[o] over outputs o.
-        # This is a convolution with g as the kernel, channels as the batch and images as channels. Its padding is such
-        # that it has kernel_size outputs.
-        pads = [
-            (before, (k - 1) * d + (o - 1) * s + 1 - before - i)
-            for (before, _), k, d, o, s, i in zip(
-                padding, kernel_size, dilation, g.shape[1:3], strides, x.shape[1:3], strict=True
-            )
-        ]
-        # Transposed by hand to NHWC. Inside a loop, XLA's CPU backend does not transpose, but computes element by
-        # element.
-        dkernel = lax.conv_general_dilated(
-            x.transpose(3, 1, 2, 0),
-            g.transpose(1, 2, 0, 3),
-            dilation,
-            pads,
-            rhs_dilation=strides,
-            dimension_numbers=NHWC,
-        )
-        return dkernel.transpose(1, 2, 0, 3)
-
-    size = -(-batch // chunks)
-    first = batch - (batch - 1) // size * size  # images of the first chunk; the rest divides into chunks of `size`
-
-    def add_chunk(i, total):
-        x_chunk, g_chunk = (lax.dynamic_slice_in_dim(a, first + i * size, size) for a in (x, g))
-        return total + of_chunk(x_chunk, g_chunk)
-
-    total = of_chunk(x[:first], g[:first])
-    return lax.fori_loop(0, (batch - first) // size, add_chunk, total).astype(x.dtype)
 
 
 def conv_general_dilated(

@@ -1,4 +1,5 @@
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from ssl_jax.models import conv
+from ssl_jax.models import conv, kernel_gradient
 from tests.models import drawn
 
 CASES = [
@@ -20,6 +21,8 @@ CASES = [
     ((4, 8, 9, 2), 5, (1, 1), (2, 2), ((0, 0), (0, 0))),  # the last column is in no window
     ((3, 16, 15, 1), 6, (7, 7), (2, 2), ((3, 3), (3, 3))),
     ((3, 8, 8, 2), 3, (3, 2), (1, 2), ((2, 0), (1, 3))),
+    ((4, 6, 9, 2), 3, (3, 2), (1, 1), ((2, 0), (0, 1))),
+    ((4, 6, 9, 3), 3, (3, 3), (1, 1), ((3, 0), (0, 4))),  # more padding than the kernel reaches
     ((1, 4, 4, 2), 3, (4, 4), (4, 4), "VALID"),
     ((3, 8, 12, 2), 5, (4, 4), (4, 4), "SAME"),  # patches: a product of matrices
     ((3, 9, 8, 2), 5, (4, 4), (4, 4), "VALID"),  # the last row is in no patch
@@ -88,17 +91,19 @@ def test_maps_smaller_than_the_kernel_are_nn_convs():
     )
 
 
-@pytest.mark.parametrize("more, chunks", enumerate(["one", "several", "several of patches"]))
-def test_value_and_gradients_are_nn_convs(more, chunks, monkeypatch):
+@pytest.mark.parametrize("more, way", enumerate(["whole", "convolved", "of patches", "crossed"]))
+def test_value_and_gradients_are_nn_convs(more, way, monkeypatch):
     def before(shape):
-        if chunks != "one":  # two images each, and a rest
-            monkeypatch.setattr(conv, "CHUNK_BYTES", 4 * 3 * np.prod(shape[1:]))
-        if chunks == "several":
-            monkeypatch.setattr(conv, "FEWEST_IMAGES", 0)
-        if chunks == "several of patches":
-            monkeypatch.setattr(conv, "PATCH_BYTES", 2 * 4 * 9 * np.prod(shape[1:]))
+        image = 4 * math.prod(shape[1:])
+        if way != "whole":  # two images each, and a rest
+            monkeypatch.setattr(kernel_gradient, "CHUNK_BYTES", {"crossed": 12}.get(way, 3) * image)
+        if way == "convolved":
+            monkeypatch.setattr(kernel_gradient, "FEWEST_IMAGES", 0)
+        if way == "of patches":
+            monkeypatch.setattr(kernel_gradient, "PATCH_BYTES", 2 * 9 * image)
+        monkeypatch.setattr(kernel_gradient, "CROSSED_FROM", 0 if way == "crossed" else 10**6)
 
-    # JAX keeps the gradient that it traced for a shape, whatever CHUNK_BYTES is later: hence other batch sizes.
+    # JAX keeps the gradient that it traced for a shape, whatever the constants are later: hence other batch sizes.
     equals_flaxs([((batch + more, *side), *case, {}) for (batch, *side), *case in CASES], before, rtol=1e-5, atol=1e-5)
 
 
