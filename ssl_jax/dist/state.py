@@ -1,5 +1,6 @@
 """The train step over the mesh, and its state: replicated, or sharded over the devices (ZeRO-3)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssl_jax import compiled
 from ssl_jax.dist.mesh import AXIS, find_torus
-from ssl_jax.ops.shards import REPLICATED, gathered_late
+from ssl_jax.ops import shards
+from ssl_jax.ops.shards import REPLICATED
 
 SHARDED_FROM = 512  # leaves of fewer numbers are replicated
 
@@ -28,20 +30,36 @@ def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[A
     devices = list(mesh.devices.flat)
     torus, in_loops = find_torus(devices), devices[0].platform != "cpu"
 
+    def on_devices(function: Callable[..., Any], axes: Any, state: Any, *others: Any) -> Any:
+        specs = jax.tree.map(_spec, axes)
+        mapped = jax.shard_map(
+            functools.partial(function, axis_name=AXIS),
+            mesh=mesh,
+            in_specs=(specs, *[replicated] * len(others)),
+            out_specs=specs,
+            check_vma=True,
+        )
+        return mapped(state, *others)
+
     def mapped(state: Any, batch: Any) -> tuple[Any, Any]:
         axes = shard_axes(state, mesh.size if shard_state else 1)
         specs = jax.tree.map(_spec, axes)
+        divided = shards.divided(state.model_state, axes.model_state, step.method.banks)
         late = jax.tree_util.tree_map_with_path(
-            lambda path, spec: spec if gathered_late(path) else replicated, specs.model_state
+            lambda path, spec, divided: spec if divided or shards.gathered_late(path) else replicated,
+            specs.model_state,
+            divided,
         )
         gradients = jax.shard_map(
-            lambda state, batch: step.gradients(state, batch, axes, torus=torus, in_loops=in_loops),
+            lambda state, batch: step.gradients(state, batch, axes, divided, torus=torus, in_loops=in_loops),
             mesh=mesh,
             in_specs=(specs, sharded),
             out_specs=(specs.params, {"model_state": late, "metrics": replicated, "finite": replicated}),
             check_vma=True,
         )
-        new, metrics = step.apply(state, *gradients(state, batch))
+        grads, found = gradients(state, batch)
+        model_state = shards.divide(found["model_state"], axes.model_state, divided, on_devices)
+        new, metrics = step.apply(state, grads, {**found, "model_state": model_state})
         return lax.with_sharding_constraint(new, _state_shardings(new, mesh, shard_state)), metrics
 
     return jax.jit(mapped, donate_argnums=0, compiler_options=compiled.options_of_steps(devices[0].platform))

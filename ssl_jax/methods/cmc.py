@@ -1,6 +1,7 @@
 """CMC."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated
 
 import flax.linen as nn
@@ -62,6 +63,10 @@ class CMC(Base):
     @property
     def networks(self) -> toolkit.Networks:
         return {"backbone": self.backbone, "projector": HalvesProjector(self.dim)}
+
+    @property
+    def banks(self) -> Mapping[str, int]:
+        return memories.named(self.schedule, "banks")
 
     @property
     def chance_level(self) -> float:

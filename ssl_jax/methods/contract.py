@@ -107,6 +107,15 @@ class Trainable(Protocol):
     With an `axis_name`, params and state are the same on every device and stay so, and the batch is a device's rows.
     """
 
+    @property
+    def banks(self) -> Mapping[str, int]:
+        """{entry of the state: rows of its arrays} of what has a row for each image; see toolkit/banks.py.
+
+        Where the state is sharded, no device has these arrays whole: `loss` may get an `ops.shards.Shard` in place of
+        each, and `update` an `ops.shards.Divided`.
+        """
+        ...
+
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         """(params, state) before the first step."""
         ...
@@ -248,6 +257,10 @@ class Base:
 
     def __post_init__(self) -> None:
         keys.check_fields(self)
+
+    @property
+    def banks(self) -> Mapping[str, int]:
+        return {}
 
     @property
     def constants(self) -> State:

@@ -1,6 +1,7 @@
 """InstDisc, also known as NPID."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from ssl_jax import losses
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import instances, memories
+from ssl_jax.methods.toolkit import banks, instances, memories
 from ssl_jax.models.heads import MLP, torch_init, unit
 
 
@@ -53,6 +54,10 @@ class InstDisc(Base):
         return {"backbone": self.backbone, "projector": MLP((self.dim,), output_bias=True, kernel_init=torch_init)}
 
     @property
+    def banks(self) -> Mapping[str, int]:
+        return memories.named(self.schedule, "bank")
+
+    @property
     def chance_level(self) -> float | None:
         if self.proximal:
             return None
@@ -88,11 +93,12 @@ class InstDisc(Base):
             temperature=self.temperature,
             axis_name=axis_name,
         )
+        remembered = banks.take(bank, index)
         if self.proximal:
-            loss += 2 * self.proximal * (1 + losses.negative_cosine(z, bank[index], axis_name=axis_name))
+            loss += 2 * self.proximal * (1 + losses.negative_cosine(z, remembered, axis_name=axis_name))
         bank_after = memories.update_bank(bank, index, z, axis_name, momentum=self.momentum)
         state = {"batch_stats": batch_stats, "bank": bank_after, "log_z": log_z}
-        return Output(loss, state, {}, embeddings=jnp.stack([z, bank[index]]))
+        return Output(loss, state, {}, embeddings=jnp.stack([z, remembered]))
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic:
         # The embeddings and the images' indices are gathered for the bank.

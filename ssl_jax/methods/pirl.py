@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Annotated
 
 import flax.linen as nn
@@ -86,6 +87,10 @@ class PIRL(Base):
     @property
     def transformed_projector(self) -> nn.Module:
         return TileProjector(self.head) if self.pretext == "jigsaw" else self.head
+
+    @property
+    def banks(self) -> Mapping[str, int]:
+        return memories.named(self.schedule, "bank")
 
     @property
     def chance_level(self) -> float:

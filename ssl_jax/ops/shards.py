@@ -1,9 +1,10 @@
-"""Parameters that are sharded over devices, where they are gathered, and how their gradients are summed."""
+"""Arrays that are sharded over devices: where parameters are gathered and how their gradients are summed, and banks,
+which no device has whole."""
 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -53,7 +54,8 @@ class Route:
 
 
 class Shard(flax.struct.PyTreeNode):
-    """A shard that stands in for a parameter. The module that owns the parameter gathers it."""
+    """A shard that stands in for a parameter or a bank. The module that owns the parameter gathers it; of a bank, each
+    device reads and writes its own rows."""
 
     value: Any
     axis: int = flax.struct.field(pytree_node=False)
@@ -74,15 +76,17 @@ def _gather_one(value: Any, axis: int, route: Route) -> tuple[Any, None]:
 
 
 def _sum_and_shard(axis: int, route: Route, _: None, gradient: Any) -> tuple[Any]:
-    sent = gradient.astype(route.dtype)
-    if route.torus is None:
-        summed = lax.psum_scatter(sent, route.axis_name, scatter_dimension=axis, tiled=True)
-    else:
-        summed = _scatter_along_lines(sent, axis, route.axis_name, route.torus)
-    return (summed.astype(gradient.dtype),)
+    return (sum_and_shard(gradient.astype(route.dtype), axis, route).astype(gradient.dtype),)
 
 
 gather_one.defvjp(_gather_one, _sum_and_shard)
+
+
+def sum_and_shard(x: Any, axis: int, route: Route) -> Any:
+    """The sum of `x` over devices, of which each device gets its part along `axis`."""
+    if route.torus is None:
+        return lax.psum_scatter(x, route.axis_name, scatter_dimension=axis, tiled=True)
+    return _scatter_along_lines(x, axis, route.axis_name, route.torus)
 
 
 def _scatter_along_lines(x: Any, axis: int, axis_name: str, torus: Torus) -> Any:
@@ -132,27 +136,83 @@ def gathered_late(path: Sequence[Any]) -> bool:
     """Whether a leaf of a state is gathered by its module.
 
     Leaves of transformer blocks are: one block after the other and, with remat, again in the backward pass. All other
-    leaves are gathered before a method gets them.
+    leaves but banks are gathered before a method gets them.
     """
     return any(re.fullmatch(r"blocks_\d+", getattr(entry, "key", "")) for entry in path)
 
 
-def gather(tree: Any, axes: Any, route: Route, *, to: str) -> Any:
+def divided(tree: Any, axes: Any, banks: Mapping[str, int]) -> Any:
+    """For each leaf of a whole state whether it is a bank's and stays sharded within the step.
+
+    axes: see `gather`. banks: {entry of the state: rows of its arrays}. Where an array of these is not sharded along
+    its rows, as may be with few images, no bank stays sharded.
+    """
+
+    def along_rows(x, axis, rows):
+        return not rows or (axis != REPLICATED and x.shape[axis] == rows)
+
+    rows = jax.tree_util.tree_map_with_path(lambda path, _: banks.get(getattr(path[0], "key", ""), 0), tree)
+    all_along = all(jax.tree.leaves(jax.tree.map(along_rows, tree, axes, rows)))
+    return jax.tree.map(lambda rows: bool(rows) and all_along, rows)
+
+
+def gather(tree: Any, axes: Any, route: Route, *, to: str, divided: Any = None) -> Any:
     """The tree with each leaf gathered along its axis. A leaf that is gathered late becomes a `Shard`.
 
     Leaves whose axis is REPLICATED stay as they are.
 
     to: "invarying" marks the gathered leaves as the same on all devices. "varying" marks them as each device's own:
     their gradient is summed over the devices and sharded again.
+    divided: for each leaf whether it becomes a `Shard`, too, and is never gathered; see the function. None: no leaf.
     """
+    divided = jax.tree.map(lambda _: False, tree) if divided is None else divided
 
-    def one(path, x, axis):
+    def one(path, x, axis, is_divided):
         if axis == REPLICATED:
             return x
-        if gathered_late(path):
+        if is_divided or gathered_late(path):
             return Shard(x, axis, route)
         if to == "invarying":
             return lax.all_gather(x, route.axis_name, axis=axis, tiled=True, to=to)
         return gather_one(x, axis, route)
 
-    return jax.tree_util.tree_map_with_path(one, tree, axes)
+    return jax.tree_util.tree_map_with_path(one, tree, axes, divided)
+
+
+class Divided(flax.struct.PyTreeNode):
+    """A whole bank outside of shard_map, whose rows are sharded along `axis`. `on_devices` gives each device its own.
+
+    run: (function, axes, state, *others) -> what `on_devices` returns; axes: of the state's leaves, as in `gather`.
+    """
+
+    value: Any
+    axis: int = flax.struct.field(pytree_node=False)
+    run: Callable[..., Any] = flax.struct.field(pytree_node=False)
+
+
+def _is_divided(x: Any) -> bool:
+    return isinstance(x, Divided)
+
+
+def on_devices(function: Callable[..., Any], state: Any, *others: Any) -> Any:
+    """`function(state, *others, axis_name=...)` on each device, outside of shard_map -> the new state.
+
+    The function gets arrays, a device's own rows of each `Divided` leaf, and gives a state of the same structure. All
+    but these rows must be the same on every device. Where no leaf is divided, there is one call, and axis_name is None.
+    """
+    banks = [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_divided) if _is_divided(leaf)]
+    if not banks:
+        return function(state, *others, axis_name=None)
+    axes = jax.tree.map(lambda x: x.axis if _is_divided(x) else REPLICATED, state, is_leaf=_is_divided)
+    new = banks[0].run(function, axes, whole(state), *others)
+    return jax.tree.map(lambda x, new: x.replace(value=new) if _is_divided(x) else new, state, new, is_leaf=_is_divided)
+
+
+def divide(tree: Any, axes: Any, divided: Any, run: Callable[..., Any]) -> Any:
+    """The tree, outside of shard_map, with `Divided` in place of each leaf that stays sharded: see `divided`."""
+    return jax.tree.map(lambda x, axis, is_divided: Divided(x, axis, run) if is_divided else x, tree, axes, divided)
+
+
+def whole(tree: Any) -> Any:
+    """The tree with each `Divided` bank's array in its place."""
+    return jax.tree.map(lambda x: x.value if _is_divided(x) else x, tree, is_leaf=_is_divided)

@@ -1,6 +1,7 @@
 """A method whose weights are averaged over its steps."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,6 +24,10 @@ class Averaged:
 
     method: Trainable
     decay: float
+
+    @property
+    def banks(self) -> Mapping[str, int]:
+        return self.method.banks
 
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         return self.begin(*self.method.init(rng, images))

@@ -44,6 +44,7 @@ class TrainStep:
         state: TrainState,
         batch: Any,
         axes: TrainState | None = None,
+        divided: Any = None,
         *,
         torus: shards.Torus | None = None,
         in_loops: bool = True,
@@ -54,13 +55,14 @@ class TrainStep:
           axes: the axis along which each leaf of the state is sharded, shards.REPLICATED if it is not. None: no leaf is
             sharded. A gradient is sharded like its parameter. Leaves of the new model state that are gathered late stay
             sharded.
+          divided: of the model state, as in `shards.gather`. These leaves stay sharded, too.
           torus, in_loops: as in `shards.Route`.
         """
         along: TrainState = jax.tree.map(lambda _: shards.REPLICATED, state) if axes is None else axes
         rng_augment, rng_loss = jax.random.split(jax.random.fold_in(state.rng, state.step))
         batch = self.augment(rng_augment, batch)  # uint8 [batch, height, width, channels] -> the method's views
         route = shards.Route(self.axis_name, torus, self.reduce_dtype, in_loops)
-        old_model_state = shards.gather(state.model_state, along.model_state, route, to="invarying")
+        old_model_state = shards.gather(state.model_state, along.model_state, route, to="invarying", divided=divided)
 
         def global_loss(params):
             params = vary(shards.gather(params, along.params, route, to="varying"), self.axis_name, self.reduce_dtype)
@@ -98,10 +100,13 @@ class TrainStep:
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         params = self.method.constrain(params)
-        model_state = self.method.update(params, found["model_state"], state.step + 1)
+        finite = found["finite"]
+        # `finite` makes the collectives of `update` wait for those of the gradients: see `gradients`. Where it is False,
+        # nothing of `update` is kept.
+        step = jnp.where(finite, state.step + 1, 0)
+        model_state = shards.whole(self.method.update(params, found["model_state"], step))
         new = (params, model_state, opt_state)
         old = (state.params, state.model_state, state.opt_state)
-        finite = found["finite"]
         params, model_state, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         state = state.replace(
             step=state.step + 1,
@@ -123,6 +128,10 @@ class Preparing(Base):
     """
 
     method: Method
+
+    @property
+    def banks(self) -> Mapping[str, int]:
+        return self.method.banks
 
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         return self.method.init(rng, images)

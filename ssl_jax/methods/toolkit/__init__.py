@@ -1,9 +1,10 @@
 """What methods are made of; public, for methods of your own, too.
 
 networks: forward passes in training mode. teachers: copies that follow. rows: batches that devices share. checks: what
-a method refuses. drawing: a ViT's first weights. covariance: what its mean over devices sends. And for some families:
-autoencoding, codebook, colors, cross, gan, instances, kmeans, masking, memories, online_kmeans, permutations, places,
-prototype_heads, segments, self_distillation, tiling, tokenizers, transport, visible, whitening.
+a method refuses. drawing: a ViT's first weights. covariance: what its mean over devices sends. banks: what has a row
+for each image. And for some families: autoencoding, codebook, colors, cross, gan, instances, kmeans, masking, memories,
+online_kmeans, permutations, places, prototype_heads, segments, self_distillation, tiling, tokenizers, transport,
+visible, whitening.
 """
 
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic, Variables

@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from ssl_jax import ops
 from ssl_jax.methods.contract import Schedule, Traffic
+from ssl_jax.methods.toolkit import banks
+from ssl_jax.methods.toolkit.banks import Bank
 from ssl_jax.methods.toolkit.rows import row_bytes
 
 PADDED_FROM = 65_536  # images; ImageNet's 1,281,167 are divisible by no power of 2
@@ -25,7 +27,7 @@ MOST_ROWS = 2**31 - ROWS_MULTIPLE  # that 32 bits can index
 # {"rows": [size, dim], "pointer": int32 scalar, the oldest row, which is overwritten next}
 Queue = Mapping[str, Array]
 # {"rows": [rows, dim], any scale, "seen": [rows], whether the image's row was ever set}
-Features = Mapping[str, Array]
+Features = Mapping[str, Bank]
 
 
 def create(rng: Key[Array, ""], size: int, dim: int) -> Queue:
@@ -84,6 +86,11 @@ def bank_rows(num_images: int) -> int:
     return num_images if num_images < PADDED_FROM else -(-num_images // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 
+def named(schedule: Schedule, *entries: str) -> Mapping[str, int]:
+    """For `Method.banks`: these entries of the state have a row for each image."""
+    return dict.fromkeys(entries, bank_rows(schedule.num_images))
+
+
 def create_bank(rng: Key[Array, ""], num_images: int, dim: int) -> Float[Array, "rows dim"]:
     """A random direction for each image, and zeros in the rows that no image has; see `bank_rows`."""
     free = bank_rows(num_images) - num_images
@@ -91,14 +98,14 @@ def create_bank(rng: Key[Array, ""], num_images: int, dim: int) -> Float[Array, 
 
 
 def update_bank(
-    bank: Float[Array, "rows_of_bank dim"],
+    bank: Bank,
     index: Int[Array, " batch"],
     rows: Float[Array, "batch dim"],
     axis_name: str | None,
     *,
     momentum: float = 0.5,
-) -> Float[Array, "rows_of_bank dim"]:
-    """Moves the rows of the images `index` of all devices -> the new bank.
+) -> Bank:
+    """Moves the rows of the images `index` of all devices -> the new bank [rows, dim].
 
     A row becomes momentum * its old value + (1 - momentum) * the normalized new row, normalized again. Where an image
     is several times in the batch, its first row counts.
@@ -106,16 +113,15 @@ def update_bank(
     Source: Wu et al. 2018, arXiv:1805.01978, section 3.2; momentum 0.5 in the authors' code.
     """
     index, rows = gather(index, axis_name), gather(ops.normalize(rows), axis_name)
-    moved = ops.normalize(momentum * bank[index] + (1.0 - momentum) * rows)
-    return _write(bank, index, moved)
+    old = banks.own(bank).at[banks.places(bank, index)].get(mode="clip")  # no matter what where another has the row
+    return _write(bank, index, ops.normalize(momentum * old + (1.0 - momentum) * rows))
 
 
-def _write(
-    bank: Float[Array, "rows_of_bank dim"], index: Int[Array, " rows"], rows: Float[Array, "rows dim"]
-) -> Float[Array, "rows_of_bank dim"]:
+def _write(bank: Bank, index: Int[Array, " rows"], rows: Float[Array, "rows dim"]) -> Bank:
     # Where several rows have one index, JAX does not say which one it writes. So all of them get the first row.
-    first = jnp.full(len(bank), len(index)).at[index].min(jnp.arange(len(index)))
-    return bank.at[index].set(rows[first[index]])
+    places = banks.places(bank, index)
+    first = jnp.full(len(banks.own(bank)), len(index)).at[places].min(jnp.arange(len(index)), mode="drop")
+    return banks.put(bank, index, rows.at[first.at[places].get(mode="clip")].get(mode="clip"))
 
 
 def create_features(num_images: int, dim: int) -> Features:
@@ -129,7 +135,12 @@ def keep_features(
 ) -> Features:
     """The features after `rows`, as they are, have replaced those of the images `index` of all devices."""
     index, rows = gather(index, axis_name), gather(rows.astype(jnp.float32), axis_name)
-    return {"rows": _write(features["rows"], index, rows), "seen": features["seen"].at[index].set(True)}
+    return {"rows": _write(features["rows"], index, rows), "seen": mark_seen(features["seen"], index)}
+
+
+def mark_seen(seen: Bank, index: Int[Array, " rows"]) -> Bank:
+    """`seen` [rows], with True for these images, which are the same on every device."""
+    return banks.put(seen, index, jnp.ones(len(index), bool))
 
 
 def check_clusters(schedule: Schedule, clusters: int) -> None:
