@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -13,8 +14,9 @@ from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import kmeans, memories, teachers
+from ssl_jax.methods.toolkit import banks, kmeans, memories, teachers
 from ssl_jax.models.heads import MLP, torch_init
+from ssl_jax.ops import shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +29,9 @@ class ClusterFit(Base):
     It has less of what the teacher learnt for its own task alone.
 
     An image that the pass has not seen has no label: the last images of an epoch may not fill a batch. The state keeps
-    the features, 10 GB for ImageNet and a ResNet-50, on every device; `shard_state` shards them. The teacher's weights
-    are a constant of the state: no checkpoint has them.
+    the features, 10 GB for ImageNet and a ResNet-50, on every device. With `shard_state` each device keeps its own
+    images' rows, and k-means is divided over the devices. The teacher's weights are a constant of the state: no
+    checkpoint has them.
 
     Source: Yan et al. 2019, arXiv:1912.03330, section 3, and VISSL's code, which is the authors'.
     """
@@ -68,6 +71,10 @@ class ClusterFit(Base):
         return self.schedule.steps_per_epoch
 
     @property
+    def banks(self) -> Mapping[str, int]:
+        return memories.named(self.schedule, "features", "labels")
+
+    @property
     def chance_level(self) -> float:
         return math.log(self.clusters)
 
@@ -92,14 +99,19 @@ class ClusterFit(Base):
         return {**state, "features": features}, h[None]
 
     def prepared(self, params: Params, state: State) -> State:
+        clustered = {name: state[name] for name in ("features", "labels")}
+        return {**state, **shards.on_devices(self._clustered, clustered, state["rng"])}
+
+    def _clustered(self, state: State, rng: Key[Array, ""], *, axis_name: str | None) -> State:
         _, labels = kmeans.kmeans(
-            state["rng"],
+            rng,
             state["features"]["rows"],
             self.clusters,
             iterations=self.iterations,
             spherical=False,
             divide=True,
             valid=state["features"]["seen"],
+            axis_name=axis_name,
         )
         return {**state, "labels": labels.astype(jnp.int32)}
 
@@ -109,7 +121,7 @@ class ClusterFit(Base):
         outputs, batch_stats = toolkit.forward(
             self.networks, params, state["batch_stats"], batch["views"][0], axis_name=axis_name, rng=rng
         )
-        logits, labels = outputs["classifier"], state["labels"][batch["index"]]
+        logits, labels = outputs["classifier"], banks.take(state["labels"], batch["index"])
         loss = losses.classification(logits, labels, axis_name=axis_name)
         metrics = {"accuracy": toolkit.accuracy(logits, labels, axis_name)}
         return Output(loss, {**state, "batch_stats": batch_stats}, metrics, embeddings=outputs["backbone"][None])

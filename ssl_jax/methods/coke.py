@@ -16,7 +16,7 @@ from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import memories, online_kmeans, prototype_heads
+from ssl_jax.methods.toolkit import banks, memories, online_kmeans, prototype_heads
 from ssl_jax.models.heads import MLP, torch_init, unit
 
 
@@ -77,6 +77,10 @@ class CoKe(Base):
         }
 
     @property
+    def banks(self) -> Mapping[str, int]:
+        return memories.named(self.schedule, "labels")
+
+    @property
     def chance_level(self) -> float:
         """The loss of scores that are equal for all clusters."""
         return sum(math.log(count) for count in self.clusters) / len(self.clusters)
@@ -104,15 +108,15 @@ class CoKe(Base):
         p, q = unit(outputs["projector"]), unit(outputs["predictor"])
         mine = batch["index"]
         rows, index = memories.gather(jnp.mean(p, axis=0), axis_name), memories.gather(mine, axis_name)
-        labels, heads, total = state["labels"], [], jnp.zeros(())
-        for number, clusters in enumerate(state["heads"]):
-            new = online_kmeans.assign(clusters, rows)
-            stored = labels[number]
-            label = jnp.where(stored[index] < 0, new, stored[index])  # of all devices' images
-            of_mine = lax.dynamic_slice_in_dim(label, ops.first_row(mine, axis_name), len(mine))
-            total += self._of_head(p, q, clusters["centers"], of_mine, axis_name)
-            labels = labels.at[number, index].set(new)
+        found, heads, total = [], [], jnp.zeros(())
+        for clusters, stored in zip(state["heads"], banks.take(state["labels"], mine, axis=1), strict=True):
+            new = online_kmeans.assign(clusters, rows)  # of all devices' images
+            of_mine = lax.dynamic_slice_in_dim(new, ops.first_row(mine, axis_name), len(mine))
+            label = jnp.where(stored < 0, of_mine, stored)
+            total += self._of_head(p, q, clusters["centers"], label, axis_name)
+            found.append(new)
             heads.append(online_kmeans.move(clusters, rows, new, rate=self.dual_rate, bound=self.bound))
+        labels = banks.put(state["labels"], index, jnp.stack(found), axis=1)
         state = {**state, "batch_stats": batch_stats, "heads": heads, "labels": labels}
         return Output(total / len(heads), state, {}, embeddings=p)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import flax.linen as nn
@@ -14,8 +15,9 @@ from ssl_jax import losses
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import kmeans, memories, prototype_heads, whitening
+from ssl_jax.methods.toolkit import banks, kmeans, memories, prototype_heads, whitening
 from ssl_jax.models.heads import MLP
+from ssl_jax.ops import shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +34,9 @@ class DeepCluster(Base):
 
     The authors compute all features anew for each clustering, without augmentation. Here a memory has the features of
     each image from the last step that saw it. A pass over all images before training (`prepare`) fills it. An image
-    that the memory has not seen has no label: the last images of an epoch may not fill a batch. The whole memory is on
-    every device, 10 GB for ImageNet and a ResNet-50; `shard_state` shards it between steps. Every device runs the whole
-    k-means, in blocks of images.
+    that the memory has not seen has no label: the last images of an epoch may not fill a batch. The memory has
+    10 GB for ImageNet and a ResNet-50, on every device. With `shard_state` each device keeps its own images' rows, and
+    PCA and k-means are divided over the devices.
 
     The optimizer owns the parameters. So the classifier has the weights params["classifier"] - state["origin"], and a
     new start moves the origin.
@@ -74,6 +76,10 @@ class DeepCluster(Base):
         return self.schedule.steps_per_epoch
 
     @property
+    def banks(self) -> Mapping[str, int]:
+        return memories.named(self.schedule, "memory", "labels")
+
+    @property
     def chance_level(self) -> float:
         return math.log(self.clusters)
 
@@ -96,7 +102,7 @@ class DeepCluster(Base):
             self.networks, params, state["batch_stats"], batch["views"][0], axis_name=axis_name, rng=rng
         )
         sizes = jnp.maximum(kmeans.sizes_of(state["labels"], self.clusters), 1).astype(jnp.float32)
-        labels = state["labels"][batch["index"]]
+        labels = banks.take(state["labels"], batch["index"])
         loss = losses.pseudo_label_cross_entropy(
             outputs["classifier"][None], labels, weights=sizes**-self.balance, temperature=1.0, axis_name=axis_name
         )
@@ -120,19 +126,24 @@ class DeepCluster(Base):
 
     def _cluster(self, params: Params, state: State, step: int | Int[Array, ""]) -> State:
         rng_cluster, rng_classifier = jax.random.split(jax.random.fold_in(state["rng"], step))
+        clustered = {name: state[name] for name in ("memory", "labels")}
+        new = self.networks["classifier"].init(rng_classifier, jnp.zeros((1, self.backbone.dim)))["params"]
+        origin = jax.tree.map(jnp.subtract, params["classifier"], new)
+        return {**state, **shards.on_devices(self._clustered, clustered, rng_cluster), "origin": origin}
+
+    def _clustered(self, state: State, rng: Key[Array, ""], *, axis_name: str | None) -> State:
         rows, seen = state["memory"]["rows"], state["memory"]["seen"]
         _, labels = kmeans.kmeans(
-            rng_cluster,
-            whitening.whitened(rows, min(self.pca, self.backbone.dim), valid=seen),
+            rng,
+            whitening.whitened(rows, min(self.pca, self.backbone.dim), valid=seen, axis_name=axis_name),
             self.clusters,
             iterations=self.iterations,
             spherical=False,
             divide=True,
             valid=seen,
+            axis_name=axis_name,
         )
-        new = self.networks["classifier"].init(rng_classifier, rows[:1])["params"]
-        origin = jax.tree.map(jnp.subtract, params["classifier"], new)
-        return {**state, "labels": labels.astype(jnp.int32), "origin": origin}
+        return {**state, "labels": labels.astype(jnp.int32)}
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic:
         return memories.feature_traffic(self.schedule, self.backbone.dim)

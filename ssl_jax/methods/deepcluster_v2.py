@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import flax.linen as nn
@@ -13,7 +14,8 @@ from jaxtyping import Array, Float, Int, Key
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import kmeans, memories, prototype_heads
+from ssl_jax.methods.toolkit import banks, kmeans, memories, prototype_heads
+from ssl_jax.ops import shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +28,8 @@ class DeepClusterV2(Base):
     centroids are the head's prototypes until the next clustering, and no gradient moves them. An image that the memory
     has not seen by then has no label: the last images of an epoch may not fill a batch.
 
-    A step has the whole memory on every device, 1.3 GB for ImageNet. Every device runs the whole k-means, in blocks of
-    images.
+    The memory has 1.3 GB for ImageNet, on every device. With `shard_state` each device keeps its own images' rows, and
+    k-means is divided over the devices.
 
     Source: Caron et al. 2020, arXiv:2006.09882, appendix D, and the authors' code.
     """
@@ -58,6 +60,10 @@ class DeepClusterV2(Base):
         return self.schedule.steps_per_epoch
 
     @property
+    def banks(self) -> Mapping[str, int]:
+        return memories.named(self.schedule, "memory", "assignments")
+
+    @property
     def chance_level(self) -> float:
         return sum(math.log(count) for count in self.prototypes) / len(self.prototypes)
 
@@ -80,7 +86,7 @@ class DeepClusterV2(Base):
         z, batch_stats = prototype_heads.forward(
             self.networks, params, state["batch_stats"], batch["views"], axis_name=axis_name, rng=rng
         )
-        labels = state["assignments"][:, batch["index"]]
+        labels = banks.take(state["assignments"], batch["index"], axis=1)
         loss = prototype_heads.classification(
             z, state["prototypes"], labels, temperature=self.temperature, axis_name=axis_name
         )
@@ -104,16 +110,26 @@ class DeepClusterV2(Base):
         return lax.cond(step % every == 0, self._cluster, lambda state, _: state, state, step)
 
     def _cluster(self, state: State, step: int | Int[Array, ""]) -> State:
-        memory, rng = state["memory"], jax.random.fold_in(state["rng"], step)
+        clustered = {name: state[name] for name in ("memory", "prototypes", "assignments")}
+        rng = jax.random.fold_in(state["rng"], step)
+        return {**state, **shards.on_devices(self._clustered, clustered, rng)}
+
+    def _clustered(self, state: State, rng: Key[Array, ""], *, axis_name: str | None) -> State:
+        memory = state["memory"]
 
         def cluster(head: int | Int[Array, ""], old: Float[Array, "count dim"]) -> tuple[Array, Array]:
             rows = memory["rows"][head % 2]
             return kmeans.kmeans(
-                jax.random.fold_in(rng, head), rows, len(old), iterations=self.iterations, valid=memory["seen"]
+                jax.random.fold_in(rng, head),
+                rows,
+                len(old),
+                iterations=self.iterations,
+                valid=memory["seen"],
+                axis_name=axis_name,
             )
 
         prototypes, assignments = zip(*prototype_heads.of_heads(cluster, state["prototypes"]), strict=True)
-        return {**state, "prototypes": list(prototypes), "assignments": jnp.stack(assignments)}
+        return {"memory": memory, "prototypes": list(prototypes), "assignments": jnp.stack(assignments)}
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic:
         return prototype_heads.memory_traffic(self.schedule, self.projector[-1], self.local_views)

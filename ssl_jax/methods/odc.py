@@ -1,21 +1,24 @@
 """ODC: online deep clustering."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from ssl_jax import losses
+from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, POSITIVE, SHARE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import kmeans, memories, prototype_heads
+from ssl_jax.methods.toolkit import banks, kmeans, memories, prototype_heads
 from ssl_jax.models.heads import MLP, unit
+from ssl_jax.ops import shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +39,9 @@ class ODC(Base):
     then is classified when it comes, as the centroid nearest to its current feature. An epoch has each image once; the
     authors draw its images with replacement.
 
-    The whole memory is on every device, 1.3 GB for ImageNet. The embeddings of the output are the batch's features and,
-    as a second view, those of the memory.
+    The memory has 1.3 GB for ImageNet, on every device. With `shard_state` each device keeps its own images' rows, and
+    k-means is divided over the devices. The embeddings of the output are the batch's features and, as a second view,
+    those of the memory.
 
     Source: Zhan et al. 2020, arXiv:2006.10645, section 3, and the authors' code (OpenSelfSup). Their head has a dropout
     of a half between its layers, and a BatchNorm without scale and offset. Here there is no dropout, and BatchNorm has
@@ -76,6 +80,10 @@ class ODC(Base):
         }
 
     @property
+    def banks(self) -> Mapping[str, int]:
+        return memories.named(self.schedule, "features", "labels")
+
+    @property
     def chance_level(self) -> float:
         return math.log(self.clusters)
 
@@ -103,7 +111,7 @@ class ODC(Base):
         )
         z = nn.relu(outputs["projector"])  # the authors' head ends in one
         logits, _ = toolkit.train_apply(self.networks["classifier"], params["classifier"], {}, z, axis_name=axis_name)
-        stored = state["labels"][index]
+        stored = banks.take(state["labels"], index)
         labels = jnp.where(clustered & (stored < 0), nearest(unit(z), centroids), stored)
         weights = lax.rsqrt(jnp.maximum(kmeans.sizes_of(state["labels"], self.clusters), 1).astype(jnp.float32))
         loss = losses.pseudo_label_cross_entropy(
@@ -111,43 +119,55 @@ class ODC(Base):
         )
         memory = memories.update_bank(state["features"], index, z, axis_name, momentum=1.0 - self.momentum)
         everywhere = memories.gather(index, axis_name)
-        relabeled = jnp.where(clustered, nearest(memory[everywhere], centroids), -1)
+        # A device that has no row of an image labels something else, and `put` drops it.
+        rows = banks.own(memory).at[banks.places(memory, everywhere)].get(mode="clip")
+        relabeled = jnp.where(clustered, nearest(rows, centroids), -1)
         state = {
             **state,
             "batch_stats": {**batch_stats, "classifier": state["batch_stats"]["classifier"]},
             "features": memory,
-            "labels": state["labels"].at[everywhere].set(relabeled),
+            "labels": banks.put(state["labels"], everywhere, relabeled),
         }
-        return Output(loss, state, {}, embeddings=jnp.stack([unit(z), memory[index]]))
+        return Output(loss, state, {}, embeddings=jnp.stack([unit(z), banks.take(memory, index)]))
 
     def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:
-        first = prototype_heads.steps_between(self.first_epochs, self.schedule.steps_per_epoch)
-        state = lax.cond(step == first, self._cluster, lambda state: state, state)
-        move = (step > first) & (step % self.move_every == 0)
-        state = lax.cond(move, self._move, lambda state: state, state)
-        small = state["clustered"] & jnp.any(kmeans.sizes_of(state["labels"], self.clusters) < self.min_size)
-        return lax.cond(small, self._share_out, lambda state, _: state, state, step)
+        changed = {name: state[name] for name in ("features", "labels", "centroids", "clustered")}
+        return {**state, **shards.on_devices(self._changed, changed, step, state["rng"])}
 
-    def _cluster(self, state: State) -> State:
+    def _changed(self, state: State, step: Int[Array, ""], rng: Key[Array, ""], *, axis_name: str | None) -> State:
+        cluster, move, share_out = (
+            functools.partial(function, axis_name=axis_name)
+            for function in (self._cluster, self._move, self._share_out)
+        )
+        first = prototype_heads.steps_between(self.first_epochs, self.schedule.steps_per_epoch)
+        state = lax.cond(step == first, cluster, lambda state, _: state, state, rng)
+        is_time = (step > first) & (step % self.move_every == 0)
+        state = lax.cond(is_time, move, lambda state: state, state)
+        small = kmeans.sizes_of(state["labels"], self.clusters, axis_name) < self.min_size
+        small = state["clustered"] & jnp.any(small)
+        return lax.cond(small, share_out, lambda state, _: state, state, jax.random.fold_in(rng, step))
+
+    def _cluster(self, state: State, rng: Key[Array, ""], *, axis_name: str | None) -> State:
         centroids, labels = kmeans.kmeans(
-            state["rng"],
+            rng,
             state["features"],
             self.clusters,
             iterations=self.iterations,
             spherical=False,
             valid=jnp.any(state["features"] != 0, axis=1),
+            axis_name=axis_name,
         )
-        labels = labels.astype(jnp.int32)
-        return self._move({**state, "centroids": centroids, "labels": labels, "clustered": jnp.ones((), bool)})
+        state = {**state, "centroids": centroids, "labels": labels.astype(jnp.int32), "clustered": jnp.ones((), bool)}
+        return self._move(state, axis_name=axis_name)
 
-    def _move(self, state: State) -> State:
-        means, count = means_of(state["features"], state["labels"], self.clusters)
+    def _move(self, state: State, *, axis_name: str | None = None) -> State:
+        means, count = means_of(state["features"], state["labels"], self.clusters, axis_name)
         return {**state, "centroids": jnp.where(count[:, None] > 0, means, state["centroids"])}
 
-    def _share_out(self, state: State, step: Int[Array, ""]) -> State:
+    def _share_out(self, state: State, rng: Key[Array, ""], *, axis_name: str | None) -> State:
         """Empties small clusters into the others, and gives each a part of the largest one."""
-        features, rng = state["features"], jax.random.fold_in(state["rng"], step)
-        small = kmeans.sizes_of(state["labels"], self.clusters) < self.min_size
+        features = state["features"]
+        small = kmeans.sizes_of(state["labels"], self.clusters, axis_name) < self.min_size
         order = jnp.argsort(~small)  # the small ones first
         number = jnp.sum(small)
 
@@ -162,16 +182,22 @@ class ODC(Base):
 
         def divide(i: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
             labels, centroids = carry
-            largest = jnp.argmax(kmeans.sizes_of(labels, self.clusters))
+            largest = jnp.argmax(kmeans.sizes_of(labels, self.clusters, axis_name))
             members = labels == largest
             _, part = kmeans.kmeans(
-                jax.random.fold_in(rng, i), features, 2, iterations=self.iterations, spherical=False, valid=members
+                jax.random.fold_in(rng, i),
+                features,
+                2,
+                iterations=self.iterations,
+                spherical=False,
+                valid=members,
+                axis_name=axis_name,
             )
             # k-means cannot divide features that are all equal. Then every other one goes.
-            alternate = jnp.where(members, jnp.cumsum(members) % 2, -1)
-            part = jnp.where(jnp.any(part == 1) & jnp.any(part == 0), part, alternate)
+            alternate = jnp.where(members, count_up(members, axis_name) % 2, -1)
+            part = jnp.where(jnp.all(kmeans.sizes_of(part, 2, axis_name) > 0), part, alternate)
             # Means, as for all other clusters. Longer vectors, of unit length, would attract members of other clusters.
-            halves, _ = means_of(features, part, 2)
+            halves, _ = means_of(features, part, 2, axis_name)
             labels = jnp.where(part == 1, order[i].astype(labels.dtype), labels)
             return labels, centroids.at[largest].set(halves[0]).at[order[i]].set(halves[1])
 
@@ -185,16 +211,28 @@ class ODC(Base):
         return Traffic(passes=1, gathered=rows + toolkit.row_bytes(self.schedule.batch_size))
 
 
+def count_up(where: Bool[Array, " rows"], axis_name: str | None) -> Int[Array, " rows"]:
+    """How often `where` is True up to each row, of the rows of all devices in their order."""
+    before: int | Array = 0
+    if axis_name is not None:
+        counts = ops.of_each_device(jnp.sum(where), axis_name)
+        before = jnp.sum(jnp.where(jnp.arange(len(counts)) < lax.axis_index(axis_name), counts, 0))
+    return before + jnp.cumsum(where)
+
+
 def nearest(z: Float[Array, "batch dim"], centroids: Float[Array, "clusters dim"]) -> Int[Array, " batch"]:
     """For each row of z the centroid with the largest scalar product."""
     return jnp.argmax(prototype_heads.scores(lax.stop_gradient(z), centroids), axis=-1).astype(jnp.int32)
 
 
 def means_of(
-    features: Float[Array, "rows dim"], labels: Int[Array, " rows"], clusters: int
+    features: Float[Array, "rows dim"], labels: Int[Array, " rows"], clusters: int, axis_name: str | None = None
 ) -> tuple[Float[Array, "{clusters} dim"], Int[Array, "{clusters}"]]:
-    """(the mean of each cluster's features, 0 for an empty one; its size). Label -1 belongs to no cluster."""
+    """(the mean of each cluster's features, 0 for an empty one; its size). Label -1 belongs to no cluster.
+
+    axis_name: mapped axis that the rows are divided over.
+    """
     weights = (labels >= 0).astype(jnp.float32)
     sums = jax.ops.segment_sum(features * weights[:, None], jnp.maximum(labels, 0), clusters)
-    count = kmeans.sizes_of(labels, clusters)
+    sums, count = ops.global_sum(sums, axis_name), kmeans.sizes_of(labels, clusters, axis_name)
     return sums / jnp.maximum(count, 1)[:, None], count

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import flax.linen as nn
@@ -14,8 +15,9 @@ from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import kmeans, memories, prototype_heads
+from ssl_jax.methods.toolkit import banks, kmeans, memories, prototype_heads
 from ssl_jax.models.heads import moco_head, unit
+from ssl_jax.ops import shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +30,8 @@ class PCL(Base):
     cluster is dense and large. An image that was not seen before the clustering takes the prototype nearest to its key.
 
     The authors compute all images' keys anew for each clustering, without augmentation. The memory saves that pass.
-    k-means is Euclidean, as in their code, the best of `restarts`. The whole memory is on every device, 0.7 GB for
-    ImageNet. Every device runs the whole k-means, in blocks of images.
+    k-means is Euclidean, as in their code, the best of `restarts`. The memory has 0.7 GB for ImageNet, on every device.
+    With `shard_state` each device keeps its own images' rows, and k-means is divided over the devices.
 
     BatchNorm and `shuffle`: see MoCo v2.
 
@@ -66,6 +68,10 @@ class PCL(Base):
     @property
     def networks(self) -> toolkit.Networks:
         return {"backbone": self.backbone, "projector": moco_head(self.projector)}
+
+    @property
+    def banks(self) -> Mapping[str, int]:
+        return memories.named(self.schedule, "memory", "assignments")
 
     @property
     def chance_level(self) -> float:
@@ -123,7 +129,7 @@ class PCL(Base):
             "queue": memories.push(queue, k, axis_name),
             "memory": {
                 "rows": memories.update_bank(memory["rows"], index, k, axis_name, momentum=0.0),
-                "seen": prototype_heads.mark_seen(memory["seen"], index, axis_name),
+                "seen": memories.mark_seen(memory["seen"], memories.gather(index, axis_name)),
             },
         }
         metrics = {"instances": instances, "prototypes": prototypes}
@@ -140,8 +146,9 @@ class PCL(Base):
     ) -> Float[Array, ""]:
         """The mean over the clusterings."""
         terms = []
-        for number, rows in enumerate(state["prototypes"]):
-            stored = state["assignments"][number, index]
+        for number, (rows, stored) in enumerate(
+            zip(state["prototypes"], banks.take(state["assignments"], index, axis=1), strict=True)
+        ):
             assigned = jnp.where(stored < 0, jnp.argmax(prototype_heads.scores(k, rows), axis=-1), stored)
             own = ops.all_rows(assigned, axis_name)
             terms.append(
@@ -163,14 +170,20 @@ class PCL(Base):
         return {**state, "teacher": toolkit.move_teacher(state["teacher"], params, self.decay)}
 
     def _cluster(self, state: State, step: Int[Array, ""]) -> State:
+        clustered = {
+            name: state[name] for name in ("memory", "prototypes", "concentrations", "assignments", "clustered")
+        }
         rng = jax.random.fold_in(state["rng"], step)
+        return {**state, **shards.on_devices(self._clustered, clustered, rng)}
+
+    def _clustered(self, state: State, rng: Key[Array, ""], *, axis_name: str | None) -> State:
         clusterings = [
-            self._one_clustering(jax.random.fold_in(rng, number), state["memory"], count)
+            self._one_clustering(jax.random.fold_in(rng, number), state["memory"], count, axis_name)
             for number, count in enumerate(self.clusters)
         ]
         prototypes, concentrations, assignments = zip(*clusterings, strict=True)
         return {
-            **state,
+            "memory": state["memory"],
             "prototypes": list(prototypes),
             "concentrations": list(concentrations),
             "assignments": jnp.stack(assignments),
@@ -178,7 +191,7 @@ class PCL(Base):
         }
 
     def _one_clustering(
-        self, rng: Key[Array, ""], memory: prototype_heads.Memory, count: int
+        self, rng: Key[Array, ""], memory: Mapping[str, Array], count: int, axis_name: str | None
     ) -> tuple[Float[Array, "{count} dim"], Float[Array, "{count}"], Int[Array, " rows"]]:
         """(prototypes, their concentrations, each image's cluster)"""
         rows, seen = memory["rows"], memory["seen"]
@@ -186,14 +199,17 @@ class PCL(Base):
         def cluster(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
             """(centroids, each image's cluster, its distance to the centroid)"""
             centroids, assignments = kmeans.kmeans(
-                key, rows, count, iterations=self.iterations, spherical=False, valid=seen
+                key, rows, count, iterations=self.iterations, spherical=False, valid=seen, axis_name=axis_name
             )
             distances = jnp.where(seen, jnp.linalg.norm(rows - centroids[assignments], axis=1), 0.0)
             return centroids, assignments, distances
 
+        def error(distances: Float[Array, " rows"]) -> Float[Array, ""]:
+            return ops.global_sum(jnp.sum(distances**2), axis_name)
+
         def keep_better(best: tuple[Array, ...], key: Key[Array, ""]) -> tuple[tuple[Array, ...], None]:
             new = cluster(key)
-            better = jnp.sum(new[2] ** 2) < jnp.sum(best[2] ** 2)
+            better = error(new[2]) < error(best[2])
             return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best), None
 
         first, *others = jax.random.split(rng, self.restarts)
@@ -201,7 +217,7 @@ class PCL(Base):
         if others:
             best, _ = lax.scan(keep_better, best, jnp.stack(others))
         centroids, assignments, distances = best
-        concentrations = concentration(distances, assignments, count, self.temperature)
+        concentrations = concentration(distances, assignments, count, self.temperature, axis_name)
         return unit(centroids), concentrations, assignments
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic:
@@ -221,19 +237,24 @@ class PCL(Base):
 
 
 def concentration(
-    distances: Float[Array, " points"], assignments: Int[Array, " points"], count: int, temperature: float
+    distances: Float[Array, " points"],
+    assignments: Int[Array, " points"],
+    count: int,
+    temperature: float,
+    axis_name: str | None = None,
 ) -> Float[Array, "{count}"]:
     """For each cluster: the mean distance of its points to the centroid, divided by log(points + 10).
 
     A cluster of one point or none gets the largest of the others. All are clipped to the 10th and 90th percentile, and
     scaled to the mean `temperature`. Points with assignment -1 do not count.
+    axis_name: mapped axis that the points are divided over.
 
     Source: Li et al. 2020, arXiv:2005.04966, eq. 12, with what the authors' code adds to it.
     """
     here = assignments >= 0
     cluster = jnp.maximum(assignments, 0)
-    sizes = jax.ops.segment_sum(here.astype(jnp.float32), cluster, count)
-    sums = jax.ops.segment_sum(jnp.where(here, distances, 0.0), cluster, count)
+    size_and_sum = jnp.stack([here.astype(jnp.float32), jnp.where(here, distances, 0.0)], axis=1)
+    sizes, sums = ops.global_sum(jax.ops.segment_sum(size_and_sum, cluster, count), axis_name).T
     phi = jnp.where(sizes > 1, sums / jnp.maximum(sizes, 1.0) / jnp.log(sizes + 10.0), 0.0)
     phi = jnp.where(sizes > 1, phi, jnp.max(phi))
     phi = jnp.clip(phi, jnp.percentile(phi, 10), jnp.percentile(phi, 90))

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import flax.linen as nn
@@ -14,8 +15,9 @@ from ssl_jax import losses
 from ssl_jax.keys import COUNT, POSITIVE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import memories, prototype_heads, transport
+from ssl_jax.methods.toolkit import banks, memories, prototype_heads, transport
 from ssl_jax.models.heads import MLP, torch_init
+from ssl_jax.ops import shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +30,9 @@ class SeLa(Base):
 
     The authors compute the features of all images anew for each labeling, in training mode with augmentation. Here a
     memory has those of the last step that saw the image. A pass over all images before training (`prepare`) fills it.
-    An image that the memory has not seen has no label: the last images of an epoch may not fill a batch. The whole
-    memory is on every device, 10 GB for ImageNet and a ResNet-50; `shard_state` shards it between steps. Every device
-    runs the whole transport, in blocks of images.
+    An image that the memory has not seen has no label: the last images of an epoch may not fill a batch. The
+    memory has 10 GB for ImageNet and a ResNet-50, on every device. With `shard_state` each device keeps its own images'
+    rows, and the transport is divided over the devices.
 
     Source: Asano, Rupprecht & Vedaldi 2019, arXiv:1911.05371, section 3, and the authors' code.
     """
@@ -67,6 +69,10 @@ class SeLa(Base):
         return self.schedule.steps_per_epoch
 
     @property
+    def banks(self) -> Mapping[str, int]:
+        return memories.named(self.schedule, "memory", "labels")
+
+    @property
     def chance_level(self) -> float:
         return sum(math.log(count) for count in self.clusters) / len(self.clusters)
 
@@ -88,7 +94,7 @@ class SeLa(Base):
         outputs, batch_stats = toolkit.forward(
             self.networks, params, state["batch_stats"], batch["views"][0], axis_name=axis_name, rng=rng
         )
-        h, labels = outputs["backbone"], state["labels"][:, batch["index"]]
+        h, labels = outputs["backbone"], banks.take(state["labels"], batch["index"], axis=1)
         heads = [
             losses.pseudo_label_cross_entropy(logits[None], label, temperature=1.0, axis_name=axis_name)
             for logits, label in zip(self.by_head(outputs["classifier"]), labels, strict=True)
@@ -115,7 +121,14 @@ class SeLa(Base):
         return lax.cond(self.relabels(step), self._relabel, lambda _, state: state, params, state)
 
     def _relabel(self, params: Params, state: State) -> State:
-        layer, memory = params["classifier"]["Dense_0"], state["memory"]
+        layer = params["classifier"]["Dense_0"]
+        columns = jnp.concatenate([layer["kernel"], layer["bias"][None]])  # of each class its weights, then its bias
+        heads = [head.T for head in self.by_head(columns)]
+        labeled = {name: state[name] for name in ("memory", "labels")}
+        return {**state, **shards.on_devices(self._labeled, labeled, heads)}
+
+    def _labeled(self, state: State, heads: Sequence[Float[Array, "_ columns"]], *, axis_name: str | None) -> State:
+        memory = state["memory"]
 
         def relabel(_: int | Int[Array, ""], head: Float[Array, "count columns"]) -> tuple[Array, Array]:
             return transport.balanced_labels(
@@ -127,12 +140,11 @@ class SeLa(Base):
                 iterations=self.iterations,
                 tolerance=self.tolerance,
                 valid=memory["seen"],
+                axis_name=axis_name,
             )
 
-        columns = jnp.concatenate([layer["kernel"], layer["bias"][None]])  # of each class its weights, then its bias
-        heads = [head.T for head in self.by_head(columns)]
         labels = [found for found, _ in prototype_heads.of_heads(relabel, heads)]
-        return {**state, "labels": jnp.stack(labels).astype(jnp.int32)}
+        return {"memory": memory, "labels": jnp.stack(labels).astype(jnp.int32)}
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic:
         return memories.feature_traffic(self.schedule, self.backbone.dim)

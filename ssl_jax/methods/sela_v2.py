@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import flax.linen as nn
@@ -13,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import memories, prototype_heads, transport
+from ssl_jax.methods.toolkit import banks, memories, prototype_heads, transport
+from ssl_jax.ops import shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,8 @@ class SeLaV2(Base):
     it comes, from its large crop, with the weights of the last transport. In step 1, before the first relabeling, there
     are no labels, and the loss is 0.
 
-    A step has the whole memory on every device, 1.3 GB for ImageNet. Every device runs the whole transport, in blocks
-    of images.
+    The memory has 1.3 GB for ImageNet, on every device. With `shard_state` each device keeps its own images' rows, and
+    the transport is divided over the devices.
 
     Source: Asano et al. 2019, arXiv:1911.05371; v2: Caron et al. 2020, arXiv:2006.09882, appendix D, without code.
     """
@@ -66,6 +68,10 @@ class SeLaV2(Base):
         return prototype_heads.networks(self.backbone, self.projector)
 
     @property
+    def banks(self) -> Mapping[str, int]:
+        return memories.named(self.schedule, "memory", "labels")
+
+    @property
     def chance_level(self) -> float:
         return sum(math.log(count) for count in self.prototypes) / len(self.prototypes)
 
@@ -96,7 +102,7 @@ class SeLaV2(Base):
             transport.label(z[head % 2], rows, log_r, **self._transport)
             for head, (rows, log_r) in enumerate(zip(prototypes, state["log_r"], strict=True))
         ]
-        stored = state["labels"][:, batch["index"]]
+        stored = banks.take(state["labels"], batch["index"], axis=1)
         labels = jnp.where(state["labeled"] & (stored < 0), jnp.stack(new), stored)
         loss = prototype_heads.classification(z, prototypes, labels, temperature=self.temperature, axis_name=axis_name)
         memory = prototype_heads.remember(state["memory"], batch["index"], z[:2], axis_name)
@@ -110,6 +116,10 @@ class SeLaV2(Base):
         return lax.cond(self.relabels(step), self._relabel, lambda _, state: state, params, state)
 
     def _relabel(self, params: Params, state: State) -> State:
+        labeled = {name: state[name] for name in ("memory", "labels", "log_r", "labeled")}
+        return {**state, **shards.on_devices(self._labeled, labeled, params["prototypes"])}
+
+    def _labeled(self, state: State, prototypes: Sequence[Float[Array, "_ dim"]], *, axis_name: str | None) -> State:
         memory = state["memory"]
 
         def relabel(head: int | Int[Array, ""], rows: Float[Array, "count dim"]) -> tuple[Array, Array]:
@@ -119,11 +129,12 @@ class SeLaV2(Base):
                 iterations=self.iterations,
                 tolerance=self.tolerance,
                 valid=memory["seen"],
+                axis_name=axis_name,
                 **self._transport,
             )
 
-        labels, log_r = zip(*prototype_heads.of_heads(relabel, params["prototypes"]), strict=True)
-        return {**state, "labels": jnp.stack(labels), "log_r": list(log_r), "labeled": jnp.ones((), bool)}
+        labels, log_r = zip(*prototype_heads.of_heads(relabel, prototypes), strict=True)
+        return {"memory": memory, "labels": jnp.stack(labels), "log_r": list(log_r), "labeled": jnp.ones((), bool)}
 
     def constrain(self, params: Params) -> Params:
         return prototype_heads.constrain(params)

@@ -101,8 +101,8 @@ class TrainStep:
         params: Any = optax.apply_updates(state.params, updates)
         params = self.method.constrain(params)
         finite = found["finite"]
-        # `finite` makes the collectives of `update` wait for those of the gradients: see `gradients`. Where it is False,
-        # nothing of `update` is kept.
+        # `finite` makes the collectives of `update` wait for those of the gradients, as in `gradients`. Where it is
+        # False, nothing of `update` is kept.
         step = jnp.where(finite, state.step + 1, 0)
         model_state = shards.whole(self.method.update(params, found["model_state"], step))
         new = (params, model_state, opt_state)

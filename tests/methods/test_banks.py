@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from ssl_jax import config as configs
 from ssl_jax import dist
-from ssl_jax.methods.toolkit import banks, instances, memories
+from ssl_jax.methods import odc, pcl
+from ssl_jax.methods.toolkit import banks, instances, kmeans, memories, transport, whitening
 from ssl_jax.ops import shards
 from ssl_jax.planning import plan
 from ssl_jax.training import build
@@ -20,7 +21,10 @@ from tests.methods import smaller
 from tests.methods.test_every_method import load
 
 ROWS, IMAGES, DIM, BATCH = 1024, 1000, 12, 16  # the last rows have no image
-DIVIDED = ("instdisc", "pirl", "cmc")
+DIVIDED = (
+    *("instdisc", "pirl", "cmc", "odc", "pcl", "deepcluster", "deepcluster_v2", "sela", "sela_v2"),
+    *("coke", "clusterfit"),
+)
 
 
 def route(torus=None):
@@ -106,6 +110,37 @@ def test_instance_losses_of_a_divided_bank_and_their_gradients_are_those_of_a_wh
         np.testing.assert_allclose(gradient, of_whole, rtol=1e-5, atol=1e-6 * np.abs(of_whole).max())
 
 
+def clusterings(axis_name):
+    """(of points and whether they are valid: what is the same on every device, what each has of its own points)"""
+
+    def run(points, valid):
+        key, prototypes = jax.random.key(1), unit(np.random.default_rng(1).normal(size=(6, DIM)))
+        options = dict(valid=valid, block_size=50, axis_name=axis_name)
+        centroids, clusters = kmeans.kmeans(key, points, 20, iterations=3, **options)
+        # Of the invalid points' number, so that clusters start equal and become empty, and are divided.
+        start = jnp.concatenate([centroids[:4], centroids[:4]])
+        means, others = kmeans.kmeans(key, points, 8, iterations=2, spherical=False, divide=True, init=start, **options)
+        labels, log_r = transport.balanced_labels(points, prototypes, iterations=9, tolerance=0.5, **options)
+        distances = jnp.linalg.norm(points - centroids[clusters], axis=1)
+        whitened = whitening.whitened(points, 5, **options)
+        sizes = kmeans.sizes_of(clusters, 20, axis_name)
+        spread = pcl.concentration(distances, clusters, 20, 0.2, axis_name)
+        count = odc.count_up(valid, axis_name)
+        return (centroids, means, log_r, sizes, spread), (clusters, others, labels, whitened, count)
+
+    return run
+
+
+def test_clusterings_that_are_divided_over_devices_are_those_of_one():
+    points = np.array(draw()[0]) * np.linspace(0.5, 2.0, ROWS, dtype=np.float32)[:, None]
+    valid = np.arange(ROWS) % 5 != 2
+    valid[256:384] = False  # a device without a valid point
+    found = on_eight(clusterings(dist.AXIS), P(dist.AXIS), P(dist.AXIS), out=(P(), P(dist.AXIS)))(points, valid)
+    expected = jax.jit(clusterings(None))(points, valid)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
 def test_banks_that_are_not_divided_along_their_rows_are_gathered():
     """As of few images, or of a number that the devices do not divide."""
     tree = {"bank": jnp.zeros((1024, 8)), "memory": {"rows": jnp.zeros((2, 1024, 8)), "seen": jnp.zeros(1024)}}
@@ -142,5 +177,7 @@ def test_no_device_has_a_bank_whole_within_a_step(name):
         training.step, dist.make_mesh(), state, plan.batch_shapes(config, training, images), shard_state=True
     )
     shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\[(\d[\d,]*)\]", step.as_text())}
-    large = [shape for shape in shapes if images in shape and np.prod(shape) > images]
-    assert large == [] and any(images // 8 in shape for shape in shapes)
+    assert any(images // 8 in shape for shape in shapes)
+    assert [shape for shape in shapes if images in shape and np.prod(shape) > images] == []
+    largest = max(leaf.size for leaf in leaves)
+    assert [shape for shape in shapes if np.prod(shape) >= largest > images] == []

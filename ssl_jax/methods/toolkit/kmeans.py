@@ -10,10 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from ssl_jax.ops import normalize
+from ssl_jax.methods.toolkit.banks import Bank, own, rows_of_all
+from ssl_jax.methods.toolkit.memories import gather
+from ssl_jax.ops import global_sum, normalize, num_rows, vary_like
+from ssl_jax.ops.shards import Shard
 
 
-@functools.partial(jax.jit, static_argnames=("k", "iterations", "spherical", "divide", "block_size"))
+@functools.partial(jax.jit, static_argnames=("k", "iterations", "spherical", "divide", "block_size", "axis_name"))
 def kmeans(
     rng: Key[Array, ""],
     points: Float[Array, "points dim"],
@@ -25,6 +28,7 @@ def kmeans(
     init: Float[Array, "k dim"] | None = None,
     divide: bool = False,
     block_size: int = 4096,
+    axis_name: str | None = None,
 ) -> tuple[Float[Array, "k dim"], Int[Array, " points"]]:
     """Lloyd's algorithm: assign each point to the nearest centroid, move each centroid to the mean of its points.
 
@@ -43,12 +47,15 @@ def kmeans(
         `divide_into_empty`. The last assignment may leave clusters empty.
       block_size: number of points whose distances are computed at a time. Beside the points, the largest array is
         [block_size, k].
+      axis_name: mapped axis that points and valid are divided over, evenly; None if they are whole. Each device assigns
+        its own points; sums and sizes of the clusters are sent, [k, dim + 1] numbers an iteration.
 
-    Returns: the centroids, float32, of unit length if spherical; and each point's cluster, -1 where it is not valid.
+    Returns: the centroids, float32, of unit length if spherical, the same on every device; and each point's cluster, -1
+      where it is not valid.
     Raises: ValueError if the shapes do not agree, or k is not in 1, ..., points.
     Source: DeepCluster-v2's, Caron et al. 2020, arXiv:2006.09882, in the authors' code.
     """
-    if points.ndim != 2 or not 1 <= k <= len(points):
+    if points.ndim != 2 or not 1 <= k <= num_rows(points, axis_name):
         raise ValueError(f"{k} clusters need points [points, dim] with at least {k} rows, got {points.shape}")
     if init is not None and init.shape != (k, points.shape[1]):
         raise ValueError(f"init must be [k, dim] = {(k, points.shape[1])}, got {init.shape}")
@@ -71,12 +78,13 @@ def kmeans(
             weighted = jnp.concatenate([points * weight[:, None], weight[:, None]], axis=1)
             return totals + jax.ops.segment_sum(weighted, _assign(centroids, points, spherical), k), None
 
-        totals, _ = lax.scan(add, jnp.zeros((k, points.shape[1] + 1)), (blocks, weights))
+        zeros = vary_like(jnp.zeros((k, points.shape[1] + 1)), blocks)
+        totals = global_sum(lax.scan(add, zeros, (blocks, weights))[0], axis_name)
         sums, sizes = totals[:, :-1], totals[:, -1:]
         centroids = prepare(jnp.where(sizes > 0, sums / jnp.maximum(sizes, 1.0), centroids))
         return prepare(divide_into_empty(jax.random.fold_in(rng, i), centroids, sizes[:, 0])) if divide else centroids
 
-    init = points[_draw(rng, valid, k)] if init is None else prepare(init)
+    init = _draw(rng, points, valid, k, axis_name) if init is None else prepare(init)
     centroids = cast(Array, lax.fori_loop(0, iterations, move, init))
     assignments = nearest(points, centroids, spherical=spherical, block_size=block_size)
     return centroids, jnp.where(valid, assignments, -1)
@@ -114,9 +122,15 @@ def in_blocks(x: Shaped[Array, "points ..."], block_size: int) -> Shaped[Array, 
     return padded.reshape(count, block_size, *x.shape[1:])
 
 
-def sizes_of(assignments: Int[Array, " points"], k: int) -> Int[Array, "{k}"]:
-    """Members of each cluster. Assignment -1 belongs to no cluster."""
-    return jax.ops.segment_sum((assignments >= 0).astype(jnp.int32), jnp.maximum(assignments, 0), k)
+def sizes_of(assignments: Bank, k: int, axis_name: str | None = None) -> Int[Array, "{k}"]:
+    """Members of each cluster. Assignment -1 belongs to no cluster.
+
+    assignments: of each point. axis_name: mapped axis that they are divided over; a divided bank knows it by itself.
+    """
+    axis_name = assignments.route.axis_name if isinstance(assignments, Shard) else axis_name
+    mine = own(assignments)
+    sizes = jax.ops.segment_sum((mine >= 0).astype(jnp.int32), jnp.maximum(mine, 0), k)
+    return global_sum(sizes, axis_name)
 
 
 def divide_into_empty(
@@ -143,7 +157,15 @@ def divide_into_empty(
     return centroids
 
 
-def _draw(rng: Key[Array, ""], valid: Bool[Array, " points"], k: int) -> Int[Array, " k"]:
-    """k distinct indices of valid points. If there are fewer, all of them again and again."""
+def _draw(
+    rng: Key[Array, ""],
+    points: Float[Array, "points dim"],
+    valid: Bool[Array, " points"],
+    k: int,
+    axis_name: str | None,
+) -> Float[Array, "{k} dim"]:
+    """k distinct valid points. If there are fewer, all of them again and again."""
+    valid = gather(valid, axis_name)
     order = jnp.argsort(jnp.where(valid, jax.random.uniform(rng, valid.shape), 2.0))
-    return order[jnp.arange(k) % jnp.maximum(jnp.sum(valid), 1)]
+    chosen = order[jnp.arange(k) % jnp.maximum(jnp.sum(valid), 1)]
+    return points[chosen] if axis_name is None else rows_of_all(points, chosen, axis_name)

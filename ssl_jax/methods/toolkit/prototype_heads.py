@@ -12,16 +12,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import losses
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Params, Schedule, Traffic
-from ssl_jax.methods.toolkit import memories
+from ssl_jax.methods.toolkit import banks, memories
+from ssl_jax.methods.toolkit.banks import Bank
 from ssl_jax.models.heads import MLP, torch_init, unit
 
 # {"rows": [2, rows, dim], one for each of the two large crops; "seen": [rows]}
-Memory = Mapping[str, Array]
+Memory = Mapping[str, Bank]
 
 
 def views(local_views: int) -> tuple[str, ...]:
@@ -124,16 +125,12 @@ def remember(
     memory: Memory, index: Int[Array, " batch"], z: Float[Array, "2 batch dim"], axis_name: str | None
 ) -> Memory:
     """The memory after `z` has replaced the rows of the images `index` of all devices."""
+    halves = banks.split(memory["rows"])
     rows = [
-        memories.update_bank(bank, index, new, axis_name, momentum=0.0)
-        for bank, new in zip(memory["rows"], z, strict=True)
+        memories.update_bank(bank, index, new, axis_name, momentum=0.0) for bank, new in zip(halves, z, strict=True)
     ]
-    return {"rows": jnp.stack(rows), "seen": mark_seen(memory["seen"], index, axis_name)}
-
-
-def mark_seen(seen: Bool[Array, " rows"], index: Int[Array, " batch"], axis_name: str | None) -> Bool[Array, " rows"]:
-    """`seen`, with True for the images `index` of all devices."""
-    return seen.at[memories.gather(index, axis_name)].set(True)
+    seen = memories.mark_seen(memory["seen"], memories.gather(index, axis_name))
+    return {"rows": banks.stack(rows), "seen": seen}
 
 
 def classification(

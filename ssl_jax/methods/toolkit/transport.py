@@ -12,10 +12,12 @@ from jax import lax, nn
 from jaxtyping import Array, Bool, Float, Int
 
 from ssl_jax.methods.toolkit.kmeans import in_blocks
-from ssl_jax.ops import log_softmax
+from ssl_jax.ops import global_logsumexp, global_sum, log_softmax, vary_like
 
 
-@functools.partial(jax.jit, static_argnames=("temperature", "strength", "iterations", "tolerance", "block_size"))
+@functools.partial(
+    jax.jit, static_argnames=("temperature", "strength", "iterations", "tolerance", "block_size", "axis_name")
+)
 def balanced_labels(
     points: Float[Array, "points dim"],
     prototypes: Float[Array, "k dim"],
@@ -27,6 +29,7 @@ def balanced_labels(
     bias: Float[Array, " k"] | None = None,
     valid: Bool[Array, " points"] | None = None,
     block_size: int = 4096,
+    axis_name: str | None = None,
 ) -> tuple[Int[Array, " points"], Float[Array, " k"]]:
     """Each point's largest entry of diag(c) P^strength diag(r).
 
@@ -45,6 +48,8 @@ def balanced_labels(
       valid: [points], True for points that count. None: all count.
       block_size: number of points whose P is computed at a time. Beside the points, the largest array is
         [block_size, k].
+      axis_name: mapped axis that points and valid are divided over; None if they are whole. Each iteration sends a
+        maximum and a sum of each label, and the change.
 
     Returns: the labels, -1 where a point is not valid; and log r, with which `label` labels a new point.
     Raises: ValueError if the shapes do not agree, or iterations < 1.
@@ -65,7 +70,7 @@ def balanced_labels(
     blocks = in_blocks(points.astype(jnp.float32), block_size)
     # The logarithm of a point's weight: 0 where it counts, -inf where it does not.
     weights = jnp.where(in_blocks(valid, block_size), 0.0, -jnp.inf)
-    log_share = jnp.log(jnp.sum(valid)) - math.log(k)
+    log_share = jnp.log(global_sum(jnp.sum(valid), axis_name)) - math.log(k)
     log_kernel = functools.partial(
         _log_kernel, prototypes=prototypes, temperature=temperature, strength=strength, bias=bias
     )
@@ -85,21 +90,24 @@ def balanced_labels(
         change += jnp.sum(jnp.where(jnp.isneginf(weight), 0.0, jnp.abs(jnp.expm1(old - log_c))))
         return (jnp.logaddexp(total, nn.logsumexp(kernel + log_c[:, None], axis=0)), change), log_c
 
-    nothing = jnp.full(k, -jnp.inf)
+    nothing = vary_like(jnp.full(k, -jnp.inf), blocks)
+
+    def of_all(total: Float[Array, " k"]) -> Float[Array, " k"]:
+        return total if axis_name is None else global_logsumexp(total[None], axis_name)
 
     def step(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         """(iterations done, log of the columns' sums, log c, log r, change of c) after one more iteration."""
         i, total, log_c, *_ = carry
         log_r = log_share - total
-        start = (nothing, jnp.zeros(()))
+        start = (nothing, vary_like(jnp.zeros(()), blocks))
         (total, change), log_c = lax.scan(functools.partial(sweep, log_r=log_r), start, (blocks, weights, log_c))
-        return i + 1, total, log_c, log_r, change
+        return i + 1, of_all(total), log_c, log_r, global_sum(change, axis_name)
 
     def unfinished(carry: tuple[Array, ...]) -> Bool[Array, ""]:
         return (carry[0] < iterations) & (carry[-1] >= tolerance)
 
     total, _ = lax.scan(columns, nothing, (blocks, weights))
-    *_, log_r, _ = lax.while_loop(unfinished, step, step((jnp.zeros((), jnp.int32), total, weights)))
+    *_, log_r, _ = lax.while_loop(unfinished, step, step((jnp.zeros((), jnp.int32), of_all(total), weights)))
 
     def largest(block: Float[Array, "block dim"]) -> Int[Array, " block"]:
         return jnp.argmax(log_kernel(block) + log_r, axis=1)

@@ -11,18 +11,19 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from ssl_jax.methods.toolkit.kmeans import in_blocks
-from ssl_jax.ops import normalize
+from ssl_jax.ops import global_sum, normalize, vary_like
 
 FLAT = 1e-6  # share of the largest variance below which a direction is rounding, and gives 0
 
 
-@functools.partial(jax.jit, static_argnames=("dim", "block_size"))
+@functools.partial(jax.jit, static_argnames=("dim", "block_size", "axis_name"))
 def whitened(
     points: Float[Array, "points features"],
     dim: int,
     *,
     valid: Bool[Array, " points"] | None = None,
     block_size: int = 4096,
+    axis_name: str | None = None,
 ) -> Float[Array, "points {dim}"]:
     """The points in their `dim` directions of largest variance, each scaled to variance 1; then as unit vectors.
 
@@ -31,6 +32,7 @@ def whitened(
       dim: number of directions, at most the features.
       valid: [points], True for points whose mean and covariance are taken. None: all.
       block_size: number of points that are projected at a time.
+      axis_name: mapped axis that points and valid are divided over; None if they are whole.
 
     Returns: float32 [points, dim]. A direction with less than 1e-6 of the largest variance is 0 everywhere.
     Raises: ValueError if the shapes do not agree or dim is out of range.
@@ -43,15 +45,16 @@ def whitened(
     valid = jnp.full(len(points), True) if valid is None else valid
     block_size = min(block_size, len(points))
     blocks, weights = (in_blocks(x.astype(jnp.float32), block_size) for x in (points, valid))
-    count = jnp.maximum(jnp.sum(weights), 1.0)
-    mean = jnp.einsum("bn,bnd->d", weights, blocks, precision="highest") / count
+    count = jnp.maximum(global_sum(jnp.sum(weights), axis_name), 1.0)
+    mean = global_sum(jnp.einsum("bn,bnd->d", weights, blocks, precision="highest"), axis_name) / count
 
     def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
         rows, weight = block
         rows = (rows - mean) * weight[:, None]
         return total + jnp.matmul(rows.T, rows, precision="highest"), None
 
-    total, _ = lax.scan(add, jnp.zeros((points.shape[1],) * 2), (blocks, weights))
+    zeros = vary_like(jnp.zeros((points.shape[1],) * 2), blocks)
+    total = global_sum(lax.scan(add, zeros, (blocks, weights))[0], axis_name)
     variances, directions = cast(tuple[Array, Array], jnp.linalg.eigh(total / count))  # in ascending order
     variances, directions = variances[::-1][:dim], directions[:, ::-1][:, :dim]
     flat = variances <= FLAT * variances[0]
