@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ssl_jax.training.checkpoint_manager import Manager
 
 DIGESTS = "sha256.json"  # in a checkpoint's directory: {file: digest}
+OWN_DIGESTS = "sha256.process_{}.json"  # beside it, while the checkpoint is written: those of a process's own files
+OWN_FILES = "/ocdbt.process_{}/"  # a process's folder, by Orbax
 UNDIGESTED = "_CHECKPOINT_METADATA"  # Orbax adds the times of saving to this file; nothing else is read from it
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's name for the directory of a checkpoint that is being written
 
@@ -57,7 +59,9 @@ class Checkpoints:
             # Imported at the first checkpoint: Orbax takes 0.3 s, for which the first step would wait.
             from ssl_jax.training.checkpoint_manager import Manager
 
-            self._opened = Manager(self._directory, self._keep, self._failures, self._write_digests)
+            self._opened = Manager(
+                self._directory, self._keep, self._failures, self._write_own_digests, self._write_digests
+            )
         return self._opened
 
     def save(self, step: int, state: Any, knn_top1: float | None = None) -> None:
@@ -173,15 +177,26 @@ class Checkpoints:
     def _steps_on_disk(self) -> list[int]:
         return facts.complete_steps(self._directory)
 
+    def _write_own_digests(self) -> None:
+        # Called in each process when its files are written: so all processes read what one would read alone.
+        number = jax.process_index()
+        for written in self._unfinished():
+            names = [name for name in paths.files_below(written) if OWN_FILES.format(number) in name]
+            # Until all files are written, Orbax's folder "state" may have a longer name.
+            found = {f"state/{name.partition('/')[2]}": of for name, of in digests(written, names).items()}
+            files.write(written / OWN_DIGESTS.format(number), json.dumps(found))
+
     def _write_digests(self) -> None:
-        # Called when all files are written, before the directory is given its final name.
-        if not dist.is_first():
-            return
+        # Called in the first process when all files are written, before the directory is given its final name.
         self.before_commit()
         for written in self._unfinished():
-            names = [name for name in paths.files_below(written) if name.rpartition("/")[2] != UNDIGESTED]
-            text = json.dumps(digests(written, names), indent=1, sort_keys=True)
-            files.write(written / DIGESTS, text)
+            names, found = set(paths.files_below(written)), {}
+            for part in names & {OWN_DIGESTS.format(number) for number in range(jax.process_count())}:
+                found |= json.loads(paths.read_bytes(written / part))
+                paths.remove(written / part)
+                names.remove(part)
+            left = [name for name in names - set(found) if name.rpartition("/")[2] != UNDIGESTED]
+            files.write(written / DIGESTS, json.dumps(found | digests(written, left), indent=1, sort_keys=True))
 
     def _unfinished(self) -> list[AnyPath]:
         """The directories of checkpoints that are being written."""

@@ -20,10 +20,19 @@ class Manager(ocp.CheckpointManager):
     Args:
       directory: of the checkpoints, an absolute path.
       failures: errors of this process's writes are added to it.
-      on_written: called when all files of a checkpoint are written, before its directory is given its final name.
+      on_own_written: called in each process when its files of a checkpoint are written.
+      on_written: called in the first process after that, when all files are, before the directory is given its final
+        name.
     """
 
-    def __init__(self, directory: AnyPath, keep: int, failures: list[BaseException], on_written: Callable[[], None]):
+    def __init__(
+        self,
+        directory: AnyPath,
+        keep: int,
+        failures: list[BaseException],
+        on_own_written: Callable[[], None],
+        on_written: Callable[[], None],
+    ):
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: metrics[BEST_METRIC], n=1, keep_checkpoints_without_metrics=False
         )
@@ -39,7 +48,7 @@ class Manager(ocp.CheckpointManager):
         )
         if paths.is_remote(directory):
             orbax_stores.enable()
-        handler, registry = _NotingHandler(failures), ocp.handlers.DefaultCheckpointHandlerRegistry()
+        handler, registry = _NotingHandler(failures, on_own_written), ocp.handlers.DefaultCheckpointHandlerRegistry()
         for kind in (ocp.args.StandardSave, ocp.args.StandardRestore):
             registry.add("state", kind, handler)
         super().__init__(directory, options=options, handler_registry=registry)
@@ -68,18 +77,31 @@ def _noting(failures: list[BaseException]) -> Iterator[None]:
 
 
 class _NotingHandler(ocp.StandardCheckpointHandler):
-    """Orbax's handler. Its writes add their error to `failures` as soon as they fail.
+    """Orbax's handler. Its writes add their error to `failures` as soon as they fail. After them it calls `on_written`.
 
     Orbax itself reports an error when all processes are done with their writes, or after 20 minutes.
     """
 
-    def __init__(self, failures: list[BaseException]):
+    def __init__(self, failures: list[BaseException], on_written: Callable[[], None]):
         super().__init__()
-        self._failures = failures
+        self._failures, self._on_written = failures, on_written
 
     async def async_save(self, *args: Any, **kwargs: Any) -> list[Any]:
         writes = await super().async_save(*args, **kwargs)
-        return [_NotingWrite(write, self._failures) for write in writes or ()]
+        return [_NotingWrite(write, self._failures) for write in (*(writes or ()), _After(self._on_written))]
+
+
+class _After:
+    """In the place of a write: `work`, after the writes before it, as Orbax waits for one after the other."""
+
+    def __init__(self, work: Callable[[], None]):
+        self._work = work
+
+    def result(self, timeout: float | None = None) -> None:
+        self._work()
+
+    def cancel(self) -> None:
+        pass
 
 
 class _NotingWrite:

@@ -46,6 +46,19 @@ def test_newest_three_and_the_best_are_kept_and_the_newest_is_restored(saved):
     assert_state(Checkpoints(saved).restore(make_state(0)), 5)
 
 
+def test_each_process_digests_its_own_files_and_the_first_one_the_rest(tmp_path, monkeypatch):
+    read, digests = [], checkpoint.digests
+    monkeypatch.setattr(checkpoint, "digests", lambda directory, names: read.append(names) or digests(directory, names))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, make_state(1))
+    checkpoints.close()
+    written = json.loads((tmp_path / "checkpoints" / "1" / "sha256.json").read_text())
+    assert sum(map(len, read)) == len(written)  # each file is read once
+    own = {name for name in written if name.startswith("state/ocdbt.process_0/")}
+    assert len(read[0]) == len(own) and own.isdisjoint(read[1]) and set(read[1]) < set(written)
+    assert not list((tmp_path / "checkpoints" / "1").glob("sha256.process*"))
+
+
 @pytest.mark.filterwarnings("error::DeprecationWarning")
 def test_no_call_of_orbax_is_deprecated(tmp_path):
     """Orbax reports most of them to JAX's monitoring instead of by a warning."""
