@@ -229,7 +229,10 @@ class Method(Trainable, Protocol):
         ...
 
     def traffic(self, view: tuple[int, int, int]) -> Traffic | None:
-        """What it may send between devices in a step; None: unknown. `view`: (height, width, channels) of the first."""
+        """What it may send between devices in a step whose state is not sharded; None: unknown.
+
+        view: (height, width, channels) of the first view.
+        """
         ...
 
 

@@ -191,7 +191,7 @@ class PCL(Base):
         }
 
     def _one_clustering(
-        self, rng: Key[Array, ""], memory: Mapping[str, Array], count: int, axis_name: str | None
+        self, rng: Key[Array, ""], memory: Mapping[str, Array], count: int, axis_name: str | None = None
     ) -> tuple[Float[Array, "{count} dim"], Float[Array, "{count}"], Int[Array, " rows"]]:
         """(prototypes, their concentrations, each image's cluster)"""
         rows, seen = memory["rows"], memory["seen"]
