@@ -135,6 +135,11 @@ def tiny_local(**changes: Any) -> dict[str, Any]:
     return {**tiny_view(size=(16, 16), crop_area=(0.1, 0.4)), **changes}
 
 
+def whole_view(side: int) -> dict[str, Any]:
+    """The whole image without distortions, for its segments."""
+    return dict(size=(side, side), crop_area=(1.0, 1.0), crop_aspect=(0.1, 10.0), flip=0.0, brightness=0.0)
+
+
 def tiny_stamps(model: str, **model_options: Any) -> ConfigDict:
     """`tiny` in color: 802 clip arts and cut-out photos, in the folder of Debian's package tuxpaint-stamps-default.
 

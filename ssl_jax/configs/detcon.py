@@ -1,22 +1,15 @@
 """DetCon: Henaff et al. 2021, arXiv:2103.10957."""
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from ssl_jax import recipes
-
-
-def whole(side: int) -> dict[str, Any]:
-    """The whole image without distortions, for its segments."""
-    return dict(size=(side, side), crop_area=(1.0, 1.0), crop_aspect=(0.1, 10.0), flip=0.0, brightness=0.0)
 
 
 def tiny() -> ConfigDict:
     config = recipes.tiny()
     # A map has 4 x 4 positions.
     config.method = dict(name="detcon", projector=(256, 64), predictor=(256, 64), segments=4, grid=2, decay=0.99)
-    config.augment = dict(view1=recipes.tiny_view(), view2=recipes.tiny_view(), whole=whole(28))
+    config.augment = dict(view1=recipes.tiny_view(), view2=recipes.tiny_view(), whole=recipes.whole_view(28))
     return config
 
 
@@ -33,7 +26,7 @@ def imagenet_r50() -> ConfigDict:
         place_weight=1.0,
         decay=0.996,
     )
-    config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2, whole=whole(56))
+    config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2, whole=recipes.whole_view(56))
     config.optimizer = dict(
         name="lars",
         lr=recipes.lr_for(config, 0.2),

@@ -30,6 +30,7 @@ from ssl_jax.losses.distillation import (
     pmsn,
 )
 from ssl_jax.losses.generative import adversarial, hinge, region_squared_error, squared_error, vae
+from ssl_jax.losses.invariance import relic
 from ssl_jax.losses.masked import masked_cosine, masked_cross_entropy, masked_l1, masked_pixels, masked_smooth_l1
 from ssl_jax.losses.neighbors import all4one_features, mean_shift
 from ssl_jax.losses.pretext import classification, colorization, counting
@@ -80,6 +81,7 @@ __all__ = [
     "pmsn",
     "pseudo_label_cross_entropy",
     "region_squared_error",
+    "relic",
     "ressl",
     "self_classifier",
     "sigreg",

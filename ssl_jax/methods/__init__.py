@@ -71,6 +71,7 @@ from ssl_jax.methods.pcl import PCL
 from ssl_jax.methods.pirl import PIRL
 from ssl_jax.methods.pixpro import PixPro
 from ssl_jax.methods.relative_patch import RelativePatch
+from ssl_jax.methods.relic_v2 import ReLICv2
 from ssl_jax.methods.ressl import ReSSL
 from ssl_jax.methods.rotation import Rotation
 from ssl_jax.methods.sela import SeLa
@@ -182,6 +183,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pirl": PIRL,
     "pixpro": PixPro,
     "relative_patch": RelativePatch,
+    "relic_v2": ReLICv2,
     "ressl": ReSSL,
     "rotation": Rotation,
     "sela": SeLa,

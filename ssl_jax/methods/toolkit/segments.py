@@ -7,7 +7,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ssl_jax import ops
 
@@ -59,3 +59,52 @@ def at_places(
     """The segment of the pixel that is nearest to each place. pixels: their places."""
     distances = jnp.sum((places[:, :, None] - pixels[:, None]) ** 2, axis=-1)
     return jnp.take_along_axis(segments, jnp.argmin(distances, axis=-1), axis=1)
+
+
+def background(
+    images: Float[Array, "batch height width channels"],
+    segments: Int[Array, "batch height width"],
+    count: int,
+    color_width: float = 0.3,
+) -> Bool[Array, "batch height width"]:
+    """The pixels of segments that belong to the image's border: what is long there for its area is background.
+
+    A segment's region is all segments of about its color: with weight exp(-distance^2 / (2 * color_width^2)), where the
+    distance is that of mean values. With length the region's pixels on the border of the image, and area all of them,
+    its connectivity is length / sqrt(area). It is background where 1 - exp(-connectivity^2 / 2) is above 1 / 2. An
+    image that would be all background has none. There are no labels and no training: an object of its surroundings'
+    color, or one that is cut by the border, is missed.
+
+    Args:
+      images: whole images, normalized, so that values have a deviation of about 1.
+      segments: of `segment`, numbers below `count`.
+    Source: boundary connectivity of Zhu et al. 2014, "Saliency Optimization from Robust Background Detection" (CVPR),
+      section 3, with distances of colors in place of those along paths from segment to segment.
+    """
+    height, width = segments.shape[1:]
+    values = lax.stop_gradient(images.astype(jnp.float32))
+    members = jax.nn.one_hot(segments, count)
+    sizes = jnp.sum(members, axis=(1, 2))
+    means = jnp.einsum("bhwk,bhwc->bkc", members, values, precision="highest") / jnp.maximum(sizes, 1.0)[..., None]
+    distances = jnp.sum((means[:, :, None] - means[:, None]) ** 2, axis=-1)
+    alike = jnp.exp(-distances / (2.0 * color_width**2))
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
+    border = (rows == 0) | (rows == height - 1) | (columns == 0) | (columns == width - 1)
+    on_border = jnp.sum(members * border[..., None], axis=(1, 2))
+    length, area = (jnp.einsum("bkl,bl->bk", alike, x, precision="highest") for x in (on_border, sizes))
+    connectivity = length / jnp.sqrt(jnp.maximum(area, 1.0))
+    of_segment = 1.0 - jnp.exp(-(connectivity**2) / 2.0) > 0.5
+    found = jnp.take_along_axis(of_segment, segments.reshape(len(segments), -1), axis=1).reshape(segments.shape)
+    return found & ~jnp.all(found, axis=(1, 2), keepdims=True)
+
+
+def in_view(
+    whole: Shaped[Array, "batch height width"], places: Float[Array, "batch positions 2"]
+) -> Shaped[Array, "batch positions"]:
+    """The values of an upright, undistorted map of the whole image at places in it, as `map_positions` gives them."""
+    height, width = whole.shape[1:]
+    row, column = (
+        jnp.clip(jnp.floor(places[..., axis] * size).astype(jnp.int32), 0, size - 1)
+        for axis, size in enumerate((height, width))
+    )
+    return jnp.take_along_axis(whole.reshape(len(whole), -1), row * width + column, axis=1)
