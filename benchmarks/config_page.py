@@ -10,6 +10,7 @@ from ssl_jax import optim
 from ssl_jax.config.schema import SUBSECTIONS, Config
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.data.masks import Mask
+from ssl_jax.data.mix import Mix, sides_key
 from ssl_jax.keys import REQUIRED, Key, keys_of, type_name
 from ssl_jax.methods import METHODS
 from ssl_jax.models import MODELS
@@ -65,6 +66,8 @@ def page() -> str:
     lines += section("`augment.VIEW`", text, keys_of(Augmentation), "augment.VIEW.")
     mask = {name: key for name, key in keys_of(Mask).items() if name != "patch_size"}
     lines += section("`mask`", "For methods that mask patches.", mask, "mask.")
+    text = "Sizes of views that change from step to step. Empty: each view has its size in every step."
+    lines += section("`mix`", text, {**keys_of(Mix), "VIEW": sides_key("VIEW")}, "mix.")
     lines += ["## `method`\n"]
     for name, kind in METHODS.items():
         summary = (kind.__doc__ or "").split("\n\n")[0].replace("\n", " ")

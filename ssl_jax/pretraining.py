@@ -148,7 +148,7 @@ def _pretrain(
     check_held = the_end.enter_context(lock.alone(workdir))
 
     if dist.is_first():
-        resolution.warn(config, source, training.augmentations)
+        resolution.warn(config, source, [crop for one in training.each for crop in one.augmentations])
     normalization = build.normalization(config)
     source = Uniform(source, normalization)
     loop = Loop(config, training, source, workdir, termination, begin, activity)
@@ -177,7 +177,7 @@ def _pretrain(
     if start < schedule.steps:  # a run that is finished stays as it was described
         note()
     print_banner(config, of_run, schedule, start)
-    save_views = functools.partial(views.save, workdir, config, normalization, source, training.views)
+    save_views = functools.partial(views.save, workdir, config, normalization, source, training.at(start).views)
     state = loop.run(
         state,
         batches,
@@ -191,7 +191,7 @@ def _pretrain(
         note()
     method = training.method
     variables = dist.gather_state(method.backbone_variables(state.params, state.model_state), loop.mesh)
-    views.save_pictures(workdir, config, normalization, training, next(batches), state, loop.mesh)
+    views.save_pictures(workdir, config, normalization, training.at(schedule.steps), next(batches), state, loop.mesh)
     if writer:
         writer.close()
         save_backbone(workdir, config, variables, of_run, schedule.steps)

@@ -12,6 +12,7 @@ import pytest
 from ssl_jax import keys, models, optim
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.data.masks import Mask
+from ssl_jax.data.mix import Mix
 from ssl_jax.keys import COUNT, INNER_SHARE, NOT_NEGATIVE, POSITIVE, SHARE, Key, OneOf, Range
 
 # What a section of a config is made by -> its arguments that a config does not set.
@@ -21,6 +22,7 @@ SECTIONS = {
     "optimizer": (optim.create, {"name", "options", "steps", "depth", "frozen_steps", "still_steps", "constant_lr"}),
     "augment": (Augmentation, set()),
     "mask": (Mask, {"patch_size"}),
+    "mix": (Mix, {"sides"}),
 }
 
 

@@ -22,7 +22,7 @@ def show(config: ConfigDict, named: str, overridden: Set[str], sections: Section
     values = flatten(config)
     lines: list[str] = []
     for section, keys in sections(config).items():
-        if section == "mask" and not config.get("mask"):
+        if section in ("mask", "mix") and not config.get(section):
             continue
         prefix = f"{section}." if section else ""
         if "name" not in keys and f"{prefix}name" in values:

@@ -17,6 +17,8 @@ from ssl_jax.config.errors import ConfigError, nearest, require
 SHIPPED = Path(__file__).parents[1] / "configs"
 # Keys that say how a run is executed and do not change its result. A run may go on with other values.
 EXECUTION = ("checkpoint_minutes", "shard_state")
+# Sections that configs had not at first. Empty they say what a config without them says.
+LATER = ("mix",)
 
 
 def shipped() -> dict[str, Path]:
@@ -86,7 +88,7 @@ def dumps(config: ConfigDict | Mapping[str, Any]) -> str:
 
 def digest(config: ConfigDict | Mapping[str, Any]) -> str:
     """12 hexadecimal digits that tell one resolved config from another. The keys of EXECUTION do not count."""
-    told = {key: value for key, value in config.items() if key not in EXECUTION}
+    told = {key: value for key, value in config.items() if key not in EXECUTION and (value or key not in LATER)}
     return hashlib.sha256(dumps(told).encode()).hexdigest()[:12]
 
 

@@ -73,5 +73,7 @@ def _default(key: Key) -> Any:
     """The value of a key before it is set: its default, or a placeholder of its type if it has none or that is None."""
     if key.default is not None and key.default is not REQUIRED:
         return key.default
+    if typing.get_origin(key.type) is tuple:
+        return ()
     kinds = [kind for kind in typing.get_args(key.type) if kind is not type(None)]
     return placeholder(kinds[0] if kinds else key.type)

@@ -1,8 +1,8 @@
 """The keys that every config has, each defined once: type, default, range, meaning.
 
 A run uses a `Config`. Configs are written and changed as a ConfigDict; `parse` turns that into a `Config` once, and
-nothing below sees a ConfigDict. The sections model, method, augment, mask and optimizer have the keys of what they
-name: see training/config_keys.py.
+nothing below sees a ConfigDict. The sections model, method, augment, mask, mix and optimizer have the keys of what
+they name: see training/config_keys.py.
 """
 
 import dataclasses
@@ -131,6 +131,7 @@ class Config:
     method: Section
     augment: Mapping[str, Section]
     mask: Section
+    mix: Section
     optimizer: Section
     begin: Annotated[
         str | None,
@@ -193,7 +194,7 @@ class Config:
 
 
 SUBSECTIONS = {"data": DataConfig, "online_knn": OnlineKNNConfig}
-NAMED_SECTIONS = ("model", "method", "augment", "mask", "optimizer")
+NAMED_SECTIONS = ("model", "method", "augment", "mask", "mix", "optimizer")
 OPTIMIZER_DEFAULTS = dict(name="adamw", lr=0.0, weight_decay=0.0, warmup_steps=0, final_lr=0.0)
 
 
@@ -206,6 +207,7 @@ def base_config() -> ConfigDict:
         method=dict(name=""),
         augment=dict[str, Any](),
         mask=dict[str, Any](),
+        mix=dict[str, Any](),
         optimizer=dict(OPTIMIZER_DEFAULTS),
     )
     return ConfigDict(values)

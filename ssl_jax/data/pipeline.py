@@ -30,7 +30,7 @@ def train_batches(
     seed: int,
     batch_size: int,
     image_size: tuple[int, int],
-    crops: Sequence[RandomCrop],
+    crops: Sequence[RandomCrop] | Callable[[int], Sequence[RandomCrop]],
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -60,7 +60,7 @@ def train_batches(
       seed: of order and crops, >= 0.
       batch_size: images a step over all processes.
       image_size: (height, width) of images in memory.
-      crops: one for each view.
+      crops: one for each view; or a function of the step, counted from 0, that gives these.
       start_step: the step of the first batch.
       process_index, process_count: this process makes only its share of each batch's rows. It reads no other images,
         unless the set is kept in memory: then every process holds the whole set.
@@ -97,7 +97,8 @@ def train_batches(
     else:
 
         def make(step: int, rows: np.ndarray) -> Batch:
-            return reader.read_crops(rows.tolist(), crops, seed, step, black, like=first, at_random=at_random)
+            of_step = crops(step) if callable(crops) else crops
+            return reader.read_crops(rows.tolist(), of_step, seed, step, black, like=first, at_random=at_random)
 
     def batch(step: int) -> Batch:
         made = make(step, batch_rows(step, seed=seed, num_images=num_images, batch_size=batch_size)[share])

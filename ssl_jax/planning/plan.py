@@ -8,6 +8,7 @@ reads the compiled program: memory, arithmetic, what the collectives move. It ru
 import collections
 import functools
 import importlib.util
+import math
 import os
 import re
 import time
@@ -56,13 +57,16 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 def plan(given: ConfigDict, place: Place | None) -> dict[str, Any]:
     """What `show.print_plan` prints and --json writes. `place`: None for the devices at hand.
 
-    Bytes and FLOPs are of one device and one step. "fits" is None if the devices do not say how much memory they have.
+    Bytes and FLOPs are of one device and one step; with config.mix, of one with the largest views, which is the share
+    "share_of_steps" of them. "fits" is None if the devices do not say how much memory they have.
     """
     config = configs.parse(measured(given))
     devices = jax.devices() if place is None else describe(place)
     configs.check_devices(config.batch_size, len(devices))
     schedule = build.schedule(config, *count_images(config))
-    training = build.training(config, schedule)
+    each = build.training(config, schedule).each
+    number = max(range(len(each)), key=lambda number: sum(math.prod(view.size) for view in each[number].augmentations))
+    training = each[number]
     state = jax.eval_shape(training.create_state)
     batch = batch_shapes(config, training, schedule.num_images)
     result: dict[str, Any] = {
@@ -79,6 +83,8 @@ def plan(given: ConfigDict, place: Place | None) -> dict[str, Any]:
         "commit": facts.commit(),
         "versions": {package: facts.version(package) for package in ("jax", "libtpu", "jax-cuda12-plugin")},
     }
+    if config.mix:
+        result["share_of_steps"] = config.mix["shares"][number]
     held = functools.partial(state_bytes, devices=len(devices), shard_state=config.shard_state)
     memory = {
         "limit": place.memory if place else (devices[0].memory_stats() or {}).get("bytes_limit"),

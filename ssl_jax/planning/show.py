@@ -33,6 +33,9 @@ def print_plan(result: Mapping[str, Any]) -> None:
     memory, limit = result["memory"], result["memory"]["limit"]
     print(f"{result['method']}, {result['model']}, {result['compute_dtype']}, on {result['topology']}: ", end="")
     print(f"{result['batch_size']} images a step, {result['batch_size'] // result['devices']} on each device")
+    if "share_of_steps" in result:
+        share = result["share_of_steps"]
+        print(f"\nof config.mix, a step with the largest views: {share:g} of the steps; others need less", end="")
     verdict = {True: "fits", False: "DOES NOT FIT", None: "memory of the devices is not known"}[result["fits"]]
     of = f" of {size(limit)}" if limit else ""
     print(f"\n{verdict}: {size(memory['needed'])}{of} on each device (compiled in {result['compile_seconds']:.0f} s)")

@@ -1,6 +1,7 @@
 """Builds what a run works with, from a config and from what a script gives in place of its sections."""
 
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +40,7 @@ from ssl_jax.models import abilities
 from ssl_jax.models.adapt import as_backbone
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.low_rank import LowRank
+from ssl_jax.training.mixing import mix
 from ssl_jax.training.state import TrainState, create_state
 from ssl_jax.training.step import Preparing, TrainStep, standing_still
 from ssl_jax.weights import Backbone, load_backbone
@@ -70,7 +72,8 @@ class Training:
     schedule: of the run. augmentations: one for each of the method's views. views: makes the views. learning_rate: step
     -> rate; None if the optimizer was given. create_state: () -> the state before the first step. step: for
     `dist.map_step`. prepare: for `dist.map_step`, too, with the method's `preparing_steps` batches before the first
-    step; None if there are none.
+    step; None if there are none. mixed: with config.mix one for each of its entries, with augmentations, views and step
+    of its sizes. entry: step, counted from 0 -> the number of its entry.
     """
 
     method: Method
@@ -81,6 +84,22 @@ class Training:
     create_state: Callable[[], TrainState]
     step: TrainStep
     prepare: TrainStep | None
+    mixed: tuple["Training", ...] = ()
+    entry: Callable[[int], int] = lambda step: 0
+
+    @property
+    def each(self) -> tuple["Training", ...]:
+        """What steps are made with, by the number of their entry."""
+        return self.mixed or (self,)
+
+    def at(self, step: int) -> "Training":
+        """What the step with this number, counted from 0, is made with."""
+        return self.each[self.entry(step)]
+
+    @property
+    def unmixed(self) -> "Training":
+        """Every step in the sizes of config.augment."""
+        return dataclasses.replace(self, mixed=(), entry=lambda step: 0)
 
 
 def schedule(config: Config, num_images: int, num_classes: int) -> Schedule:
@@ -102,7 +121,11 @@ def training(config: Config, schedule: Schedule, given: Given = Given()) -> Trai
     crops = augmentations(config, made.views, given)
     _check_upright(made, crops)
     tx, rate = optimizer(config, schedule.steps, made, given)
-    views = augment.make_augment(crops, normalization(config), masks=masks(config, made, crops))
+
+    def make_views(crops: Sequence[Augmentation | OwnAugmentation]) -> Views:
+        return augment.make_augment(crops, normalization(config), masks=masks(config, made, crops))
+
+    views = make_views(crops)
     train_step = TrainStep(
         method=trained,
         tx=tx,
@@ -118,7 +141,7 @@ def training(config: Config, schedule: Schedule, given: Given = Given()) -> Trai
             train_step, method=Preparing(trained), tx=standing_still(tx), log_every=made.preparing_steps
         )
     example = view_shape(crops[0], data.channels)
-    return Training(
+    found = Training(
         method=trained,
         schedule=schedule,
         augmentations=crops,
@@ -128,6 +151,15 @@ def training(config: Config, schedule: Schedule, given: Given = Given()) -> Trai
         step=train_step,
         prepare=prepare,
     )
+    if not config.mix:
+        return found
+    mixed, entries = mix(config, made, crops)
+    each: list[Training] = []
+    for sized in entries:
+        views = make_views(sized)
+        step = dataclasses.replace(train_step, augment=views)
+        each.append(dataclasses.replace(found, augmentations=sized, views=views, step=step))
+    return dataclasses.replace(found, mixed=tuple(each), entry=functools.partial(mixed.entry, config.seed))
 
 
 def view_shape(augmentation: Augmentation | OwnAugmentation, channels: int) -> tuple[int, ...]:
@@ -378,7 +410,7 @@ def masks(config: Config, method: Method, crops: Sequence[Augmentation | OwnAugm
         raise configs.ConfigError(f"method {name} {wants}, got {dict(config.mask)}")
     if not masked:
         return [None] * len(method.views)
-    side = method.mask_scale * abilities.masked_side(method.backbone)
+    side = round(method.mask_scale * abilities.masked_side(method.backbone))
     mask = configs.call(Mask, dict(config.mask), "config.mask", patch_size=side)
     # With a mask_ratio, the number of masked patches is part of the network's shapes: it is the same for all images.
     ratio = method.mask_ratio

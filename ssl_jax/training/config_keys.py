@@ -9,6 +9,7 @@ from ssl_jax import models, optim
 from ssl_jax.config.schema import SUBSECTIONS, Config
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.data.masks import Mask
+from ssl_jax.data.mix import Mix, sides_key
 from ssl_jax.keys import Key, keys_of
 from ssl_jax.methods import METHODS
 
@@ -30,4 +31,5 @@ def of_sections(config: ConfigDict) -> dict[str, Mapping[str, Key]]:
     for section, names in COMPUTED.items():
         found[section] = {name: key for name, key in found.get(section, {}).items() if name not in names}
     views = {f"augment.{view}": keys_of(Augmentation) for view in config.get("augment", {})}
-    return found | views | {"mask": {name: key for name, key in keys_of(Mask).items() if name != "patch_size"}}
+    found |= views | {"mask": {name: key for name, key in keys_of(Mask).items() if name != "patch_size"}}
+    return found | {"mix": {**keys_of(Mix), **{view: sides_key(view) for view in config.get("augment", {})}}}

@@ -36,7 +36,7 @@ def read_batches(config: Config, source: Source, training: Training, *, seed: in
         seed=seed,
         batch_size=config.batch_size,
         image_size=data.image_size,
-        crops=[augmentation.crop for augmentation in training.augmentations],
+        crops=lambda step: [augmentation.crop for augmentation in training.at(step).augmentations],
         start_step=start_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -102,7 +102,7 @@ class Loop:
         """The state after the pass over all images that a method wants before its first step. Raises: Stopped."""
         if self.training.prepare is None:
             return state
-        batches = read_batches(self.config, self.source, self.training, seed=self.config.seed + 1)
+        batches = read_batches(self.config, self.source, self.training.unmixed, seed=self.config.seed + 1)
         number, shard_state = self.training.method.preparing_steps, self.config.shard_state
         return prepare(
             self.training.prepare,
@@ -152,17 +152,20 @@ class Loop:
             mesh=self.mesh,
             hosts=self._hosts,
         )
-        train_step = dist.map_step(self.training.step, self.mesh, shard_state=config.shard_state)
+        train_steps = [dist.map_step(one.step, self.mesh, shard_state=config.shard_state) for one in self.training.each]
         agree = dist.Agreement(self.mesh, delay=STEPS_AHEAD)
         due, ahead = Timer(60.0 * config.checkpoint_minutes), collections.deque()
+        compiled: set[int] = set()  # entries of config.mix
         steps = range(start + 1, self.steps + 1)
         traced = profiling.traced(steps, profile, self._workdir / "profile", lambda: jax.block_until_ready([*ahead]))
         for number in traced:
             with activity.doing(INPUT):
                 batch = next(batches)
                 rows = dist.shard_batch(batch, self.mesh)
-            with activity.stepping(number, ahead[-1] if ahead else None):
-                state, metrics = train_step(state, rows)
+            entry = self.training.entry(number - 1)
+            with activity.stepping(number, ahead[-1] if ahead else None, compiling=entry not in compiled):
+                state, metrics = train_steps[entry](state, rows)
+                compiled.add(entry)
                 wait_for_older(ahead, metrics["loss"])
             measured = evaluate and config.evaluate_every and number % config.evaluate_every == 0
             progress.step(number, metrics, more=bool(measured))

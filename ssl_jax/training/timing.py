@@ -24,6 +24,7 @@ class Activity:
     def __init__(self, stage: str = HOST) -> None:
         self.step, self.stage = 0, stage
         self.steps_done = 0  # by this start of the run
+        self.compiling = False  # whether the step that it is at is the first with its program
         self.changes = 0  # of the stage; it counts up while the main thread makes progress
         self._since_step: dict[str, float] = collections.defaultdict(float)  # {stage: seconds}
         self._lost: dict[str, float] = collections.defaultdict(float)
@@ -40,14 +41,15 @@ class Activity:
             self._enter(outer)
 
     @contextlib.contextmanager
-    def stepping(self, step: int, earlier: Any = None) -> Iterator[None]:
+    def stepping(self, step: int, earlier: Any = None, *, compiling: bool = False) -> Iterator[None]:
         """The devices are given a step within this context, and waited for.
 
-        earlier: a device array that the step before computes; None at the first step.
+        earlier: a device array that the step before computes; None at the first step. compiling: whether this step's
+          program is new, and so is compiled.
         """
         # A device that has not finished the step before has lost no time, whatever the host did meanwhile.
         ran_dry = earlier is None or earlier.is_ready()
-        self.step = step
+        self.step, self.compiling = step, compiling
         outer = self.stage
         self._enter(STEP)
         for stage in LOST if ran_dry else (EVALUATION, CHECKPOINT):
@@ -59,6 +61,7 @@ class Activity:
                 yield
             self.steps_done += 1
         finally:
+            self.compiling = False
             self._enter(outer)
 
     def _enter(self, stage: str) -> None:

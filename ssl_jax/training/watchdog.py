@@ -18,7 +18,7 @@ from ssl_jax.stores import StoreError
 from ssl_jax.training.timing import Activity
 from ssl_jax.workdir import files
 
-FIRST_STEP = 7200.0  # seconds that the first step of a start may take at least, because it is compiled
+FIRST_STEP = 7200.0  # seconds that the first step of a start, or of an entry of config.mix, may take: it is compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Sight:
 
     def __init__(self, limits: Limits, now: float):
         self._limits = limits
-        self._step, self._stage, self._steps_done, self._changes = 0, "", 0, 0
+        self._step, self._stage, self._changes = 0, "", 0
+        self._compiled = False  # whether the program of the step that it is at has been compiled
         self._progress = self._looked = now
         self._heard: dict[int, tuple[dist.Heartbeat, float]] = {}  # {process: (newest, since when it is known)}
         self._read = now  # when heartbeats were read the last time
@@ -62,7 +63,8 @@ class Sight:
             self._heard = {index: (beat, known + gap) for index, (beat, known) in list(self._heard.items())}
             self._asked = self._asked and self._asked + gap
         self._looked = now
-        self._step, self._stage, self._steps_done = activity.step, activity.stage, activity.steps_done
+        self._step, self._stage = activity.step, activity.stage
+        self._compiled = activity.steps_done > 0 and not activity.compiling
         if activity.changes != self._changes:
             self._changes, self._progress = activity.changes, now
 
@@ -99,7 +101,7 @@ class Sight:
         ]
         if silent:
             return "; ".join(silent)
-        if still <= (self._limits.stuck if self._steps_done else max(self._limits.stuck, FIRST_STEP)):
+        if still <= (self._limits.stuck if self._compiled else max(self._limits.stuck, FIRST_STEP)):
             return ""
         return f"no progress for {still:.0f} s; {self._behind()}"
 
@@ -125,10 +127,10 @@ def watching(activity: Activity, workdir: AnyPath, seconds: float) -> Iterator[N
     """Within this context, a thread ends the process if its main thread makes no progress.
 
     That is, if for so many `seconds` no stage of a step, evaluation or checkpoint begins or ends. The first step, which
-    is compiled, has at least two hours. With several processes also if another one has had no heartbeat for 90 s, or a
-    third of `seconds`, while this one waits. Then the stacks of all threads go to stderr and to
-    `workdir`/stacks-PROCESS.txt, with a sentence that names the cause, and the exit code is `dist.STUCK`. With 0
-    seconds the process is never ended.
+    is compiled, and that of each entry of config.mix, have at least two hours. With several processes also if another
+    one has had no heartbeat for 90 s, or a third of `seconds`, while this one waits. Then the stacks of all threads go
+    to stderr and to `workdir`/stacks-PROCESS.txt, with a sentence that names the cause, and the exit code is
+    `dist.STUCK`. With 0 seconds the process is never ended.
     """
     limits, over = Limits(seconds), threading.Event()
     sight = Sight(limits, time.monotonic())

@@ -65,6 +65,15 @@ def test_the_first_step_has_time_to_be_compiled():
     assert "no progress" in verdict and FIRST_STEP < after < FIRST_STEP + 10
 
 
+def test_a_step_of_a_new_program_has_time_to_be_compiled_and_the_next_has_not():
+    watched = Watched()
+    with watched.activity.stepping(8, compiling=True):
+        verdict, after = watched.wait(2 * FIRST_STEP)
+    assert "no progress" in verdict and FIRST_STEP < after < FIRST_STEP + 10
+    with watched.activity.stepping(9):
+        assert watched.wait(4000.0)[1] == 1810.0
+
+
 def test_a_silent_process_is_named_long_before_the_limit():
     alive = lambda now: {0: beat(int(now), 7), 1: beat(3, 6, host="b"), 2: beat(int(now), 7, host="c")}  # noqa: E731
     verdict, after = Watched().wait(1000.0, alive)
