@@ -127,8 +127,8 @@ def imagenet_vitl16() -> ConfigDict:
     return config
 
 
-def _vit7b16(*, steps: int, lr: float, decay: float) -> ConfigDict:
-    batch_size, epoch = 4096, 1000
+def _vit7b16(*, steps: int, lr: float, decay: float, batch_size: int = 4096) -> ConfigDict:
+    epoch = 1000
     # 9 of 16 crops keep a branch; in their code, 19 of a device's 32.
     model = dict(model="vit_7b_patch16_dinov3", rope_jitter=2.0, drop_path=0.4, drop_path_group=16)
     config = _imagenet(model, batch_size=batch_size, steps=steps)
@@ -171,10 +171,33 @@ def imagenet_vit7b16_gram() -> ConfigDict:
     """
     config = _vit7b16(steps=200_000, lr=3e-5, decay=0.999)
     config.begin = None
-    config.method.update(gram_weight=2.0, gram_warmup=1000, gram_copies=(10_000, 20_000, 30_000), gram_scale=2)
+    config.method.update(gram_weight=2.0, gram_warmup=1000, gram_copies=(10_000, 20_000, 30_000), gram_scale=2.0)
     config.method.warmup_temperature_epochs = _epochs(WARMUP, config.batch_size)
     config.optimizer.warmup_steps = WARMUP
     config.augment = _views(512, 112, flip=0.0)
+    return config
+
+
+def imagenet_vit7b16_highres() -> ConfigDict:
+    """The third phase, high-resolution adaptation: 30,000 steps of weights that are given (config.begin).
+
+    Each step draws the sides of its crops (config.mix). The large crops are as large as the Gram teacher sees them:
+    1.5 times the sides of student and teacher, which are 512 and 768. The Gram teacher is the given weights; in the
+    authors' code it is the teacher at the end of the second phase. As in imagenet_vit7b16_gram, heads and optimizer are
+    new.
+    """
+    config = _vit7b16(steps=30_000, lr=1.25e-5, decay=0.999, batch_size=2048)
+    config.begin = None
+    config.method.update(gram_weight=1.5, gram_scale=1.5, most_masked=1152)  # half of 48 x 48 patches
+    config.method.warmup_temperature_epochs = _epochs(WARMUP, config.batch_size)
+    config.optimizer.warmup_steps = WARMUP
+    config.augment = _views(1152, 112, flip=0.0)
+    config.mix = dict(
+        shares=(0.3, 0.3, 0.3, 0.05, 0.05),
+        global1=(768, 1152, 1152, 1152, 1152),
+        global2=(768, 1152, 1152, 1152, 1152),
+        local=(112, 112, 168, 224, 336),
+    )
     return config
 
 
@@ -185,6 +208,7 @@ SCALES = {
     "imagenet_vitl16": imagenet_vitl16,
     "imagenet_vit7b16": imagenet_vit7b16,
     "imagenet_vit7b16_gram": imagenet_vit7b16_gram,
+    "imagenet_vit7b16_highres": imagenet_vit7b16_highres,
 }
 
 

@@ -174,8 +174,11 @@ class Method(Trainable, Protocol):
         ...
 
     @property
-    def mask_scale(self) -> int:
-        """By how many times it shrinks the views in `masked`: a mask's cells are as many times larger in the view."""
+    def mask_scale(self) -> float:
+        """By how many times it shrinks the views in `masked`: a mask's cells are as many times larger in the view.
+
+        A cell must have whole pixels there.
+        """
         ...
 
     @property
@@ -252,7 +255,7 @@ class Base:
     masked: Sequence[str] = ()
     mask_ratio: float | None = None
     most_masked: int = 0
-    mask_scale: int = 1
+    mask_scale: float = 1.0
     upright: bool = False
     chance_level: float | None = None
     preparing_steps: int = 0

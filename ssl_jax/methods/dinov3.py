@@ -1,6 +1,7 @@
 """DINOv3."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ssl_jax import losses, ops, optim
-from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
 from ssl_jax.methods.toolkit import masking, self_distillation, transport
@@ -99,11 +100,11 @@ class DINOv3(Base):
         "load_backbone takes it. Empty: the weights that the run begins with.",
     ] = ""
     gram_scale: Annotated[
-        int,
-        COUNT,
+        float,
+        Range(1.0),
         "How many times as large the Gram teacher sees the large crops as student and teacher. Above 1, config.augment "
-        "makes them as large as it sees them, and they are shrunk for the others. 2 in the paper.",
-    ] = 1
+        "makes them as large as it sees them, and they are shrunk for the others. 2 in the paper, then 1.5.",
+    ] = 1.0
     loaded: Teacher | None = None  # the Gram teacher of the file, when a run is built
 
     masked = self_distillation.GLOBAL
@@ -114,13 +115,20 @@ class DINOv3(Base):
         masking.check_vit(self)
         self_distillation.check_sharper(self, "warmup_teacher_temperature", "teacher_temperature")
         self_distillation.check_koleo(self.koleo_images, self.schedule.batch_size)
-        idle = {"gram_start": 0, "gram_warmup": 0, "gram_copies": (), "gram_teacher": "", "gram_scale": 1}
+        idle = {"gram_start": 0, "gram_warmup": 0, "gram_copies": (), "gram_teacher": "", "gram_scale": 1.0}
         for name, value in idle.items():
             if not self.gram_weight and getattr(self, name) != value:
                 raise ValueError(
                     f"{name}={getattr(self, name)} belongs to Gram anchoring, which gram_weight=0.0 leaves out; use "
                     f"gram_weight=2.0, or {name}={value!r}"
                 )
+        patch = self.backbone.patch_size
+        cell = round(self.gram_scale * patch)
+        if not math.isclose(cell, self.gram_scale * patch):
+            raise ValueError(
+                f"gram_scale={self.gram_scale} makes {self.gram_scale * patch:g} pixels of the {patch} of a patch, "
+                f"which must be whole; use {cell} / {patch} = {cell / patch:g}"
+            )
         if bool(self.gram_teacher) != (self.loaded is not None):
             raise ValueError(
                 f"gram_teacher={self.gram_teacher!r} names the weights that loaded must be, got {self.loaded!r:.80}; "
@@ -141,7 +149,7 @@ class DINOv3(Base):
         return self_distillation.views(self)
 
     @property
-    def mask_scale(self) -> int:
+    def mask_scale(self) -> float:
         return self.gram_scale
 
     @property

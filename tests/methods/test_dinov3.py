@@ -108,12 +108,13 @@ def test_loss_is_dinov2s_with_untied_heads_and_gram_anchoring(options, anchoring
 
 
 @pytest.mark.slow
-def test_the_gram_teacher_sees_large_crops_that_are_shrunk_for_the_others():
-    method = make(**GRAM, gram_scale=2)
+@pytest.mark.parametrize("scale, side", [(2.0, 32), (1.5, 24)])
+def test_the_gram_teacher_sees_large_crops_that_are_shrunk_for_the_others(scale, side):
+    method = make(**GRAM, gram_scale=scale)
     params, state = after_some_steps(method)
-    views = tuple(RNG.normal(size=(6, side, side, 1)).astype(np.float32) for side in (32, 32, 8))
+    views = tuple(RNG.normal(size=(6, side, side, 1)).astype(np.float32) for side in (side, side, 8))
     found = method.loss(params, state, {"views": views, "masks": tuple(MASKS)}, jax.random.key(6))
-    small = (*(np.asarray(shrunk(jnp.asarray(x), 2)) for x in views[:2]), views[2])
+    small = (*(np.asarray(shrunk(jnp.asarray(x), scale)) for x in views[:2]), views[2])
     plain = make(**GRAM).loss(params, state, {"views": small, "masks": tuple(MASKS)}, jax.random.key(6))
     for name in ("class_loss", "patch_loss", "koleo"):
         np.testing.assert_allclose(found.metrics[name], plain.metrics[name], rtol=1e-5)
@@ -121,7 +122,12 @@ def test_the_gram_teacher_sees_large_crops_that_are_shrunk_for_the_others():
     for x, x_small, mask in zip(views, small, MASKS, strict=False):
         student = tokens_of(method, params["backbone"], x_small, mask=mask, mask_token=params["mask_token"])[:, 5:]
         teacher = tokens_of(method, state["gram"]["backbone"], x)[:, 5:].astype(np.float32)
-        gram += reference_gram(student, np.asarray(resized(jnp.asarray(teacher), (8, 8), 2), np.float64)) / 2
+        gram += (
+            reference_gram(
+                student, np.asarray(resized(jnp.asarray(teacher), (side // 4, side // 4), scale), np.float64)
+            )
+            / 2
+        )
     np.testing.assert_allclose(found.metrics["gram"], gram, rtol=1e-4)
     assert abs(found.metrics["gram"] - plain.metrics["gram"]) > 1e-3
 
@@ -133,6 +139,15 @@ def test_features_of_twice_the_resolution_are_resized_as_a_map_row_by_row():
     # In the middle of two rows, and of two columns; the border repeats its weights.
     np.testing.assert_allclose(found[1:-1, 1:-1, 0], np.tile([[2.5], [4.5]], (1, 4)), atol=1e-5)
     np.testing.assert_allclose(found[1:-1, 1:-1, 1], np.tile([[2.5, 4.5, 6.5, 8.5]], (2, 1)), atol=1e-5)
+
+
+def test_features_of_three_halves_of_the_resolution_are_resized_to_whole_sides_alone():
+    features = jnp.arange(36.0).reshape(1, 36, 1)
+    found = resized(features, (6, 6), 1.5).reshape(4, 4)
+    np.testing.assert_allclose(found[1, 1], found[2, 1] - 9.0, atol=1e-4)  # 1.5 rows of 6
+    np.testing.assert_allclose(jnp.mean(found), 17.5, rtol=1e-3)
+    with pytest.raises(ValueError, match=r"sides \(32, 32\) do not become whole when divided by 1.5"):
+        shrunk(jnp.zeros((1, 32, 32, 1)), 1.5)
 
 
 @pytest.mark.slow
@@ -244,6 +259,8 @@ def test_masks_are_for_the_shrunk_views():
         ({"gram_weight": -1.0}, "gram_weight must be at least 0, got -1.0"),
         ({"gram_copies": (3,)}, r"gram_copies=\(3,\) belongs to Gram anchoring, .* use gram_weight=2.0"),
         ({"gram_scale": 2}, "gram_scale=2 belongs to Gram anchoring"),
+        ({**GRAM, "gram_scale": 1.6}, r"gram_scale=1.6 makes 6.4 pixels of the 4 of a patch, .* use 6 / 4 = 1.5"),
+        ({**GRAM, "gram_scale": 0.5}, "gram_scale must be at least 1"),
         ({**GRAM, "gram_copies": (0,)}, "each value of gram_copies must be at least 1"),
         ({"teacher_temperature": 0.1}, "teacher_temperature=0.1 must be below student_temperature=0.1"),
     ],

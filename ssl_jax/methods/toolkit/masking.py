@@ -2,6 +2,7 @@
 
 # pyright: reportUnknownMemberType=false
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -241,30 +242,43 @@ def encode_sizes(
     return [_views_apart(tokens, len(views), backbone.num_prefix) for tokens, views in zip(found, sizes, strict=True)]
 
 
-def shrunk(images: Float[Array, "batch height width channels"], times: int) -> Float[Array, "batch _ _ channels"]:
-    """Images whose sides are divided by `times`, bicubic, antialiased."""
+def shrunk(images: Float[Array, "batch height width channels"], times: float) -> Float[Array, "batch _ _ channels"]:
+    """Images whose sides are divided by `times`, bicubic, antialiased.
+
+    Raises: ValueError if sides would not be whole.
+    """
     if times == 1:
         return images
     batch, height, width, channels = images.shape
-    shape = (batch, height // times, width // times, channels)
+    shape = (batch, *divided(height, width, times=times), channels)
     return cast(Array, jax.image.resize(images, shape, "bicubic", precision=lax.Precision.HIGHEST))
 
 
 def resized(
-    patches: Float[Array, "batch patches dim"], grid: tuple[int, int], times: int
+    patches: Float[Array, "batch patches dim"], grid: tuple[int, int], times: float
 ) -> Float[Array, "batch _ dim"]:
     """Features of a grid (rows, columns) of patches, as those of one whose sides are divided by `times`.
 
     Bicubic, without antialiasing: each new feature is interpolated from its 16 neighbors.
+
+    Raises: ValueError if sides would not be whole.
     """
     if times == 1:
         return patches
     batch, _, dim = patches.shape
     rows, columns = grid
-    shape = (batch, rows // times, columns // times, dim)
+    shape = (batch, *divided(rows, columns, times=times), dim)
     x = patches.reshape(batch, rows, columns, dim)
     small = cast(Array, jax.image.resize(x, shape, "bicubic", antialias=False, precision=lax.Precision.HIGHEST))
     return small.reshape(batch, -1, dim)
+
+
+def divided(*sides: int, times: float) -> tuple[int, ...]:
+    """Sides divided by `times`. Raises: ValueError if they would not be whole."""
+    found = tuple(round(side / times) for side in sides)
+    if not all(math.isclose(times * side, old) for side, old in zip(found, sides, strict=True)):
+        raise ValueError(f"sides {sides} do not become whole when divided by {times:g}; use multiples of it")
+    return found
 
 
 def _rows(x: Sequence[Shaped[Array, "batch ..."]]) -> Shaped[Array, "rows ..."]:
