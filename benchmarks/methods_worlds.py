@@ -9,7 +9,7 @@ from ssl_jax.methods import METHODS
 SLOW, LONGER = ("bigan", "dcgan", "ijepa"), 5
 DRAWS = tuple(range(5))  # of the 10 labels per class
 # Start with a trained network; of distill, see distill.py.
-GIVEN = ("beit_v2", "clusterfit", "distill", "feature_targets", "vqkd")
+GIVEN = ("beit_v2", "clusterfit", "dinov3_distillation", "distill", "feature_targets", "vqkd")
 COMPARED = [name for name in METHODS if name not in GIVEN]
 
 

@@ -38,6 +38,8 @@ from ssl_jax.weights import Backbone, load_backbone
 from ssl_jax.workdir import config_file, facts, lock, views
 from ssl_jax.workdir.metrics import MetricsWriter, read_metrics
 
+STUDENTS = "students"  # the directory of the further networks of a run
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -191,10 +193,12 @@ def _pretrain(
         note()
     method = training.method
     variables = dist.gather_state(method.backbone_variables(state.params, state.model_state), loop.mesh)
+    further = dist.gather_state(method.further_variables(state.params, state.model_state), loop.mesh)
     views.save_pictures(workdir, config, normalization, training.at(schedule.steps), next(batches), state, loop.mesh)
     if writer:
         writer.close()
         save_backbone(workdir, config, variables, of_run, schedule.steps)
+        save_further(workdir, config, further, of_run, schedule.steps)
         print(f"finished: step {schedule.steps} of {schedule.steps}; the backbone is {workdir / weights.FILE}")
     dist.wait_for_all("finished")
     return Run(workdir, load_backbone(workdir, model=given.backbone))
@@ -258,10 +262,30 @@ def print_banner(config: Config, of_run: Mapping[str, Any], schedule: Schedule, 
             print("compiling the train step ...", flush=True)
 
 
-def save_backbone(workdir: AnyPath, config: Config, variables: Any, of_run: Mapping[str, Any], steps: int) -> None:
+def save_further(
+    workdir: AnyPath, config: Config, variables: Mapping[str, Any], of_run: Mapping[str, Any], steps: int
+) -> None:
+    """The further networks of the run, each in students/NAME as `save_backbone` writes the first."""
+    models = build.further_models(config)
+    for name, of_network in variables.items():
+        directory = workdir / STUDENTS / name
+        paths.make_directory(directory)
+        save_backbone(directory, config, of_network, of_run, steps, models.get(name, {"given": name}))
+
+
+def save_backbone(
+    directory: AnyPath,
+    config: Config,
+    variables: Any,
+    of_run: Mapping[str, Any],
+    steps: int,
+    model: Mapping[str, Any] | None = None,
+) -> None:
+    """model: name and options of the network; None: the run's backbone."""
     data, backbone = config.data, of_run["backbone"]
+    of_backbone = {"given": backbone["name"]} if backbone["given"] else build.model_options(config)
     meta = {
-        "model": {"given": backbone["name"]} if backbone["given"] else build.model_options(config),
+        "model": of_backbone if model is None else model,
         "image_size": list(data.image_size),
         "channels": data.channels,
         "bands": list(data.bands),
@@ -272,5 +296,5 @@ def save_backbone(workdir: AnyPath, config: Config, variables: Any, of_run: Mapp
         "source": of_run["source"],
         "step": steps,
     }
-    meta |= {"begin": of_run["begin"]} if "begin" in of_run else {}
-    weights.save_backbone(workdir, jax.device_get(variables), meta)
+    meta |= {"begin": of_run["begin"]} if "begin" in of_run and model is None else {}
+    weights.save_backbone(directory, jax.device_get(variables), meta)

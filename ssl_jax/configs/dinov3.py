@@ -64,12 +64,12 @@ def continued() -> ConfigDict:
         freeze_epochs=0,
         gram_weight=2.0,
     )
-    config.augment = _views(224, 112, flip=0.5)
+    config.augment = views(224, 112, flip=0.5)
     config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=4)
     return config
 
 
-def _views(large: int, small: int, *, flip: float) -> dict[str, Any]:
+def views(large: int, small: int, *, flip: float) -> dict[str, Any]:
     """DINOv2's crops of these sides."""
     area: dict[str, Any] = dict(size=(large, large), crop_area=(0.32, 1.0), flip=flip)
     return dict(
@@ -79,14 +79,14 @@ def _views(large: int, small: int, *, flip: float) -> dict[str, Any]:
     )
 
 
-def _imagenet(model: dict[str, Any], *, batch_size: int, steps: int) -> ConfigDict:
-    config = recipes.imagenet(batch_size=batch_size, epochs=0, drop_path_uniform=True, **model)
+def imagenet(model: dict[str, Any], *, batch_size: int, steps: int) -> ConfigDict:
+    config = recipes.imagenet(batch_size=batch_size, epochs=0, **model)
     config.steps = steps
     config.mask = dict(kind="block", images=0.5, ratio=(0.1, 0.5), min_patches=4)
     return config
 
 
-def _epochs(steps: int, batch_size: int) -> int:
+def epochs(steps: int, batch_size: int) -> int:
     """The authors' epochs have a fixed number of steps for any data set. The method's are those of the data set."""
     return round(steps / recipes.imagenet_steps(1, batch_size))
 
@@ -94,8 +94,15 @@ def _epochs(steps: int, batch_size: int) -> int:
 def imagenet_vitl16() -> ConfigDict:
     """The authors' run for ViT-L on ImageNet, without registers and Gram anchoring: 82.2 kNN, 83.3 linear."""
     batch_size, epoch = 2048, 1250
-    model = dict(model="vit_large_patch16_224", positions="rope", layer_scale=1e-5, drop_path=0.3, drop_path_group=16)
-    config = _imagenet(model, batch_size=batch_size, steps=100 * epoch)
+    model = dict(
+        model="vit_large_patch16_224",
+        positions="rope",
+        layer_scale=1e-5,
+        drop_path=0.3,
+        drop_path_group=16,
+        drop_path_uniform=True,
+    )
+    config = imagenet(model, batch_size=batch_size, steps=100 * epoch)
     config.method = dict(
         name="dinov3",
         local_norm=False,
@@ -107,12 +114,12 @@ def imagenet_vitl16() -> ConfigDict:
         patch_bottleneck=256,
         most_masked=98,  # half of 14 x 14 patches
         koleo_images=64,  # batch_size_per_gpu
-        warmup_temperature_epochs=_epochs(30 * epoch, batch_size),
+        warmup_temperature_epochs=epochs(30 * epoch, batch_size),
         decay=0.992,
         final_decay=1.0,
-        freeze_epochs=_epochs(epoch, batch_size),
+        freeze_epochs=epochs(epoch, batch_size),
     )
-    config.augment = _views(224, 96, flip=0.5)
+    config.augment = views(224, 96, flip=0.5)
     config.optimizer = dict(
         name="adamw",
         lr=4 * 0.001 * math.sqrt(batch_size / 1024),  # for this batch size; it does not follow --config.batch_size
@@ -130,19 +137,21 @@ def imagenet_vitl16() -> ConfigDict:
 def _vit7b16(*, steps: int, lr: float, decay: float, batch_size: int = 4096) -> ConfigDict:
     epoch = 1000
     # 9 of 16 crops keep a branch; in their code, 19 of a device's 32.
-    model = dict(model="vit_7b_patch16_dinov3", rope_jitter=2.0, drop_path=0.4, drop_path_group=16)
-    config = _imagenet(model, batch_size=batch_size, steps=steps)
+    model = dict(
+        model="vit_7b_patch16_dinov3", rope_jitter=2.0, drop_path=0.4, drop_path_group=16, drop_path_uniform=True
+    )
+    config = imagenet(model, batch_size=batch_size, steps=steps)
     config.model.update(remat="block", scan=True)
     config.shard_state = True
     config.method = dict(
         name="dinov3",
         most_masked=128,  # half of 16 x 16 patches
         koleo_images=16,  # batch_size_per_gpu
-        warmup_temperature_epochs=_epochs(100 * epoch, batch_size),
+        warmup_temperature_epochs=epochs(100 * epoch, batch_size),
         decay=decay,
-        freeze_epochs=_epochs(5 * epoch, batch_size),
+        freeze_epochs=epochs(5 * epoch, batch_size),
     )
-    config.augment = _views(256, 112, flip=0.0)
+    config.augment = views(256, 112, flip=0.0)
     config.optimizer = dict(
         name="adamw",
         lr=4 * lr * math.sqrt(batch_size / 1024),  # for this batch size; it does not follow --config.batch_size
@@ -172,9 +181,9 @@ def imagenet_vit7b16_gram() -> ConfigDict:
     config = _vit7b16(steps=200_000, lr=3e-5, decay=0.999)
     config.begin = None
     config.method.update(gram_weight=2.0, gram_warmup=1000, gram_copies=(10_000, 20_000, 30_000), gram_scale=2.0)
-    config.method.warmup_temperature_epochs = _epochs(WARMUP, config.batch_size)
+    config.method.warmup_temperature_epochs = epochs(WARMUP, config.batch_size)
     config.optimizer.warmup_steps = WARMUP
-    config.augment = _views(512, 112, flip=0.0)
+    config.augment = views(512, 112, flip=0.0)
     return config
 
 
@@ -189,9 +198,9 @@ def imagenet_vit7b16_highres() -> ConfigDict:
     config = _vit7b16(steps=30_000, lr=1.25e-5, decay=0.999, batch_size=2048)
     config.begin = None
     config.method.update(gram_weight=1.5, gram_scale=1.5, most_masked=1152)  # half of 48 x 48 patches
-    config.method.warmup_temperature_epochs = _epochs(WARMUP, config.batch_size)
+    config.method.warmup_temperature_epochs = epochs(WARMUP, config.batch_size)
     config.optimizer.warmup_steps = WARMUP
-    config.augment = _views(1152, 112, flip=0.0)
+    config.augment = views(1152, 112, flip=0.0)
     config.mix = dict(
         shares=(0.3, 0.3, 0.3, 0.05, 0.05),
         global1=(768, 1152, 1152, 1152, 1152),

@@ -39,6 +39,7 @@ from ssl_jax.methods.detcon import DetCon
 from ssl_jax.methods.dino import DINO
 from ssl_jax.methods.dinov2 import DINOv2
 from ssl_jax.methods.dinov3 import DINOv3
+from ssl_jax.methods.dinov3_distillation import DINOv3Distillation, DINOv3Teacher
 from ssl_jax.methods.distill import Distill
 from ssl_jax.methods.emp_ssl import EMPSSL
 from ssl_jax.methods.exemplar import Exemplar
@@ -107,6 +108,8 @@ __all__ = [
     "Batch",
     "ClusterFit",
     "DINOv3",
+    "DINOv3Distillation",
+    "DINOv3Teacher",
     "Distill",
     "Method",
     "MethodFactory",
@@ -151,6 +154,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "dino": DINO,
     "dinov2": DINOv2,
     "dinov3": DINOv3,
+    "dinov3_distillation": DINOv3Distillation,
     "distill": Distill,
     "emp_ssl": EMPSSL,
     "exemplar": Exemplar,

@@ -174,11 +174,8 @@ class Method(Trainable, Protocol):
         ...
 
     @property
-    def mask_scale(self) -> float:
-        """By how many times it shrinks the views in `masked`: a mask's cells are as many times larger in the view.
-
-        A cell must have whole pixels there.
-        """
+    def mask_side(self) -> int:
+        """Pixels a side of a mask's cells in the views in `masked`; 0: as `abilities.masked_side` has it."""
         ...
 
     @property
@@ -225,6 +222,10 @@ class Method(Trainable, Protocol):
         """Variables of `backbone`: what is worth keeping of the run."""
         ...
 
+    def further_variables(self, params: Params, state: State) -> Mapping[str, Variables]:
+        """{name: variables} of networks that are worth keeping, too; {} of a method that trains one backbone."""
+        ...
+
     def pictures(
         self, params: Params, state: State, batch: Batch, rng: Key[Array, ""]
     ) -> Mapping[str, Float[Array, "batch height width channels"]]:
@@ -255,7 +256,7 @@ class Base:
     masked: Sequence[str] = ()
     mask_ratio: float | None = None
     most_masked: int = 0
-    mask_scale: float = 1.0
+    mask_side: int = 0
     upright: bool = False
     chance_level: float | None = None
     preparing_steps: int = 0
@@ -297,6 +298,9 @@ class Base:
     def backbone_variables(self, params: Params, state: State) -> Variables:
         """Variables of the backbone that the optimizer trains, of `params` and of `state["batch_stats"]`."""
         return {"params": params["backbone"], "batch_stats": state["batch_stats"]["backbone"]}
+
+    def further_variables(self, params: Params, state: State) -> Mapping[str, Variables]:
+        return {}
 
     def pictures(
         self, params: Params, state: State, batch: Batch, rng: Key[Array, ""]

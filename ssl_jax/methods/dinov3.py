@@ -12,10 +12,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ssl_jax import losses, ops, optim
-from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range
+from ssl_jax.keys import COUNT, NOT_NEGATIVE, SHARE, Range
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
-from ssl_jax.methods.toolkit import masking, self_distillation, transport
+from ssl_jax.methods.toolkit import dino_keys, masking, self_distillation, transport
 from ssl_jax.methods.toolkit.teachers import Teacher
 from ssl_jax.models.abilities import without_noise
 from ssl_jax.models.heads import DINOHead
@@ -44,7 +44,7 @@ class DINOv3(Base):
 
     backbone: nn.Module
     schedule: Schedule
-    local_views: Annotated[int, NOT_NEGATIVE, "Small crops of each image, beside the two large ones."] = 8
+    local_views: dino_keys.LocalViews = 8
     local_norm: Annotated[bool, "The small crops' class tokens have a last LayerNorm of their own in training."] = True
     local_weight: Annotated[
         float,
@@ -53,32 +53,19 @@ class DINOv3(Base):
         "weight. It is 1 before.",
     ] = 0.5
     prototypes: Annotated[int, COUNT, "Number of classes of class tokens."] = 262_144
-    hidden: Annotated[tuple[int, ...], COUNT, "Widths of the hidden layers of the class tokens' head."] = (8192, 8192)
-    bottleneck: Annotated[int, COUNT, "Width of the head's output, which is compared with the prototypes."] = 512
+    hidden: dino_keys.Hidden = (8192, 8192)
+    bottleneck: dino_keys.Bottleneck = 512
     patch_prototypes: Annotated[int, COUNT, "Number of classes of patches."] = 98_304
-    patch_hidden: Annotated[tuple[int, ...], COUNT, "Widths of the hidden layers of the patches' head."] = (4096, 4096)
-    patch_bottleneck: Annotated[int, COUNT, "Width of the output of the patches' head."] = 384
-    patch_weight: Annotated[float, POSITIVE, "Weight of the patches' loss."] = 1.0
-    most_masked: Annotated[
-        int,
-        NOT_NEGATIVE,
-        "Limit of masked patches in a view; this many pass the head. 0: no limit, and all patches pass.",
-    ] = 0
-    koleo_weight: Annotated[float, NOT_NEGATIVE, "Weight of KoLeo."] = 0.1
-    koleo_images: Annotated[
-        int,
-        NOT_NEGATIVE,
-        "Number of images, on any devices, among which a class token's nearest neighbor is sought; 0: the "
-        "global batch.",
-    ] = 16
-    student_temperature: Annotated[float, POSITIVE, "Softmax temperature of the student's scores."] = 0.1
-    teacher_temperature: Annotated[
-        float, POSITIVE, "Softmax temperature of the teacher's scores after the warm-up."
-    ] = 0.07
-    warmup_teacher_temperature: Annotated[float, POSITIVE, "The teacher's temperature at the start."] = 0.04
-    warmup_temperature_epochs: Annotated[
-        int, NOT_NEGATIVE, "Epochs in which the teacher's temperature goes from its first value to its last."
-    ] = 100
+    patch_hidden: dino_keys.PatchHidden = (4096, 4096)
+    patch_bottleneck: dino_keys.PatchBottleneck = 384
+    patch_weight: dino_keys.PatchWeight = 1.0
+    most_masked: dino_keys.MostMasked = 0
+    koleo_weight: dino_keys.KoleoWeight = 0.1
+    koleo_images: dino_keys.KoleoImages = 16
+    student_temperature: dino_keys.StudentTemperature = 0.1
+    teacher_temperature: dino_keys.TeacherTemperature = 0.07
+    warmup_teacher_temperature: dino_keys.FirstTemperature = 0.04
+    warmup_temperature_epochs: dino_keys.TemperatureEpochs = 100
     decay: Annotated[float, SHARE, "The teacher's decay; at the start, if there is final_decay."] = 0.994
     final_decay: Annotated[
         float | None, SHARE, "The teacher's decay at the end, to which half a cosine leads. None: it is constant."
@@ -149,8 +136,8 @@ class DINOv3(Base):
         return self_distillation.views(self)
 
     @property
-    def mask_scale(self) -> float:
-        return self.gram_scale
+    def mask_side(self) -> int:
+        return round(self.gram_scale * self.backbone.patch_size)
 
     @property
     def heads(self) -> Mapping[str, DINOHead]:

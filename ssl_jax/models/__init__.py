@@ -10,6 +10,7 @@ import flax.linen as nn
 
 from ssl_jax.models.convnext import ConvNeXt
 from ssl_jax.models.dcgan import Discriminator
+from ssl_jax.models.described import described
 from ssl_jax.models.efficientnet import EfficientNet
 from ssl_jax.models.heads import MLP
 from ssl_jax.models.igpt import IGPT
@@ -20,7 +21,7 @@ from ssl_jax.models.swin import Swin
 from ssl_jax.models.unet import UNet
 from ssl_jax.models.vits import VITS
 
-__all__ = ["MLP", "MODELS", "create"]
+__all__ = ["MLP", "MODELS", "create", "described"]
 
 V2 = functools.partial(ConvNeXt, grn=True, layer_scale=0.0)
 

@@ -7,6 +7,7 @@ A backbone is a Linen module with `dim`: images [batch, height, width, channels]
     head_layers  number of layers between the mean of its feature map and h; above 0, the mean is not h
     pool    with a feature map: "mean" says that h is the last normalization of a mean; the map's positions are then
         normalized one by one, and their mean is not h
+    features_and_map(images, train, axis_name) -> (h, feature map), for a network whose h is not the map's mean
     tokens(images, train, axis_name, *, mask, mask_token, keep, attend, prefix_norm) -> [batch, prefix + patches, dim]
         after the last normalization, as in `vit.ViT.__call__`; it then also has the fields patch_size, num_prefix,
         class_token, pool. Only DINOv3 with local_norm gives a prefix_norm
@@ -35,6 +36,10 @@ def has_feature_map(backbone: nn.Module) -> bool:
 def mean_of_map_is_h(backbone: nn.Module) -> bool:
     """Of a backbone with a feature map."""
     return getattr(backbone, "pool", None) != "mean" and not getattr(backbone, "head_layers", 0)
+
+
+def has_features_and_map(backbone: nn.Module) -> bool:
+    return hasattr(backbone, "features_and_map")
 
 
 def has_tokens(backbone: nn.Module) -> bool:

@@ -101,10 +101,7 @@ class ConvNeXt(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
     ) -> Float[Array, "batch dim"]:
-        x = self.stage_maps(images, train, axis_name)[-1]
-        if self.pool == "norm_mean":
-            return jnp.mean(self.norm_pre(x), axis=(1, 2))
-        return self.head(jnp.mean(x, axis=(1, 2)))
+        return self.features_and_map(images, train, axis_name)[0]
 
     @nn.compact
     def stage_maps(
@@ -148,8 +145,17 @@ class ConvNeXt(nn.Module):
         features from the mean before it, as DINOv3's ConvNeXts have it for their patches and their class token
         (arXiv:2508.10104).
         """
+        return self.features_and_map(images, train, axis_name)[1]
+
+    def features_and_map(
+        self, images: Float[Array, "batch height width channels"], train: bool = False, axis_name: str | None = None
+    ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch rows columns dim"]]:
+        """(features, feature map) in one pass."""
         x = self.stage_maps(images, train, axis_name)[-1]
-        return self.norm_pre(x) if self.pool == "norm_mean" else self.head(x)
+        if self.pool == "norm_mean":
+            places = self.norm_pre(x)
+            return jnp.mean(places, axis=(1, 2)), places
+        return self.head(jnp.mean(x, axis=(1, 2))), self.head(x)
 
 
 def check_size(model: ConvNeXt, size: tuple[int, ...]) -> None:

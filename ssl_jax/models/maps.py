@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ssl_jax.models._options import check_choice
-from ssl_jax.models.abilities import has_feature_map, has_tokens
+from ssl_jax.models.abilities import has_feature_map, has_features_and_map, has_tokens
 from ssl_jax.models.blocks import make_norm
 from ssl_jax.models.positions import patch_grid
 from ssl_jax.models.vit import ViT
@@ -56,18 +56,25 @@ def patch_map(
 
 def method_of_both(module: nn.Module) -> str:
     """Name of the method of a module that `has_patch_map` whose output has both: see `both`."""
-    return "tokens" if has_tokens(module) else "feature_map"
+    if has_tokens(module):
+        return "tokens"
+    return "features_and_map" if has_features_and_map(module) else "feature_map"
 
 
 def both(
-    module: nn.Module, found: Float[Array, "batch ..."], images: Float[Array, "batch height width channels"]
+    module: nn.Module,
+    found: Float[Array, "batch ..."] | tuple[Float[Array, "batch dim"], Float[Array, "batch rows columns dim"]],
+    images: Float[Array, "batch height width channels"],
 ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch rows columns dim"]]:
     """(features of whole images, of each place) from what `method_of_both` gave for the images, in one pass.
 
     Args:
       module: one that `has_patch_map`.
-      found: its tokens or its feature map. Features of whole images are the class token if it pools it, else the mean.
+      found: its tokens, its feature map, or both already. Features of whole images are the class token if it pools it,
+        and the mean of the map where the module does not give both.
     """
+    if isinstance(found, tuple):
+        return found
     if not has_tokens(module):
         return jnp.mean(found, axis=(1, 2)), found
     places = found[:, module.num_prefix :].reshape(len(images), *_grid(images, module.patch_size), module.dim)

@@ -27,6 +27,8 @@ from ssl_jax.methods import (
     BEiTV2,
     ClusterFit,
     DINOv3,
+    DINOv3Distillation,
+    DINOv3Teacher,
     Distill,
     FeatureTargets,
     Method,
@@ -265,6 +267,10 @@ def method(config: Config, schedule: Schedule, given: Given = Given()) -> Method
             facts = {"loaded": teacher(config, "gram_teacher", module, **sizes(config, module))}
         if kind is BEiTV2 and config.method.get("tokenizer"):
             facts = {"loaded": tokenizer(config)}
+        if kind is DINOv3Distillation:
+            further = further_models(config).values()
+            facts = {"further": tuple(configs.call(models.create, of, "config.method.students") for of in further)}
+            facts |= {"loaded": dinov3_teacher(config)} if config.method.get("teacher") else {}
         return configs.build(METHODS, config.method, "config.method", module, schedule, **facts)
     made = configs.call(given.method, {}, "method", module, schedule)
     if not isinstance(made, Method):
@@ -314,17 +320,48 @@ def tokenizer(config: Config) -> Tokenizer:
 
     Raises: ConfigError if that is no finished run of vqkd, or its encoder cannot see these images.
     """
-    where, directory = "config.method.tokenizer", paths.path(os.path.expanduser(config.method["tokenizer"]))
-    run = config_file.saved(directory)
-    if run is None or run.method.name != "vqkd":
-        found = "holds no run" if run is None else f"is a run of {run.method.name}"
-        raise configs.ConfigError(f"{where}: {directory} {found}; give the directory of a run of vqkd")
-    encoder = teacher(config, "tokenizer", None)
-    kept = Checkpoints(directory / "checkpoints").newest()
-    if kept is None:
-        raise configs.ConfigError(f"{where}: {directory} has no checkpoint; its codes are in the newest one")
+    encoder, kept = finished(config, "tokenizer", "vqkd")
     head, codebook = kept["params"]["head"], kept["model_state"]["codebook"]
     return Tokenizer(encoder, jax.device_get(head), jax.device_get(codebook))
+
+
+def dinov3_teacher(config: Config) -> DINOv3Teacher:
+    """The teacher of the run that config.method.teacher names.
+
+    Raises: ConfigError if that is no finished run of dinov3, or its network cannot see these images.
+    """
+    network, kept = finished(config, "teacher", "dinov3")
+    learnt = kept["model_state"]["teacher"]["params"]
+    return DINOv3Teacher(network, {name: jax.device_get(learnt[name]) for name in ("head", "patch_head")})
+
+
+def further_models(config: Config) -> dict[str, dict[str, Any]]:
+    """{name: its options for `models.create`} of the students beside config.model, in order.
+
+    Raises: ConfigError for what names no network.
+    """
+    where = "config.method.students"
+    found = [configs.call(models.described, {}, where, text) for text in config.method.get("students", ())]
+    return {options["name"]: {"dtype": config.compute_dtype, **options} for options in found}
+
+
+def finished(config: Config, key: str, method: str) -> tuple[Teacher, dict[str, Any]]:
+    """(the network, the newest checkpoint) of the run of this method that a key of config.method names.
+
+    Raises: ConfigError if it is another run, or has not ended, and as `teacher`.
+    """
+    where, directory = f"config.method.{key}", paths.path(os.path.expanduser(config.method[key]))
+    run = config_file.saved(directory)
+    if run is None or run.method.name != method:
+        found = "holds no run" if run is None else f"is a run of {run.method.name}"
+        raise configs.ConfigError(f"{where}: {directory} {found}; give the directory of a run of {method}")
+    network = teacher(config, key, None)
+    kept = Checkpoints(directory / "checkpoints").newest()
+    if kept is None:
+        raise configs.ConfigError(
+            f"{where}: {directory} has no checkpoint, and backbone.safetensors has not all that the run has learnt"
+        )
+    return network, kept
 
 
 def augmentations(
@@ -410,7 +447,7 @@ def masks(config: Config, method: Method, crops: Sequence[Augmentation | OwnAugm
         raise configs.ConfigError(f"method {name} {wants}, got {dict(config.mask)}")
     if not masked:
         return [None] * len(method.views)
-    side = round(method.mask_scale * abilities.masked_side(method.backbone))
+    side = method.mask_side or abilities.masked_side(method.backbone)
     mask = configs.call(Mask, dict(config.mask), "config.mask", patch_size=side)
     # With a mask_ratio, the number of masked patches is part of the network's shapes: it is the same for all images.
     ratio = method.mask_ratio

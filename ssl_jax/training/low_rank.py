@@ -87,6 +87,9 @@ class LowRank:
     def backbone_variables(self, params: Params, state: State) -> Variables:
         return self.method.backbone_variables(*self.merged(params, state))
 
+    def further_variables(self, params: Params, state: State) -> Mapping[str, Variables]:
+        return self.method.further_variables(*self.merged(params, state))
+
     def features(
         self, params: Params, state: State, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch dim"]:

@@ -174,8 +174,8 @@ def encode(
 
 
 def masked_first(
-    masks: Bool[Array, "views batch patches"], most: int, *patches: Float[Array, "views batch patches dim"]
-) -> tuple[Bool[Array, "views batch most"], list[Float[Array, "views batch most dim"]]]:
+    masks: Bool[Array, "views batch patches"], most: int, *patches: Float[Array, "views batch patches _"]
+) -> tuple[Bool[Array, "views batch most"], list[Float[Array, "views batch most _"]]]:
     """(masks, patches) of `most` patches of each image, the masked ones first. 0: all, in their order."""
     if not most:
         return masks, list(patches)
