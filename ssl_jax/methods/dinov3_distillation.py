@@ -1,7 +1,6 @@
 """DINOv3's distillation of a frozen teacher into one student or several."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -9,14 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from ssl_jax import losses, models, optim
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, SHARE
 from ssl_jax.methods import toolkit
 from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic, Variables
-from ssl_jax.methods.toolkit import dino_keys, self_distillation, teachers, transport
-from ssl_jax.models import abilities, maps
+from ssl_jax.methods.toolkit import dino_keys, self_distillation, students, teachers, transport
+from ssl_jax.models import maps
 from ssl_jax.models.heads import DINOHead
 
 HEADS = ("head", "patch_head")  # of class tokens, of patches
@@ -50,11 +49,10 @@ class DINOv3Teacher:
         self, constants: State, name: str, h: Float[Array, "views batch *positions dim"]
     ) -> Float[Array, "views batch *positions prototypes"]:
         """What a head gives. constants: of the state."""
-        params = constants[name]
-        layers = params["mlp"]
+        layers = self.heads[name]["mlp"]  # not of the state, whose leaves may be shards
         *hidden, bottleneck = (layers[f"Dense_{number}"]["kernel"].shape[-1] for number in range(len(layers)))
         head = DINOHead(self.prototypes[name], hidden=tuple(hidden), bottleneck=bottleneck, unit_prototypes=False)
-        found: Any = head.apply({"params": params}, h)
+        found: Any = head.apply({"params": constants[name]}, h)
         return found
 
 
@@ -70,8 +68,8 @@ class Student(NamedTuple):
 class DINOv3Distillation(Base):
     """A large frozen teacher of DINOv3 takes the place of the student's own average, for one student or several.
 
-    The loss of a student is that of DINOv3 without Gram anchoring: its class tokens of all crops predict the teacher's
-    assignments of the other large crop, its patches those of the same patch, and KoLeo spreads its class tokens. The
+    The loss of a student is that of DINOv3 without Gram anchoring: class tokens of all crops predict the teacher's
+    assignments of the other large crops, patches those of the same patch, and KoLeo spreads class tokens. The
     assignments are those of the teacher's own heads, by Sinkhorn. A student has heads of its own, of as many
     prototypes. It sees its crops whole: a mask only draws the patches that count. What is kept is a running average of
     its weights.
@@ -139,7 +137,7 @@ class DINOv3Distillation(Base):
         if len(self.further) != len(self.students):
             raise ValueError(f"students={self.students} names the networks that further must be, got {self.further}")
         for student in self.trained:
-            check_student(student.backbone)
+            students.check(student.backbone)
 
     @property
     def frozen(self) -> DINOv3Teacher:
@@ -201,50 +199,64 @@ class DINOv3Distillation(Base):
     def loss(
         self, params: Params, state: State, batch: Batch, rng: Key[Array, ""], *, axis_name: str | None = None
     ) -> Output:
-        views, count = batch["views"], len(self_distillation.GLOBAL)
-        teacher, temperature = state["teacher"], self.temperature(state["step"])
-        teacher_h, teacher_places = self.see(teacher, views[:count])
+        views, large = batch["views"], batch["views"][: len(self_distillation.GLOBAL)]
+        teacher = state["teacher"]
+        teacher_h, places = self.see(teacher, large)
+        grid = places.shape[2:4]
         found: list[Float[Array, "views batch dim"]] = []
-        places: list[Float[Array, "2 batch patches dim"]] = []
+        patches: list[Float[Array, "2 batch patches dim"]] = [students.on_grid(places, grid)]
         batch_stats = dict(state["batch_stats"])
         for number, (backbone, suffix, _) in enumerate(self.trained):
-            name = f"backbone{suffix}"
-            h, of_large, batch_stats[name] = encode(
-                backbone,
-                params[name],
-                batch_stats[name],
-                views,
-                axis_name=axis_name,
-                rng=jax.random.fold_in(rng, number),
+            name, rng_student = f"backbone{suffix}", jax.random.fold_in(rng, number)
+            h, places, batch_stats[name] = students.encode(
+                backbone, params[name], batch_stats[name], views, axis_name=axis_name, rng=rng_student
             )
             found.append(h)
-            places.append(on_grid(of_large, teacher_places.shape[2:4]))
+            patches.append(students.on_grid(places[: len(large)], grid))
         masks, (teacher_patches, *patches) = self_distillation.masked_first(
-            jnp.stack(batch["masks"]), self.most_masked, on_grid(teacher_places, teacher_places.shape[2:4]), *places
+            jnp.stack(batch["masks"]), self.most_masked, *patches
         )
-        scores = self.frozen.scores
-        rows = jnp.ones(teacher_h.shape[:-1])
-        targets = self_distillation.share_out(scores(teacher, "head", teacher_h), temperature, rows, axis_name)
-        patch_targets = self_distillation.share_out(
-            scores(teacher, "patch_head", teacher_patches), temperature, masks, axis_name
+        temperature = self_distillation.temperature(
+            self, self.warmup_teacher_temperature, self.teacher_temperature, state["step"]
         )
-        loss, metrics = jnp.zeros(()), {"teacher_entropy": self_distillation.entropy(targets)}
-        options: Any = dict(temperature=self.student_temperature, axis_name=axis_name)
-        for student, h, hidden in zip(self.trained, found, patches, strict=True):
-            of_head: Any = self.heads["head"].apply({"params": params[f"head{student.suffix}"]}, h)
-            of_patches: Any = self.heads["patch_head"].apply({"params": params[f"patch_head{student.suffix}"]}, hidden)
-            class_loss = losses.cross_view(of_head, targets, **options)
-            patch_loss = self_distillation.masked_patches(of_patches, patch_targets, masks, **options)
-            koleo = self_distillation.spread(h[:count], self.koleo_images, axis_name)
-            loss += class_loss + self.patch_weight * patch_loss + self.koleo_weight * koleo
-            of_student = {"class_loss": class_loss, "patch_loss": patch_loss, "koleo": koleo}
-            metrics |= {f"{student.label}{name}": value for name, value in of_student.items()}
-        return Output(loss, {**state, "batch_stats": batch_stats}, metrics, embeddings=found[0][:count])
 
-    def temperature(self, step: Int[Array, ""]) -> float | Float[Array, ""]:
-        """The teacher's."""
-        first, last = self.warmup_teacher_temperature, self.teacher_temperature
-        return self_distillation.temperature(self, first, last, step)
+        def targets(
+            name: str, h: Float[Array, "2 batch *positions dim"], counts: Shaped[Array, "2 batch *positions"]
+        ) -> Float[Array, "2 batch *positions prototypes"]:
+            return self_distillation.share_out(self.frozen.scores(teacher, name, h), temperature, counts, axis_name)
+
+        of_classes = targets("head", teacher_h, jnp.ones(teacher_h.shape[:-1]))
+        of_patches = targets("patch_head", teacher_patches, masks)
+        loss, metrics = jnp.zeros(()), {"teacher_entropy": self_distillation.entropy(of_classes)}
+        for student, h, hidden in zip(self.trained, found, patches, strict=True):
+            parts = self.parts(params, student, h, hidden, (of_classes, of_patches, masks), axis_name)
+            loss += parts["class_loss"] + self.patch_weight * parts["patch_loss"] + self.koleo_weight * parts["koleo"]
+            metrics |= {f"{student.label}{name}": value for name, value in parts.items()}
+        return Output(loss, {**state, "batch_stats": batch_stats}, metrics, embeddings=found[0][: len(large)])
+
+    def parts(
+        self,
+        params: Params,
+        student: Student,
+        h: Float[Array, "views batch dim"],
+        patches: Float[Array, "2 batch patches dim"],
+        targets: tuple[
+            Float[Array, "2 batch prototypes"],
+            Float[Array, "2 batch patches patch_prototypes"],
+            Bool[Array, "2 batch patches"],
+        ],
+        axis_name: str | None,
+    ) -> dict[str, Float[Array, ""]]:
+        """The parts of a student's loss, by name, without their weights. targets: of classes, of patches; the masks."""
+        of_classes, of_patches, masks = targets
+        options: Any = dict(temperature=self.student_temperature, axis_name=axis_name)
+        scores: Any = self.heads["head"].apply({"params": params[f"head{student.suffix}"]}, h)
+        patch_scores: Any = self.heads["patch_head"].apply({"params": params[f"patch_head{student.suffix}"]}, patches)
+        return {
+            "class_loss": losses.cross_view(scores, of_classes, **options),
+            "patch_loss": self_distillation.masked_patches(patch_scores, of_patches, masks, **options),
+            "koleo": self_distillation.spread(h[: len(masks)], self.koleo_images, axis_name),
+        }
 
     def see(
         self, constants: State, views: Sequence[Float[Array, "batch height width channels"]]
@@ -280,66 +292,6 @@ class DINOv3Distillation(Base):
             gathered=tokens,
             scattered=tokens,
         )
-
-
-def check_student(backbone: nn.Module) -> None:
-    """Raises: ValueError for a network that does not give its features and those of places in one pass."""
-    if abilities.has_tokens(backbone):
-        if backbone.class_token and backbone.pool == "cls":
-            return
-        raise ValueError(
-            "a ViT is distilled by its class token and patches; leave model.class_token=True and model.pool='cls', got "
-            f"{backbone.class_token}, {backbone.pool!r}"
-        )
-    gives_both = abilities.has_features_and_map(backbone)
-    if not gives_both and not (abilities.has_feature_map(backbone) and abilities.mean_of_map_is_h(backbone)):
-        raise ValueError(
-            f"a student needs features of places, and features of the whole image that are their mean; a "
-            f"{type(backbone).__name__} has not; use a ViT, a ConvNeXt or a ResNet"
-        )
-
-
-def encode(
-    backbone: nn.Module,
-    params: Params,
-    batch_stats: State,
-    views: Sequence[Float[Array, "batch _ _ channels"]],
-    *,
-    axis_name: str | None,
-    rng: Key[Array, ""],
-) -> tuple[Float[Array, "views batch dim"], Float[Array, "2 batch rows columns dim"], State]:
-    """(class tokens of all views, features of the large ones' places, new batch_stats), in training mode.
-
-    Views of one size pass as one batch. A network without a class token has its features in place of it.
-    """
-    tokens: list[Float[Array, "views batch dim"]] = []
-    places: list[Float[Array, "views batch _ _ dim"]] = []
-    for number, (_, same_size) in enumerate(itertools.groupby(views, jnp.shape)):
-        group = list(same_size)
-        # The views of an image lie side by side, as `toolkit.forward_views` has them, and for its reason.
-        images = jnp.stack(group, axis=1).reshape(-1, *group[0].shape[1:])
-        found, batch_stats = toolkit.train_apply(
-            backbone,
-            params,
-            batch_stats,
-            images,
-            axis_name=axis_name,
-            rng=jax.random.fold_in(rng, number),
-            method=maps.method_of_both(backbone),
-        )
-        h, x = (y.reshape(-1, len(group), *y.shape[1:]).swapaxes(0, 1) for y in maps.both(backbone, found, images))
-        tokens.append(h)
-        places.append(x)
-    return jnp.concatenate(tokens), places[0][: len(self_distillation.GLOBAL)], batch_stats
-
-
-def on_grid(
-    places: Float[Array, "views batch _ _ dim"], grid: tuple[int, ...]
-) -> Float[Array, "views batch patches dim"]:
-    """Features of places, resized to this grid (rows, columns), row by row."""
-    views, batch, *_, dim = places.shape
-    flat = teachers.resized(places.reshape(-1, *places.shape[2:]), (views * batch, *grid, dim))
-    return flat.reshape(views, batch, -1, dim)
 
 
 def kept(state: State, name: str) -> Variables:

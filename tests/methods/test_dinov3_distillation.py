@@ -10,7 +10,7 @@ import pytest
 import ssl_jax
 from ssl_jax import config, models
 from ssl_jax.methods import DINOv3Distillation, DINOv3Teacher, Schedule, Teacher
-from ssl_jax.methods.dinov3_distillation import on_grid
+from ssl_jax.methods.toolkit.students import on_grid
 from ssl_jax.models.heads import DINOHead
 from ssl_jax.training import build
 from tests.methods import drawn
