@@ -41,6 +41,10 @@ class LowRank:
             raise AttributeError(name)
         return getattr(self.method, name)
 
+    @property
+    def banks(self) -> Mapping[str, int]:
+        return self.method.banks
+
     def init(self, rng: Key[Array, ""], images: Float[Array, "batch height width channels"]) -> tuple[Params, State]:
         return self.begin(rng, *self.method.init(rng, images))
 
