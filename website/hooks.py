@@ -12,7 +12,7 @@ from mkdocs.structure.pages import Page
 sys.path.insert(0, str(Path(__file__).parents[1]))  # mkdocs may be started from anywhere
 
 from ssl_jax.methods import METHODS
-from website import methods, readme, reference
+from website import methods, notebooks, readme, reference
 from website.pages import PAGES, ROOT, linked, page_of, relink, source_page
 
 WIDE = ("fidelity.md", "configs.md", "peers.md", "plans.md")  # long tables, which are no text to search in or to list
@@ -40,7 +40,7 @@ def navigation() -> list[Any]:
     ]
     return [
         {"ssl_jax": "index.md"},
-        {"First steps": ["first_steps.md", {"Questions": "faq.md"}]},
+        {"First steps": ["first_steps.md", {"Questions": "faq.md"}, {"As notebooks": notebooks.pages()}]},
         {
             "Your own images": [
                 {"In short": "own_images.md"},
@@ -111,8 +111,13 @@ def navigation() -> list[Any]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     texts = generated()
-    pages = {uri: relink(text, "", uri) for uri, text in texts.items()}
+    pages: dict[str, str | bytes] = {uri: relink(text, "", uri) for uri, text in texts.items()}
     outside = {path for text in texts.values() for path in linked(text, "")}
+    for uri, content in notebooks.files().items():
+        if isinstance(content, str):
+            outside |= set(linked(content, notebooks.FOLDER))
+            content = relink(content, notebooks.FOLDER, uri)
+        pages[uri] = content
     for file in files.documentation_pages():
         outside |= set(linked(file.content_string, folder_of(file.src_uri)))
     there = {file.src_uri for file in files} | set(pages)

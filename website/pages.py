@@ -23,6 +23,8 @@ def page_of(path: str) -> str:
     """The page, relative to the site, of a path that is relative to the repository."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
+    if re.fullmatch(r"notebooks/[\w-]+\.(ipynb|png)", path):
+        return path.replace(".ipynb", ".md")
     return PAGES.get(path.rstrip("/")) or f"source/{path}.md"
 
 
