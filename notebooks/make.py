@@ -7,6 +7,7 @@ address, and a repository on GitHub gets a badge that opens the notebook in Cola
 """
 
 import argparse
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -21,6 +22,7 @@ FOLDER = Path(__file__).parent
 NAMES = ("first_steps", "own_images", "own_method")
 WITHOUT_ADDRESS = "file:///content/ssl_jax"  # what install.py has
 INSTALLS = "SSL_JAX = "  # in the cell that installs, which has no outputs
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # otherwise XLA tells of compilations that take long
 TIMEOUT = 1800  # seconds, of a cell
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
@@ -82,7 +84,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
     client = NotebookClient(
         notebook, timeout=TIMEOUT, record_timing=False, resources={"metadata": {"path": str(folder)}}
     )
-    client.execute()
+    client.execute(env=os.environ | QUIET)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = tidied(cell.outputs)

@@ -23,10 +23,10 @@ import ssl_jax
 from ssl_jax import data
 
 FOLDER = Path("photos")
-STEPS = 120  # thousands, to learn much
+STEPS = 80  # thousands, to learn much
 
 emoji = data.open_data("emoji_google")
-for number in range(0, len(emoji), 3):
+for number in range(0, len(emoji), 4):
     image, label = emoji.read(number)
     place = FOLDER / emoji.class_names[label] / f"{number:04}.png"
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -35,12 +35,17 @@ for number in range(0, len(emoji), 3):
 # %% [markdown]
 # ## Look at them first
 #
-# `inspect` reads every image: what cannot be read, what is there twice, sizes, values. Its advice has keys of a
-# config that fit.
+# `inspect` reads every image: what cannot be read, what is there twice, sizes, values. Its advice has keys of a config.
+# `ssl_jax inspect photos` shows the same as a page.
 
 # %%
 found = data.inspect(data.folder(FOLDER))
-print(found)
+(split,) = found.splits
+print(f"{split.read} images, {len(split.unreadable)} unreadable, {len(found.equal)} there twice")
+print("sizes", split.sizes.counts)
+print("begin with", found.config, *found.flags)
+for advice in found.advice:
+    print(f"{advice.topic}: {advice.says} ({advice.because})")
 
 # %% [markdown]
 # ## Train
@@ -142,7 +147,7 @@ show([[images[int(query)], *(images[int(near)] for near in found.indices[query])
 
 # %%
 camera = data.open_data("synthetic_emoji_google", channels=None)
-stack = np.stack([camera[number] for number in range(0, len(camera), 3)])
+stack = np.stack([camera[number] for number in range(0, len(camera), 4)])
 print(stack.dtype, stack.shape, f"values {stack.min()} to {stack.max()}")
 show([list(np.moveaxis(image, -1, 0)) for image in stack[::200][:3]])
 
@@ -155,7 +160,7 @@ config = ssl_jax.get_config("simclr:folder:microscopy")
 config.batch_size, config.steps, config.optimizer.warmup_steps = 128, STEPS, STEPS // 5
 config.log_every, config.evaluate_every = max(STEPS // 4, 1), 0
 config.data.image_size = config.augment.view.size = (32, 32)
-bands = data.arrays(stack, emoji.labels[::3], class_names=emoji.class_names, groups=emoji.groups[::3])
+bands = data.arrays(stack, emoji.labels[::4], class_names=emoji.class_names, groups=emoji.groups[::4])
 train, test = data.split(bands, test_share=0.3)
 run = ssl_jax.pretrain(config, train, workdir="runs/bands")
 print("range", run.backbone.value_range, "mean", np.round(run.backbone.mean, 2))
