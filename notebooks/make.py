@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 FOLDER = Path(__file__).parent
 NAMES = ("first_steps", "own_images", "own_method")
 WITHOUT_ADDRESS = "file:///content/ssl_jax"  # what install.py has
-INSTALLS = "SSL_JAX = "  # in the cell that installs, which has no outputs
+INSTALLS = "SSL_JAX = "  # in the cell that installs, whose address may differ
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # otherwise XLA tells of compilations that take long
 TIMEOUT = 1800  # seconds, of a cell
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -68,15 +68,12 @@ def assemble(name: str, address: str) -> NotebookNode:
 
 def take_outputs(notebook: NotebookNode, other: NotebookNode) -> bool:
     """Gives it the outputs of another notebook, if that has the same code. Returns whether it has."""
-    own, others = (
-        [cell for cell in given.cells if cell.cell_type == "code" and INSTALLS not in cell.source]
-        for given in (notebook, other)
-    )
-    same = [cell.source for cell in own] == [cell.source for cell in others]
-    if same:
+    own, others = ([cell for cell in given.cells if cell.cell_type == "code"] for given in (notebook, other))
+    texts, other_texts = (["" if INSTALLS in cell.source else cell.source for cell in cells] for cells in (own, others))
+    if texts == other_texts:
         for cell, run in zip(own, others, strict=True):
             cell.outputs, cell.execution_count = run.outputs, run.execution_count
-    return same
+    return texts == other_texts
 
 
 def execute(notebook: NotebookNode, folder: Path) -> None:

@@ -113,7 +113,8 @@ print([round(line["temperature"], 3) for line in run.metrics])
 # %%
 schedule = methods.Schedule(batch_size=64, steps=1, steps_per_epoch=1, num_images=64)
 method = LearntTemperature(models.create("resnet8"), schedule)
-views = jax.random.uniform(jax.random.key(0), (2, 64, 24, 24, 1))
+images = np.stack([train[number] for number in range(64)]) / np.float32(255)
+views = np.stack([images, images[:, :, ::-1]])  # each beside its mirror image
 params, state = method.init(jax.random.key(1), views[0])
 
 
@@ -131,9 +132,13 @@ def on_devices(number, *, axis_name: str | None = "devices"):
 
 (one, gradient), (eight, other_gradient) = on_devices(1), on_devices(8)
 print(f"one device {one:.6f}, eight {eight:.6f}, eight that forgot axis_name {on_devices(8, axis_name=None)[0]:.6f}")
-np.testing.assert_allclose(one, eight, rtol=1e-5)
-jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient, other_gradient)
-print("the gradients are equal, too")
+largest, difference = (
+    max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+    for tree in (gradient, jax.tree.map(np.subtract, gradient, other_gradient))
+)
+print(f"largest gradient {largest:.4f}, largest difference {difference:.6f}")
+np.testing.assert_allclose(one, eight, rtol=1e-4)
+assert difference < 0.01 * largest
 
 # %% [markdown]
 # All of the runs above had eight devices, if this machine has CPUs alone. To add a method to ssl_jax itself:
