@@ -1,5 +1,6 @@
 """Changes values of a config from outside: "optimizer.lr=0.3"."""
 
+import keyword
 import operator
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ def override(config: ConfigDict, assignments: Sequence[str], sections: Sections)
     """
     for assignment in assignments:
         _add(config, assignment.partition("=")[0], sections)
-    arguments = [f"--config.{assignment}" for assignment in assignments]
+    arguments = [_flag(assignment) for assignment in assignments]
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *arguments])
     try:
@@ -38,11 +39,18 @@ def override(config: ConfigDict, assignments: Sequence[str], sections: Sections)
         raise ConfigError(_refusal(config, assignments, cause_of(error))) from error
 
 
+def _flag(assignment: str) -> str:
+    """The flag of config_flags. It parses keys as Python does, so a view named "global" is not an attribute there."""
+    path, equals, text = assignment.partition("=")
+    names = (f'["{name}"]' if keyword.iskeyword(name) else f".{name}" for name in path.split("."))
+    return f"--config{''.join(names)}{equals}{text}"
+
+
 def _refusal(config: ConfigDict, assignments: Sequence[str], cause: str) -> str:
     """What is wrong with the assignment that the message of ml_collections names; that message for other errors."""
     for assignment in assignments:
         path, _, text = assignment.partition("=")
-        if f"--config.{assignment}:" not in cause:
+        if f"{_flag(assignment)}:" not in cause:
             continue
         old = operator.attrgetter(path)(config)
         if isinstance(old, ConfigDict):

@@ -50,6 +50,13 @@ def test_given_weights_that_a_config_asks_for_can_be_set():
     assert configs.parse(config).begin == "weights.safetensors"
 
 
+def test_keys_of_a_view_named_as_a_keyword_of_python_can_be_set():
+    config = read("--config=swav:tiny", "--config.augment.global.size=(24,24)")
+    assert config.augment["global"].size == (24, 24)
+    with pytest.raises(configs.ConfigError, match="config.augment.global.flip must be a number, got 'often'"):
+        read("--config=swav:tiny", "--config.augment.global.flip=often")
+
+
 def test_learning_rate_follows_the_batch_size():
     assert read("--config", f"{SIMCLR}:imagenet_r50").optimizer.lr == pytest.approx(4.8)
     assert read("--config", f"{SIMCLR}:imagenet_r50", "--config.batch_size=512").optimizer.lr == pytest.approx(0.6)
