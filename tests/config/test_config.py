@@ -53,7 +53,7 @@ def test_given_weights_that_a_config_asks_for_can_be_set():
 def test_keys_of_a_view_named_as_a_keyword_of_python_can_be_set():
     config = read("--config=swav:tiny", "--config.augment.global.size=(24,24)")
     assert config.augment["global"].size == (24, 24)
-    with pytest.raises(configs.ConfigError, match="config.augment.global.flip must be a number, got 'often'"):
+    with pytest.raises(configs.ConfigError, match=r"config\.augment\.global\.flip must be a number, got 'often'"):
         read("--config=swav:tiny", "--config.augment.global.flip=often")
 
 
