@@ -3,8 +3,9 @@
 Both sides compute the gradient of the mean square of the features of the same images, in training mode, with the same
 architecture (ours by the names, timm's by the same names), on the CPU. PyTorch runs eagerly, with channels last, and by
 torch.compile. All sides take turns, --rounds times, each in a process of its own. A turn is a step that is not counted,
-after which caches and memory are a side's own, and steps for at least a second. The table has the median of the images
-per second, and ours over the best of PyTorch's. --before CLONE adds another state of ssl_jax.
+after which caches and memory are a side's own, and steps for at least a second. All sides have large pages of memory,
+as the command ssl_jax has them (GLIBC_TUNABLES names others). The table has the median of the images per second, and
+ours over the best of PyTorch's. --before CLONE adds another state of ssl_jax.
 
     python3 -m venv PEER && PEER/bin/pip install torch torchvision timm
 """
@@ -36,6 +37,7 @@ NETWORKS = {
     "ConvNeXt-T, 64": ("convnext_tiny", {}, "convnext_tiny", {}, (64, 3), 16),
 }
 TURN_SECONDS = 1.0
+LARGE_PAGES = "glibc.malloc.hugetlb=1"
 PEERS = ("eager", "channels last", "compile")
 
 
@@ -67,7 +69,8 @@ def row(name, sides, rounds):
     for side, (python, where) in sides.items():
         command = [python, str(ROOT / "benchmarks" / "against_torch.py"), "--serve", side, name]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        workers[side] = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(where)}, **pipes)
+        environment = {"GLIBC_TUNABLES": LARGE_PAGES, **os.environ, "PYTHONPATH": str(where)}
+        workers[side] = subprocess.Popen(command, env=environment, **pipes)
         answer(workers[side])  # warmed up, before the next side is started
     found = {side: [] for side in sides}
     for _ in range(rounds):

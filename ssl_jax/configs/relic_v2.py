@@ -24,6 +24,7 @@ def tiny() -> ConfigDict:
         local=recipes.tiny_local(),
         whole=recipes.whole_view(28),
     )
+    config.optimizer.lr = 8e-3
     return config
 
 
