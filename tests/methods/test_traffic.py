@@ -146,8 +146,8 @@ def toy_step(step_of, toy):
 class Twice(step.TrainStep):
     """Averages its gradients over the devices once more, though they are the same on all."""
 
-    def gradients(self, state, batch, axes=None, **options):
-        grads, found = super().gradients(state, batch, axes, **options)
+    def gradients(self, state, batch, *axes, **options):
+        grads, found = super().gradients(state, batch, *axes, **options)
         return lax.pmean(lax.pcast(grads, dist.AXIS, to="varying"), dist.AXIS), found
 
 
