@@ -20,7 +20,8 @@ def families() -> dict[str, list[str]]:
     table = sections((ROOT / "README.md").read_text(encoding="utf-8"))["Methods"]
     rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ")][1:]
     found = {
-        family.strip(): [name for name in re.findall(r"`(\w+)`", cell) if name in METHODS] for family, cell in rows
+        family.strip(): [name for name in dict.fromkeys(re.findall(r"`(\w+)`", cell)) if name in METHODS]
+        for family, cell in rows
     }
     named = {name for names in found.values() for name in names}
     found[WITHOUT_FAMILY] = [name for name in METHODS if name not in named]
