@@ -41,13 +41,14 @@ def test_a_documented_training_has_keys_and_values_that_there_are(page, capsys):
 
 def test_a_documented_key_exists():
     listed = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs" / "configs.md").read_text(encoding="utf-8"), re.MULTILINE)
-    keys = {re.sub(r"^augment\.\w+", "augment", name) for name in listed}
+    of_views = r"^(augment|mix)\.\w+"  # whose names are a method's
+    keys = {re.sub(of_views, r"\1", name) for name in listed}
     sections = {name.split(".")[0] for name in keys if "." in name}
     for page in PAGES:
         if page.name == "studies.md":
             continue  # whose --config is a study's
         for name in re.findall(r"--config\.([a-z_0-9.]+)", page.read_text(encoding="utf-8")):
-            key = re.sub(r"^augment\.\w+", "augment", name.rstrip("."))
+            key = re.sub(of_views, r"\1", name.rstrip("."))
             assert key in keys or key in sections or key in ("model.name", "optimizer.name"), f"{page}: {name}"
 
 

@@ -23,8 +23,9 @@ def map_step(step: Any, mesh: Mesh, *, shard_state: bool = False) -> Callable[[A
     The batch is sharded over the devices; the metrics are replicated.
     Each device computes the gradients under shard_map. XLA divides the rest of the step as the state is divided:
     replicated, or with `shard_state` sharded as `shard_axes` says.
-    The state's buffers are donated: use the returned state only. When traced, the check of varying axes (check_vma)
-    refuses a step whose new state would differ between devices.
+    The state's buffers are donated: use the returned state only. The step has compiler options of its own, which JAX
+    takes of the outermost `jax.jit` only: do not call it within another. When traced, the check of varying axes
+    (check_vma) refuses a step whose new state would differ between devices.
     """
     replicated, sharded = PartitionSpec(), PartitionSpec(AXIS)
     devices = list(mesh.devices.flat)

@@ -85,7 +85,6 @@ def test_learns_on_real_images():
     train_step = step.TrainStep(method=method, tx=tx, augment=augment, axis_name=dist.AXIS, log_every=100)
     # Here the speed of the compiled code matters.
     optimized = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
-    mapped = jax.jit(dist.map_step(train_step, mesh), compiler_options=optimized)
     state = dist.replicate(create_state(method, tx, jnp.zeros((1, 28, 28, 1)), seed=0), mesh)
     some = sources.Subset(source, np.arange(6000))
     held = list(pipeline.eval_batches(some, image_size=(28, 28), batch_size=500))
@@ -108,8 +107,10 @@ def test_learns_on_real_images():
 
     untrained = method.backbone_variables(state.params, state.model_state)
     before = max(accuracy(untrained), accuracy(calibrated(untrained)))
-    batches = pipeline.train_batches(source, seed=0, batch_size=128, image_size=(28, 28), crops=[view.crop] * 2)
+    read = pipeline.train_batches(source, seed=0, batch_size=128, image_size=(28, 28), crops=[view.crop] * 2)
+    batches = (dist.shard_batch(batch, mesh) for batch in read)
+    mapped = dist.map_step(train_step, mesh).lower(state, next(batches)).compile(optimized)
     for _ in range(300):
-        state, _ = mapped(state, dist.shard_batch(next(batches), mesh))
+        state, _ = mapped(state, next(batches))
     after = accuracy(method.backbone_variables(state.params, state.model_state))
     assert after > before + 2, (before, after)
