@@ -6,7 +6,6 @@ import os
 import sys
 
 import ssl_jax
-from ssl_jax.config import nearest
 
 # Name -> (module whose `main` it is, what it does). Only the one that is asked for is imported.
 COMMANDS = {
@@ -42,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
         gc.set_threshold(500_000)
         importlib.import_module(COMMANDS[command][0]).main(arguments)
     else:
+        from ssl_jax.config import nearest  # only here, as `use_large_pages` imports what stands above twice
+
         sys.exit(f"error: no command {command!r}; {nearest(command, list(COMMANDS))}")
 
 

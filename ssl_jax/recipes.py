@@ -227,6 +227,17 @@ def imagenet(model: str, *, batch_size: int, epochs: int, **model_options: Any) 
     return config
 
 
+def imagenet_lars(config: ConfigDict, lr_of_256: float, *, weight_decay: float) -> dict[str, Any]:
+    """BYOL's optimizer for ImageNet, which others took over: LARS with 10 epochs of warm-up."""
+    return dict(
+        name="lars",
+        lr=lr_for(config, lr_of_256),
+        weight_decay=weight_decay,
+        warmup_steps=imagenet_steps(10, config.batch_size),
+        final_lr=0.0,
+    )
+
+
 def imagenet_steps(epochs: int, batch_size: int) -> int:
     return epochs * (1_281_167 // batch_size)
 

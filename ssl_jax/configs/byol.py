@@ -28,13 +28,7 @@ def imagenet_r50() -> ConfigDict:
     config = recipes.imagenet("resnet50", batch_size=4096, epochs=1000, zero_init_residual=True)
     config.method = dict(name="byol", projector=(4096, 256), predictor=(4096, 256), decay=0.996)
     config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.2),
-        weight_decay=1.5e-6,
-        warmup_steps=recipes.imagenet_steps(10, 4096),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.imagenet_lars(config, 0.2, weight_decay=1.5e-6)
     return config
 
 

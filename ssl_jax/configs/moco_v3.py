@@ -34,13 +34,7 @@ def imagenet_r50() -> ConfigDict:
     config = recipes.imagenet("resnet50", batch_size=4096, epochs=300, zero_init_residual=True)
     config.method = dict(name="moco_v3", projector=(4096, 256), predictor=(4096, 256), temperature=1.0, decay=0.99)
     config.augment = imagenet_views(0.2)
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.3),
-        weight_decay=1e-6,
-        warmup_steps=recipes.imagenet_steps(10, 4096),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.imagenet_lars(config, 0.3, weight_decay=1e-6)
     return config
 
 

@@ -27,13 +27,7 @@ def imagenet_r50() -> ConfigDict:
     config = recipes.imagenet("resnet50", batch_size=4096, epochs=300, zero_init_residual=True)
     config.method = dict(name="nnbyol", projector=(4096, 256), predictor=(4096, 256), decay=0.99, queue_size=65_536)
     config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.3),
-        weight_decay=1e-6,
-        warmup_steps=recipes.imagenet_steps(10, 4096),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.imagenet_lars(config, 0.3, weight_decay=1e-6)
     return config
 
 

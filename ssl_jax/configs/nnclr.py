@@ -30,13 +30,7 @@ def imagenet_r50() -> ConfigDict:
         name="nnclr", projector=(2048, 2048, 256), predictor=(4096, 256), temperature=0.1, queue_size=98_304
     )
     config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.3),
-        weight_decay=1e-6,
-        warmup_steps=recipes.imagenet_steps(10, 4096),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.imagenet_lars(config, 0.3, weight_decay=1e-6)
     return config
 
 

@@ -44,13 +44,7 @@ def imagenet_r50_v1() -> ConfigDict:
         decay=0.996,
     )
     config.augment = dict(global1=recipes.BYOL_1, global2=recipes.BYOL_2)
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.2),
-        weight_decay=1.5e-6,
-        warmup_steps=recipes.imagenet_steps(10, 4096),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.imagenet_lars(config, 0.2, weight_decay=1.5e-6)
     return config
 
 

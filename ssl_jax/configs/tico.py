@@ -26,13 +26,7 @@ def imagenet_r50() -> ConfigDict:
     config = recipes.imagenet("resnet50", batch_size=4096, epochs=1000)
     config.method = dict(name="tico", projector=(4096, 256), beta=0.9, rho=8.0, decay=0.99)
     config.augment = dict(view1=recipes.BYOL_1, view2=recipes.BYOL_2)
-    config.optimizer = dict(
-        name="lars",
-        lr=recipes.lr_for(config, 0.2),
-        weight_decay=1.5e-6,
-        warmup_steps=recipes.imagenet_steps(10, 4096),
-        final_lr=0.0,
-    )
+    config.optimizer = recipes.imagenet_lars(config, 0.2, weight_decay=1.5e-6)
     return config
 
 

@@ -99,8 +99,7 @@ class ClusterFit(Base):
         return {**state, "features": features}, h[None]
 
     def prepared(self, params: Params, state: State) -> State:
-        clustered = {name: state[name] for name in ("features", "labels")}
-        return {**state, **shards.on_devices(self._clustered, clustered, state["rng"])}
+        return shards.on_devices(self._clustered, state, ("features", "labels"), state["rng"])
 
     def _clustered(self, state: State, rng: Key[Array, ""], *, axis_name: str | None) -> State:
         _, labels = kmeans.kmeans(

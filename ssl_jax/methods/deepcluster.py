@@ -126,10 +126,9 @@ class DeepCluster(Base):
 
     def _cluster(self, params: Params, state: State, step: int | Int[Array, ""]) -> State:
         rng_cluster, rng_classifier = jax.random.split(jax.random.fold_in(state["rng"], step))
-        clustered = {name: state[name] for name in ("memory", "labels")}
         new = self.networks["classifier"].init(rng_classifier, jnp.zeros((1, self.backbone.dim)))["params"]
         origin = jax.tree.map(jnp.subtract, params["classifier"], new)
-        return {**state, **shards.on_devices(self._clustered, clustered, rng_cluster), "origin": origin}
+        return {**shards.on_devices(self._clustered, state, ("memory", "labels"), rng_cluster), "origin": origin}
 
     def _clustered(self, state: State, rng: Key[Array, ""], *, axis_name: str | None) -> State:
         rows, seen = state["memory"]["rows"], state["memory"]["seen"]

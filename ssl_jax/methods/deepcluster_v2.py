@@ -110,9 +110,8 @@ class DeepClusterV2(Base):
         return lax.cond(step % every == 0, self._cluster, lambda state, _: state, state, step)
 
     def _cluster(self, state: State, step: int | Int[Array, ""]) -> State:
-        clustered = {name: state[name] for name in ("memory", "prototypes", "assignments")}
-        rng = jax.random.fold_in(state["rng"], step)
-        return {**state, **shards.on_devices(self._clustered, clustered, rng)}
+        entries = ("memory", "prototypes", "assignments")
+        return shards.on_devices(self._clustered, state, entries, jax.random.fold_in(state["rng"], step))
 
     def _clustered(self, state: State, rng: Key[Array, ""], *, axis_name: str | None) -> State:
         memory = state["memory"]

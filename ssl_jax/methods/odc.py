@@ -131,8 +131,8 @@ class ODC(Base):
         return Output(loss, state, {}, embeddings=jnp.stack([unit(z), banks.take(memory, index)]))
 
     def update(self, params: Params, state: State, step: Int[Array, ""]) -> State:
-        changed = {name: state[name] for name in ("features", "labels", "centroids", "clustered")}
-        return {**state, **shards.on_devices(self._changed, changed, step, state["rng"])}
+        entries = ("features", "labels", "centroids", "clustered")
+        return shards.on_devices(self._changed, state, entries, step, state["rng"])
 
     def _changed(self, state: State, step: Int[Array, ""], rng: Key[Array, ""], *, axis_name: str | None) -> State:
         cluster, move, share_out = (

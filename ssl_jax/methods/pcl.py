@@ -170,11 +170,8 @@ class PCL(Base):
         return {**state, "teacher": toolkit.move_teacher(state["teacher"], params, self.decay)}
 
     def _cluster(self, state: State, step: Int[Array, ""]) -> State:
-        clustered = {
-            name: state[name] for name in ("memory", "prototypes", "concentrations", "assignments", "clustered")
-        }
-        rng = jax.random.fold_in(state["rng"], step)
-        return {**state, **shards.on_devices(self._clustered, clustered, rng)}
+        entries = ("memory", "prototypes", "concentrations", "assignments", "clustered")
+        return shards.on_devices(self._clustered, state, entries, jax.random.fold_in(state["rng"], step))
 
     def _clustered(self, state: State, rng: Key[Array, ""], *, axis_name: str | None) -> State:
         clusterings = [

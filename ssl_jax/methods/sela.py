@@ -124,8 +124,7 @@ class SeLa(Base):
         layer = params["classifier"]["Dense_0"]
         columns = jnp.concatenate([layer["kernel"], layer["bias"][None]])  # of each class its weights, then its bias
         heads = [head.T for head in self.by_head(columns)]
-        labeled = {name: state[name] for name in ("memory", "labels")}
-        return {**state, **shards.on_devices(self._labeled, labeled, heads)}
+        return shards.on_devices(self._labeled, state, ("memory", "labels"), heads)
 
     def _labeled(self, state: State, heads: Sequence[Float[Array, "_ columns"]], *, axis_name: str | None) -> State:
         memory = state["memory"]

@@ -116,8 +116,7 @@ class SeLaV2(Base):
         return lax.cond(self.relabels(step), self._relabel, lambda _, state: state, params, state)
 
     def _relabel(self, params: Params, state: State) -> State:
-        labeled = {name: state[name] for name in ("memory", "labels", "log_r", "labeled")}
-        return {**state, **shards.on_devices(self._labeled, labeled, params["prototypes"])}
+        return shards.on_devices(self._labeled, state, ("memory", "labels", "log_r", "labeled"), params["prototypes"])
 
     def _labeled(self, state: State, prototypes: Sequence[Float[Array, "_ dim"]], *, axis_name: str | None) -> State:
         memory = state["memory"]

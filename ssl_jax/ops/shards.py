@@ -194,18 +194,23 @@ def _is_divided(x: Any) -> bool:
     return isinstance(x, Divided)
 
 
-def on_devices(function: Callable[..., Any], state: Any, *others: Any) -> Any:
-    """`function(state, *others, axis_name=...)` on each device, outside of shard_map -> the new state.
+def on_devices(
+    function: Callable[..., Any], state: Mapping[str, Any], entries: Sequence[str], *others: Any
+) -> dict[str, Any]:
+    """The state, in which `function(part, *others, axis_name=...)` has changed these entries on each device.
 
-    The function gets arrays, a device's own rows of each `Divided` leaf, and gives a state of the same structure. All
-    but these rows must be the same on every device. Where no leaf is divided, there is one call, and axis_name is None.
+    Outside of shard_map. part: these entries. The function gets arrays, of each `Divided` leaf a device's own rows, and
+    gives a part of the same structure. All but these rows must be the same on every device. Where no leaf is divided,
+    there is one call, and axis_name is None.
     """
-    banks = [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_divided) if _is_divided(leaf)]
+    part = {name: state[name] for name in entries}
+    banks = [leaf for leaf in jax.tree.leaves(part, is_leaf=_is_divided) if _is_divided(leaf)]
     if not banks:
-        return function(state, *others, axis_name=None)
-    axes = jax.tree.map(lambda x: x.axis if _is_divided(x) else REPLICATED, state, is_leaf=_is_divided)
-    new = banks[0].run(function, axes, whole(state), *others)
-    return jax.tree.map(lambda x, new: x.replace(value=new) if _is_divided(x) else new, state, new, is_leaf=_is_divided)
+        return {**state, **function(part, *others, axis_name=None)}
+    axes = jax.tree.map(lambda x: x.axis if _is_divided(x) else REPLICATED, part, is_leaf=_is_divided)
+    new = banks[0].run(function, axes, whole(part), *others)
+    new = jax.tree.map(lambda x, new: x.replace(value=new) if _is_divided(x) else new, part, new, is_leaf=_is_divided)
+    return {**state, **new}
 
 
 def divide(tree: Any, axes: Any, divided: Any, run: Callable[..., Any]) -> Any:
