@@ -3,9 +3,9 @@
 Both sides compute the gradient of the mean square of the features of the same images, in training mode, with the same
 architecture (ours by the names, timm's by the same names), on the CPU. PyTorch runs eagerly, with channels last, and by
 torch.compile. All sides take turns, --rounds times, each in a process of its own. A turn is a step that is not counted,
-after which caches and memory are a side's own, and steps for at least a second. All sides have large pages of memory,
-as the command ssl_jax has them (GLIBC_TUNABLES names others). The table has the median of the images per second, and
-ours over the best of PyTorch's. --before CLONE adds another state of ssl_jax.
+after which caches and memory are a side's own, and steps for at least a second. All sides get memory as the
+command ssl_jax does, in large pages that are kept (GLIBC_TUNABLES names another way). The table has the median of the
+images per second, and ours over the best of PyTorch's. --before CLONE adds another state of ssl_jax.
 
     python3 -m venv PEER && PEER/bin/pip install torch torchvision timm
 """
@@ -37,7 +37,6 @@ NETWORKS = {
     "ConvNeXt-T, 64": ("convnext_tiny", {}, "convnext_tiny", {}, (64, 3), 16),
 }
 TURN_SECONDS = 1.0
-LARGE_PAGES = "glibc.malloc.hugetlb=1"
 PEERS = ("eager", "channels last", "compile")
 
 
@@ -65,11 +64,13 @@ def main() -> None:
 
 def row(name, sides, rounds):
     """Each side is started and warmed up, and then asked for one turn at a time."""
+    from ssl_jax.__main__ import KEPT_MEMORY  # not at the top: PyTorch's sides import this file
+
     workers = {}
     for side, (python, where) in sides.items():
         command = [python, str(ROOT / "benchmarks" / "against_torch.py"), "--serve", side, name]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        environment = {"GLIBC_TUNABLES": LARGE_PAGES, **os.environ, "PYTHONPATH": str(where)}
+        environment = {"GLIBC_TUNABLES": KEPT_MEMORY, **os.environ, "PYTHONPATH": str(where)}
         workers[side] = subprocess.Popen(command, env=environment, **pipes)
         answer(workers[side])  # warmed up, before the next side is started
     found = {side: [] for side in sides}

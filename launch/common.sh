@@ -13,9 +13,6 @@ readonly STUCK=70 ABORTED=134 # the run's own watchdog ended it; JAX did, after 
 readonly RESTARTS=${RESTARTS:-10} FIRST_WAIT=${FIRST_WAIT:-10} LONGEST_WAIT=600 STEADY=1800
 restarts=0
 
-# For GLIBC_TUNABLES: memory from the heap alone, which is never given back, in large pages.
-readonly KEEP_PAGES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
-
 say() {
     printf '[%02d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"
 }
@@ -91,21 +88,6 @@ try:
 except (OSError, ValueError, ImportError) as error:
     sys.exit(f"error: {error}")
 EOF
-}
-
-# Makes memory cheaper for XLA's CPU backend, which asks the system for the same pages again in each step: some 20 % more
-# images a second on two cores. tcmalloc keeps pages, if it is installed and nothing else is preloaded. Otherwise glibc
-# (from 2.35 on) is told to keep them, and to take large ones.
-use_cheap_memory() {
-    local library
-    library=$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | awk '/libtcmalloc(_minimal)?\.so\.4 / {print $NF; exit}') || true
-    if [[ -n ${LD_PRELOAD:-} ]]; then
-        return
-    elif [[ -f $library ]]; then
-        export LD_PRELOAD=$library
-    else
-        export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$KEEP_PAGES}
-    fi
 }
 
 # Prints the value of --workdir among the arguments of ssl_jax train.

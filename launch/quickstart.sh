@@ -10,7 +10,6 @@ source launch/common.sh
 
 make_environment requirements.txt
 get_plugin
-use_cheap_memory
 say "getting the images"
 get_fashion_mnist
 

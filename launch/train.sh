@@ -12,7 +12,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
-use_cheap_memory
 workdir=$(workdir_of "$@")
 python=.venv/bin/python
 [[ -x $python ]] || python=python3

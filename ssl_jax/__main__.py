@@ -25,10 +25,13 @@ COMMANDS = {
     "plan": ("ssl_jax.cli.plan", "says what a run needs and costs, before it is run"),
 }
 
+# For GLIBC_TUNABLES: memory comes from the heap alone, which is never given back, in large pages.
+KEPT_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
+
 
 def main(argv: list[str] | None = None) -> None:
     if argv is None:
-        use_large_pages()
+        keep_memory()
     command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help", "help"):
         print("usage: ssl_jax COMMAND ARGUMENTS; ssl_jax COMMAND --help lists the arguments\n")
@@ -41,20 +44,20 @@ def main(argv: list[str] | None = None) -> None:
         gc.set_threshold(500_000)
         importlib.import_module(COMMANDS[command][0]).main(arguments)
     else:
-        from ssl_jax.config import nearest  # only here, as `use_large_pages` imports what stands above twice
+        from ssl_jax.config import nearest  # only here, as `keep_memory` imports what stands above twice
 
         sys.exit(f"error: no command {command!r}; {nearest(command, list(COMMANDS))}")
 
 
-def use_large_pages() -> None:
-    """Starts this program again with glibc's large pages of memory, unless the environment says how memory is got.
+def keep_memory() -> None:
+    """Starts this program again with `KEPT_MEMORY`, unless the environment says how memory is got.
 
-    XLA's CPU backend asks for its memory anew in each step, and the system clears each page of it first. In large pages
-    a step takes some 0.8 of the time. glibc reads the variable only when a program starts.
+    XLA's CPU backend asks for its memory anew in each step, and the system clears each page of it first. With memory
+    that is kept, in large pages, a step takes some 0.8 of the time. glibc reads the variable only when a program starts.
     """
     chosen = {"GLIBC_TUNABLES", "LD_PRELOAD"} & os.environ.keys()
     if sys.platform == "linux" and not chosen and "jax" not in sys.modules:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.environ["GLIBC_TUNABLES"] = KEPT_MEMORY
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -177,33 +177,6 @@ def test_train_tells_finished_from_stopped(tmp_path, stand_in, lines, code):
     assert run(LAUNCH / "train.sh", f"--workdir={tmp_path}", **stand_in(lines.format(tmp_path)))[0] == code
 
 
-@pytest.mark.parametrize("preloaded, expected", [("", "tcmalloc"), ("libm.so.6", "libm.so.6")])
-def test_train_preloads_tcmalloc_where_it_is_installed(tmp_path, stand_in, preloaded, expected):
-    (tmp_path / "libtcmalloc_minimal.so.4").write_bytes(b"")  # bash warns that it is none, and goes on
-    ldconfig = tmp_path / "ldconfig"
-    ldconfig.write_text(
-        "#!/bin/sh\n"
-        "echo '    libtcmalloc_minimal_debug.so.4 (libc6,x86-64) => /nowhere'\n"
-        f"echo '    libtcmalloc_minimal.so.4 (libc6,x86-64) => {tmp_path}/libtcmalloc_minimal.so.4'\n"
-    )
-    ldconfig.chmod(0o755)
-    environment = stand_in(f"echo $LD_PRELOAD > {tmp_path}/preloaded; touch {tmp_path}/backbone.safetensors")
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    code, *_ = run(LAUNCH / "train.sh", f"--workdir={tmp_path}", **environment, PATH=path, LD_PRELOAD=preloaded)
-    found = (tmp_path / "preloaded").read_text().strip()
-    assert code == 0 and found == (preloaded or str(tmp_path / "libtcmalloc_minimal.so.4"))
-    assert expected in found
-
-
-def test_train_takes_large_pages_without_tcmalloc(tmp_path, stand_in):
-    (tmp_path / "ldconfig").write_text("#!/bin/sh\n")
-    (tmp_path / "ldconfig").chmod(0o755)
-    environment = stand_in(f"echo $LD_PRELOAD $GLIBC_TUNABLES > {tmp_path}/used; touch {tmp_path}/backbone.safetensors")
-    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LD_PRELOAD": "", "GLIBC_TUNABLES": ""}
-    code, *_ = run(LAUNCH / "train.sh", f"--workdir={tmp_path}", **environment)
-    assert code == 0 and "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0" in (tmp_path / "used").read_text()
-
-
 def test_train_passes_sigterm_on_and_waits(tmp_path, stand_in):
     lines = f"trap 'sleep 0.5; echo saved; exit 0' TERM\ntouch {tmp_path}/ready\nwhile true; do sleep 0.1; done"
     command = ["bash", str(LAUNCH / "train.sh"), "--workdir", str(tmp_path)]

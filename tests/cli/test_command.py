@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ssl_jax
-from ssl_jax.__main__ import COMMANDS, main
+from ssl_jax.__main__ import COMMANDS, KEPT_MEMORY, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,11 +59,11 @@ def test_installed_from_a_wheel_it_trains_in_an_empty_directory(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's variable")
 @pytest.mark.parametrize("given", [{}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}])
-def test_a_command_starts_again_with_large_pages_unless_the_environment_chooses(given):
+def test_a_command_starts_again_with_memory_that_is_kept_unless_the_environment_chooses(given):
     program = "import os, sys; from ssl_jax.__main__ import main; sys.argv = ['', '--version']; main()"
     program += "; print(os.environ['GLIBC_TUNABLES'], os.getpid())"
     others = {name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "LD_PRELOAD")}
     command = subprocess.Popen([sys.executable, "-c", program], env=others | given, stdout=subprocess.PIPE, text=True)
     version, last = command.communicate()[0].splitlines()
     assert version == ssl_jax.__version__
-    assert last == f"{given.get('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')} {command.pid}"  # the same process
+    assert last == f"{given.get('GLIBC_TUNABLES', KEPT_MEMORY)} {command.pid}"  # the same process
