@@ -53,7 +53,7 @@ def keep_memory() -> None:
     """Starts this program again with `KEPT_MEMORY`, unless the environment says how memory is got.
 
     XLA's CPU backend asks for its memory anew in each step, and the system clears each page of it first. With memory
-    that is kept, in large pages, a step takes some 0.8 of the time. glibc reads the variable only when a program starts.
+    that is kept, in large pages, a step takes some 0.8 of the time. glibc reads the variable when a program starts.
     """
     chosen = {"GLIBC_TUNABLES", "LD_PRELOAD"} & os.environ.keys()
     if sys.platform == "linux" and not chosen and "jax" not in sys.modules:
