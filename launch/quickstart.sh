@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash launch/quickstart.sh [WORKDIR]: pre-trains on Fashion-MNIST, evaluates, and writes WORKDIR/report.html
-# (WORKDIR: runs/quickstart). Takes some eight minutes on two CPU cores. Started again after a kill, it continues.
+# (WORKDIR: runs/quickstart). Takes some seven minutes on two CPU cores. Started again after a kill, it continues.
 set -euo pipefail
 
 workdir=$(realpath --canonicalize-missing "${1:-"$(dirname "${BASH_SOURCE[0]}")/../runs/quickstart"}")
@@ -14,7 +14,8 @@ say "getting the images"
 get_fashion_mnist
 
 say "pre-training into $workdir"
-.venv/bin/ssl_jax train --config simclr:tiny --config.augment.view.size=24,24 --workdir "$workdir"
+.venv/bin/ssl_jax train --config simclr:tiny --config.augment.view.size=24,24 --config.steps=4000 \
+    --workdir "$workdir"
 weights=$workdir/backbone.safetensors
 [[ -f $weights ]] || fail "the training was stopped before its last step; the same command goes on from there"
 
