@@ -3,12 +3,13 @@
 Source: Huang et al. 2016, arXiv:1603.09382.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 
 def growing(drop_path: float, blocks: int) -> list[float]:
@@ -49,3 +50,23 @@ def factors(
     """
     keep = 1.0 - jnp.asarray(rates)[:, None]
     return list(jnp.where(noise < keep, 1.0 / keep, 0.0).swapaxes(0, 1))
+
+
+def kept(
+    noise: Float[Array, "batch blocks branches"], rates: Sequence[float], group: int
+) -> list[Int[Array, "groups branches kept"] | None]:
+    """For each block, the images of each group that keep its branches, in ascending order; None: all do.
+
+    As in DINOv2 (arXiv:2304.07193, section 5): a fixed number of images is left out, so that nothing is computed for
+    them. group: images in a row that are drawn from together; it divides the batch. noise, rates: as in `factors`.
+    """
+    batch, blocks, branches = noise.shape
+    noise = noise.reshape(batch // group, group, blocks, branches)
+    order = jnp.argsort(jnp.moveaxis(noise, 1, -1), axis=-1)
+    counts = [count_kept(group, rate) for rate in rates]
+    return [None if n == group else jnp.sort(order[:, i, :, :n], axis=-1) for i, n in enumerate(counts)]
+
+
+def count_kept(group: int, rate: float) -> int:
+    """How many images of a group keep a branch that is dropped at this rate: DINOv2's count, at least 1."""
+    return max(math.floor(group * (1.0 - rate) + 1e-6), 1)

@@ -3,23 +3,21 @@
 Modules have timm's names, with "_" for "." before a number, so that weights/names.py needs no table of names.
 """
 
-import functools
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ssl_jax import keys
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, POSITIVE, OneOf, Range
-from ssl_jax.models import stochastic_depth
+from ssl_jax.models import stochastic_depth, vit_blocks
 from ssl_jax.models._options import BranchDType, Remat
 from ssl_jax.models.attention import AttentionKind
-from ssl_jax.models.blocks import MLPS, NORMS, Block, NormParams, PatchEmbed, make_norm, normed_by, weight_init
+from ssl_jax.models.blocks import MLPS, NORMS, NormParams, PatchEmbed, make_norm, normed_by, weight_init
 from ssl_jax.models.positions import (
     RelativePositions,
     Rope,
@@ -28,23 +26,9 @@ from ssl_jax.models.positions import (
     rope_rotations,
     sincos_positions,
 )
-from ssl_jax.models.recompute import block_of, group_of, group_size, loop_of
-from ssl_jax.ops.shards import gather_all, gather_before_loop, has_shards
 
 POOLS = ("cls", "mean", "norm_mean")
 POSITIONS = ("learned", "sincos", "relative", "rope")
-
-
-class Group(NamedTuple):
-    """Images of one size on their way through the blocks.
-
-    x: [batch, tokens, dim]. drops: `drop` of each block. attend, rope: as in `Block`.
-    """
-
-    x: Array
-    drops: Any
-    attend: Array | None
-    rope: Rope | None
 
 
 class ViT(nn.Module):
@@ -254,16 +238,11 @@ class ViT(nn.Module):
             drops = [None] * self.depth
             if train and self.drop_path > 0.0:
                 drops = self.draw_drops(len(x), axis_name, stream)
-            groups.append(Group(x, drops, attend, rope))
+            groups.append(vit_blocks.Group(x, drops, attend, rope))
         bias = None
         if self.positions == "relative":
             bias = RelativePositions(self.heads, self.learned_grid, self.class_token, name="rel_pos_bias")()
-        run = ViT.run_blocks
-        if train and (self.microbatch or self.scan):
-            run = ViT.run_in_turn if self.microbatch else ViT.scan_blocks
-            if has_shards(self.variables):
-                run = nn.map_variables(run, "params", gather_before_loop)
-        outputs: Any = run(self, groups, bias, min(max(last_blocks, 1), self.depth))
+        outputs: Any = vit_blocks.run(self, groups, bias, min(max(last_blocks, 1), self.depth), train)
         if last_blocks > self.depth:
             outputs = [[group.x for group in groups], *outputs]
         if last_blocks:
@@ -369,10 +348,7 @@ class ViT(nn.Module):
                 f"device takes at a time; use {math.gcd(group, batch)}, another divisor of {batch}, "
                 "or 0"
             )
-        noise = noise.reshape(batch // group, group, self.depth, 2)
-        order = jnp.argsort(jnp.moveaxis(noise, 1, -1), axis=-1)  # [groups, depth, 2, group]
-        counts = [count_kept(group, rate) for rate in self.drop_rates]
-        return [None if n == group else jnp.sort(order[:, i, :, :n], axis=-1) for i, n in enumerate(counts)]
+        return stochastic_depth.kept(noise, self.drop_rates, group)
 
     @property
     def block_options(self) -> dict[str, Any]:
@@ -391,83 +367,6 @@ class ViT(nn.Module):
             bias=self.bias,
             norm_kind=self.norm_kind,
         )
-
-    def run_blocks(self, groups, bias, count):
-        """Outputs of the last `count` blocks: for each block, those of each group."""
-        xs, outputs = [group.x for group in groups], []
-        run = group_of(ViT.run_some, self.remat, constants=(4, 5))
-        size = group_size(self.depth, self.remat)
-        for first in range(0, self.depth, size):
-            xs, found = run(self, xs, groups, bias, range(first, first + size), self.depth - count)
-            outputs += found
-        return outputs
-
-    def run_some(self, xs, groups, bias, numbers, wanted):
-        """(last output, outputs of the blocks from `wanted` on) of some of the blocks in a row."""
-        block, outputs = block_of(Block, self.remat), []
-        for i in numbers:
-            one = block(**self.block_options, name=f"blocks_{i}")
-            xs = [one(x, group.drops[i], group.attend, bias, group.rope) for x, group in zip(xs, groups, strict=True)]
-            outputs += [xs] * (i >= wanted)
-        return xs, outputs
-
-    def scan_blocks(self, groups, bias, count):
-        """`run_blocks` as one loop over the stacked parameters of the blocks."""
-        of_blocks = [self.variables["params"][f"blocks_{i}"] for i in range(self.depth)]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_blocks)
-        block = Block(**self.block_options, parent=None)
-
-        def step(xs: Any, of_block: Any) -> tuple[Any, Any]:
-            params, drops = of_block
-            params = gather_all(params)
-            xs = [
-                block.apply({"params": params}, x, drop, group.attend, bias, group.rope)
-                for x, drop, group in zip(xs, drops, groups, strict=True)
-            ]
-            return xs, xs if count > 1 else None
-
-        # Within Flax's scan over microbatches, `x` may have fewer varying axes than the loop's result. Both must match.
-        varying = set().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(stacked)))
-
-        def vary(x: Any) -> Any:
-            missing = varying - jax.typeof(x).manual_axis_type.varying
-            return lax.pcast(x, tuple(missing), to="varying") if missing else x
-
-        by_block = [None if group.drops[0] is None else jnp.stack(group.drops) for group in groups]
-        inputs, run = (stacked, by_block), loop_of(step, self.remat)
-        if self.remat == "full":  # a loop over groups, each a loop over its blocks
-            size = group_size(self.depth, self.remat)
-            inputs = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), inputs)
-            run = loop_of(functools.partial(lax.scan, run), self.remat)
-        last, outputs = lax.scan(run, [vary(group.x) for group in groups], inputs)
-        if count == 1:
-            return [last]
-        outputs = jax.tree.map(lambda a: a.reshape(self.depth, *a.shape[-3:]), outputs)
-        return [[of_group[i] for of_group in outputs] for i in range(self.depth - count, self.depth)]
-
-    def run_in_turn(self, groups, bias, count):
-        """The blocks on one microbatch after the other; for one group."""
-        ((x, drops, attend, rope),) = groups
-        batch, size = len(x), self.microbatch
-        if batch % size:
-            raise ValueError(
-                f"microbatch={size} does not divide the {batch} images of a device; use a divisor of {batch}"
-            )
-        # What has one row is the same for all images, and no part of a chunk.
-        of_images, tree = jax.tree.flatten((attend, rope))
-        own = [array if len(array) > 1 else None for array in of_images]
-
-        def step(self, _, chunk):
-            x, drops, own = chunk
-            parts = [array if part is None else part for array, part in zip(of_images, own, strict=True)]
-            group = Group(x, drops, *jax.tree.unflatten(tree, parts))
-            run = self.scan_blocks if self.scan else self.run_blocks
-            return None, run([group], bias, count)
-
-        chunks = jax.tree.map(lambda a: a.reshape(batch // size, -1, *a.shape[1:]), (x, drops, own))
-        scan = nn.scan(nn.remat(step, prevent_cse=False), variable_broadcast="params", split_rngs={"params": False})
-        _, outputs = scan(self, None, chunks)
-        return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), outputs)
 
     @property
     def num_prefix(self) -> int:
@@ -515,8 +414,3 @@ def check_group(model: ViT) -> None:
         raise ValueError("scan needs the same shapes in every block; with drop_path_group use drop_path_uniform=True")
     if model.microbatch % group:
         raise ValueError(f"drop_path_group={group} does not divide microbatch={model.microbatch}; use a divisor of it")
-
-
-def count_kept(group: int, rate: float) -> int:
-    """How many images of a group keep a branch that is dropped at this rate: DINOv2's count, at least 1."""
-    return max(math.floor(group * (1.0 - rate) + 1e-6), 1)

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ssl_jax import models
-from ssl_jax.models import blocks, vit
+from ssl_jax.models import blocks, stochastic_depth
 from ssl_jax.models.positions import relative_index, sincos_positions
 from tests.models import drawn
 from tests.models.devices import EACH, on_eight
@@ -144,7 +144,7 @@ def test_what_a_group_leaves_out_is_not_computed():
 def test_drop_path_grows_or_is_uniform():
     assert small(depth=3, drop_path=0.4).drop_rates == [0.0, 0.2, 0.4]
     assert small(depth=3, drop_path=0.4, drop_path_uniform=True).drop_rates == [0.4, 0.4, 0.4]
-    assert [vit.count_kept(*of) for of in ((128, 0.3), (64, 0.4), (10, 0.3), (4, 0.9))] == [89, 38, 7, 1]
+    assert [stochastic_depth.count_kept(*of) for of in ((128, 0.3), (64, 0.4), (10, 0.3), (4, 0.9))] == [89, 38, 7, 1]
 
 
 def test_groups_that_do_nothing_or_do_not_fit_are_refused():
