@@ -26,7 +26,7 @@ from ssl_jax import losses
 from ssl_jax.data import folders, pipeline
 from ssl_jax.methods.toolkit import colors
 from ssl_jax.models.lab import lab_of_normalized
-from ssl_jax.training import build
+from ssl_jax.training import reading
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,7 +93,7 @@ def measure(workdir):
 def read(source, config):
     batches = pipeline.eval_batches(source, image_size=config.data.image_size, batch_size=len(source))
     images = np.concatenate([batch["image"] for batch in batches])
-    return build.normalization(config)(images)
+    return reading.normalization(config)(images)
 
 
 def color_channels(images, backbone):

@@ -37,7 +37,7 @@ def measure_one(name: str) -> Found:
 
     from ssl_jax import config as configs
     from ssl_jax import dist, get_config
-    from ssl_jax.training import build
+    from ssl_jax.training import build, reading
     from ssl_jax.training.loop import read_batches
     from ssl_jax.training.measuring import measured_with_images
 
@@ -51,7 +51,7 @@ def measure_one(name: str) -> Found:
 
     given, source = measured_with_images(get_config(f"{name}:tiny"), None, None)
     config = configs.parse(given)
-    source = build.whole_source(config) if source is None else source
+    source = reading.whole_source(config) if source is None else source
     training = build.training(config, build.schedule(config, len(source), len(source.class_names)))
     batches, mesh = read_batches(config, source, training, seed=config.seed), dist.make_mesh()
     read = [dist.shard_batch(next(batches), mesh) for _ in range(STEPS)]

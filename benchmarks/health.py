@@ -22,7 +22,7 @@ from ssl_jax import dist
 from ssl_jax.data import pipeline
 from ssl_jax.data.augment import make_augment
 from ssl_jax.methods import Schedule
-from ssl_jax.training import build, step
+from ssl_jax.training import augmenting, build, reading, step
 from ssl_jax.training.state import create_state
 
 NEVER = 10**9
@@ -49,11 +49,11 @@ def main():
 def measure(config, rounds):
     """Seconds of a step without health metrics, of one that does not log, of one that does, and of the metrics."""
     config = configs.parse(config)
-    source, _ = build.source_pair(config)
+    source, _ = reading.source_pair(config)
     facts = Schedule(config.batch_size, NEVER, len(source) // config.batch_size, len(source), len(source.class_names))
     method = build.method(config, facts)
-    views = build.augmentations(config, method.views)
-    augment = make_augment(views, build.normalization(config), masks=build.masks(config, method, views))
+    views = augmenting.augmentations(config, method.views)
+    augment = make_augment(views, reading.normalization(config), masks=augmenting.masks(config, method, views))
     tx, _ = build.optimizer(config, facts.steps, method)
     mesh = dist.make_mesh()
     made = pipeline.train_batches(

@@ -46,7 +46,7 @@ from ssl_jax.evaluation import baselines, knn, linear, of_backbones
 from ssl_jax.evaluation.features import BATCH, extract, read_batches
 from ssl_jax.evaluation.subject import Images, Subject
 from ssl_jax.methods import Schedule
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, build, reading
 from ssl_jax.training.build import source_pair
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.state import create_state
@@ -147,7 +147,7 @@ def restore(workdir):
     size = config.batch_size
     method = build.method(config, Schedule(size, config.steps, len(train) // size, len(train), len(train.class_names)))
     tx, _ = build.optimizer(config, config.steps, method)
-    views = build.augmentations(config, method.views)
+    views = augmenting.augmentations(config, method.views)
     example = jnp.zeros((1, *views[0].size, config.data.channels))
     state = Checkpoints(workdir / "checkpoints").restore(create_state(method, tx, example, config.seed))
     return config, method, state, train, test
@@ -224,7 +224,7 @@ def untrained_variants(given):
 
 
 def pixel_scores(data):
-    normalization = build.normalization(with_data(data))
+    normalization = reading.normalization(with_data(data))
     return scores(functools.partial(baselines.pixels, normalization), data)
 
 

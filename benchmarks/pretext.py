@@ -14,7 +14,7 @@ import numpy as np
 
 from ssl_jax.data import pipeline
 from ssl_jax.data.augment import make_augment
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, reading
 
 RESULTS = methods.ROOT / "docs" / "pretext.md"
 # Method -> its accuracy by chance.
@@ -57,8 +57,8 @@ def main():
 def held_out(workdir, batches):
     """(the method, its metrics' means over batches of test images)"""
     config, method, state, _, test = methods.restore(workdir)
-    views = build.augmentations(config, method.views)
-    augment = make_augment(views, build.normalization(config), masks=build.masks(config, method, views))
+    views = augmenting.augmentations(config, method.views)
+    augment = make_augment(views, reading.normalization(config), masks=augmenting.masks(config, method, views))
 
     @jax.jit
     def metrics(rng, batch):

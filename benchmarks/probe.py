@@ -22,7 +22,7 @@ from ssl_jax import load_backbone
 from ssl_jax.evaluation import linear
 from ssl_jax.evaluation.features import BATCH, extract, read_batches
 from ssl_jax.evaluation.labels import draw_labels
-from ssl_jax.training import build
+from ssl_jax.training import reading
 from ssl_jax.workdir import config_file
 
 CLASSES = 10
@@ -40,7 +40,7 @@ def main():
     data = config.data
     options = dict(image_size=data.image_size, pixel_bytes=data.channels, memory_bytes=data.memory_bytes)
     (x, y, _), (test_x, test_y, _) = (
-        extract(backbone.features, read_batches(source, **options)(), BATCH) for source in build.source_pair(config)
+        extract(backbone.features, read_batches(source, **options)(), BATCH) for source in reading.source_pair(config)
     )
     data = x[: arguments.images], y[: arguments.images], test_x, test_y
     print(f"{len(data[0])} images, {x.shape[1]} dimensions", flush=True)

@@ -17,16 +17,17 @@ from ml_collections import ConfigDict
 from ssl_jax import compiled, dist, paths, weights
 from ssl_jax import config as configs
 from ssl_jax.config import Config
-from ssl_jax.data import Augmentation, Items, as_source
+from ssl_jax.data import Items, as_source
 from ssl_jax.data.sources import Source
 from ssl_jax.data.uniform import Uniform
 from ssl_jax.evaluation.online import make_online_knn
 from ssl_jax.methods import MethodFactory, Schedule
 from ssl_jax.models.adapt import named
 from ssl_jax.paths import AnyPath
-from ssl_jax.training import build, profiling, resolution, watchdog
+from ssl_jax.training import build, profiling, reading, resolution, teachers, watchdog
+from ssl_jax.training.augmenting import GivenViews
 from ssl_jax.training.beginning import Beginning, show
-from ssl_jax.training.build import Given, OwnFunction
+from ssl_jax.training.build import Given
 from ssl_jax.training.loop import Loop, read_batches
 from ssl_jax.training.measuring import measured_with_images
 from ssl_jax.training.profiling import Profile
@@ -67,7 +68,7 @@ def pretrain(
     backbone: Any = None,
     method: MethodFactory | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    augment: Augmentation | OwnFunction | Mapping[str, Augmentation | OwnFunction] | None = None,
+    augment: GivenViews | None = None,
     begin: Backbone | None = None,
     on_metrics: OnMetrics | None = None,
     profile: Profile | None = None,
@@ -130,8 +131,8 @@ def _pretrain(
     given_config, source = measured_with_images(given_config, given_source, saved, beginning.backbone)
     config = configs.parse(given_config)
     configs.check_devices(config.batch_size, jax.device_count())
-    source = build.whole_source(config) if source is None else source
-    build.check_batch(config, source)
+    source = reading.whole_source(config) if source is None else source
+    reading.check_batch(config, source)
     of_source = facts.of_source(source, given=given_source is not None)
     images: dict[str, Any] = {"num_images": len(source), "images_digest": of_source["digest"]}
     weights_digest = beginning.facts and beginning.facts["digest"]
@@ -151,7 +152,7 @@ def _pretrain(
 
     if dist.is_first():
         resolution.warn(config, source, [crop for one in training.each for crop in one.augmentations])
-    normalization = build.normalization(config)
+    normalization = reading.normalization(config)
     source = Uniform(source, normalization)
     loop = Loop(config, training, source, workdir, termination, begin, activity)
     state = loop.restore()
@@ -266,7 +267,7 @@ def save_further(
     workdir: AnyPath, config: Config, variables: Mapping[str, Any], of_run: Mapping[str, Any], steps: int
 ) -> None:
     """The further networks of the run, each in students/NAME as `save_backbone` writes the first."""
-    models = build.further_models(config)
+    models = teachers.further_models(config)
     for name, of_network in variables.items():
         directory = workdir / STUDENTS / name
         paths.make_directory(directory)
@@ -291,7 +292,7 @@ def save_backbone(
         "bands": list(data.bands),
         "pages": data.pages,
         "window": data.window,
-        **dataclasses.asdict(build.normalization(config)),
+        **dataclasses.asdict(reading.normalization(config)),
         "method": of_run["method"]["name"],
         "source": of_run["source"],
         "step": steps,

@@ -17,7 +17,7 @@ from ssl_jax.data.sources import Source
 from ssl_jax.evaluation import protocols as known
 from ssl_jax.evaluation.evaluation import BASELINES, Evaluation, evaluate_backbone
 from ssl_jax.paths import AnyPath
-from ssl_jax.training import build
+from ssl_jax.training import reading
 from ssl_jax.weights import Backbone, load_backbone
 from ssl_jax.workdir import config_file, facts, files
 
@@ -78,7 +78,7 @@ def evaluate_run(
         train, test = pair
     elif data:
         splits = {"train_split": config.data.split, "test_split": config.data.test_split}
-        options = splits | build.how_to_read(config)
+        options = splits | reading.how_to_read(config)
         train, test = configs.call(opening.open_pair, options, "--data", data)
     else:
         train, test = own_pair(workdir, config)
@@ -103,7 +103,7 @@ def own_pair(workdir: AnyPath, config: Config) -> tuple[Source, Source]:
     """(training, test) images of the run itself. Raises: ConfigError if its config does not name them."""
     data = config.data.path or config.data.name
     try:
-        train, test = build.source_pair(config)
+        train, test = reading.source_pair(config)
     except configs.ConfigError:
         if facts.trained_on(workdir).get("given"):
             facts.check_measured(workdir, [], data)
@@ -111,7 +111,7 @@ def own_pair(workdir: AnyPath, config: Config) -> tuple[Source, Source]:
 
     def found() -> Iterator[Source]:
         yield train
-        yield build.whole_source(config)  # opened only where the run was not trained on the training part
+        yield reading.whole_source(config)  # opened only where the run was not trained on the training part
 
     facts.check_measured(workdir, found(), data)
     return train, test

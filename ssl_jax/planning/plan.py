@@ -32,7 +32,7 @@ from ssl_jax.planning.places import Place
 from ssl_jax.planning.remedies import WHY, at_same_batch, remedies, spelled
 from ssl_jax.planning.roofline import roofline
 from ssl_jax.planning.show import STATE, size
-from ssl_jax.training import build
+from ssl_jax.training import build, reading
 from ssl_jax.training.measuring import measured
 from ssl_jax.workdir import facts
 
@@ -237,16 +237,16 @@ def count_images(config: Config) -> tuple[int, int]:
     data = config.data
     if data.split == "train" and data.name in DATA_SETS:
         return DATA_SETS[data.name]
-    source = build.source(config)
+    source = reading.source(config)
     return len(source), len(source.class_names)
 
 
 def batch_shapes(config: Config, training: build.Training, num_images: int) -> dict[str, Any]:
     """Shapes of the global batch that data/pipeline.py's `train_batches` makes."""
     data, rows = config.data, config.batch_size
-    index = jax.ShapeDtypeStruct(build.index_shape(rows, num_images), jnp.int32)
+    index = jax.ShapeDtypeStruct(reading.index_shape(rows, num_images), jnp.int32)
     batch: dict[str, Any] = {"index": index, "label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
-    if build.keeps_in_memory(config, num_images, windows=data.window > 0):
+    if reading.keeps_in_memory(config, num_images, windows=data.window > 0):
         return batch | {"image": jax.ShapeDtypeStruct((rows, *data.image_size, data.channels), data.dtype)}
     views = training.augmentations
     return batch | {

@@ -22,7 +22,7 @@ from ssl_jax.evaluation.finetuning_recipes import Recipe
 from ssl_jax.evaluation.subject import Labeled, as_labeled
 from ssl_jax.studies.cells import Cells
 from ssl_jax.studies.subjects import Data, Pixels, Subject
-from ssl_jax.training import build
+from ssl_jax.training import reading
 from ssl_jax.weights import Backbone
 
 # Keys whose value is a tuple of integers.
@@ -154,7 +154,7 @@ class _Bench:
 
     @functools.cached_property
     def normalization(self) -> Normalization:
-        return build.normalization(configs.parse(self.data.config))
+        return reading.normalization(configs.parse(self.data.config))
 
 
 class _Opened:

@@ -16,7 +16,7 @@ from ssl_jax.data import sources
 from ssl_jax.evaluation import baselines
 from ssl_jax.evaluation.features import Batches
 from ssl_jax.pretraining import pretrain
-from ssl_jax.training import build
+from ssl_jax.training import build, reading
 from ssl_jax.training.config_keys import of_sections
 from ssl_jax.training.measuring import measured
 from ssl_jax.weights import Backbone
@@ -37,7 +37,7 @@ class Data:
     @functools.cached_property
     def pair(self) -> tuple[sources.Source, sources.Source]:
         """(training, test), read once. Raises: ConfigError where they have no labels."""
-        train, test = build.source_pair(configs.parse(self.config))
+        train, test = reading.source_pair(configs.parse(self.config))
         labels = train.labels
         if not train.class_names or labels is None:
             raise configs.ConfigError(f"{train.name} has no labels, but a study needs them to measure accuracies")
@@ -93,7 +93,7 @@ class Pretrained:
         if not (workdir / weights.FILE).exists():
             begin = self.begin and self.begin.backbones(seed, runs, measured_on)["pretrained"]
             config, (source, _) = self.data.seeded(seed), self.data.pair
-            build.check_batch(configs.parse(config), source)
+            reading.check_batch(configs.parse(config), source)
             print(f"\npre-training {self.name}, seed {seed}", flush=True)
             pretrain(config, source, workdir=workdir, begin=begin)
         return {"pretrained": weights.load_backbone(workdir)}
@@ -109,7 +109,7 @@ class Untrained:
     def backbones(self, seed: int, runs: Path, measured_on: Batches) -> dict[str, Backbone]:
         config = configs.parse(self.data.config)
         data, network = config.data, build.backbone(config)
-        values = dataclasses.asdict(build.normalization(config))
+        values = dataclasses.asdict(reading.normalization(config))
         untrained = Backbone(network, {}, **values)
         return baselines.random_backbones(untrained, measured_on, image_size=data.image_size, seed=seed)
 

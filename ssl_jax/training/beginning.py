@@ -10,7 +10,7 @@ from ssl_jax import dist, models, paths
 from ssl_jax.config import Config
 from ssl_jax.models.adapt import named
 from ssl_jax.paths import AnyPath
-from ssl_jax.training import build
+from ssl_jax.training import build, reading, teachers
 from ssl_jax.training.build import Given
 from ssl_jax.training.state import digest
 from ssl_jax.weights import Backbone, find_file, load_backbone, model_in
@@ -77,7 +77,7 @@ class Beginning:
 def load(config: Config, given: Given) -> Backbone:
     """The weights of config.begin, for the run's network. Raises: ConfigError for weights of another architecture."""
     path, module = config.begin or "", build.network(config, given)
-    options: dict[str, Any] = dict(prefix=config.begin_prefix or None, **build.sizes(config, module))
+    options: dict[str, Any] = dict(prefix=config.begin_prefix or None, **teachers.sizes(config, module))
     try:
         return load_backbone(path, module, **options)
     except (ValueError, FileNotFoundError) as error:
@@ -113,7 +113,7 @@ def show(begin: Mapping[str, Any], backbone: Backbone, config: Config) -> str:
     if fitted:
         changes = (f"{name} {list(old)} -> {list(new)}" for name, (old, new) in fitted.items())
         lines += [f"  fitted to config.model and the images: {', '.join(changes)}"]
-    if backbone.mean and backbone.normalization != build.normalization(config):
+    if backbone.mean and backbone.normalization != reading.normalization(config):
         lines += [
             f"  their features need images normalized by mean {backbone.mean} and std {backbone.std}; config.data has "
             f"mean {config.data.mean} and std {config.data.std}"

@@ -12,7 +12,7 @@ from ssl_jax.config import Config
 from ssl_jax.data import pipeline
 from ssl_jax.data.sources import Source
 from ssl_jax.paths import AnyPath
-from ssl_jax.training import build, profiling
+from ssl_jax.training import profiling, reading
 from ssl_jax.training.build import Training
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.profiling import Profile
@@ -42,7 +42,7 @@ def read_batches(config: Config, source: Source, training: Training, *, seed: in
         process_count=jax.process_count(),
         memory_bytes=data.memory_bytes,
         at_random=data.random_windows,
-        black=build.normalization(config).low,
+        black=reading.normalization(config).low,
         threads=data.threads,
         prefetch=data.prefetch,
     )

@@ -16,7 +16,7 @@ from ssl_jax.data.pipeline import ImagesError
 from ssl_jax.data.sources import Source
 from ssl_jax.data.statistics import statistics
 from ssl_jax.data.window_source import Windows
-from ssl_jax.training import build
+from ssl_jax.training import reading
 from ssl_jax.weights import Backbone
 
 FOUND = ("channels", "dtype", "value_range", "mean", "std")  # keys of config.data
@@ -68,7 +68,7 @@ def measured_with_images(
         return config, source
     given = source is not None
     if source is None:
-        source = build.whole_source(configs.parse(config))
+        source = reading.whole_source(configs.parse(config))
         first_image(source)  # raises with a reason if none can be read
     left = [key for key in FOUND if is_unset(config.data, key)]
     replaced = _fill(config, _statistics(config.data, source))

@@ -12,7 +12,7 @@ from ssl_jax.data.crop import RandomCrop
 from ssl_jax.data.formats import UndecodableImage
 from ssl_jax.data.sources import Source, spread
 from ssl_jax.data.window_source import Windows
-from ssl_jax.training import build
+from ssl_jax.training import reading
 
 LOOKED_AT = 16  # images
 SHRUNK, ENLARGED = 4.0, 2.0  # times, above which there is a warning
@@ -32,7 +32,7 @@ def warn(config: Config, source: Source, augmentations: Sequence[Augmentation | 
         return
     height, width = np.median(sizes, axis=0).tolist()
     what = f"{source.name}: its images of about {height:.0f} x {width:.0f} pixels"
-    in_memory = build.keeps_in_memory(config, len(source), windows=source.random)
+    in_memory = reading.keeps_in_memory(config, len(source), windows=source.random)
     remedy = ", or raise config.data.image_size" if in_memory else ""
     crop = max(crops, key=lambda crop: math.prod(crop.size))
     size = data.image_size if in_memory else crop.size

@@ -17,7 +17,7 @@ from ssl_jax.evaluation.block_probes import BLOCK_PROBES
 from ssl_jax.evaluation.evaluation import Evaluation
 from ssl_jax.evaluation.finetuning_recipes import small_recipe
 from ssl_jax.models.vit import ViT
-from ssl_jax.training import build
+from ssl_jax.training import build, reading
 from ssl_jax.training.measuring import measured
 from ssl_jax.workdir import config_file, facts
 from tests.cli.test_train import CONFIG, make_folder
@@ -47,9 +47,9 @@ def workdir(tmp_path_factory):
 
 def test_the_images_of_a_run_are_opened_whole_only_if_they_have_to_be(workdir, monkeypatch):
     config = configs.parse(config_file.read_config(workdir))
-    train, opened = build.whole_source(config), []
-    whole = build.whole_source
-    monkeypatch.setattr(build, "whole_source", lambda config: opened.append(config) or whole(config))
+    train, opened = reading.whole_source(config), []
+    whole = reading.whole_source
+    monkeypatch.setattr(reading, "whole_source", lambda config: opened.append(config) or whole(config))
     monkeypatch.setattr(facts, "trained_on", lambda workdir: facts.of_source(train, given=False))
     assert evaluate.own_pair(workdir, config)[0].digest() == train.digest() and not opened
     other = {**facts.of_source(train, given=False), "digest": "0" * 12}

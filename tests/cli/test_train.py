@@ -17,7 +17,7 @@ from ssl_jax import dist, load_backbone
 from ssl_jax.cli import train
 from ssl_jax.data import sources
 from ssl_jax.evaluation.online import make_online_knn
-from ssl_jax.training import build
+from ssl_jax.training import build, reading
 from ssl_jax.workdir.metrics import TIMES, read_metrics
 from tests.flags import environment
 
@@ -191,7 +191,7 @@ def test_neighbors_that_there_are_no_images_for_are_left_out_while_training(caps
     config.online_knn.update(bank=300, queries=100, k=20)
     config = configs.parse(config)
     few = sources.ArraySource(np.zeros((24, 4, 4, 1), np.uint8), np.arange(24) % 2)
-    method, values = build.method(config, build.schedule(config, 24, 2)), build.normalization(config)
+    method, values = build.method(config, build.schedule(config, 24, 2)), reading.normalization(config)
     assert make_online_knn(config, values, few, method, dist.make_local_mesh()) is None
     assert (
         "no kNN while training: config.online_knn.k=20 is more than the 18 images in the bank; use 18 or less"

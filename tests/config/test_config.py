@@ -8,7 +8,7 @@ from ssl_jax import config as configs
 from ssl_jax.cli import flags
 from ssl_jax.configs import NAMES, scales
 from ssl_jax.methods import Schedule
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, build
 from ssl_jax.training.config_keys import of_sections
 
 SIMCLR = "simclr"
@@ -40,7 +40,7 @@ def test_what_a_config_leaves_to_its_default_can_be_set(flag, expected):
     assert configs.flatten(config)[key] == expected
     config = configs.parse(config)
     method = build.method(config, Schedule(batch_size=256, steps=10, steps_per_epoch=5, num_images=1280))
-    build.augmentations(config, method.views)
+    augmenting.augmentations(config, method.views)
     build.optimizer(config, 10, method)
 
 

@@ -14,7 +14,7 @@ from ssl_jax import dist
 from ssl_jax.evaluation import online
 from ssl_jax.ops import shards
 from ssl_jax.planning import plan
-from ssl_jax.training import build
+from ssl_jax.training import build, reading
 from ssl_jax.training.step import TrainStep
 from tests.methods.test_every_method import Training, assert_same, held, load, save, sgd
 
@@ -200,7 +200,7 @@ def test_for_the_online_knn_each_device_gets_the_backbone_and_no_more(monkeypatc
     config.data.split, config.online_knn.bank, config.online_knn.queries = "train[:2%]", 200, 100
     config.method.queue_size = 1024
     config = configs.parse(config)
-    source, mesh = build.source(config), dist.make_mesh(jax.devices()[:4])
+    source, mesh = reading.source(config), dist.make_mesh(jax.devices()[:4])
     training = build.training(config, build.schedule(config, len(source), 10))
     state = dist.create_state(training.create_state, mesh, shard_state=True)
     monkeypatch.setattr(dist, "make_local_mesh", lambda: mesh)  # as in a process of these devices alone
@@ -213,7 +213,7 @@ def test_for_the_online_knn_each_device_gets_the_backbone_and_no_more(monkeypatc
         return lambda variables, rows: used.append(variables) or run(variables, rows)
 
     monkeypatch.setattr(dist, "map_rows", mapped)
-    knn = online.make_online_knn(config, build.normalization(config), source, training.method, mesh)
+    knn = online.make_online_knn(config, reading.normalization(config), source, training.method, mesh)
     accuracy = knn(state)
     assert 0 <= accuracy <= 100
     backbone = training.method.backbone_variables(state.params, state.model_state)

@@ -9,7 +9,7 @@ from ssl_jax import config, models
 from ssl_jax.methods import METHODS, Schedule, Teacher, Tokenizer
 from ssl_jax.methods.toolkit.tokenizers import TanhHead
 from ssl_jax.models.blocks import Block
-from ssl_jax.training import build
+from ssl_jax.training import build, teachers
 from tests.methods import drawn
 from tests.methods.teachers import saved, saved_tokenizer
 
@@ -107,7 +107,7 @@ def test_a_run_of_vqkd_is_a_tokenizer():
     found = config.get_config("beit_v2:tiny")
     found.method.tokenizer = str(saved_tokenizer())
     found = config.parse(found)
-    loaded = build.tokenizer(found)
+    loaded = teachers.tokenizer(found)
     assert loaded.codebook.shape == (24, 8)
     method = build.method(found, RUN)
     assert method.codes == 24
@@ -120,7 +120,7 @@ def test_another_run_is_no_tokenizer(tmp_path):
     for path, message in ((tmp_path, "holds no run"), (saved(), "holds no run")):
         found.method.tokenizer = str(path)
         with pytest.raises(config.ConfigError, match=f"{message}; give the directory of a run of vqkd"):
-            build.tokenizer(config.parse(found))
+            teachers.tokenizer(config.parse(found))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from ssl_jax import config as configs
 from ssl_jax import models
 from ssl_jax.methods import METHODS, Schedule, Teacher
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, build
 from tests.methods.teachers import saved
 
 BATCH, IMAGES, CLUSTERS = 8, 24, 3
@@ -95,9 +95,8 @@ def test_a_config_names_the_teachers_file():
     settings.method.clusters = 4
     settings = configs.parse(settings)
     method = build.method(settings, Schedule(batch_size=8, steps=10, steps_per_epoch=3, num_images=24))
-    assert (
-        method.frozen.model.dim == 8 and [v.size for v in build.augmentations(settings, method.views)] == [(28, 28)] * 2
-    )
+    views = augmenting.augmentations(settings, method.views)
+    assert method.frozen.model.dim == 8 and [view.size for view in views] == [(28, 28)] * 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from ssl_jax import config, models
 from ssl_jax.methods import METHODS, Schedule
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, build
 from tests.methods import drawn
 
 RUN = Schedule(batch_size=4, steps=100, steps_per_epoch=10, num_images=60)
@@ -111,4 +111,4 @@ def test_a_mask_of_squares_that_hides_another_number_of_patches_is_refused():
     found = config.parse(found)
     method = build.method(found, RUN)
     with pytest.raises(config.ConfigError, match=r"masks 127 of 196 .* unit=2 masks 128; use 128 / 196"):
-        build.masks(found, method, build.augmentations(found, method.views))
+        augmenting.masks(found, method, augmenting.augmentations(found, method.views))

@@ -8,7 +8,7 @@ import pytest
 from ssl_jax import models
 from ssl_jax.config import ConfigError, parse
 from ssl_jax.methods import METHODS, Schedule
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, build
 from tests.methods import drawn
 from tests.methods.test_every_method import load
 
@@ -172,7 +172,7 @@ def test_masks_of_more_patches_than_pass_the_head_are_refused_when_they_are_buil
     config = parse(config)
     method = build.method(config, SCHEDULE)
     with pytest.raises(ConfigError, match=r"up to 8 patches of global1, more than config.method.most_masked=7; use"):
-        build.masks(config, method, build.augmentations(config, method.views))
+        augmenting.masks(config, method, augmenting.augmentations(config, method.views))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from ssl_jax import models
 from ssl_jax.config import ConfigError, parse
 from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.toolkit.masking import resized, shrunk
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, build
 from ssl_jax.training.state import begun, with_backbone
 from ssl_jax.weights import save_backbone
 from tests.losses.test_distillation import reference_gram
@@ -248,7 +248,7 @@ def test_masks_are_for_the_shrunk_views():
     config.method = {**config.method, "gram_scale": 2, "most_masked": 8}
     config = parse(config)
     method = build.method(config, Schedule(batch_size=256, steps=1000, steps_per_epoch=100, num_images=25_600))
-    mask, other, small = build.masks(config, method, build.augmentations(config, method.views))[:3]
+    mask, other, small = augmenting.masks(config, method, augmenting.augmentations(config, method.views))[:3]
     assert mask is not None and mask.grid((56, 56)) == (4, 4) and other == mask and small is None
 
 

@@ -12,7 +12,7 @@ from ssl_jax import config, models
 from ssl_jax.methods import DINOv3Distillation, DINOv3Teacher, Schedule, Teacher
 from ssl_jax.methods.toolkit.students import on_grid
 from ssl_jax.models.heads import DINOHead
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, build
 from tests.methods import drawn
 from tests.methods.teachers import saved, saved_dinov3, with_teacher
 from tests.methods.test_dinov2 import koleo, sinkhorn, softmax
@@ -221,7 +221,7 @@ def test_masks_have_the_grid_of_the_teachers_patches():
     found.model = dict(name="resnet8")
     found = config.parse(found)
     method = build.method(found, build.schedule(found, 1024, 10))
-    mask, other, *small = build.masks(found, method, build.augmentations(found, method.views))
+    mask, other, *small = augmenting.masks(found, method, augmenting.augmentations(found, method.views))
     assert mask is not None and mask.grid((28, 28)) == (4, 4) and other == mask and small == [None, None]
 
 

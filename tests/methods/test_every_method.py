@@ -12,7 +12,7 @@ from ssl_jax import config, dist
 from ssl_jax.configs import scales
 from ssl_jax.data import opening, pipeline, sources
 from ssl_jax.methods import METHODS, Schedule
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, build
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.state import create_state
 from tests.methods import smaller
@@ -212,8 +212,8 @@ def test_every_scale_of_every_config_can_be_built(name, scale):
     )
     settings = config.parse(settings)
     method = build.method(settings, run)
-    views = build.augmentations(settings, method.views)
-    build.masks(settings, method, views)
+    views = augmenting.augmentations(settings, method.views)
+    augmenting.masks(settings, method, views)
     tx, _ = build.optimizer(settings, run.steps, method)
     example = jnp.zeros((1, *views[0].size, settings.data.channels))
     state = jax.eval_shape(lambda: create_state(method, tx, example, 0))

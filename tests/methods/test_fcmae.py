@@ -9,7 +9,7 @@ from ssl_jax import models
 from ssl_jax.config import parse
 from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.fcmae import Decoder
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, build
 from tests.methods import drawn
 from tests.methods.test_every_method import load
 
@@ -86,7 +86,7 @@ def test_in_the_decoder_hidden_places_begin_alike_and_visible_ones_with_their_fe
 def test_of_49_squares_30_are_hidden_as_the_authors_round_up():
     config = parse(load("fcmae", "imagenet_base"))
     method = build.method(config, RUN)
-    (mask,) = build.masks(config, method, build.augmentations(config, method.views))
+    (mask,) = augmenting.masks(config, method, augmenting.augmentations(config, method.views))
     assert mask.most((224, 224)) == 30
 
 

@@ -8,7 +8,7 @@ import pytest
 from ssl_jax import models, optim
 from ssl_jax.config import ConfigError, parse
 from ssl_jax.methods import METHODS, Schedule
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, build
 from tests.methods import drawn
 from tests.methods.test_every_method import load
 
@@ -140,7 +140,7 @@ def test_a_mask_of_another_share_is_refused_when_it_is_built():
     config = parse(config)
     method = build.method(config, SCHEDULE)
     with pytest.raises(ConfigError, match=r"takes config.mask.ratio=\(0.15, 0.15\) and images=1.0, got \(0.15, 0.3\)"):
-        build.masks(config, method, build.augmentations(config, method.views))
+        augmenting.masks(config, method, augmenting.augmentations(config, method.views))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from ssl_jax import models
 from ssl_jax.config import ConfigError, parse
 from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.methods.simmim import SimMIM
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, build
 from tests.methods import drawn
 from tests.methods.test_every_method import load
 
@@ -77,7 +77,7 @@ def test_a_swins_masks_hide_squares_of_its_last_map():
     config.model = swin
     config = parse(config)
     method = build.method(config, RUN)
-    (mask,) = build.masks(config, method, build.augmentations(config, method.views))
+    (mask,) = augmenting.masks(config, method, augmenting.augmentations(config, method.views))
     assert mask.grid((28, 28)) == (2, 2)
 
 
@@ -114,7 +114,7 @@ def test_a_swin_begins_as_for_other_methods():
 def test_the_share_of_hidden_squares_is_rounded_up_as_by_the_authors(scale, pixels, hidden):
     config = parse(load("simmim", scale))
     method = build.method(config, RUN)
-    (mask,) = build.masks(config, method, build.augmentations(config, method.views))
+    (mask,) = augmenting.masks(config, method, augmenting.augmentations(config, method.views))
     assert mask.most((pixels, pixels)) == hidden
 
 

@@ -13,7 +13,7 @@ from ssl_jax import config as configs
 from ssl_jax import dist
 from ssl_jax.methods import METHODS, Base, Output, Traffic
 from ssl_jax.planning import hlo, plan, program
-from ssl_jax.training import build, step
+from ssl_jax.training import augmenting, build, step
 from ssl_jax.training.state import create_state
 from tests.methods.teachers import with_teacher
 
@@ -78,7 +78,7 @@ def compile_method(name, *, shard_state=False):
         plan.tree_bytes(state.model_state.get("batch_stats", {})),
         plan.tree_bytes(state.model_state.get("teacher", {}).get("batch_stats", {})),
     )
-    declared = training.method.traffic(build.view_shape(training.augmentations[0], config.data.channels))
+    declared = training.method.traffic(augmenting.view_shape(training.augmentations[0], config.data.channels))
     sizes = {augmentation.size for augmentation in training.augmentations}
     return program.collectives(hlo.parse(compiled.as_text())), facts, sizes, declared
 

@@ -15,7 +15,7 @@ from ssl_jax import data, dist, load_backbone, models, weights
 from ssl_jax.config import ConfigError
 from ssl_jax.evaluation import knn
 from ssl_jax.evaluation.online import choose_images
-from ssl_jax.training import build
+from ssl_jax.training import build, reading
 from ssl_jax.training.beginning import Beginning, load, show
 from ssl_jax.training.build import Given
 from ssl_jax.training.loop import Loop
@@ -76,7 +76,7 @@ def first_state(config, workdir):
     parsed = configs.parse(measured(config, source, None, begin.backbone))
     training = build.training(parsed, build.schedule(parsed, len(source), 2))
     loop = Loop(parsed, training, source, workdir, Termination(), begin.backbone(parsed))
-    return training.method, build.normalization(parsed), loop.restore()
+    return training.method, reading.normalization(parsed), loop.restore()
 
 
 @pytest.mark.parametrize("config_of, model", [(simclr, RESNET), (dino, VIT)])

@@ -2,7 +2,7 @@ import pytest
 
 from ssl_jax import config
 from ssl_jax.methods import Schedule
-from ssl_jax.training import build
+from ssl_jax.training import augmenting, build
 
 RUN = Schedule(batch_size=256, steps=100, steps_per_epoch=10, num_images=60_000)
 
@@ -24,7 +24,7 @@ def test_a_pass_over_all_images_comes_before_training_where_the_method_wants_one
 
 def test_an_augmentation_that_is_not_used_is_warned_of(caplog):
     settings, method = dino(local_views=0)
-    assert len(build.augmentations(settings, method.views)) == 2
+    assert len(augmenting.augmentations(settings, method.views)) == 2
     assert "['local'], which the method does not use" in caplog.text
 
 
@@ -32,4 +32,4 @@ def test_a_missing_augmentation_is_refused():
     settings, method = dino(local_views=1)
     del settings.augment["local"]
     with pytest.raises(config.ConfigError, match=r"has the sections \['global1', 'global2'\], but the method needs"):
-        build.augmentations(settings, method.views)
+        augmenting.augmentations(settings, method.views)

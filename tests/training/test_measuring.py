@@ -8,7 +8,7 @@ import ssl_jax
 from ssl_jax import config as configs
 from ssl_jax import data
 from ssl_jax.data import folder_source, formats, window_source
-from ssl_jax.training import build
+from ssl_jax.training import reading
 from ssl_jax.training.measuring import measured, measured_with_images
 
 IMAGES = np.random.default_rng(0).integers(100, 4000, (20, 8, 8, 5)).astype(np.uint16)
@@ -24,7 +24,7 @@ def test_what_is_open_is_measured():
     config = measured(open_config(), data.arrays(IMAGES))
     found = data.statistics(IMAGES)
     assert {key: config.data[key] for key in found} == found
-    normalization = build.normalization(configs.parse(config))
+    normalization = reading.normalization(configs.parse(config))
     assert normalization.channels == 5
     unit = np.asarray(normalization.unit(IMAGES))
     assert (unit.min(), unit.max()) == (0.0, 1.0)
@@ -43,7 +43,7 @@ def test_what_the_files_name_as_missing_is_left_out(tmp_path, window):
     assert found.nodata == (-9999.0,)
     assert found.value_range == (100.0, 200.0, 200.0, 400.0, 300.0, 600.0, 400.0, 800.0, 500.0, 1000.0)
     np.testing.assert_allclose(found.mean, 0.5, atol=1e-6)
-    normalization = build.normalization(configs.parse(measured(config)))
+    normalization = reading.normalization(configs.parse(measured(config)))
     np.testing.assert_allclose(normalization(normalization.conform(scene))[:2], 0.0, atol=0.01)  # the channel's mean
     config.data.nodata = (0.0,)
     assert measured(config).data.value_range[0] == -9999.0  # what is given is taken
@@ -94,7 +94,7 @@ def test_models_that_undo_the_normalization_follow():
 def test_channels_that_are_not_those_of_the_images_are_refused(monkeypatch):
     config = open_config()
     config.data.channels = 4
-    monkeypatch.setattr(build, "whole_source", lambda config: data.arrays(IMAGES))
+    monkeypatch.setattr(reading, "whole_source", lambda config: data.arrays(IMAGES))
     with pytest.raises(configs.ConfigError, match="channels=4, but the images of arrays have 5 channels"):
         measured(config)
 
@@ -120,7 +120,7 @@ def test_images_that_were_measured_are_read_as_if_opened_anew(mixed, window, mon
     headers = counted(monkeypatch, formats, "look")
     config, found = measured_with_images(config, None, None)
     assert len(headers) == 4 and config.data.channels == 3
-    anew = build.whole_source(configs.parse(config))
+    anew = reading.whole_source(configs.parse(config))
     assert len(found) == len(anew) and found.digest() == anew.digest()
     for k in range(len(anew)):
         np.testing.assert_array_equal(found[k], anew[k])

@@ -65,7 +65,7 @@ def unmasked(mask: Bool[Array, "batch patches"], ratio: float) -> Int[Array, "ba
     """The indices of the patches that are not masked, in rising order.
 
     ratio: the share that is masked in every image. It says how many patches are kept, which a compiled step must know
-      beforehand. It is the method's `mask_ratio`, and config.mask.ratio must agree with it (see build.masks).
+      beforehand. It is the method's `mask_ratio`, and config.mask.ratio must agree with it (see augmenting.masks).
     """
     patches = mask.shape[1]
     return jnp.argsort(mask, axis=1, stable=True)[:, : patches - count_masked(patches, ratio)]
