@@ -9,10 +9,12 @@ hash of their config and the commit, and from which test images were right, in d
 there, what a changed config has made stale, what has no right images yet, and with --again what is of another commit.
 What was stopped goes on. Several of it may run at once, for some of the methods each. --methods "" only writes the
 page. On Fashion-MNIST, methods that need color, as colorization, are trained on the images of their config, and
-measured on Fashion-MNIST like all others.
+measured on Fashion-MNIST like all others. Methods that start with a trained network get that of another method's run
+under the same budget (GIVEN in methods_worlds.py).
 """
 
 import argparse
+import copy
 import dataclasses
 import functools
 import re
@@ -30,6 +32,7 @@ from methods_worlds import (
     COMPARED,
     DRAWS,
     FASHION,
+    GIVEN,
     LONGER,
     SLOW,
     WORLDS,
@@ -124,15 +127,24 @@ def kept_or_measured(record, key, config, compute, *, commit, again, frozen=True
 
 
 def pretrain(config, root, world=FASHION):
-    """The workdir of a finished run of the config."""
+    """The workdir of a finished run of the config, and of the runs that it starts with."""
     name = config.method.name
     workdir = root / f"{name}-{config.seed}"
-    if (workdir / "config.json").exists() and configs.differences(config_file.read_config(workdir), config):
+    written, teacher = workdir / "config.json", {}
+    if name in GIVEN:
+        key, other = GIVEN[name]
+        given = pretrain(configured(other, config.seed, config.steps, world), root, world)
+        teacher = {f"method.{key}": str(given)}
+        config = copy.deepcopy(config)
+        config.update_from_flattened_dict(teacher)
+        if written.exists() and (given / "backbone.safetensors").stat().st_mtime > written.stat().st_mtime:
+            shutil.rmtree(workdir)
+    if written.exists() and configs.differences(config_file.read_config(workdir), config):
         shutil.rmtree(workdir)
     if (workdir / "backbone.safetensors").exists():
         return workdir
     workdir.mkdir(parents=True, exist_ok=True)
-    changes = settings(config.seed, config.steps) | world.settings(configs.get_config(f"{name}:tiny"))
+    changes = settings(config.seed, config.steps) | world.settings(configs.get_config(f"{name}:tiny")) | teacher
     overrides = [f"--config.{key}={value}" for key, value in changes.items()]
     command = ["-m", "ssl_jax", "train", f"--config={name}:tiny", f"--workdir={workdir}", *overrides]
     with (workdir / "log.txt").open("a") as log:

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 from methods_record import FINETUNE, FROZEN, KNN, LINEAR, Record
-from methods_worlds import COMPARED, DRAWS, FASHION, LONGER, WORLDS, configured, untrained_key
+from methods_worlds import COMPARED, DRAWS, FASHION, GIVEN, LONGER, WORLDS, configured, untrained_key
 
 from ssl_jax.evaluation import comparisons, finetuning_recipes
 
@@ -82,6 +82,9 @@ def page(world, record, steps):
             "",
             f"Trained on color images, those of their configs, and measured on {world.title}: {', '.join(elsewhere)}.",
         ]
+    of_others = [f"{name} of {GIVEN[name][1]}" for name in (row.name for row in measured) if name in GIVEN]
+    if of_others:
+        lines += ["", f"Start with the trained network of another method, from the same seed: {', '.join(of_others)}."]
     lines += shown(gains(record, measured))
     if world is not FASHION:
         other = Record(record.folder, FASHION.record).read()

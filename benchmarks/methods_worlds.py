@@ -6,11 +6,18 @@ from ssl_jax import config as configs
 from ssl_jax.methods import METHODS
 
 # Not above their untrained network under each protocol after that many steps: what five times as many give.
-SLOW, LONGER = ("bigan", "dcgan", "ijepa"), 5
+SLOW, LONGER = ("bigan", "dcgan", "deepcluster", "ijepa", "sela"), 5
 DRAWS = tuple(range(5))  # of the 10 labels per class
-# Start with a trained network; of distill, see distill.py.
-GIVEN = ("beit_v2", "clusterfit", "dinov3_distillation", "distill", "feature_targets", "vqkd")
-COMPARED = [name for name in METHODS if name not in GIVEN]
+# Methods that start with a trained network: the key of config.method that names its run, and the run's method.
+GIVEN = {
+    "beit_v2": ("tokenizer", "vqkd"),
+    "clusterfit": ("teacher", "rotation"),
+    "dinov3_distillation": ("teacher", "dinov3"),
+    "distill": ("teacher", "simclr"),
+    "feature_targets": ("teacher", "ibot"),
+    "vqkd": ("teacher", "ibot"),
+}
+COMPARED = [*METHODS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +66,10 @@ def settings(seed, steps):
 def configured(name, seed, steps, world=FASHION):
     config = configs.get_config(f"{name}:tiny")
     config.update_from_flattened_dict(settings(seed, steps) | world.settings(config))
+    if name in GIVEN:
+        key, other = GIVEN[name]
+        # With its config's digest, so that another teacher makes another digest of this config.
+        config.method[key] = f"{other}-{seed} of {configs.digest(configured(other, seed, steps, world))}"
     return config
 
 

@@ -12,7 +12,7 @@ from ssl_jax import recipes
 
 
 def tiny() -> ConfigDict:
-    """EVA's way, with a teacher such as the directory of a run of dino:tiny."""
+    """EVA's way, with a teacher such as the directory of a run of ibot:tiny."""
     config = recipes.tiny_vit()
     config.batch_size = 128
     config.model.update(patch_size=4, pool="norm_mean")
@@ -24,7 +24,7 @@ def tiny() -> ConfigDict:
 
 
 def tiny_milan() -> ConfigDict:
-    """MILAN's way; the teacher needs a class token, as one of dino:tiny has."""
+    """MILAN's way; the teacher needs a class token, as one of ibot:tiny has."""
     config = tiny()
     config.model.update(positions="sincos")
     config.method.update(

@@ -6,7 +6,7 @@ from ssl_jax import recipes
 
 
 def tiny() -> ConfigDict:
-    """`method.teacher` is to be given, such as the directory of a run of dino:tiny."""
+    """`method.teacher` is to be given, such as the directory of a run of ibot:tiny."""
     config = recipes.tiny_vit()
     config.model.pool = "norm_mean"
     config.method = dict(
