@@ -50,8 +50,8 @@ from ssl_jax.evaluation.features import BATCH, extract, read_batches
 from ssl_jax.evaluation.subject import Images, Subject
 from ssl_jax.methods import Schedule
 from ssl_jax.training import augmenting, build, reading
-from ssl_jax.training.build import source_pair
 from ssl_jax.training.checkpoint import Checkpoints
+from ssl_jax.training.reading import source_pair
 from ssl_jax.training.state import create_state
 from ssl_jax.weights import Backbone
 from ssl_jax.workdir import config_file, facts

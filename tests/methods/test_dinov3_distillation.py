@@ -13,6 +13,7 @@ from ssl_jax.methods import DINOv3Distillation, DINOv3Teacher, Schedule, Teacher
 from ssl_jax.methods.toolkit.students import on_grid
 from ssl_jax.models.heads import DINOHead
 from ssl_jax.training import augmenting, build
+from ssl_jax.training.checkpoint import Checkpoints
 from tests.methods import drawn
 from tests.methods.teachers import saved, saved_dinov3, with_teacher
 from tests.methods.test_dinov2 import koleo, sinkhorn, softmax
@@ -234,11 +235,11 @@ def test_a_run_writes_a_file_for_each_student(tmp_path):
     images = ssl_jax.data.ArraySource(RNG.integers(0, 255, (64, 28, 28, 1), np.uint8))
     run = ssl_jax.pretrain(found, images, workdir=tmp_path)
     assert {"class_loss", "resnet8_class_loss"} <= set(run.metrics[-1])
-    held = str(jax.tree.structure(build.Checkpoints(tmp_path / "checkpoints").newest()))
+    held = str(jax.tree.structure(Checkpoints(tmp_path / "checkpoints").newest()))
     assert "ema" in held and "network" not in held  # the teacher is in no checkpoint
     first, second = run.backbone, ssl_jax.load_backbone(tmp_path / "students" / "resnet8")
     assert (first.model.dim, second.model.dim) == (16, 4)
-    kept = build.Checkpoints(tmp_path / "checkpoints").newest()
+    kept = Checkpoints(tmp_path / "checkpoints").newest()
     assert kept is not None
     for part in ("params", "batch_stats"):
         expected = kept["model_state"]["ema"][part]["backbone_resnet8"]
