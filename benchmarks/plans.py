@@ -23,8 +23,8 @@ RESULTS, TABLE = ROOT / "docs" / "plans.json", ROOT / "docs" / "plans.md"
 HEAD = """# Plans
 
 What the ImageNet configs need of each chip, and at least cost, as `ssl_jax plan` finds without a TPU or a GPU: the
-step is compiled for the slice by libtpu, the TPU compiler (`pip install libtpu`), or for GPUs by the compiler in JAX's
-plugin (`pip install --no-deps jax-cuda12-pjrt jax-cuda12-plugin`, of the version of JAX). Made by
+step is compiled for the slice by libtpu, the TPU compiler (`pip install "jax[tpu]"`), or for GPUs by the compiler in
+JAX's plugin (`pip install --no-deps jax-cuda12-pjrt jax-cuda12-plugin`, of the version of JAX). Made by
 `python benchmarks/plans.py`, which goes on where it was; `docs/plans.json` has all figures, the collectives by line of
 our code, and the assumptions.
 

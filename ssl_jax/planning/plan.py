@@ -112,9 +112,7 @@ def plan(given: ConfigDict, place: Place | None) -> dict[str, Any]:
         result["advice"] = advice(result, place)
         return result
     result["compile_seconds"] = time.perf_counter() - begun
-    text = compiled.as_text()
-    assert text is not None  # as what was compiled here has one
-    module = hlo.parse(text)
+    module = hlo.parse(program_text(compiled))
     memory |= program_memory(compiled.memory_analysis(), main_memory.activation_bytes(module))
     result["fits"] = None if memory["limit"] is None else memory["needed"] <= memory["limit"]
     flops = flops_by_type(compiled, module)
@@ -173,6 +171,19 @@ def tried_as(changes: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str,
     return entry
 
 
+def program_text(compiled: jax.stages.Compiled) -> str:
+    """The compiled program. Raises: ConfigError if JAX cannot read it, as that of another version's compiler."""
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise configs.ConfigError(
+            f"JAX {jax.__version__} cannot read what libtpu {facts.version('libtpu')} compiled; install the compiler "
+            f'that belongs to it: pip install "jax[tpu]=={jax.__version__}". It says: {str(error).splitlines()[0]}'
+        ) from error
+    assert text is not None  # as what was compiled here has one
+    return text
+
+
 def flops_by_type(compiled: jax.stages.Compiled, module: hlo.Module) -> dict[str, float]:
     """FLOPs of a step on one device, by type of the operands as in `program.product_flops`.
 
@@ -208,7 +219,9 @@ def describe_gpus(place: Gpus) -> Any:
 
 def describe_slice(place: Slice) -> Any:
     if importlib.util.find_spec("libtpu") is None:
-        raise configs.ConfigError("--topology needs the TPU compiler, which is not installed: pip install libtpu")
+        raise configs.ConfigError(
+            f'--topology needs the TPU compiler, which is not installed: pip install "jax[tpu]=={jax.__version__}"'
+        )
     # Otherwise libtpu would ask a TPU machine's metadata server who it is, and refuse to be loaded twice on a machine.
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",

@@ -154,8 +154,16 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_compiling(tmp_path,
 
 def test_without_the_compiler_for_tpus_it_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="pip install libtpu"):
+    with pytest.raises(SystemExit, match=r"pip install \"jax\[tpu\]=="):
         plan_command.main([f"--config={SIMCLR}:tiny", "--topology=v5e:4x4"])
+
+
+def test_a_program_of_another_version_s_compiler_is_told_of():
+    def unreadable():
+        raise jax.errors.JaxRuntimeError("INTERNAL: an instruction should have 1 operands but sees 3\nmore")
+
+    with pytest.raises(configs.ConfigError, match=r"cannot read what libtpu .*\"jax\[tpu\]==.*sees 3$"):
+        plan.program_text(types.SimpleNamespace(as_text=unreadable))
 
 
 def test_a_topology_that_there_is_not_is_refused():
