@@ -158,12 +158,14 @@ def test_without_the_compiler_for_tpus_it_is_named(monkeypatch):
         plan_command.main([f"--config={SIMCLR}:tiny", "--topology=v5e:4x4"])
 
 
-def test_a_program_of_another_version_s_compiler_is_told_of():
-    def unreadable():
+def test_a_program_of_another_version_s_compiler_is_told_of(monkeypatch):
+    def unreadable(_):
         raise jax.errors.JaxRuntimeError("INTERNAL: an instruction should have 1 operands but sees 3\nmore")
 
+    compiled = jax.jit(lambda x: x).lower(1.0).compile()
+    monkeypatch.setattr(type(compiled), "as_text", unreadable)
     with pytest.raises(configs.ConfigError, match=r"cannot read what libtpu .*\"jax\[tpu\]==.*sees 3$"):
-        plan.program_text(types.SimpleNamespace(as_text=unreadable))
+        plan.program_text(compiled)
 
 
 def test_a_topology_that_there_is_not_is_refused():
