@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -13,14 +12,14 @@ from jaxtyping import Array, Float, Key
 from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, Range
 from ssl_jax.methods import toolkit
-from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.contract import Batch, Output, Params, State, Traffic
 from ssl_jax.methods.toolkit import banks, kmeans, memories, teachers
 from ssl_jax.models.heads import MLP, torch_init
 from ssl_jax.ops import shards
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterFit(Base):
+class ClusterFit(teachers.Taught):
     """Learns, from the start, the numbers of the clusters that the features of a trained backbone fall into.
 
     The trained backbone, the teacher, comes from a file. Before training, a pass over all images (`prepare`) collects
@@ -36,30 +35,14 @@ class ClusterFit(Base):
     Source: Yan et al. 2019, arXiv:1912.03330, section 3, and VISSL's code, which is the authors'.
     """
 
-    backbone: nn.Module
-    schedule: Schedule
-    teacher: teachers.TeacherPath = ""
-    teacher_model: teachers.TeacherModel = ""
-    teacher_size: teachers.TeacherSize = 0
     clusters: Annotated[int, Range(2), "Number of clusters. Fewer keep less of the teacher."] = 16_000
     iterations: Annotated[int, COUNT, "Iterations of k-means."] = 50
-    loaded: teachers.Teacher | None = None  # the teacher itself, made of the keys above when a run is built
 
     views = ("view", "whole")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         memories.check_clusters(self.schedule, self.clusters)
-        teachers.given(self.loaded, "ClusterFit")
-
-    @property
-    def frozen(self) -> teachers.Teacher:
-        """The teacher."""
-        return teachers.given(self.loaded, "ClusterFit")
-
-    @property
-    def constants(self) -> State:
-        return {"teacher": self.frozen.variables}
 
     @property
     def networks(self) -> toolkit.Networks:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from ssl_jax import losses, optim
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, SHARE
 from ssl_jax.methods import toolkit
-from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic, Variables
+from ssl_jax.methods.contract import Batch, Output, Params, State, Traffic, Variables
 from ssl_jax.methods.toolkit import teachers
 from ssl_jax.models import maps
 from ssl_jax.models.heads import MLP
@@ -24,7 +24,7 @@ EPS = 1e-6  # added to the deviation of each of the teacher's entries; one that 
 
 
 @dataclasses.dataclass(frozen=True)
-class Distill(Base):
+class Distill(teachers.Taught):
     """Predicts the features that a frozen teacher, a backbone from a file, has of the same view.
 
     A projector predicts the features of the whole view. Where both networks have features of places (a ViT's patches,
@@ -41,11 +41,6 @@ class Distill(Base):
       projector of the last layer alone. One crop for both networks: Beyer et al. 2021, arXiv:2106.05237, section 3.
     """
 
-    backbone: nn.Module
-    schedule: Schedule
-    teacher: teachers.TeacherPath = ""
-    teacher_model: teachers.TeacherModel = ""
-    teacher_size: teachers.TeacherSize = 0
     local_views: Annotated[int, NOT_NEGATIVE, "Small crops of each image, beside the large one."] = 0
     projector: Annotated[
         tuple[int, ...], COUNT, "Widths of the projectors' hidden layers. (): projectors are linear."
@@ -58,26 +53,15 @@ class Distill(Base):
     statistics_rate: Annotated[
         float, SHARE, "Share of a batch in the teacher's running mean and deviation, at the end of the run."
     ] = 0.001
-    loaded: teachers.Teacher | None = None  # the teacher itself, made of the keys above when a run is built
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cosine == self.smooth_l1 == 0:
             raise ValueError("cosine=0 and smooth_l1=0 leave no loss; use cosine=0.5, smooth_l1=0.5")
-        teachers.given(self.loaded, "distillation")
 
     @property
     def views(self) -> tuple[str, ...]:
         return toolkit.with_local(("view",), self.local_views)
-
-    @property
-    def frozen(self) -> teachers.Teacher:
-        """The teacher."""
-        return teachers.given(self.loaded, "distillation")
-
-    @property
-    def constants(self) -> State:
-        return {"teacher": self.frozen.variables}
 
     @property
     def kinds(self) -> Sequence[str]:

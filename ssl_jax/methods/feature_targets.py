@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ssl_jax import losses, ops
 from ssl_jax.keys import COUNT, INNER_SHARE, NOT_NEGATIVE
 from ssl_jax.methods import toolkit
-from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.contract import Batch, Output, Params, State, Traffic
 from ssl_jax.methods.toolkit import drawing, masking, teachers, tiling
 from ssl_jax.methods.toolkit.cross import CrossBlock
 from ssl_jax.models import maps
@@ -58,7 +58,7 @@ class PromptingDecoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureTargets(Base):
+class FeatureTargets(teachers.Taught):
     """Predicts, from a part of an image's patches, the features that a frozen backbone has of the whole.
 
     As in EVA (`decoder_depth=0`), a token stands in for each hidden patch, and a linear layer predicts the teacher's
@@ -75,11 +75,6 @@ class FeatureTargets(Base):
     Both predict CLIP's features after its projection to the space of texts, which backbones here do not have.
     """
 
-    backbone: nn.Module
-    schedule: Schedule
-    teacher: teachers.TeacherPath = ""
-    teacher_model: teachers.TeacherModel = ""
-    teacher_size: teachers.TeacherSize = 0
     mask_ratio: Annotated[float, INNER_SHARE, "Share of each image's patches that is hidden; 0.75 in MILAN."] = 0.4
     by_attention: Annotated[bool, "Which patches are seen is drawn by the teacher's class attention."] = False
     of_all: Annotated[bool, "The loss is that of all patches, and not of the hidden ones alone."] = False
@@ -88,7 +83,6 @@ class FeatureTargets(Base):
     ] = 0
     decoder_dim: Annotated[int, COUNT, "Width of the decoder."] = 512
     decoder_heads: Annotated[int, COUNT, "Attention heads of the decoder."] = 16
-    loaded: teachers.Teacher | None = None  # the teacher itself, made of the keys above when a run is built
 
     views = ("view",)
     # chance_level: that of the best single vector, which the metric mean_loss shows.
@@ -96,7 +90,7 @@ class FeatureTargets(Base):
     def __post_init__(self) -> None:
         super().__post_init__()
         masking.check_patches(self)
-        model = teachers.given(self.loaded, "the prediction of features").model
+        model = self.frozen.model
         if not teachers.has_places(model):
             raise ValueError(f"the teacher, a {type(model).__name__}, has no features of places; use a ViT or a ResNet")
         if self.by_attention and not maps.has_class_attention(model):
@@ -104,15 +98,6 @@ class FeatureTargets(Base):
                 f"by_attention=True needs a teacher with a class token, got a {type(model).__name__} without; use a "
                 "ViT that has one, or by_attention=False and config.mask"
             )
-
-    @property
-    def frozen(self) -> teachers.Teacher:
-        """The teacher."""
-        return teachers.given(self.loaded, "the prediction of features")
-
-    @property
-    def constants(self) -> State:
-        return {"teacher": self.frozen.variables}
 
     @property
     def masked(self) -> Sequence[str]:

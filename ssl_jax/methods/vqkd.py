@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from ssl_jax import losses
 from ssl_jax.keys import COUNT, NOT_NEGATIVE, SHARE, Range
 from ssl_jax.methods import toolkit
-from ssl_jax.methods.contract import Base, Batch, Output, Params, Schedule, State, Traffic
+from ssl_jax.methods.contract import Batch, Output, Params, State, Traffic
 from ssl_jax.methods.toolkit import masking, teachers, tokenizers
 from ssl_jax.models import maps
 from ssl_jax.models.blocks import Block, layer_norm, weight_init
@@ -42,7 +42,7 @@ class CodeDecoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class VQKD(Base):
+class VQKD(teachers.Taught):
     """Learns tokens of patches, from which a small decoder can tell a frozen teacher's features of the patches.
 
     The encoder's patches are projected to `code_dim` dimensions and normalized; the nearest of `codes` unit vectors
@@ -58,11 +58,6 @@ class VQKD(Base):
     or DINO.
     """
 
-    backbone: nn.Module
-    schedule: Schedule
-    teacher: teachers.TeacherPath = ""
-    teacher_model: teachers.TeacherModel = ""
-    teacher_size: teachers.TeacherSize = 0
     codes: Annotated[int, Range(2), "Number of different tokens."] = 8192
     code_dim: Annotated[int, COUNT, "Dimensions of a code."] = 32
     decay: Annotated[float, SHARE, "Share of its place that a code keeps at each step."] = 0.99
@@ -73,7 +68,6 @@ class VQKD(Base):
     decoder_dim: Annotated[int, COUNT, "Width of the decoder."] = 768
     decoder_depth: Annotated[int, COUNT, "Blocks of the decoder."] = 3
     decoder_heads: Annotated[int, COUNT, "Attention heads of the decoder."] = 12
-    loaded: teachers.Teacher | None = None  # the teacher itself, made of the keys above when a run is built
 
     views = ("view",)
     preparing_steps = 1
@@ -82,21 +76,12 @@ class VQKD(Base):
     def __post_init__(self) -> None:
         super().__post_init__()
         masking.check_patches(self)
-        model = teachers.given(self.loaded, "training a tokenizer").model
+        model = self.frozen.model
         if not teachers.has_places(model):
             raise ValueError(
                 f"the teacher, a {type(model).__name__}, has no features of places; use a ViT of "
                 'pool="cls" or "norm_mean", or a ResNet'
             )
-
-    @property
-    def frozen(self) -> teachers.Teacher:
-        """The teacher."""
-        return teachers.given(self.loaded, "training a tokenizer")
-
-    @property
-    def constants(self) -> State:
-        return {"teacher": self.frozen.variables}
 
     @property
     def decoder(self) -> CodeDecoder:

@@ -19,18 +19,15 @@ from ssl_jax.data.augment import Augmentation, OwnAugmentation
 from ssl_jax.keys import keys_of
 from ssl_jax.methods import (
     METHODS,
-    VQKD,
     BEiTV2,
-    ClusterFit,
     DINOv3,
     DINOv3Distillation,
-    Distill,
-    FeatureTargets,
     Method,
     MethodFactory,
     Schedule,
 )
 from ssl_jax.methods.contract import MEMBERS
+from ssl_jax.methods.toolkit.teachers import Taught
 from ssl_jax.models import abilities
 from ssl_jax.models.adapt import as_backbone
 from ssl_jax.training import augmenting, reading, teachers
@@ -177,7 +174,7 @@ def method(config: Config, schedule: Schedule, given: Given = Given()) -> Method
     module = network(config, given)
     if given.method is None:
         facts, kind = {}, METHODS.get(config.method["name"])
-        if kind in (ClusterFit, Distill, FeatureTargets, VQKD) and config.method.get("teacher"):
+        if isinstance(kind, type) and issubclass(kind, Taught) and config.method.get("teacher"):
             facts = {"loaded": teachers.teacher(config, "teacher", config.method.get("teacher_model") or None)}
         if kind is DINOv3 and config.method.get("gram_teacher"):
             facts = {"loaded": teachers.teacher(config, "gram_teacher", module, **teachers.sizes(config, module))}

@@ -164,7 +164,7 @@ def test_a_teacher_undoes_the_views_normalization_and_does_its_own():
 @pytest.mark.parametrize(
     "path, options, message",
     [
-        ("", {}, r"config\.method: distillation needs a teacher; say --config\.method\.teacher=PATH"),
+        ("", {}, r"config\.method: Distill needs a teacher; say --config\.method\.teacher=PATH"),
         ("nowhere.safetensors", {}, r"config\.method\.teacher: no file nowhere\.safetensors"),
         (saved, dict(cosine=0.0, smooth_l1=0.0), "leave no loss"),
     ],

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key
 
 from ssl_jax import optim
 from ssl_jax.keys import NOT_NEGATIVE
-from ssl_jax.methods.contract import Base, Params, State, Variables
+from ssl_jax.methods.contract import Base, Params, Schedule, State, Variables
 from ssl_jax.methods.toolkit.networks import Networks, forward_views, select
 from ssl_jax.methods.toolkit.rows import take_rows
 from ssl_jax.models import maps
@@ -99,7 +99,6 @@ class Teacher:
         return view * np.asarray(self.scale, np.float32) + np.asarray(self.offset, np.float32)
 
 
-# Annotations of the keys of a method with such a teacher.
 TeacherPath = Annotated[
     str, "The teacher, which must be given: a run's directory, or a safetensors file, as load_backbone takes it."
 ]
@@ -112,15 +111,38 @@ TeacherSize = Annotated[
 ]
 
 
-def given(loaded: Teacher | None, method: str) -> Teacher:
-    """The teacher. Raises: ValueError, in the name of the method, if there is none."""
-    if loaded is None:
-        raise ValueError(
-            f"{method} needs a teacher; say --config.method.teacher=PATH, a directory of a run of ssl_jax train "
-            "or a safetensors file, and for a file that does not name its architecture, such as timm's, also "
-            "--config.method.teacher_model=NAME"
-        )
-    return loaded
+@dataclasses.dataclass(frozen=True)
+class Taught(Base):
+    """What methods with a frozen teacher from a file have in common. Its weights are a constant of the state.
+
+    Raises: ValueError without a teacher.
+    """
+
+    backbone: nn.Module
+    schedule: Schedule
+    teacher: TeacherPath = ""
+    teacher_model: TeacherModel = ""
+    teacher_size: TeacherSize = 0
+    loaded: Teacher | None = None  # the teacher itself, made of the keys above when a run is built
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loaded is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a teacher; say --config.method.teacher=PATH, a directory of a run of "
+                "ssl_jax train or a safetensors file, and for a file that does not name its architecture, such as "
+                "timm's, also --config.method.teacher_model=NAME"
+            )
+
+    @property
+    def frozen(self) -> Teacher:
+        """The teacher."""
+        assert self.loaded is not None  # by __post_init__
+        return self.loaded
+
+    @property
+    def constants(self) -> State:
+        return {"teacher": self.frozen.variables}
 
 
 def has_places(module: nn.Module) -> bool:
