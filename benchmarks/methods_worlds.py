@@ -6,7 +6,7 @@ from ssl_jax import config as configs
 from ssl_jax.methods import METHODS
 
 # Not above their untrained network under each protocol after that many steps: what five times as many give.
-SLOW, LONGER = ("bigan", "bigbigan", "dcgan", "deepcluster", "ijepa", "sela"), 5
+SLOW, LONGER = ("bigan", "bigbigan", "dcgan", "deepcluster", "ijepa", "sela", "vqkd"), 5
 DRAWS = tuple(range(5))  # of the 10 labels per class
 # Methods that start with a trained network: the key of config.method that names its run, and the run's method.
 GIVEN = {
