@@ -83,7 +83,7 @@ def torch_adamw(p, grads, *, decayed, frozen=0, still=0):
 
 def made(name, monkeypatch, *, decay=DECAY, **options):
     """`optim.create` with the rates above in place of its schedules."""
-    monkeypatch.setattr(optim, "warmup_cosine", lambda *_, **__: rising(LR[0], 0.05))
+    monkeypatch.setattr(of_run, "warmup_cosine", lambda *_, **__: rising(LR[0], 0.05))
     monkeypatch.setattr(of_run, "_cosine_at", lambda start, end, steps, step: decay[0] + (decay[1] - decay[0]) * step)
     return optim.create(name, lr=1.0, warmup_steps=0, steps=STEPS, weight_decay=1.0, final_weight_decay=1.0, **options)[
         0
