@@ -20,7 +20,6 @@ from jax.sharding import PartitionSpec
 from ssl_jax import config as configs
 from ssl_jax import dist
 from ssl_jax.data import pipeline
-from ssl_jax.data.augment import make_augment
 from ssl_jax.methods import Schedule
 from ssl_jax.training import augmenting, build, reading, step
 from ssl_jax.training.state import create_state
@@ -53,7 +52,7 @@ def measure(config, rounds):
     facts = Schedule(config.batch_size, NEVER, len(source) // config.batch_size, len(source), len(source.class_names))
     method = build.method(config, facts)
     views = augmenting.augmentations(config, method.views)
-    augment = make_augment(views, reading.normalization(config), masks=augmenting.masks(config, method, views))
+    augment = augmenting.make_views(config, method, views)
     tx, _ = build.optimizer(config, facts.steps, method)
     mesh = dist.make_mesh()
     made = pipeline.train_batches(

@@ -54,7 +54,7 @@ def main():
         for name, (_, memory) in found.items():
             rate = flops / core[name] / 1e9
             print(f"{name}: {total[name]:.1f} s, {rate:.0f} GFLOP per second of a core, at most {memory:.2f} GB held")
-        for name in found.keys() - {"ours"}:
+        for name in [name for name in found if name != "ours"]:
             print(f"{name} / ours: {total[name] / total['ours']:.2f}, of a core {core[name] / core['ours']:.2f}")
         expected = by_scikit_learn(arguments)
         for name, (rows, _) in found.items():

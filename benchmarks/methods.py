@@ -29,7 +29,6 @@ import methods_page
 import numpy as np
 from methods_record import FINETUNE, KNN, LINEAR, Measured, Record
 from methods_worlds import (
-    COMPARED,
     DRAWS,
     FASHION,
     GIVEN,
@@ -48,10 +47,9 @@ from ssl_jax import load_backbone
 from ssl_jax.evaluation import baselines, knn, linear, of_backbones
 from ssl_jax.evaluation.features import BATCH, extract, read_batches
 from ssl_jax.evaluation.subject import Images, Subject
-from ssl_jax.methods import Schedule
+from ssl_jax.methods import METHODS, Schedule
 from ssl_jax.training import augmenting, build, reading
 from ssl_jax.training.checkpoint import Checkpoints
-from ssl_jax.training.reading import source_pair
 from ssl_jax.training.state import create_state
 from ssl_jax.weights import Backbone
 from ssl_jax.workdir import config_file, facts
@@ -62,7 +60,7 @@ ROOT = Path(__file__).parents[1]
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion_mnist", choices=WORLDS, help="what methods are compared on")
-    parser.add_argument("--methods", default=",".join(COMPARED), help="names, with commas; all by default")
+    parser.add_argument("--methods", default=",".join(METHODS), help="names, with commas; all by default")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", default="0,1,2", help="of pre-trainings; networks are fine-tuned from seed 0 only")
     parser.add_argument("--frozen-only", action="store_true", help="leave fine-tuning for another time")
@@ -71,9 +69,9 @@ def main():
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the numbers and the page are kept")
     arguments = parser.parse_args()
     names = [name for name in arguments.methods.split(",") if name]
-    unknown = set(names) - set(COMPARED)
+    unknown = set(names) - set(METHODS)
     if unknown:
-        parser.error(f"no methods {sorted(unknown)}; there are {', '.join(COMPARED)}")
+        parser.error(f"no methods {sorted(unknown)}; there are {', '.join(METHODS)}")
     world = WORLDS[arguments.data]
     record = Record(arguments.docs, world.record)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
@@ -155,7 +153,7 @@ def pretrain(config, root, world=FASHION):
 def restore(workdir):
     """(config, method, state, training images, test images) of a finished run."""
     config = configs.parse(config_file.read_config(workdir))
-    train, test = source_pair(config)
+    train, test = reading.source_pair(config)
     size = config.batch_size
     method = build.method(config, Schedule(size, config.steps, len(train) // size, len(train), len(train.class_names)))
     tx, _ = build.optimizer(config, config.steps, method)
@@ -187,7 +185,7 @@ def untrained_finetuned(given):
 def tuned_score(name, backbone, data):
     config = with_data(data)
     options = config.data
-    images = Images(*source_pair(config), tuple(options.image_size), options.channels, options.memory_bytes)
+    images = Images(*reading.source_pair(config), tuple(options.image_size), options.channels, options.memory_bytes)
     subject = Subject(name, None, images, backbone)
     found = of_backbones.finetuned(subject, labels_per_class=(10,))[FINETUNE]
     return Measured({FINETUNE: found["mean"], "std": found["std"], "learning_rate": found["learning_rate"]}, {})
@@ -198,7 +196,7 @@ def images(name, channels, split, test_split):
     """(training, test): (its batches, its groups)."""
     config = with_data(dict(name=name, channels=channels, split=split, test_split=test_split, image_size=(28, 28)))
     options = dict(image_size=config.data.image_size, pixel_bytes=channels, memory_bytes=config.data.memory_bytes)
-    return [(read_batches(source, **options), source.groups) for source in source_pair(config)]
+    return [(read_batches(source, **options), source.groups) for source in reading.source_pair(config)]
 
 
 def images_of(data):

@@ -5,9 +5,10 @@ import re
 
 import numpy as np
 from methods_record import FINETUNE, FROZEN, KNN, LINEAR, Record
-from methods_worlds import COMPARED, DRAWS, FASHION, GIVEN, LONGER, WORLDS, configured, untrained_key
+from methods_worlds import DRAWS, FASHION, GIVEN, LONGER, WORLDS, configured, untrained_key
 
 from ssl_jax.evaluation import comparisons, finetuning_recipes
+from ssl_jax.methods import METHODS
 
 MARGIN = 1.0  # points: the largest difference that does not matter
 LEVEL = 0.05  # of all claims of a page together
@@ -73,10 +74,10 @@ def page(world, record, steps):
             "",
             *table(known, longer),
         ]
-    missing = sorted(set(COMPARED) - {row.name for row in measured})
+    missing = sorted(set(METHODS) - {row.name for row in measured})
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
-    elsewhere = [name for name in COMPARED if configured(name, 0, steps, world).data.name != world.name]
+    elsewhere = [name for name in METHODS if configured(name, 0, steps, world).data.name != world.name]
     if elsewhere:
         lines += [
             "",
@@ -103,7 +104,7 @@ def page(world, record, steps):
 def rows(known, world, steps, prefix=""):
     """Of the methods that the record has, with the network that each starts from."""
     found = []
-    for name in COMPARED:
+    for name in METHODS:
         keys = sorted(
             key for key in known if re.fullmatch(rf"{prefix}{name}(-\d+)?" if prefix else rf"{name}-\d+", key)
         )

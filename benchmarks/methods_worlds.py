@@ -3,7 +3,6 @@
 import dataclasses
 
 from ssl_jax import config as configs
-from ssl_jax.methods import METHODS
 
 # Not above their untrained network under each protocol after that many steps: what five times as many give.
 SLOW, LONGER = ("bigan", "bigbigan", "dcgan", "deepcluster", "ijepa", "sela", "vqkd"), 5
@@ -17,7 +16,6 @@ GIVEN = {
     "feature_targets": ("teacher", "ibot"),
     "vqkd": ("teacher", "ibot"),
 }
-COMPARED = [*METHODS]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,7 @@ import methods
 import numpy as np
 
 from ssl_jax.data import pipeline
-from ssl_jax.data.augment import make_augment
-from ssl_jax.training import augmenting, reading
+from ssl_jax.training import augmenting
 
 RESULTS = methods.ROOT / "docs" / "pretext.md"
 # Method -> its accuracy by chance.
@@ -58,7 +57,7 @@ def held_out(workdir, batches):
     """(the method, its metrics' means over batches of test images)"""
     config, method, state, _, test = methods.restore(workdir)
     views = augmenting.augmentations(config, method.views)
-    augment = make_augment(views, reading.normalization(config), masks=augmenting.masks(config, method, views))
+    augment = augmenting.make_views(config, method, views)
 
     @jax.jit
     def metrics(rng, batch):

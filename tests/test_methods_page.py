@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ssl_jax import config as configs
+from ssl_jax.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -111,7 +112,7 @@ def test_ranks_of_two_tables(parts, tmp_path):
 def test_every_method_has_a_config_in_every_world(parts):
     *_, worlds = parts
     for world in worlds.WORLDS.values():
-        for name in worlds.COMPARED:
+        for name in METHODS:
             config = worlds.configured(name, 1, 10, world)
             configs.parse(config)
             assert (config.seed, config.steps) == (1, 10)

@@ -48,6 +48,10 @@ def ema(average: Any, new: Any, decay: Any) -> Any:
     return jax.tree.map(lambda a, n: a + (1.0 - decay) * (n.astype(jnp.float32) - a), average, new)
 
 
+def norm(leaf: Any) -> Any:
+    return jnp.sqrt(jnp.sum(jnp.square(leaf)))
+
+
 def map_paths(function: Callable[[str], Any], tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: function(leaf_path(path)), tree)
 

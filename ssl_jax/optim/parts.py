@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssl_jax.optim.leaves import map_paths
+from ssl_jax.optim.leaves import map_paths, norm
 
 
 def freeze_first(tx: optax.GradientTransformation, blocks: int) -> optax.GradientTransformation:
@@ -30,8 +30,7 @@ def clip_leaves(max_norm: float) -> optax.GradientTransformation:
     """Scales the gradient of each leaf to a norm of at most `max_norm`: DINO's clipping."""
 
     def clip(g):
-        norm = jnp.sqrt(jnp.sum(jnp.square(g)))
-        return g * jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-12))
+        return g * jnp.minimum(1.0, max_norm / jnp.maximum(norm(g), 1e-12))
 
     return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
 

@@ -9,7 +9,7 @@ import optax
 
 from ssl_jax import keys
 from ssl_jax.keys import NOT_NEGATIVE, POSITIVE, OneOf, Range
-from ssl_jax.optim.leaves import KINDS, VECTORS, all_but, kinds
+from ssl_jax.optim.leaves import KINDS, VECTORS, all_but, kinds, norm
 from ssl_jax.optim.parts import scale_leaves
 from ssl_jax.optim.schedules import Schedule
 
@@ -80,7 +80,7 @@ def lamb(
 
     def adapt(u, p, decay, _):
         u = u + decay * p
-        return u, _norm(p) / jnp.maximum(_norm(u), 1e-30)
+        return u, norm(p) / jnp.maximum(norm(u), 1e-30)
 
     return optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=1e-6),
@@ -131,7 +131,7 @@ def lars(
 
     def adapt(gradient, p, decay, _):
         u = gradient + decay * p
-        return u, trust_coefficient * _norm(p) / jnp.maximum(_norm(u), 1e-30)
+        return u, trust_coefficient * norm(p) / jnp.maximum(norm(u), 1e-30)
 
     order = [optax.trace(momentum), optax.scale_by_learning_rate(lr)]
     return optax.chain(
@@ -167,7 +167,7 @@ def larc(
     """
 
     def adapt(gradient, p, decay, count):
-        ratio = trust_coefficient * _norm(p) / (_norm(gradient) + decay * _norm(p) + 1e-8)
+        ratio = trust_coefficient * norm(p) / (norm(gradient) + decay * norm(p) + 1e-8)
         if clip:
             ratio = jnp.minimum(ratio / lr(count), 1.0)
         return gradient + decay * p, ratio
@@ -176,10 +176,6 @@ def larc(
         optax.masked(_adapted(adapt, weight_decay), all_but(exempt)),
         optax.sgd(lr, momentum=momentum, nesterov=nesterov),
     )
-
-
-def _norm(x: Any) -> Any:
-    return jnp.sqrt(jnp.sum(jnp.square(x)))
 
 
 def _adapted(adapt: Callable[..., Any], weight_decay: float | Schedule) -> optax.GradientTransformation:
@@ -197,7 +193,7 @@ def _adapted(adapt: Callable[..., Any], weight_decay: float | Schedule) -> optax
 
         def one(gradient, p):
             direction, ratio = adapt(gradient, p, decay, count)
-            return jnp.where((_norm(gradient) > 0.0) & (_norm(p) > 0.0), direction * ratio, gradient)
+            return jnp.where((norm(gradient) > 0.0) & (norm(p) > 0.0), direction * ratio, gradient)
 
         return jax.tree.map(one, updates, params), count + 1
 

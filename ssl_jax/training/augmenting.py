@@ -10,11 +10,14 @@ import numpy as np
 
 from ssl_jax import config as configs
 from ssl_jax.config import Config
+from ssl_jax.data import augment
 from ssl_jax.data.augment import Augmentation, OwnAugmentation
 from ssl_jax.data.masks import Mask
 from ssl_jax.methods import Method
 from ssl_jax.models import abilities
+from ssl_jax.training.reading import normalization
 
+Views = Callable[[Any, Any], Any]  # (rng, batch of images) -> the batch with the method's views
 OwnFunction = Callable[[Any, Any], Any]  # (rng, image [height, width, channels] in 0..1) -> view
 # For all views, or {name of a view: its own}.
 GivenViews = Augmentation | OwnFunction | Mapping[str, Augmentation | OwnFunction]
@@ -131,6 +134,11 @@ def masks(config: Config, method: Method, crops: Sequence[Augmentation | OwnAugm
                 f"use config.method.most_masked={found}, or 0"
             )
     return [mask if view in masked else None for view in method.views]
+
+
+def make_views(config: Config, method: Method, crops: Sequence[Augmentation | OwnAugmentation]) -> Views:
+    """What makes the method's views, with their masks. crops: its `augmentations`. Raises: ConfigError as `masks`."""
+    return augment.make_augment(crops, normalization(config), masks=masks(config, method, crops))
 
 
 def view_shape(augmentation: Augmentation | OwnAugmentation, channels: int) -> tuple[int, ...]:

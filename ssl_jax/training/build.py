@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
@@ -14,7 +14,6 @@ import optax
 from ssl_jax import config as configs
 from ssl_jax import dist, models, optim
 from ssl_jax.config import Config
-from ssl_jax.data import augment
 from ssl_jax.data.augment import Augmentation, OwnAugmentation
 from ssl_jax.keys import keys_of
 from ssl_jax.methods import (
@@ -30,14 +29,12 @@ from ssl_jax.methods.contract import MEMBERS
 from ssl_jax.methods.toolkit.teachers import Taught
 from ssl_jax.models import abilities
 from ssl_jax.models.adapt import as_backbone
-from ssl_jax.training import augmenting, reading, teachers
-from ssl_jax.training.augmenting import GivenViews
+from ssl_jax.training import augmenting, teachers
+from ssl_jax.training.augmenting import GivenViews, Views
 from ssl_jax.training.low_rank import LowRank
 from ssl_jax.training.mixing import mix
 from ssl_jax.training.state import TrainState, create_state
 from ssl_jax.training.step import Preparing, TrainStep, standing_still
-
-Views = Callable[[Any, Any], Any]  # (rng, batch of images) -> the batch with the method's views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +108,11 @@ def training(config: Config, schedule: Schedule, given: Given = Given()) -> Trai
     crops = augmenting.augmentations(config, made.views, given.augment)
     augmenting.check_upright(made, crops)
     tx, rate = optimizer(config, schedule.steps, made, given)
-
-    def make_views(crops: Sequence[Augmentation | OwnAugmentation]) -> Views:
-        return augment.make_augment(crops, reading.normalization(config), masks=augmenting.masks(config, made, crops))
-
-    make = make_views(crops)
+    views = augmenting.make_views(config, made, crops)
     train_step = TrainStep(
         method=trained,
         tx=tx,
-        augment=make,
+        augment=views,
         axis_name=dist.AXIS,
         log_every=config.log_every,
         last_step=schedule.steps,
@@ -135,7 +128,7 @@ def training(config: Config, schedule: Schedule, given: Given = Given()) -> Trai
         method=trained,
         schedule=schedule,
         augmentations=crops,
-        views=make,
+        views=views,
         learning_rate=rate and jax.jit(rate),  # or each of its operations is compiled by itself
         create_state=lambda: create_state(trained, tx, jnp.zeros((1, *example)), config.seed),
         step=train_step,
@@ -146,9 +139,9 @@ def training(config: Config, schedule: Schedule, given: Given = Given()) -> Trai
     mixed, entries = mix(config, made, crops)
     each: list[Training] = []
     for sized in entries:
-        make = make_views(sized)
-        step = dataclasses.replace(train_step, augment=make)
-        each.append(dataclasses.replace(found, augmentations=sized, views=make, step=step))
+        views = augmenting.make_views(config, made, sized)
+        step = dataclasses.replace(train_step, augment=views)
+        each.append(dataclasses.replace(found, augmentations=sized, views=views, step=step))
     return dataclasses.replace(found, mixed=tuple(each), entry=functools.partial(mixed.entry, config.seed))
 
 
