@@ -1,4 +1,4 @@
-"""What benchmarks/methods.py keeps: numbers in a JSON file, and beside it which test images each method had right."""
+"""What methods.py and against_lightly.py keep: numbers in a JSON file, and which test images each run had right."""
 
 import dataclasses
 import fcntl
@@ -44,7 +44,8 @@ class Record:
     def add(self, key, measured, **facts):
         """Adds an entry; several processes may do so at the same time."""
         if measured.right:
-            bits = {name: np.packbits(measured.right[protocol], axis=-1) for name, protocol in FROZEN.items()}
+            known = {name: measured.right[protocol] for name, protocol in FROZEN.items() if protocol in measured.right}
+            bits = {name: np.packbits(right, axis=-1) for name, right in known.items()}
             counts = {"images": np.int32(measured.right[KNN].shape[-1])}
             if measured.groups is not None:
                 counts[GROUPS] = np.unique(measured.groups, return_inverse=True)[1].astype(np.int32)

@@ -1,0 +1,30 @@
+"""One run of a method by ssl_jax, for against_lightly.py: lightly_ours.py METHOD SEED STEPS FOLDER
+
+FOLDER has images.npz, and gets the run and ours-METHOD-SEED.npz: features, and images per second.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from against_lightly import config_of
+
+import ssl_jax
+from ssl_jax.workdir.metrics import read_metrics
+
+
+def main():
+    name, seed, steps, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    run = folder / f"run-{name}-{seed}"
+    ssl_jax.pretrain(config_of(name, seed, steps), workdir=run)
+    speeds = [line["images_per_second"] for line in read_metrics(run / "metrics.jsonl")[1:]]  # the first compiles
+    backbone = ssl_jax.load_backbone(run)
+    with np.load(folder / "images.npz") as images:
+        features = {split: backbone.features(images[split]) for split in ("train", "test")}
+    speed, versions = float(np.median(speeds)), f"ssl_jax {ssl_jax.__version__}, jax {jax.__version__}"
+    np.savez(folder / f"ours-{name}-{seed}.npz", **features, images_per_second=speed, versions=versions)
+
+
+if __name__ == "__main__":
+    main()
