@@ -4,8 +4,7 @@ import dataclasses
 
 from ssl_jax import config as configs
 
-# Not above their untrained network under each protocol after that many steps: what five times as many give.
-SLOW, LONGER = ("bigan", "bigbigan", "dcgan", "deepcluster", "ijepa", "sela", "vqkd"), 5
+LONGER = 5  # times the steps, for methods that are not above their untrained network under every protocol
 DRAWS = tuple(range(5))  # of the 10 labels per class
 # Methods that start with a trained network: the key of config.method that names its run, and the run's method.
 GIVEN = {

@@ -13,6 +13,7 @@ import pytest
 
 from ssl_jax.__main__ import COMMANDS
 from ssl_jax.cli import flags
+from ssl_jax.methods import METHODS
 from ssl_jax.training.config_keys import of_sections
 from tests.documented import PAGES, ROOT, commands, scripts
 from tests.flags import environment
@@ -50,6 +51,13 @@ def test_a_documented_key_exists():
         for name in re.findall(r"--config\.([a-z_0-9.]+)", page.read_text(encoding="utf-8")):
             key = re.sub(of_views, r"\1", name.rstrip("."))
             assert key in keys or key in sections or key in ("model.name", "optimizer.name"), f"{page}: {name}"
+
+
+def test_the_readme_counts_and_lists_every_method():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"**{len(METHODS)} methods, one train step.**" in text
+    listed = set(re.findall(r"`(\w+)`", text[text.index("## Methods") : text.index("## Results")]))
+    assert not set(METHODS) - listed
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """benchmarks/methods.py: what it keeps, what its page claims, what methods are compared on. Nothing is trained."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -73,6 +74,21 @@ def test_gains_that_show_and_that_do_not(parts, tmp_path):
     text = "\n".join(page.shown(list(found.values())))
     assert "All 6 claims of this page hold together" in text
     assert "| good | 3 and 3 | +21.0 (+" in text and "| once | 1 and 3 | +20.0 (+" in text
+
+
+def test_what_is_not_above_is_listed_with_the_reason(parts, tmp_path):
+    page, *_ = parts
+    of_methods = {"good": (0.7,), "slow": (0.5,), "bad": (0.3,), "odd": (0.5,)}
+    kept, rows = made_up(parts, tmp_path / "short", of_methods, base=(0.5,))
+    more, longer = made_up(parts, tmp_path / "long", {"longer-slow": (0.6,), "longer-bad": (0.4,)}, base=(0.5,))
+    longer = [dataclasses.replace(row, name=row.name.removeprefix("longer-")) for row in longer]
+    lines = page.not_above(kept.read() | more.read(), rows, longer, 300, {"bad": "a cause", "slow": "not this one"})
+    assert [line for line in lines if line.count("|") == 5][2:] == [
+        "| slow | kNN, 10 labels | above under both | too few steps |",
+        "| bad | kNN, 10 labels | kNN, 10 labels | a cause |",
+        "| odd | kNN, 10 labels | not measured | not found |",
+    ]
+    assert page.not_above(kept.read(), rows[:1], [], 300, {}) == []
 
 
 def test_verdicts_hold_together_and_equal_methods_are_the_same(parts):

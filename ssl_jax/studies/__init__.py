@@ -5,12 +5,13 @@ conclude(config, plan, table) -> [sentence]     what can be said from the number
 picture(config, plan, table) -> Figure
 """
 
-from ssl_jax.studies import augmentations, convergence, domain_adaptation, label_efficiency, methods
+from ssl_jax.studies import augmentations, convergence, domain_adaptation, init, label_efficiency, methods
 
 STUDIES = {
     "label_efficiency": label_efficiency,
     "convergence": convergence,
     "domain_adaptation": domain_adaptation,
+    "init": init,
     "augmentations": augmentations,
     "methods": methods,
 }

@@ -100,6 +100,17 @@ class Pretrained:
 
 
 @dataclasses.dataclass(frozen=True)
+class Weights:
+    """Given weights, as they are."""
+
+    name: str
+    backbone: Backbone
+
+    def backbones(self, seed: int, runs: Path, measured_on: Any) -> dict[str, Backbone]:
+        return {"pretrained": self.backbone}
+
+
+@dataclasses.dataclass(frozen=True)
 class Untrained:
     """An untrained network. Each measurement takes the best of the variants of baselines.random_backbones."""
 
@@ -121,7 +132,7 @@ class Pixels:
     name: str = "pixels"
 
 
-Subject = Pretrained | Untrained | Pixels
+Subject = Pretrained | Weights | Untrained | Pixels
 
 
 def resolve(file: str, overrides: Sequence[str]) -> ConfigDict:

@@ -188,6 +188,7 @@ def made_up(plan, config, better, by):
         ("label_efficiency", "pretrained"),
         ("convergence", "pretrained"),
         ("domain_adaptation", "both"),
+        ("init", "continued"),
         ("augmentations", "all"),
         ("methods", "byol"),
     ],
@@ -273,6 +274,27 @@ def test_emoji_are_the_source_of_one_vendor_and_the_target_of_the_other():
     names = {s.name: s.data.config.data.name for s in plan.subjects if isinstance(s, subjects.Pretrained)}
     assert names["source"] == "emoji_google"
     assert names["target"] == names["both"] == names["supervised"] == plan.data.config.data.name == "emoji_twitter"
+
+
+def test_given_weights_are_a_starting_point(small, tmp_path):
+    """Those of a file, or of a pre-training of the study's own."""
+    config = load("init", pretraining=small.pretraining, overrides=small.overrides)
+    config.supervised_overrides = small.supervised_overrides
+    config.update(given="supervised:folder", given_overrides=small.overrides)
+    made = {subject.name: subject for subject in STUDIES["init"].plan(config).subjects}
+    assert made["continued"].begin is made["given"] and made["pretrained"].begin is None
+    mean = made["given"].backbones(0, tmp_path, None)["pretrained"].mean
+    run = tmp_path / "given-0"
+    config.begin = str(run)
+    plan = STUDIES["init"].plan(config)
+    found = {subject.name: subject for subject in plan.subjects}
+    assert found["given"].backbones(0, tmp_path, None)["pretrained"].mean == mean
+    assert found["continued"].data.config.begin == str(run) and plan.called("given") == f"the weights {run}"
+    for name in ("pretrained", "supervised", "random"):
+        assert not found[name].data.config.begin
+    config.begin = str(tmp_path / "nothing.safetensors")
+    with pytest.raises(configs.ConfigError, match=r"config\.begin: no file .*nothing\.safetensors"):
+        STUDIES["init"].plan(config)
 
 
 def test_no_two_seeds_share_draws(small):
