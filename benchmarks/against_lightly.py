@@ -40,7 +40,12 @@ STEPS = 300
 MARGIN = 1.5  # points: the largest difference that does not matter; stated before the runs
 SIDES = ("ours", "peer")
 FEWER = {"local_views": 0}  # lightly's losses of SwAV and DINO get the two large views
-CHANGES = {"swav": FEWER, "dino": FEWER, "mmcr": {"momentum": True}}  # lightly's MMCR has the momentum encoder
+CHANGES = {
+    "swav": FEWER,
+    "dino": FEWER,
+    "barlow_twins": {"projector": (256, 256, 256)},  # lightly's head has three layers
+    "mmcr": {"projector": (256, 256, 64), "momentum": True},  # and this one, and a momentum encoder
+}
 
 
 def main():
@@ -195,7 +200,8 @@ def page(known):
         f"Same within {MARGIN} points: {shown} of {len(rows)}. At least 2.0 times as fast: {fast} of {len(rows)}.",
         "",
         "DINO and SwAV have the two large views, MMCR its momentum encoder, TiCo both directions. lightly's NNCLR has "
-        "the other images' neighbors among the negatives, too, which the paper and ours have not.",
+        "the other images' neighbors among the negatives, too, which the paper and ours have not. The heads of BYOL "
+        "and TiCo begin with LeCun's normal weights here, with torch's default, 0.6 as large, there.",
         "",
         f"Made by `benchmarks/against_lightly.py` at {', '.join(commits)}; {'; '.join(versions)}.",
         "",

@@ -240,7 +240,8 @@ class SimSiam(Model):
 
 class BarlowTwins(Model):
     def build(self):
-        self.head = heads.BarlowTwinsProjectionHead(64, *self.method["projector"])
+        hidden, _, dim = self.method["projector"]
+        self.head = heads.BarlowTwinsProjectionHead(64, hidden, dim)
         self.criterion = losses.BarlowTwinsLoss(self.method["off_diagonal_weight"])
 
     loss = SimCLR.loss
@@ -328,7 +329,8 @@ class MMCR(Teacher):
     final = None
 
     def build(self):
-        self.head = heads.MMCRProjectionHead(64, *self.method["projector"])
+        hidden, *_, dim = self.method["projector"]
+        self.head = heads.MMCRProjectionHead(64, hidden, dim, num_layers=len(self.method["projector"]) - 1)
         self.criterion = losses.MMCRLoss(self.method["weight"])
         self.copy()
 
