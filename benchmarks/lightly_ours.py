@@ -3,6 +3,7 @@
 FOLDER has images.npz, and gets the run and ours-METHOD-SEED.npz: features, and images per second.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ssl_jax.workdir.metrics import read_metrics
 def main():
     name, seed, steps, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     run = folder / f"run-{name}-{seed}"
+    shutil.rmtree(run, ignore_errors=True)  # of another config, or stopped: its speed would not be that of a whole run
     ssl_jax.pretrain(config_of(name, seed, steps), workdir=run)
     speeds = [line["images_per_second"] for line in read_metrics(run / "metrics.jsonl")[1:]]  # the first compiles
     backbone = ssl_jax.load_backbone(run)
