@@ -79,7 +79,7 @@ def navigation() -> list[Any]:
                 {
                     "Studies": [
                         "studies.md",
-                        *(f"studies/{name}.md" for name in ("convergence", "domain_adaptation", "label_efficiency")),
+                        *(f"studies/{page.name}" for page in sorted((ROOT / "docs" / "studies").glob("*.md"))),
                     ]
                 },
                 {"Reproducibility": "reproducibility.md"},

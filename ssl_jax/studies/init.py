@@ -63,7 +63,11 @@ def starts(config: ConfigDict, ssl: ConfigDict) -> tuple[Subject, Pretrained, st
     made = resolve(config.given, config.given_overrides)
     check_same_network(ssl, given=made)
     given = Pretrained("given", Data(made))
-    return given, Pretrained("continued", Data(ssl), begin=given), f"{made.method.name} on {made.data.name}"
+    return (
+        given,
+        Pretrained("continued", Data(ssl), begin=given),
+        f"{made.method.name} pre-training on {made.data.name}",
+    )
 
 
 def read(pretraining: ConfigDict) -> Backbone:
