@@ -27,6 +27,7 @@ from methods_record import KNN, Measured, Record
 
 from ssl_jax import config as configs
 from ssl_jax.__main__ import KEPT_MEMORY
+from ssl_jax.data import opening
 from ssl_jax.evaluation import comparisons
 from ssl_jax.workdir import facts
 
@@ -75,8 +76,6 @@ def config_of(name, seed, steps=STEPS):
 
 def export(workdir):
     """The images as an array, and our settings, for the peer's side."""
-    from ssl_jax.data import opening
-
     arrays = {}
     splits = opening.load_pair("fashion_mnist", train_split="train", test_split="test", channels=1)
     for name, source in zip(("train", "test"), splits, strict=True):

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import methods_page
 import numpy as np
-from methods_record import FINETUNE, FROZEN, KNN, LINEAR, Measured, Record
+from methods_record import FINETUNE, KNN, LINEAR, Measured, Record
 from methods_worlds import (
     DRAWS,
     FASHION,
@@ -98,19 +98,17 @@ def measure(arguments, world, record, names, seeds):
                 tune = functools.partial(finetuned, root=root, world=world)
                 keep(f"finetuned-{name}", config, tune, frozen=False)
                 keep(f"finetuned-{untrained_key(config, world)}", base, untrained_finetuned, frozen=False)
-    for name in (name for name in names if is_slow(record.read(), name, of_world(name, 0, arguments.steps), world)):
+    known = record.read()
+    not_above = {
+        row.name for row in methods_page.rows(known, world, arguments.steps) if methods_page.short_of(known, row)
+    }
+    for name in (name for name in names if name in not_above):
         config = of_world(name, 0, LONGER * arguments.steps)
         longer = root / "longer"
         keep(f"longer-{name}", config, functools.partial(pretrained, root=longer, world=world))
         if not arguments.frozen_only:
             tune = functools.partial(finetuned, root=longer, world=world)
             keep(f"finetuned-longer-{name}", config, tune, frozen=False)
-
-
-def is_slow(known, name, config, world):
-    """Whether the record's run of seed 0 is not above its untrained network under every protocol."""
-    found, base = (known.get(key) for key in (f"{name}-0", untrained_key(config, world)))
-    return bool(found and base) and any(found[protocol] <= base[protocol] for protocol in FROZEN.values())
 
 
 def with_data(data):
