@@ -86,7 +86,9 @@ class Times:
         file = report.nodeid.partition("::")[0]
         self.files[file].update(report.times)
         self.files[file]["tests"] += report.when == "call"
-        self.tests[report.nodeid] += report.times["processor"]
+        # A program's time is counted when it has ended: a worker's last test ends the session's servers.
+        if report.when != "teardown":
+            self.tests[report.nodeid] += report.times["processor"]
         if report.limited:
             self.limited.add(report.nodeid)
 
