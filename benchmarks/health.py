@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 from ssl_jax import config as configs
 from ssl_jax import dist
 from ssl_jax.data import pipeline
+from ssl_jax.health import panel
 from ssl_jax.methods import Schedule
 from ssl_jax.training import augmenting, build, reading, step
 from ssl_jax.training.state import create_state
@@ -74,7 +75,7 @@ def measure(config, rounds):
         with patches:  # while it is traced
             return mapped, jax.block_until_ready(mapped(state, batch))[0]
 
-    none = mock.patch.multiple(step, HEALTH=(), HEALTH_OF_ONE=(), health=lambda embeddings, axis_name: {})
+    none = mock.patch.multiple(panel, names=lambda views: (), measure=lambda embeddings, axis_name: {})
     kinds = [
         prepared(NEVER, none),
         prepared(NEVER, contextlib.nullcontext()),
@@ -85,7 +86,7 @@ def measure(config, rounds):
     kinds[-1] = (mapped, state)
     embeddings = jax.random.normal(jax.random.key(0), (2, config.batch_size, int(metrics["embedding_dim"])))
     rows = PartitionSpec(None, dist.AXIS)
-    health = functools.partial(step.health, axis_name=dist.AXIS)
+    health = functools.partial(panel.measure, axis_name=dist.AXIS)
     alone = jax.jit(jax.shard_map(health, mesh=mesh, in_specs=rows, out_specs=PartitionSpec()))
     jax.block_until_ready(alone(embeddings))
 
