@@ -24,6 +24,8 @@ STILL = (
 READ_PARTS = ("slice", "dynamic-slice", "gather")
 WRITE_PARTS = {"dynamic-update-slice": 1, "scatter": 2}
 
+Body = Mapping[str, hlo.Instruction]  # of a computation, by name
+
 
 def activation_bytes(module: hlo.Module) -> int:
     """Bytes that the forward pass leaves in the main memory for the backward pass, with padding.
@@ -48,7 +50,7 @@ def activation_bytes(module: hlo.Module) -> int:
     return total
 
 
-def _origin(instructions: Mapping[str, hlo.Instruction], name: str) -> tuple[str, int | None, bool]:
+def _origin(instructions: Body, name: str) -> tuple[str, int | None, bool]:
     """(the instruction that made a value, which of its results the value is or None for all, whether the value was in
     the main memory on its way from there)"""
     index, in_main_memory = None, False
@@ -82,13 +84,12 @@ def _traffic(module: hlo.Module, computation: str) -> int:
         if instruction.opcode in ("while", "call"):
             inside = sum(_traffic(module, name) for name in hlo.called(instruction))
             total += inside * hlo.rounds(module, instruction)
-        if instruction.opcode in STILL or instruction.opcode.endswith("-done"):
+        if instruction.opcode in STILL or instruction.opcode.endswith("-done") or "AllocateBuffer" in instruction.text:
             continue
-        bodies = [module.computations[name] for name in hlo.called(instruction) if name in module.computations]
-        if instruction.opcode == "fusion" and bodies:
-            total += _fusion_bytes(instruction, {i.name: i for i in bodies[0]})
+        if instruction.opcode == "fusion" and (body := _body(module, instruction)):
+            total += _fusion_bytes(module, instruction)
             # A collective that a TPU runs beside other work is written once, though each piece of that work names it.
-            for piece in bodies[0]:
+            for piece in body.values():
                 if piece.opcode in hlo.COLLECTIVES and (chain := hlo.chain(piece)) not in begun:
                     if chain:
                         begun.add(chain)
@@ -112,7 +113,7 @@ def _main_bytes(shape: hlo.ArrayShape) -> int:
     return shape.padded_bytes if shape.in_main_memory else 0
 
 
-def _part_bytes(instruction: hlo.Instruction, instructions: Mapping[str, hlo.Instruction]) -> int:
+def _part_bytes(instruction: hlo.Instruction, instructions: Body) -> int:
     """Bytes of reading or writing a part: in the whole, in the place that it goes to or comes from, and the indices."""
     whole, *others = (instructions[name].shapes[0] for name in instruction.operands)
     if instruction.opcode in READ_PARTS:
@@ -123,45 +124,68 @@ def _part_bytes(instruction: hlo.Instruction, instructions: Mapping[str, hlo.Ins
     return part.padded_bytes * whole.in_main_memory + sum(_main_bytes(shape) for shape in others)
 
 
-def _written(instruction: hlo.Instruction, instructions: Mapping[str, hlo.Instruction]) -> hlo.Instruction:
+def _written(instruction: hlo.Instruction, instructions: Body) -> hlo.Instruction:
     """What is written: the instruction's result, or only the part if the instruction writes a part."""
     number = WRITE_PARTS.get(instruction.opcode)
     return instruction if number is None else instructions[instruction.operands[number]]
 
 
-def _fusion_bytes(fusion: hlo.Instruction, body: Mapping[str, hlo.Instruction]) -> int:
-    users: dict[str, list[hlo.Instruction]] = {}
-    for inner in body.values():
-        for operand in inner.operands:
-            users.setdefault(operand, []).append(inner)
-
-    def read(value: hlo.Instruction, whole: int) -> int:
-        total = 0
-        for user in users.get(value.name, []):
-            in_place = user.opcode in WRITE_PARTS and user.operands[0] == value.name
-            if user.opcode == "bitcast":
-                total += read(user, whole)
-            elif user.opcode in READ_PARTS and user.operands[0] == value.name:
-                total += user.shapes[0].padded_bytes
-            elif not in_place and user.opcode != "tuple" and user.opcode not in hlo.COLLECTIVES:
-                total += whole
-        return min(total, whole)
-
+def _fusion_bytes(module: hlo.Module, fusion: hlo.Instruction) -> int:
+    body = _body(module, fusion)
     total = 0
     for inner in body.values():
         if inner.opcode == "parameter":
             size = sum(_main_bytes(shape) for shape in inner.shapes)
-            total += read(inner, size) if size else 0
+            total += _read_bytes(module, body, inner, size) if size else 0
     *_, root = body.values()
     made = [body.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
-    for value, shape in zip(made, fusion.shapes, strict=False):
-        while value is not None and value.opcode == "bitcast":
-            value = body.get(value.operands[0])
+    for result, shape in zip(made, fusion.shapes, strict=False):
+        value, place = _behind(module, result, body)
         if value is None or not shape.in_main_memory or value.opcode in ("parameter", *hlo.COLLECTIVES):
             continue
-        written = _written(value, body)
+        written = _written(value, place)
         total += shape.padded_bytes if written is value else written.shapes[0].padded_bytes
     return total
+
+
+def _read_bytes(module: hlo.Module, body: Body, value: hlo.Instruction, whole: int) -> int:
+    """What a fused computation, with those within it, reads of a value that has `whole` bytes in the main memory."""
+    total = 0
+    for user, number in ((i, n) for i in body.values() for n, name in enumerate(i.operands) if name == value.name):
+        if user.opcode == "bitcast":
+            total += _read_bytes(module, body, user, whole)
+        elif user.opcode == "fusion" and (within := _body(module, user)):
+            parameter = next(i for i in within.values() if i.opcode == "parameter" and _number(i) == number)
+            total += _read_bytes(module, within, parameter, whole)
+            if _behind(module, user, body)[0] is parameter:
+                total += _read_bytes(module, body, user, whole)
+        elif user.opcode in READ_PARTS and number == 0:
+            total += user.shapes[0].padded_bytes
+        elif not (user.opcode in WRITE_PARTS and number == 0) and user.opcode not in ("tuple", *hlo.COLLECTIVES):
+            total += whole
+    return min(total, whole)
+
+
+def _behind(module: hlo.Module, value: hlo.Instruction | None, body: Body) -> tuple[hlo.Instruction | None, Body]:
+    """What makes a value of a fused computation, and where: without bitcasts, in the computations within it, too."""
+    while value is not None:
+        if value.opcode == "bitcast":
+            value = body.get(value.operands[0])
+        elif value.opcode == "fusion" and (within := _body(module, value)):
+            *_, value = within.values()
+            body = within
+        else:
+            break
+    return value, body
+
+
+def _body(module: hlo.Module, fusion: hlo.Instruction) -> Body:
+    bodies = [module.computations[name] for name in hlo.called(fusion) if name in module.computations]
+    return {inner.name: inner for inner in bodies[0]} if bodies else {}
+
+
+def _number(parameter: hlo.Instruction) -> int:
+    return int(parameter.text.partition(")")[0])
 
 
 def _is_alias(instruction: hlo.Instruction) -> bool:

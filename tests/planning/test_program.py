@@ -350,6 +350,53 @@ ENTRY %main (a: f32[40,100]) -> f32[40,100] {
     assert main_memory.traffic_bytes(hlo.parse(text)) == 4 * (100 + 6 + 100)
 
 
+def test_fusions_within_a_fusion_read_and_write_slices_too():
+    """As TPUs run a block of `model.scan`: its activations are slices of those of all blocks."""
+    text = """HloModule f, is_scheduled=true
+
+%slice (s: f32[40,100], i: s32[]) -> f32[100] {
+  %s = f32[40,100]{1,0} parameter(0)
+  %i = s32[]{:S(2)} parameter(1)
+  %row = f32[1,100]{1,0} dynamic-slice(%s, %i, %i), dynamic_slice_sizes={1,100}
+  ROOT %flat = f32[100]{0} bitcast(%row)
+}
+
+%renamed (b: f32[60]) -> f32[6,10] {
+  %b = f32[60]{0} parameter(0)
+  ROOT %flat.1 = f32[6,10]{1,0} bitcast(%b)
+}
+
+%put (t: f32[40,100], u: f32[100], j: s32[]) -> f32[40,100] {
+  %u = f32[100]{0} parameter(1)
+  %t = f32[40,100]{1,0} parameter(0)
+  %j = s32[]{:S(2)} parameter(2)
+  %wide = f32[1,100]{1,0} bitcast(%u)
+  ROOT %new = f32[40,100]{1,0} dynamic-update-slice(%t, %wide, %j, %j)
+}
+
+%block (p0: f32[40,100], p1: f32[60], p2: s32[], p3: f32[40,100]) -> f32[40,100] {
+  %p0 = f32[40,100]{1,0} parameter(0)
+  %p1 = f32[60]{0} parameter(1)
+  %p2 = s32[]{:S(2)} parameter(2)
+  %p3 = f32[40,100]{1,0} parameter(3)
+  %old = f32[100]{0} fusion(%p0, %p2), kind=kLoop, calls=%slice
+  %weights = f32[6,10]{1,0} fusion(%p1), kind=kLoop, calls=%renamed
+  %sum = f32[100]{0} add(%old, %weights)
+  %kept = f32[40,100]{1,0} fusion(%p3, %sum, %p2), kind=kLoop, calls=%put
+  ROOT %kept.1 = f32[40,100]{1,0} bitcast(%kept)
+}
+
+ENTRY %main (a: f32[40,100], w: f32[60], c: f32[40,100]) -> f32[40,100] {
+  %a = f32[40,100]{1,0} parameter(0)
+  %w = f32[60]{0} parameter(1)
+  %i = s32[]{:S(2)} parameter(2)
+  %c = f32[40,100]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %out = f32[40,100]{1,0} fusion(%a, %w, %i, %c), kind=kOutput, calls=%block
+}
+"""
+    assert main_memory.traffic_bytes(hlo.parse(text)) == 4 * (100 + 60 + 100)
+
+
 def test_of_a_bank_the_rows_that_are_gathered_or_scattered_count():
     body = """
   %bank = f32[1000,8]{1,0} parameter(0)
