@@ -40,12 +40,14 @@ SEEDS = (0, 1, 2)
 STEPS = 300
 MARGIN = 1.5  # points: the largest difference that does not matter; stated before the runs
 SIDES = ("ours", "peer")
-FEWER = {"local_views": 0}  # lightly's losses of SwAV and DINO get the two large views
+FEWER = {"method.local_views": 0}  # lightly's losses of SwAV and DINO get the two large views
 CHANGES = {
+    # lightly's MoCo goes in one direction, and on one device its BatchNorm has the statistics of the whole batch.
+    "moco_v2": {"method.symmetric": False, "model.batch_norm": "sync", "model.batch_norm_groups": 1},
     "swav": FEWER,
-    "dino": FEWER,
-    "barlow_twins": {"projector": (256, 256, 256)},  # lightly's head has three layers
-    "mmcr": {"projector": (256, 256, 64), "momentum": True},  # and this one, and a momentum encoder
+    "dino": {**FEWER, "method.hidden": (256, 256)},  # lightly's head has two hidden layers
+    "barlow_twins": {"method.projector": (256, 256, 256)},  # lightly's head has three layers
+    "mmcr": {"method.projector": (256, 256, 64), "method.momentum": True},  # and this one, and a momentum encoder
 }
 
 
@@ -70,7 +72,7 @@ def main():
 def config_of(name, seed, steps=STEPS):
     config = configs.get_config(f"{name}:tiny")
     config.update(seed=seed, steps=steps, evaluate_every=0, log_every=100, checkpoint_every=10**6)
-    config.method.update(CHANGES.get(name, {}))
+    config.update_from_flattened_dict(CHANGES.get(name, {}))
     return config
 
 
@@ -177,7 +179,7 @@ def page(known):
             f"{np.median(speeds['ours']):.0f} | {np.median(speeds['peer']):.0f} | "
             f"{np.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
         )
-    versions = sorted({entry["versions"] for entry in known.values()})
+    versions = sorted({side for entry in known.values() for side in entry["versions"].split("; ")})
     commits = sorted({entry["commit"][:7] for entry in known.values()})
     lines = [
         "# Beside lightly",
@@ -198,14 +200,52 @@ def page(known):
         "",
         f"Same within {MARGIN} points: {shown} of {len(rows)}. At least 2.0 times as fast: {fast} of {len(rows)}.",
         "",
-        "DINO and SwAV have the two large views, MMCR its momentum encoder, TiCo both directions. lightly's NNCLR has "
-        "the other images' neighbors among the negatives, too, which the paper and ours have not. The heads of BYOL "
-        "and TiCo begin with LeCun's normal weights here, with torch's default, 0.6 as large, there.",
+        "DINO and SwAV have the two large views, MMCR its momentum encoder, TiCo both directions, MoCo one. lightly's "
+        "NNCLR has the other images' neighbors among the negatives, too, which the paper and ours have not. The heads "
+        "of BYOL and TiCo begin with LeCun's normal weights here, with torch's default, 0.6 as large, there. In "
+        "SimCLR, DCL and MMCR both views pass through our network as one batch, so BatchNorm's statistics are of both; "
+        "there, each view has its own. The last layers of BYOL's and TiCo's heads and SwAV's prototypes have a bias "
+        "there, and none here, as in the authors' code.",
+        *first_steps(known),
         "",
-        f"Made by `benchmarks/against_lightly.py` at {', '.join(commits)}; {'; '.join(versions)}.",
+        f"Made by `benchmarks/against_lightly.py` and `benchmarks/lightly_steps.py` at {', '.join(commits)}; "
+        f"{'; '.join(versions)}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def steps_key(name):
+    return f"steps-{name}-0"
+
+
+def first_steps(known):
+    """The section on what lightly_steps.py found."""
+    rows = []
+    for name in (name for name in METHODS if steps_key(name) in known):
+        ours, peer = (np.array(known[steps_key(name)][side]) for side in SIDES)
+        apart = np.abs(ours - peer)
+        cells = [name, *(f"{loss:.4f}" for loss in (ours[0], peer[0], ours[-1], peer[-1]))]
+        cells += [f"{apart[:count].max():.4f}" for count in (1, 10, len(apart))]
+        rows.append(f"| {' | '.join(cells)} |")
+    if not rows:
+        return []
+    return [
+        "",
+        "## The same first steps",
+        "",
+        f"With the same initial parameters and the same views, the losses of the first {len(ours)} steps. They can "
+        "differ by rounding, which grows from step to step, and by what the methods do differently. For this "
+        "comparison each view passes through our network by itself, too. Not so in the heads of SwAV and of DINO's "
+        "student, whose BatchNorm takes all views as one batch, as the authors' does, where lightly's examples pass "
+        "each view by itself: all of their difference in the first step comes from this. A bias that a layer has on "
+        "lightly's side alone is left out. NNCLR's losses are of different negatives, see above.",
+        "",
+        f"| method | first loss: ours | lightly | loss {len(ours)}: ours | lightly | largest difference: first step "
+        f"| 10 steps | {len(ours)} steps |",
+        "|---|---|---|---|---|---|---|---|",
+        *rows,
+    ]
 
 
 def spread(right):

@@ -102,8 +102,7 @@ RUNS = (
         colors=("global1", "global2", "local"),
     ),
     Run("Decorrelation", "vicreg:tiny", ("neighbors",), "", views=("view1", "view2"), colors=("view1", "view2")),
-    # Python takes "global" for a keyword, so no flag sets this view: it keeps 28 pixels and its colors.
-    Run("Clustering", "swav:tiny", ("neighbors",), "", views=()),
+    Run("Clustering", "swav:tiny", ("neighbors",), "", views=("global",), colors=("global", "local")),
 )
 
 

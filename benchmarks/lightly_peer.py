@@ -54,23 +54,29 @@ def train(model, images, augment, steps, batch_size):
     order, position = torch.randperm(len(images)), 0
     begun = time.perf_counter()
     for step in range(steps):
-        warmup = model.settings["optimizer"]["warmup_steps"]
-        rate = step / warmup if step < warmup else cosine(step - warmup, steps - warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = model.lr * (1.0 if group.get("constant") else rate)
         if position + batch_size > len(images):
             order, position = torch.randperm(len(images)), 0
         batch = images[order[position : position + batch_size]]
         position += batch_size
-        loss = model.loss(augment(batch), augment(batch), step)
-        optimizer.zero_grad()
-        loss.backward()
-        model.clip()
-        optimizer.step()
-        model.after_step()
+        loss = one_step(model, optimizer, augment(batch), augment(batch), step)
         if step % 100 == 0:
-            print(f"step {step} loss {loss.item():.4f} {time.perf_counter() - begun:.0f} s", flush=True)
+            print(f"step {step} loss {loss:.4f} {time.perf_counter() - begun:.0f} s", flush=True)
     return steps * batch_size / (time.perf_counter() - begun)
+
+
+def one_step(model, optimizer, x1, x2, step):
+    """The loss before it."""
+    warmup = model.settings["optimizer"]["warmup_steps"]
+    rate = step / warmup if step < warmup else cosine(step - warmup, model.steps - warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = model.lr * (1.0 if group.get("constant") else rate)
+    loss = model.loss(x1, x2, step)
+    optimizer.zero_grad()
+    loss.backward()
+    model.clip()
+    optimizer.step()
+    model.after_step()
+    return loss.item()
 
 
 def cosine(step, steps):
@@ -195,14 +201,11 @@ class MoCo(Teacher):
         self.copy()
 
     def loss(self, x1, x2, step):
-        total = 0.0
-        for query, key in ((x1, x2), (x2, x1)):
-            q = self.head(self.backbone(query))
-            with torch.no_grad():
-                shuffled, order = utils.batch_shuffle(key)
-                k = utils.batch_unshuffle(self.teacher(shuffled), order)
-            total = total + self.criterion(q, k) / 2
-        return total
+        query = self.head(self.backbone(x1))
+        with torch.no_grad():
+            shuffled, order = utils.batch_shuffle(x2)
+            key = utils.batch_unshuffle(self.teacher(shuffled), order)
+        return self.criterion(query, key)
 
 
 class BYOL(Teacher):
@@ -244,7 +247,8 @@ class BarlowTwins(Model):
         self.head = heads.BarlowTwinsProjectionHead(64, hidden, dim)
         self.criterion = losses.BarlowTwinsLoss(self.method["off_diagonal_weight"])
 
-    loss = SimCLR.loss
+    def loss(self, x1, x2, step):
+        return self.method["loss_scale"] * SimCLR.loss(self, x1, x2, step)
 
 
 class VICReg(Model):
@@ -272,10 +276,9 @@ class SwAV(Model):
 
 class DINO(Teacher):
     def build(self):
-        (hidden,), bottleneck, prototypes = (self.method[key] for key in ("hidden", "bottleneck", "prototypes"))
-        self.head, head = (
-            heads.DINOProjectionHead(64, hidden, bottleneck, prototypes, freeze_last_layer=-1) for _ in range(2)
-        )
+        (hidden, _), bottleneck, prototypes = (self.method[key] for key in ("hidden", "bottleneck", "prototypes"))
+        norm = self.method["head_norm"]
+        self.head, head = (heads.DINOProjectionHead(64, hidden, bottleneck, prototypes, norm) for _ in range(2))
         self.criterion = losses.DINOLoss(
             prototypes,
             warmup_teacher_temp_epochs=0,
