@@ -88,10 +88,37 @@ class Run:
 
 
 RUNS = (
-    Run("Generative, hidden patches", "mae:tiny", ("drawn",), "", {"model.image_size": SIDE}),
-    Run("Generative, autoencoder", "vae:tiny", ("drawn",), ""),
-    Run("Pretext task", "colorization:tiny", ("drawn",), ""),
-    Run("Contrastive", "simclr:tiny", ("views", "neighbors"), "", colors=("view",)),
+    Run(
+        "Generative, hidden patches",
+        "mae:tiny",
+        ("drawn",),
+        "Three quarters of the patches are hidden. What is filled in goes on with the colors and outlines around it; "
+        "eyes and fingers are a blur, and some patches of a white background are bluish.",
+        {"model.image_size": SIDE},
+    ),
+    Run(
+        "Generative, autoencoder",
+        "vae:tiny",
+        ("drawn",),
+        "Shapes and main colors come back, details do not: after 300 steps the face has no eyes. Samples have the "
+        "colors of emoji, and show no things yet.",
+    ),
+    Run(
+        "Pretext task",
+        "colorization:tiny",
+        ("drawn",),
+        "Skin, hearts and yellow faces get their colors. Where gray tells little, as of the line of the chart, it "
+        "stays gray; colors run over the outlines.",
+    ),
+    Run(
+        "Contrastive",
+        "simclr:tiny",
+        ("views", "neighbors"),
+        "Above, images on the left, and two views of each: crops, whose colors change. Below, images of each category "
+        "on the left, and what is nearest to them. Flags are beside flags, keys beside keys, surfers beside surfers of "
+        "every skin. What has one shape and color in two categories is mixed, as a ghost and gray turbans.",
+        colors=("view",),
+    ),
     Run(
         "Distillation",
         "dino:tiny_vit",
