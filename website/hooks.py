@@ -76,6 +76,7 @@ def navigation() -> list[Any]:
                 {"Protocols": "protocols.md"},
                 {"Metrics without labels": "metrics.md"},
                 {"Results": "results.md"},
+                {"Gallery": "gallery.md"},
                 {
                     "Studies": [
                         "studies.md",
