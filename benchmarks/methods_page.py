@@ -14,15 +14,14 @@ MARGIN = 1.0  # points: the largest difference that does not matter
 LEVEL = 0.05  # of all claims of a page together
 NAMES = {KNN: "kNN", LINEAR: "10 labels"}
 ABOVE = "above under both"
-# Of FASHION: why a method is not above its untrained network after LONGER times the steps, either. kNN of whitened
-# features and on other images is from not_above.py.
+# Of FASHION: why a method is not above its untrained network after LONGER times the steps, either. kNN on held-out
+# images and of whitened features is from not_above.py.
 REASONS = {
     "bigan": "no more than another draw of images changes: on held-out training images kNN has 78.3 (78.1), of "
     "whitened features 83.0 (82.6)",
     "bigbigan": "its discriminator does not beat chance in these steps (accuracy 0.37 to 0.58), so the encoder learns "
     "nothing from it; the paper trains for 500,000. With twice in place of ten times the others' learning rate for the "
     "encoder it does (0.60), but kNN on held-out training images is 74.8",
-    "colorization": "trained on 802 color images of other things; on these, each among all others, kNN has 53.5 (46.3)",
     "deepcluster": "few directions carry most of the variance, which its k-means whitens; of whitened features, kNN on "
     "held-out training images has 81.8 (81.6)",
 }
