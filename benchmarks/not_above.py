@@ -32,15 +32,15 @@ def main():
     arguments = parser.parse_args()
     config = configured(arguments.name, 0, arguments.steps, HELD_OUT)
     run = methods.pretrain(config, arguments.workdir / str(arguments.steps), HELD_OUT)
-    of_world, own = evaluated(config, HELD_OUT), {**config.data.to_dict()}
+    (train, _), (test, _) = methods.images_of(evaluated(config, HELD_OUT))
     backbones = {"trained": load_backbone(run), **methods.untrained_variants(without_training(config, HELD_OUT))}
     for name, backbone in backbones.items():
-        (train, _), (test, _) = methods.images_of(of_world)
         show(name, held_out(backbone.features, train, test))
     if config.data.name != HELD_OUT.name:
         print("on the images that it is trained on, each among all others:")
         source, _ = reading.source_pair(configs.parse(config))
-        options = dict(image_size=own["image_size"], pixel_bytes=own["channels"], memory_bytes=own["memory_bytes"])
+        own = config.data
+        options = dict(image_size=own.image_size, pixel_bytes=own.channels, memory_bytes=own.memory_bytes)
         batches = read_batches(source, **options)
         for name, backbone in backbones.items():
             show(name, among_others(backbone.features, batches))
@@ -67,7 +67,8 @@ def among_others(features, batches):
     h, y, _ = extract(features, batches(), BATCH)
     accuracies = []
     for change in (lambda rows: rows, whitening(h)):
-        z = change(h) / np.linalg.norm(change(h), axis=1, keepdims=True)
+        z = change(h)
+        z = z / np.linalg.norm(z, axis=1, keepdims=True)
         cosines = z @ z.T
         np.fill_diagonal(cosines, -np.inf)
         nearest = np.argsort(-cosines, axis=1)[:, :20]

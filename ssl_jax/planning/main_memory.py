@@ -87,7 +87,7 @@ def _traffic(module: hlo.Module, computation: str) -> int:
         if instruction.opcode in STILL or instruction.opcode.endswith("-done") or "AllocateBuffer" in instruction.text:
             continue
         if instruction.opcode == "fusion" and (body := _body(module, instruction)):
-            total += _fusion_bytes(module, instruction)
+            total += _fusion_bytes(module, instruction, body)
             # A collective that a TPU runs beside other work is written once, though each piece of that work names it.
             for piece in body.values():
                 if piece.opcode in hlo.COLLECTIVES and (chain := hlo.chain(piece)) not in begun:
@@ -130,8 +130,7 @@ def _written(instruction: hlo.Instruction, instructions: Body) -> hlo.Instructio
     return instruction if number is None else instructions[instruction.operands[number]]
 
 
-def _fusion_bytes(module: hlo.Module, fusion: hlo.Instruction) -> int:
-    body = _body(module, fusion)
+def _fusion_bytes(module: hlo.Module, fusion: hlo.Instruction, body: Body) -> int:
     total = 0
     for inner in body.values():
         if inner.opcode == "parameter":
