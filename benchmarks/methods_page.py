@@ -7,6 +7,7 @@ import numpy as np
 from methods_record import FINETUNE, FROZEN, KNN, LINEAR, Record
 from methods_worlds import DRAWS, FASHION, GIVEN, LONGER, WORLDS, configured, untrained_key
 
+from ssl_jax import config as configs
 from ssl_jax.evaluation import comparisons, finetuning_recipes
 from ssl_jax.methods import METHODS
 
@@ -31,6 +32,10 @@ CHOSEN = (
     "So they may flatter methods whose settings were looked at most. `--data held_out` measures on held-out training "
     "images, to choose by."
 )
+MARK = "†"
+STALE = (
+    f"- {MARK}: measured with an older config. Its settings have changed since, so another run may give other numbers."
+)
 HEADER = (
     "| method | backbone | seeds | kNN | 10 labels | gain | fine-tuned | gain | alarms | commit |",
     "|---|---|---|---|---|---|---|---|---|---|",
@@ -40,7 +45,7 @@ HEADER = (
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A method. keys, bases: of the record, of each seed of it and of its untrained network. tuned, tuned_base: of the
-    fine-tuned networks, which the record need not have."""
+    fine-tuned networks, which the record need not have. stale: whether its config has changed since."""
 
     name: str
     backbone: str
@@ -48,6 +53,7 @@ class Row:
     bases: tuple
     tuned: str
     tuned_base: str
+    stale: bool = False
 
 
 def page(world, record, steps):
@@ -68,8 +74,8 @@ def page(world, record, steps):
         "- In parentheses what the untrained network gives under the same protocol, the best of its variants.",
         "- seeds: of the pre-training. ± is the standard deviation over them. A row with one seed has none: "
         "another seed may differ by points.",
-        "- commit: of the code that the frozen features were made with. Rows without one are older than the comparison "
-        "with the authors' settings ([fidelity.md](fidelity.md)), which changed many of them.",
+        "- commit: of the code that the frozen features were made with; + where files had changed since.",
+        *([STALE] if any(row.stale for row in (*measured, *longer)) else []),
         CHOSEN if world is FASHION else "- No setting was chosen on these images.",
         "",
         "A few minutes of training say which method learns at all and how fast, not which is best after 1000 epochs.",
@@ -141,20 +147,36 @@ def short_of(known, row):
 
 
 def rows(known, world, steps, prefix=""):
-    """Of the methods that the record has, with the network that each starts from."""
+    """Of the methods that the record has, with the network that each starts from. What was measured with today's config
+    is not mixed with what is older."""
     found = []
+    trained = LONGER * steps if prefix else steps
     for name in METHODS:
         keys = sorted(
             key for key in known if re.fullmatch(rf"{prefix}{name}(-\d+)?" if prefix else rf"{name}-\d+", key)
         )
-        seeds = [0] if prefix else [int(key.rpartition("-")[2]) for key in keys]
+        fresh = [
+            key
+            for key in keys
+            if known[key].get("config") == _digest(name, 0 if prefix else _seed(key), trained, world)
+        ]
+        keys = fresh or keys
+        seeds = [0] if prefix else [_seed(key) for key in keys]
         of_seeds = [untrained_key(configured(name, seed, steps, world), world) for seed in dict.fromkeys((0, *seeds))]
         bases = tuple(base for base in of_seeds if base in known)
         if keys and of_seeds[0] in bases:
             backbone = configured(name, 0, steps, world).model.name
             tuned = (f"finetuned-{prefix}{name}", f"finetuned-{of_seeds[0]}")
-            found.append(Row(name, backbone, tuple(keys), bases, *tuned))
+            found.append(Row(name, backbone, tuple(keys), bases, *tuned, stale=not fresh))
     return found
+
+
+def _seed(key):
+    return int(key.rpartition("-")[2])
+
+
+def _digest(name, seed, steps, world):
+    return configs.digest(configured(name, seed, steps, world))
 
 
 def table(known, rows):
@@ -169,10 +191,12 @@ def pixels(known):
 def _line(row, known):
     found, bases = ([known[key] for key in keys] for keys in (row.keys, row.bases))
     tuned, tuned_base = known.get(row.tuned), known.get(row.tuned_base)
+    if tuned and tuned["config"] != found[0]["config"]:
+        tuned = None  # fine-tuned from another network than the one whose frozen features stand beside it
     means, base = ({protocol: np.mean([one[protocol] for one in of]) for protocol in NAMES} for of in (found, bases))
     spread = {p: f" ± {np.std([one[p] for one in found], ddof=1):.1f}" if len(found) > 1 else "" for p in NAMES}
     cells = [
-        row.name,
+        f"{row.name} {MARK}" if row.stale else row.name,
         row.backbone,
         len(found),
         *(f"{means[protocol]:.1f}{spread[protocol]} ({base[protocol]:.1f})" for protocol in NAMES),

@@ -147,8 +147,41 @@ def test_what_is_held_out_is_not_trained_on(parts):
     assert (data["split"], data["test_split"]) == ("train[:80%]", "train[80%:]")
 
 
-def test_the_page_has_the_rows_of_the_record(parts):
+def test_rows_of_older_configs_are_marked_and_not_mixed_with_newer(parts, tmp_path):
     page, record, worlds = parts
-    kept = record.Record(ROOT / "docs", "results")
-    expected = page.table(kept.read(), page.rows(kept.read(), worlds.FASHION, 300))
-    assert set(expected) <= set(kept.page.read_text().splitlines()), 'run python benchmarks/methods.py --methods ""'
+    kept = record.Record(tmp_path, "results")
+    older, newer = record.Measured({record.KNN: 50.0, record.LINEAR: 40.0, "alarms": []}, {}), {}
+    for seed in range(3):
+        config = worlds.configured("simclr", seed, 300)
+        newer[seed] = configs.digest(config)
+        kept.add(worlds.untrained_key(config, worlds.FASHION), older, config="of the network")
+    tuned = record.Measured({record.FINETUNE: 60.0}, {})
+    for name in ("simclr", "byol"):
+        for seed in range(3):
+            kept.add(f"{name}-{seed}", older, config="older")
+        kept.add(f"finetuned-{name}", tuned, config="older")
+    kept.add(f"finetuned-{worlds.untrained_key(worlds.configured('simclr', 0, 300), worlds.FASHION)}", tuned, config="")
+    better = record.Measured({record.KNN: 70.0, record.LINEAR: 60.0, "alarms": []}, {})
+    for seed in range(2):
+        kept.add(f"simclr-{seed}", better, config=newer[seed], commit="123")
+
+    found = {row.name: row for row in page.rows(kept.read(), worlds.FASHION, 300)}
+    assert {name: (row.keys, row.stale) for name, row in found.items()} == {
+        "byol": (("byol-0", "byol-1", "byol-2"), True),
+        "simclr": (("simclr-0", "simclr-1"), False),
+    }
+    byol, simclr = page.table(kept.read(), [found["byol"], found["simclr"]])[2:]
+    assert byol == "| byol † | resnet8 | 3 | 50.0 ± 0.0 (50.0) | 40.0 ± 0.0 (40.0) | +0.0 | 60.0 (60.0) | +0.0 |  |  |"
+    # What was fine-tuned from the older network does not stand beside the newer one.
+    assert simclr == "| simclr | resnet8 | 2 | 70.0 ± 0.0 (50.0) | 60.0 ± 0.0 (40.0) | +20.0 |  |  |  | 123 |"
+
+
+@pytest.mark.slow
+def test_pages_are_those_of_the_records_and_of_the_configs_of_today(parts):
+    """A row whose config has changed since is marked, so a page is never silently older than the configs it quotes."""
+    page, record, worlds = parts
+    for world in worlds.WORLDS.values():
+        kept = record.Record(ROOT / "docs", world.record)
+        if kept.path.exists():
+            written = page.page(world, kept, 300)
+            assert written == kept.page.read_text(), 'run python benchmarks/methods.py --methods ""'
