@@ -21,7 +21,7 @@ INTRODUCTION = """# Configs
 `--config simclr:tiny` names a config of the package and its scale, from any directory. `--config mine.py:SCALE` names
 a Python file of your own with a function `get_config(scale)`. A third part, `simclr:folder:satellite`, gives the views
 of a kind of images ([views.md](views.md)). `--config.KEY=VALUE` changes a value:
-`--config.optimizer.lr=0.3 --config.data.image_size=(64,64)`. In Python it is `config =
+`--config.optimizer.lr=0.3 --config.data.image_size=64,64`. In Python it is `config =
 ssl_jax.get_config("simclr:tiny")` and `config.optimizer.lr = 0.3`.
 
 `ssl_jax train --config simclr:tiny --show-config` prints every key of that config with its value, its range, its

@@ -1,162 +1,38 @@
-"""One run of a method by lightly, for against_lightly.py: PEER/bin/python lightly_peer.py METHOD SEED STEPS FOLDER
+"""One run of a method by lightly, for against_lightly.py, or its first steps, for peer_steps.py: see peer_torch.main.
 
-lightly gives losses, heads, momentum updates and memory; its training loop, as its examples write it, and torchvision's
-augmentations, image by image as lightly's transforms call them, are below. FOLDER has images.npz and settings.json,
-which is what our config of the method says, and gets peer-METHOD-SEED.npz: features, and images per second.
+lightly gives losses, heads, momentum updates and memory; its examples' training loop is peer_torch's.
 """
 
 import copy
-import json
-import math
-import sys
-import time
-from pathlib import Path
 
 import lightly
-import numpy as np
 import torch
 from lightly import loss as losses
 from lightly.models import utils
 from lightly.models.modules import NNMemoryBankModule, heads
+from lightly.models.modules.memory_bank import MemoryBankModule
 from lightly.utils.scheduler import cosine_schedule
+from peer_torch import Model, main
 from torch import nn
-from torchvision.transforms import v2
 
 
-def main():
-    name, seed, steps, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    torch.manual_seed(seed)
-    settings = json.loads((folder / "settings.json").read_text())[name]
-    with np.load(folder / "images.npz") as found:
-        images = {split: torch.from_numpy(found[split]).permute(0, 3, 1, 2) for split in ("train", "test")}
-    channel = settings["mean"], settings["std"]
-    model = MODELS[name](settings, steps)
-    speed = train(model, images["train"], make_augment(settings["view"], channel), steps, settings["batch_size"])
-    backbone = model.evaluated.eval()
+class LightlyModel(Model):
+    head_here = "projector"  # our name of its head
 
-    def features(split):
-        with torch.no_grad():
-            parts = [backbone(normalized(part, channel)).numpy() for part in images[split].split(1000)]
-        return np.concatenate(parts)
+    def parts(self):
+        names = {"backbone": "backbone", self.head_here: "head", "predictor": "predictor", "prototypes": "prototypes"}
+        found = {ours: [getattr(self, part)] for ours, part in names.items() if hasattr(self, part)}
+        if hasattr(self, "teacher"):
+            for modules, teacher in zip(found.values(), self.teacher, strict=False):
+                modules.append(teacher)
+        return found
 
-    np.savez(
-        folder / f"peer-{name}-{seed}.npz",
-        train=features("train"),
-        test=features("test"),
-        images_per_second=speed,
-        versions=f"lightly {lightly.__version__}, torch {torch.__version__}",
-    )
+    def take_queue(self, queue):
+        (memory,) = (module for module in self.modules() if isinstance(module, MemoryBankModule) and module.size[0])
+        memory.bank.copy_(queue)
 
 
-def train(model, images, augment, steps, batch_size):
-    """Images per second."""
-    optimizer = model.optimizer()
-    order, position = torch.randperm(len(images)), 0
-    begun = time.perf_counter()
-    for step in range(steps):
-        if position + batch_size > len(images):
-            order, position = torch.randperm(len(images)), 0
-        batch = images[order[position : position + batch_size]]
-        position += batch_size
-        loss = one_step(model, optimizer, augment(batch), augment(batch), step)
-        if step % 100 == 0:
-            print(f"step {step} loss {loss:.4f} {time.perf_counter() - begun:.0f} s", flush=True)
-    return steps * batch_size / (time.perf_counter() - begun)
-
-
-def one_step(model, optimizer, x1, x2, step):
-    """The loss before it."""
-    warmup = model.settings["optimizer"]["warmup_steps"]
-    rate = step / warmup if step < warmup else cosine(step - warmup, model.steps - warmup)
-    for group in optimizer.param_groups:
-        group["lr"] = model.lr * (1.0 if group.get("constant") else rate)
-    loss = model.loss(x1, x2, step)
-    optimizer.zero_grad()
-    loss.backward()
-    model.clip()
-    optimizer.step()
-    model.after_step()
-    return loss.item()
-
-
-def cosine(step, steps):
-    return 0.5 * (1.0 + math.cos(math.pi * step / steps))
-
-
-def normalized(images, channel):
-    mean, std = channel
-    return (images.float() / 255.0 - mean) / std
-
-
-def make_augment(view, channel):
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(view["size"], scale=view["crop_area"], antialias=True),
-            v2.RandomHorizontalFlip(view["flip"]),
-            v2.RandomApply([v2.ColorJitter(view["brightness"], view["contrast"])], view["jitter"]),
-        ]
-    )
-    return lambda images: normalized(torch.stack([transform(image) for image in images]), channel)
-
-
-def decayed(model):
-    """Weight decay for matrices and kernels only, as ours."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1]},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-class Block(nn.Module):
-    def __init__(self, width_in, width, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
-        self.shortcut = nn.Identity()
-        if stride > 1 or width_in != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, x):
-        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(y + self.shortcut(x))
-
-
-def resnet8():
-    stem = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-    blocks = [Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2)]
-    net = nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return net
-
-
-class Model(nn.Module):
-    def __init__(self, settings, steps):
-        super().__init__()
-        self.settings, self.method, self.steps, self.done = settings, settings["method"], steps, 0
-        self.lr = settings["optimizer"]["lr"]
-        self.backbone = resnet8()
-        self.build()
-
-    @property
-    def evaluated(self):
-        return self.backbone
-
-    def optimizer(self):
-        decay = self.settings["optimizer"]["weight_decay"]
-        return torch.optim.AdamW(decayed(self), lr=self.lr, weight_decay=decay)
-
-    def clip(self):
-        pass
-
-    def after_step(self):
-        self.done += 1
-
-
-class SimCLR(Model):
+class SimCLR(LightlyModel):
     def build(self):
         self.head = heads.SimCLRProjectionHead(64, *self.method["projector"])
         self.criterion = losses.NTXentLoss(self.method["temperature"])
@@ -171,7 +47,7 @@ class DCL(SimCLR):
         self.criterion = losses.DCLLoss(self.method["temperature"])
 
 
-class Teacher(Model):
+class Teacher(LightlyModel):
     """With a copy of backbone and head that follows them, with a decay that goes to `final` by half a cosine."""
 
     final = 1.0
@@ -222,7 +98,7 @@ class BYOL(Teacher):
         return 4.0 + 2.0 * (self.criterion(p1, t2) + self.criterion(p2, t1))
 
 
-class SimSiam(Model):
+class SimSiam(LightlyModel):
     def optimizer(self):
         predictor = {"params": self.predictor.parameters(), "constant": True}  # as in the paper
         rest = {"params": [*self.backbone.parameters(), *self.head.parameters()]}
@@ -241,7 +117,7 @@ class SimSiam(Model):
         return 0.5 * (self.criterion(p1, z2.detach()) + self.criterion(p2, z1.detach()))
 
 
-class BarlowTwins(Model):
+class BarlowTwins(LightlyModel):
     def build(self):
         hidden, _, dim = self.method["projector"]
         self.head = heads.BarlowTwinsProjectionHead(64, hidden, dim)
@@ -251,7 +127,7 @@ class BarlowTwins(Model):
         return self.method["loss_scale"] * SimCLR.loss(self, x1, x2, step)
 
 
-class VICReg(Model):
+class VICReg(LightlyModel):
     def build(self):
         hidden, *_, dim = self.method["projector"]
         self.head = heads.VICRegProjectionHead(64, hidden, dim, num_layers=len(self.method["projector"]))
@@ -260,7 +136,7 @@ class VICReg(Model):
     loss = SimCLR.loss
 
 
-class SwAV(Model):
+class SwAV(LightlyModel):
     def build(self):
         hidden, dim = self.method["projector"]
         self.head = heads.SwaVProjectionHead(64, hidden, dim)
@@ -275,6 +151,8 @@ class SwAV(Model):
 
 
 class DINO(Teacher):
+    head_here = "head"
+
     def build(self):
         (hidden, _), bottleneck, prototypes = (self.method[key] for key in ("hidden", "bottleneck", "prototypes"))
         norm = self.method["head_norm"]
@@ -301,7 +179,7 @@ class DINO(Teacher):
         return self.criterion(self.targets(x1, x2), [self.head(self.backbone(x)) for x in (x1, x2)], epoch=step)
 
 
-class NNCLR(Model):
+class NNCLR(LightlyModel):
     def build(self):
         hidden, _, dim = self.method["projector"]
         self.head = heads.NNCLRProjectionHead(64, hidden, dim)
@@ -361,4 +239,4 @@ MODELS = {
 }
 
 if __name__ == "__main__":
-    main()
+    main(MODELS, f"lightly {lightly.__version__}")

@@ -33,6 +33,7 @@ from methods_worlds import (
     FASHION,
     GIVEN,
     LONGER,
+    UNTRAINED_SEEDS,
     WORLDS,
     configured,
     evaluated,
@@ -61,7 +62,8 @@ def main():
     parser.add_argument("--data", default="fashion_mnist", choices=WORLDS, help="what methods are compared on")
     parser.add_argument("--methods", default=",".join(METHODS), help="names, with commas; all by default")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", default="0,1,2", help="of pre-trainings; networks are fine-tuned from seed 0 only")
+    seeds = 'of pre-trainings; "" for untrained networks only. Networks are fine-tuned from seed 0 only'
+    parser.add_argument("--seeds", default="0,1,2", help=seeds)
     parser.add_argument("--frozen-only", action="store_true", help="leave fine-tuning for another time")
     parser.add_argument("--again", action="store_true", help="measures once more what is of another commit")
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "methods")
@@ -73,7 +75,7 @@ def main():
         parser.error(f"no methods {sorted(unknown)}; there are {', '.join(METHODS)}")
     world = WORLDS[arguments.data]
     record = Record(arguments.docs, world.record)
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    seeds = [int(seed) for seed in arguments.seeds.split(",") if seed]
     if names:
         measure(arguments, world, record, names, seeds)
     record.page.write_text(methods_page.page(world, record, arguments.steps))
@@ -87,17 +89,21 @@ def measure(arguments, world, record, names, seeds):
     root.mkdir(parents=True, exist_ok=True)
     keep = functools.partial(kept_or_measured, record, commit=commit, again=arguments.again)
     of_world = functools.partial(configured, world=world)
+    keep("images", evaluated(of_world("simclr", 0, arguments.steps), world), digests, frozen=False)
     keep("pixels", evaluated(of_world("simclr", 0, arguments.steps), world), pixel_scores)
+    for seed in UNTRAINED_SEEDS:
+        for name in names:
+            config = of_world(name, seed, arguments.steps)
+            keep(untrained_key(config, world), without_training(config, world), untrained)
     for seed in seeds:
         for name in names:
             config = of_world(name, seed, arguments.steps)
-            base = without_training(config, world)
             keep(f"{name}-{seed}", config, functools.partial(pretrained, root=root, world=world))
-            keep(untrained_key(config, world), base, untrained)
             if seed == 0 and not arguments.frozen_only:
                 tune = functools.partial(finetuned, root=root, world=world)
                 keep(f"finetuned-{name}", config, tune, frozen=False)
-                keep(f"finetuned-{untrained_key(config, world)}", base, untrained_finetuned, frozen=False)
+                base = f"finetuned-{untrained_key(config, world)}"
+                keep(base, without_training(config, world), untrained_finetuned, frozen=False)
     known = record.read()
     not_above = {
         row.name for row in methods_page.rows(known, world, arguments.steps) if methods_page.short_of(known, row)
@@ -234,6 +240,12 @@ def untrained_variants(given):
     backbone = Backbone(network, {}, tuple(data.mean), tuple(data.std))
     options = dict(image_size=tuple(data.image_size), seed=config.seed)
     return baselines.random_backbones(backbone, images_of(given["data"])[0][0], **options)
+
+
+def digests(data):
+    """Of the images that are measured on, with their numbers."""
+    sources = zip(("training", "testing"), reading.source_pair(with_data(data)), strict=True)
+    return Measured({name: f"{len(source):,} ({source.digest()})" for name, source in sources}, {})
 
 
 def pixel_scores(data):

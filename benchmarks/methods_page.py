@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 from methods_record import FINETUNE, FROZEN, KNN, LINEAR, Record
-from methods_worlds import DRAWS, FASHION, GIVEN, LONGER, WORLDS, configured, untrained_key
+from methods_worlds import DRAWS, FASHION, GIVEN, LONGER, UNTRAINED_SEEDS, WORLDS, configured, untrained_key
 
 from ssl_jax import config as configs
 from ssl_jax.evaluation import comparisons, finetuning_recipes
@@ -18,20 +18,15 @@ ABOVE = "above under both"
 # Of FASHION: why a method is not above its untrained network after LONGER times the steps, either. kNN on held-out
 # images and of whitened features is from not_above.py.
 REASONS = {
-    "bigan": "no more than another draw of images changes: on held-out training images kNN has 78.3 (78.1), of "
-    "whitened features 83.0 (82.6)",
+    "bigan": "not found; one seed on held-out training images has 78.3 (78.1) by kNN, of whitened features 83.0 (82.6)",
     "bigbigan": "its discriminator does not beat chance in these steps (accuracy 0.37 to 0.58), so the encoder learns "
     "nothing from it; the paper trains for 500,000. With twice in place of ten times the others' learning rate for the "
     "encoder it does (0.60), but kNN on held-out training images is 74.8",
-    "deepcluster": "few directions carry most of the variance, which its k-means whitens; of whitened features, kNN on "
-    "held-out training images has 81.8 (81.6)",
+    "deepcluster": "in part: few directions carry most of the variance, which its k-means whitens; of whitened "
+    "features, "
+    "kNN on held-out training images has 81.8 (81.6), one seed",
 }
 FIRST_JAX = "0.10.2"  # of entries that do not say
-CHOSEN = (
-    "- The settings of `tiny` come from measurements like these, on these test images, not on held-out training ones. "
-    "So they may flatter methods whose settings were looked at most. `--data held_out` measures on held-out training "
-    "images, to choose by."
-)
 MARK = "†"
 STALE = (
     f"- {MARK}: measured with an older config. Its settings have changed since, so another run may give other numbers."
@@ -70,15 +65,21 @@ def page(world, record, steps):
         f"- 10 labels: a linear probe (logistic regression) of frozen features on 10 labels per class, mean of "
         f"{len(DRAWS)} draws.",
         f"- fine-tuned: the whole network trained on 10 labels per class, mean of 3 draws; "
-        f"{finetuning_recipes.Recipe.steps} steps, the learning rate chosen on a fifth of the labels.",
-        "- In parentheses what the untrained network gives under the same protocol, the best of its variants.",
+        f"{finetuning_recipes.Recipe.steps} steps, the learning rate chosen on a fifth of the labels; of seed 0 alone, "
+        f"so "
+        "a gain may change by some 2 points with other labels.",
+        f"- In parentheses what the untrained network gives under the same protocol, mean over {len(UNTRAINED_SEEDS)} "
+        "seeds, or as many as the table of gains says; of each seed the best of its variants on these test images, so "
+        "it is rather flattered. gain: over it, of the column before.",
         "- seeds: of the pre-training. ± is the standard deviation over them. A row with one seed has none: "
         "another seed may differ by points.",
+        "- alarms: of the run's log: `loss` that stays at its chance level, `rankme` where few dimensions are in use.",
         "- commit: of the code that the frozen features were made with; + where files had changed since.",
         *([STALE] if any(row.stale for row in (*measured, *longer)) else []),
-        CHOSEN if world is FASHION else "- No setting was chosen on these images.",
+        f"- {world.chosen}",
         "",
         "A few minutes of training say which method learns at all and how fast, not which is best after 1000 epochs.",
+        above_pixels(known, measured),
         "",
         *HEADER,
         pixels(known),
@@ -98,10 +99,13 @@ def page(world, record, steps):
     if of_others:
         lines += ["", f"Start with the trained network of another method, from the same seed: {', '.join(of_others)}."]
     lines += shown(gains(record, measured))
-    if world is not FASHION:
+    if world.name != FASHION.name:
         other = Record(record.folder, FASHION.record).read()
         lines += agreement(known, measured, other, rows(other, FASHION, steps), FASHION.title)
     option = "" if world is FASHION else f"--data {next(name for name in WORLDS if WORLDS[name] is world)} "
+    if "images" in known:
+        of_both = " and ".join(f"{known['images'][name]} for {name}" for name in ("training", "testing"))
+        lines += ["", f"Images of {world.title}, with their digests: {of_both}."]
     versions = sorted({found.get("jax", FIRST_JAX) for found in known.values()})
     lines += [
         "",
@@ -112,37 +116,51 @@ def page(world, record, steps):
     return "\n".join(lines)
 
 
+def above_pixels(known, measured):
+    """How many methods are above raw pixels."""
+    counts = []
+    for protocol, name in NAMES.items():
+        above = [row.name for row in measured if _mean(known, row.keys, protocol) > known["pixels"][protocol]]
+        named = f" ({', '.join(above)})" if 0 < len(above) <= 5 else ""
+        counts.append(f"{len(above)} of {len(measured)} by {name}{named}")
+    return f"Raw pixels are strong on such images: means above theirs have {' and '.join(counts)}."
+
+
+def _mean(known, keys, protocol):
+    return np.mean([known[key][protocol] for key in keys])
+
+
 def not_above(known, measured, longer, steps, reasons):
     """The section on methods that are not above their untrained network under every protocol after `steps`: what more
     steps give, and why."""
-    short = {row.name: short_of(known, row) for row in measured}
-    if not any(short.values()):
+    short = {row.name: found for row in measured if (found := short_of(known, row))}
+    if not short:
         return []
+    longer = [row for row in longer if row.name in short]
     after = {row.name: short_of(known, row) for row in longer}
     lines = [
         "",
         "## Not above their untrained network",
         "",
-        f"Under which protocols the mean is not above, after {steps} steps and after {LONGER * steps}, and the reason "
-        "as far as it was found. One seed: another may differ.",
+        f"Under which protocols of frozen features the mean is not above, after {steps} steps and after "
+        f"{LONGER * steps} (one seed: another may differ), and the reason as far as it was found.",
         "",
         f"| method | after {steps} | after {LONGER * steps} | reason |",
         "|---|---|---|---|",
     ]
-    for name in (name for name, protocols in short.items() if protocols):
+    for name in short:
         then = (", ".join(after[name]) or ABOVE) if name in after else "not measured"
-        reason = "too few steps" if then == ABOVE else reasons.get(name, "not found")
+        reason = "too few steps, as far as one seed says" if then == ABOVE else reasons.get(name, "not found")
         lines.append(f"| {name} | {', '.join(short[name])} | {then} | {reason} |")
     return [*lines, "", f"{LONGER * steps} steps:", "", *table(known, longer)] if longer else lines
 
 
 def short_of(known, row):
     """The names of the protocols under which the row is not above its untrained network."""
-    found, base = ([known[key] for key in keys] for keys in (row.keys, row.bases))
     return [
         name
         for protocol, name in NAMES.items()
-        if np.mean([one[protocol] for one in found]) <= np.mean([one[protocol] for one in base])
+        if _mean(known, row.keys, protocol) <= _mean(known, row.bases, protocol)
     ]
 
 
@@ -161,10 +179,11 @@ def rows(known, world, steps, prefix=""):
             if known[key].get("config") == _digest(name, 0 if prefix else _seed(key), trained, world)
         ]
         keys = fresh or keys
-        seeds = [0] if prefix else [_seed(key) for key in keys]
-        of_seeds = [untrained_key(configured(name, seed, steps, world), world) for seed in dict.fromkeys((0, *seeds))]
+        if not keys:
+            continue
+        of_seeds = [untrained_key(configured(name, seed, steps, world), world) for seed in UNTRAINED_SEEDS]
         bases = tuple(base for base in of_seeds if base in known)
-        if keys and of_seeds[0] in bases:
+        if of_seeds[0] in bases:
             backbone = configured(name, 0, steps, world).model.name
             tuned = (f"finetuned-{prefix}{name}", f"finetuned-{of_seeds[0]}")
             found.append(Row(name, backbone, tuple(keys), bases, *tuned, stale=not fresh))
@@ -232,7 +251,7 @@ def gains(record, rows):
     for row in rows:
         ours, theirs = ([key for key in keys if record.has_right(key)] for keys in (row.keys, row.bases))
         for protocol in FROZEN.values() if ours and theirs else ():
-            right = [100 * np.stack([record.right(key, protocol) for key in keys]) for keys in (ours, theirs)]
+            right = [100.0 * np.stack([record.right(key, protocol) for key in keys]) for keys in (ours, theirs)]
             difference = comparisons.crossed_bootstrap(*right, groups=groups)
             found.append(Gain(row.name, protocol, difference, (len(ours), len(theirs))))
     return judged(found)
@@ -264,14 +283,19 @@ def shown(found):
         ]
     claims = sum(gain.is_claim for gain in found)
     lines += [
-        "Gain over the untrained network, in points, with its 95 % interval: a crossed bootstrap over the seeds of "
-        "both and over the test images, the same images for both (`ssl_jax/evaluation/comparisons.py`).",
+        "Gain over the untrained network, in points, with its 95 % interval: for other seeds of both, other draws of "
+        "the 10 labels, and other test images, the same labels and images for both "
+        "(`ssl_jax/evaluation/comparisons.py`). "
+        "seeds: of the method and of the network. Only runs are here of which it is kept which images were right.",
         "",
-        f"- above, below: the gain is not 0. All {claims} claims of this page hold together at 5 % (Holm).",
-        f"- same: not shown to differ, and the whole interval is within {MARGIN:.0f} point of 0.",
+        f"- above, below: the gain is not 0. Of {claims} tests, these verdicts hold together at 5 % (Holm); each "
+        f"interval "
+        "is by itself, so one may exclude 0 where the verdict does not.",
+        f"- same: not shown to differ, and the whole interval is within {MARGIN:.0f} point of 0 (not corrected).",
         "- not shown: neither.",
-        "- one seed: of the method or of its untrained network. The interval is over test images alone, so it says "
-        "nothing of other seeds, and nothing is claimed.",
+        "- one seed: of the method or of its untrained network. The interval says nothing of its other seeds, and "
+        "nothing "
+        "is claimed.",
         "",
         counted(found),
         "",

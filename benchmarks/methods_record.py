@@ -61,20 +61,20 @@ class Record:
         return self._file(key).exists()
 
     def right(self, key, protocol):
-        """The share of draws with which each test image was right, float [images].
+        """Whether each test image was right, of each draw of labels, bool [draws, images].
 
         Raises: ValueError if its mean is not the number that the JSON file has.
         """
         with np.load(self._file(key)) as found:
             name = next(name for name, one in FROZEN.items() if one == protocol)
-            shares = np.unpackbits(found[name], axis=-1, count=int(found["images"])).mean(axis=0)
+            right = np.unpackbits(found[name], axis=-1, count=int(found["images"])).astype(bool)
         number = self.read()[key][protocol]
-        if abs(100 * shares.mean() - number) > 1e-3:
+        if abs(100 * right.mean() - number) > 1e-3:
             raise ValueError(
-                f"{self._file(key)} has {100 * shares.mean():.3f} % right, but {self.path} says {number:.3f} under "
+                f"{self._file(key)} has {100 * right.mean():.3f} % right, but {self.path} says {number:.3f} under "
                 f"{protocol}; measure {key} again"
             )
-        return shares
+        return right
 
     def groups(self, key):
         """Of the test images, int32 [images]; None where each stands alone."""

@@ -32,25 +32,27 @@ class Correlation(NamedTuple):
 
 
 def crossed_bootstrap(
-    ours: Float[np.ndarray, "seeds images"] | Bool[np.ndarray, "seeds images"],
-    theirs: Float[np.ndarray, "other_seeds images"] | Bool[np.ndarray, "other_seeds images"],
+    ours: Float[np.ndarray, "seeds *draws images"] | Bool[np.ndarray, "seeds *draws images"],
+    theirs: Float[np.ndarray, "other_seeds *draws images"] | Bool[np.ndarray, "other_seeds *draws images"],
     *,
     groups: Shaped[np.ndarray, " images"] | None = None,
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Difference:
-    """The difference of two methods' mean accuracies, for other seeds and other test images of these numbers.
+    """The difference of two methods' mean accuracies, for other seeds, other draws of labels and other test images of
+    these numbers.
 
     Each resample draws seeds of each method, independently, and images, the same ones for both. Of n seeds it draws
     n - 1, so that the variance is that of a mean of n: drawn from n, it would be a third too small with three seeds.
     The interval is Student's t with the error of the resamples. Their percentiles would not do: of methods with three
     seeds that differ more than images do, 81 % of such intervals hold the true difference.
-    Of a method with one seed, the variance over seeds is not in the interval.
+    Of a method with one seed, the variance over seeds is not in the interval. Draws are not resampled: the variance of
+    the difference over them is added.
 
     Args:
-      ours, theirs: whether each image was right (or the share of label draws with which it was), of each seed; finite.
-        Column k of both is the same image. Seeds of the two are not paired.
+      ours, theirs: whether each image was right, of each seed, or of each seed and draw of labels; finite. Column k of
+        both is the same image, and draw k the same labels. Seeds of the two are not paired.
       groups: of images that are drawn together, as variants of one thing; None: each image by itself.
       level: in (0, 1), of the interval.
       resamples: at least 100.
@@ -59,9 +61,13 @@ def crossed_bootstrap(
     Source: Owen 2007, arXiv:0712.1111 (The pigeonhole bootstrap); n - 1 draws: Rao and Wu 1988, Resampling inference
       with complex survey data; degrees of freedom: Satterthwaite 1946.
     """
-    first, second = (_checked(name, values) for name, values in (("ours", ours), ("theirs", theirs)))
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(f"ours has {first.shape[1]} images and theirs {second.shape[1]}; give the same images of both")
+    of_draws = [_checked(name, values) for name, values in (("ours", ours), ("theirs", theirs))]
+    if of_draws[0].shape[1:] != of_draws[1].shape[1:]:
+        (draws, images), (other_draws, others) = (values.shape[1:] for values in of_draws)
+        raise ValueError(
+            f"ours has {draws} draws of {images} images and theirs {other_draws} of {others}; give the same of both"
+        )
+    first, second = (values.mean(axis=1) for values in of_draws)
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}; 95 % is 0.95")
     if resamples < 100:
@@ -78,7 +84,7 @@ def crossed_bootstrap(
     accuracies = of_images[:, :-1] / of_images[:, -1:]  # [resamples, seeds + other seeds]
     of_both = (accuracies[:, :seeds], accuracies[:, seeds:])
     resampled = [np.sum(values * _seed_weights(rng, values.shape), axis=1) for values in of_both]
-    error = float(np.std(resampled[0] - resampled[1], ddof=1))
+    variance = float(np.var(resampled[0] - resampled[1], ddof=1))
 
     mean = float(first.mean() - second.mean())
     parts = [
@@ -87,7 +93,12 @@ def crossed_bootstrap(
         if len(values) > 1
     ]
     parts.append((float(np.var(of_both[0].mean(axis=1) - of_both[1].mean(axis=1), ddof=1)), units - 1))
-    freedom = _satterthwaite(parts)
+    by_draw = of_draws[0].mean(axis=(0, 2)) - of_draws[1].mean(axis=(0, 2))
+    if len(by_draw) > 1:
+        of_labels = float(by_draw.var(ddof=1)) / len(by_draw)
+        parts.append((of_labels, len(by_draw) - 1))
+        variance += of_labels
+    freedom, error = _satterthwaite(parts), math.sqrt(variance)
     if error == 0:
         return Difference(mean, mean, mean, float(mean == 0))
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
@@ -158,13 +169,13 @@ def rank_correlation(
     return Correlation(value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
 
 
-def _checked(name: str, values: np.ndarray) -> Float[np.ndarray, "seeds images"]:
+def _checked(name: str, values: np.ndarray) -> Float[np.ndarray, "seeds draws images"]:
     found = np.asarray(values, np.float64)
-    if found.ndim != 2 or found.size == 0:
-        raise ValueError(f"{name} must be [seeds, images], got {list(found.shape)}")
+    if found.ndim not in (2, 3) or found.size == 0:
+        raise ValueError(f"{name} must be [seeds, images] or [seeds, draws, images], got {list(found.shape)}")
     if not np.isfinite(found).all():
         raise ValueError(f"{np.sum(~np.isfinite(found))} of {found.size} values of {name} are not finite")
-    return found
+    return found if found.ndim == 3 else found[:, None]
 
 
 def _members(groups: np.ndarray | None, count: int) -> np.ndarray:

@@ -90,7 +90,8 @@ def mae_recipe(model: nn.Module, images: int, size: tuple[int, int], batch_size:
 
     Three differences from the authors' code. Mixup: here each image is mixed with its neighbor, by a share of its own;
     timm mixes it with the image at the other end of the batch, by one share for the batch. Positions: fixed ones stay
-    fixed here. Test images: here they are resized whole; the authors' are the middle 224 of 256 pixels.
+    fixed here. Test images: the middle 224 of 256 pixels as theirs, but shrunk by area averages, not by bicubic
+    filters.
     Source: He et al. 2021, arXiv:2111.06377, table 9, and the authors' FINETUNE.md and main_finetune.py, whose ViT-B
       has another learning rate and layer decay than the table, and random erasing; facebookresearch/mae.
     """

@@ -1,7 +1,7 @@
 """What pre-training is worth, measured. Each study is a module with three functions:
 
 plan(config) -> Plan                            what is compared, and on which images
-conclude(config, plan, table) -> [sentence]     what can be said from the numbers and their intervals
+conclude(config, plan, table) -> [sentence or Comparison], which intervals.said makes sentences of
 picture(config, plan, table) -> Figure
 """
 

@@ -14,7 +14,7 @@ from ssl_jax.config.kinds import JITTERED
 from ssl_jax.data.augment import Augmentation
 from ssl_jax.studies import pictures
 from ssl_jax.studies.base import Plan
-from ssl_jax.studies.intervals import compare
+from ssl_jax.studies.intervals import Comparison, compare
 from ssl_jax.studies.measure import Table, protocols
 from ssl_jax.studies.pretrainings import SUPERVISED, supervised_like
 from ssl_jax.studies.subjects import Data, Pixels, Pretrained, Untrained, resolve
@@ -79,9 +79,9 @@ def without(pretraining: ConfigDict, names: Any) -> ConfigDict:
     return config
 
 
-def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
+def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str | Comparison]:
     """For each protocol: all operations against each left out, each alone against none, all against the baselines."""
-    sentences = []
+    sentences: list[str | Comparison] = []
     for protocol in protocols(config):
         values = {name: rows[protocol][:, -1] for name, rows in table.items() if protocol in rows}
         pairs = [("all", name) for name in values if name.startswith("without ")]

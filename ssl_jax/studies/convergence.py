@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from ssl_jax import config as configs
 from ssl_jax.studies import pictures
 from ssl_jax.studies.base import Plan
-from ssl_jax.studies.intervals import compare, crossing, estimate
+from ssl_jax.studies.intervals import Comparison, compare, crossing, estimate
 from ssl_jax.studies.measure import Protocol, Table, measured_steps
 from ssl_jax.studies.pretrainings import against_baselines
 
@@ -23,9 +23,9 @@ def plan(config: ConfigDict) -> Plan:
     return against_baselines(config)
 
 
-def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
+def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str | Comparison]:
     """For each number of labels: the steps saved, and the difference at the end."""
-    sentences = []
+    sentences: list[str | Comparison] = []
     for per_class in config.finetune.labels_per_class:
         protocol = Protocol("finetune", per_class)
         random = table["random"][protocol]

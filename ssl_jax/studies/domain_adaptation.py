@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax.studies import pictures
 from ssl_jax.studies.base import Plan
+from ssl_jax.studies.intervals import Comparison
 from ssl_jax.studies.measure import Table
 from ssl_jax.studies.pretrainings import check_same_network, differences
 from ssl_jax.studies.subjects import Data, Pixels, Pretrained, Untrained, resolve
@@ -42,7 +43,7 @@ def plan(config: ConfigDict) -> Plan:
     return Plan(subjects, here, names)
 
 
-def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
+def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str | Comparison]:
     return differences(config, plan, table, COMPARED)
 
 

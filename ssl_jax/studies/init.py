@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ssl_jax import config as configs
 from ssl_jax.studies import pictures
 from ssl_jax.studies.base import Plan
+from ssl_jax.studies.intervals import Comparison
 from ssl_jax.studies.measure import Table
 from ssl_jax.studies.pretrainings import SUPERVISED, check_same_network, differences, supervised_like
 from ssl_jax.studies.subjects import Data, Pixels, Pretrained, Subject, Untrained, Weights, resolve
@@ -80,7 +81,7 @@ def read(pretraining: ConfigDict) -> Backbone:
     return dataclasses.replace(backbone, **dataclasses.asdict(reading.normalization(config)))
 
 
-def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
+def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str | Comparison]:
     """The differences of COMPARED, averaged over the numbers of labels."""
     return differences(config, plan, table, COMPARED)
 

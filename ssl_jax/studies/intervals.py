@@ -7,11 +7,16 @@ The seeds are independent of each other. All intervals are Student's t over the 
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
+from ssl_jax.evaluation.comparisons import holm
 from ssl_jax.evaluation.intervals import student_t
+
+LEVEL = 0.05  # of all claims of a page together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,29 +48,61 @@ def estimate(values: Float[np.ndarray, " seeds"]) -> Estimate:
     return Estimate(found.mean, found.low, found.high, seeds)
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Of two accuracies in percent, paired by seed. where: ends what is claimed, "with 10 labels per class". p_value:
+    of the hypothesis that they do not differ, two-sided, by a t test; 1 for a single seed."""
+
+    ours: str
+    theirs: str
+    where: str
+    difference: Estimate
+    p_value: float
+
+
 def compare(
     ours: str,
     theirs: str,
     ours_values: Float[np.ndarray, " seeds"],
     their_values: Float[np.ndarray, " seeds"],
     where: str,
-) -> str:
-    """A sentence on the difference of two accuracies in percent, paired by seed: clear, reversed or not clear.
-
-    where: ends the sentence's claim, "with 10 labels per class".
-    """
-    difference = estimate(ours_values - their_values)
-    if difference.sign:
-        side = "above" if difference.sign > 0 else "below"
-        return f"{ours} is {abs(difference.mean):.1f} points {side} {theirs} {where} ({_difference(difference)})."
-    return (
-        f"Whether {ours} is better than {theirs} {where} does not show at this scale: "
-        f"{difference.mean:+.1f} points ({_difference(difference)})."
-    )
+) -> Comparison:
+    """The comparison of two accuracies in percent, of the same seeds in the same order."""
+    differences = ours_values - their_values
+    return Comparison(ours, theirs, where, estimate(differences), _p_value(differences))
 
 
-def _difference(difference: Estimate) -> str:
-    return difference.interval.replace("interval", "interval of the difference")
+def _p_value(differences: Float[np.ndarray, " seeds"]) -> float:
+    if len(differences) == 1:
+        return 1.0
+    if np.ptp(differences) == 0:
+        return float(differences[0] == 0)
+    found: Any = stats.ttest_1samp(differences, 0.0)
+    return float(found.pvalue)
+
+
+def said(conclusion: Sequence[str | Comparison]) -> list[str]:
+    """The sentences of a page. Differences that are claimed hold together at 5 % (Holm)."""
+    compared = [part for part in conclusion if isinstance(part, Comparison)]
+    corrected = iter(holm([part.p_value for part in compared]).tolist())
+    return [
+        part if isinstance(part, str) else _sentence(part, next(corrected) < LEVEL, len(compared))
+        for part in conclusion
+    ]
+
+
+def _sentence(compared: Comparison, holds: bool, count: int) -> str:
+    difference = compared.difference
+    interval = difference.interval.replace("interval", "interval of the difference")
+    ours, theirs, where = compared.ours, compared.theirs, compared.where
+    if not difference.sign:
+        return (
+            f"Whether {ours} is better than {theirs} {where} does not show at this scale: "
+            f"{difference.mean:+.1f} points ({interval})."
+        )
+    side = "above" if difference.sign > 0 else "below"
+    claim = f"{ours} is {abs(difference.mean):.1f} points {side} {theirs} {where} ({interval})"
+    return f"{claim}." if holds else f"{claim}, which does not hold beside the other comparisons of the {count} here."
 
 
 def crossing(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"], level: float) -> float:

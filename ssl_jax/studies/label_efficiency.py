@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax.studies import pictures
 from ssl_jax.studies.base import Plan
-from ssl_jax.studies.intervals import compare, crossing, estimate, listed
+from ssl_jax.studies.intervals import Comparison, compare, crossing, estimate, listed
 from ssl_jax.studies.measure import Protocol, Table
 from ssl_jax.studies.pretrainings import against_baselines
 
@@ -20,10 +20,11 @@ def plan(config: ConfigDict) -> Plan:
     return against_baselines(config)
 
 
-def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
+def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str | Comparison]:
     """For linear probes and for fine-tuning: the difference to each baseline with the fewest labels, the difference to
     random initialization with each number of labels, and the labels saved."""
-    ours, sentences = plan.subjects[0].name, []
+    ours = plan.subjects[0].name
+    sentences: list[str | Comparison] = []
     for name in ("linear", "finetune"):
         labels = sorted(config[name].labels_per_class)
         if not labels:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from ssl_jax import config as configs
 from ssl_jax.studies import pictures
 from ssl_jax.studies.base import Plan
-from ssl_jax.studies.intervals import compare
+from ssl_jax.studies.intervals import Comparison, compare
 from ssl_jax.studies.measure import Table, protocols
 from ssl_jax.studies.subjects import Data, Pixels, Pretrained, Subject, Untrained, resolve
 
@@ -43,9 +43,9 @@ def network(pretraining: ConfigDict) -> str:
     return f"random {pretraining.model.name} {hashlib.sha256(settings.encode()).hexdigest()[:4]}"
 
 
-def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str]:
+def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str | Comparison]:
     """For each protocol: each method against its untrained network, and the best against the next and the pixels."""
-    sentences = []
+    sentences: list[str | Comparison] = []
     trained = [subject for subject in plan.subjects if isinstance(subject, Pretrained)]
     for protocol in protocols(config):
         values = {name: rows[protocol][:, -1] for name, rows in table.items() if protocol in rows}

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
+from ssl_jax.data.sources import Source
 from ssl_jax.studies.base import Plan
 from ssl_jax.studies.intervals import estimate
 from ssl_jax.studies.measure import Table, protocols
@@ -24,12 +26,18 @@ def write(
     """Writes both files and returns the page's path."""
     files.write(workdir / "study.svg", svg(picture))
     train, test = plan.data.pair
-    data = {"train": len(train), "test": len(test), "classes": len(train.class_names), "name": train.name}
+    counts = {"train": labelled(train), "test": labelled(test)}
+    data = {**counts, "classes": len(train.class_names), "name": train.name}
     facts.describe(workdir, skipped={}, study=config.study, seeds=list(config.seeds), configs=digests(plan), data=data)
     described = facts.read(workdir)
     path = workdir / "study.md"
     files.write(path, page(config, plan, table, conclusion, described))
     return path
+
+
+def labelled(source: Source) -> int:
+    """The number of images that are measured on."""
+    return 0 if source.labels is None else int(np.sum(source.labels >= 0))
 
 
 def page(config: ConfigDict, plan: Plan, table: Table, conclusion: Sequence[str], described: dict[str, Any]) -> str:
@@ -42,7 +50,8 @@ def page(config: ConfigDict, plan: Plan, table: Table, conclusion: Sequence[str]
         "",
         "![accuracy with 95 % intervals](study.svg)",
         "",
-        f"Test accuracy in percent on {data['name']} ({data['test']:,} test images, {data['train']:,} for training, "
+        f"Test accuracy in percent on {data['name']} ({data['test']:,} labelled test images, {data['train']:,} for "
+        f"training, "
         f"{data['classes']} classes): mean ± half of the 95 % interval.",
         "",
         *markdown(config, plan, table),
@@ -51,10 +60,11 @@ def page(config: ConfigDict, plan: Plan, table: Table, conclusion: Sequence[str]
         "",
         f"- {len(config.seeds)} seeds ({', '.join(map(str, config.seeds))}). Each is a pre-training with label draws "
         f"of its own ({config.draws}, averaged), which all subjects share, so that differences are paired by seed.",
-        "- Intervals are Student's t over seeds, each by itself: of many comparisons one in twenty misses. They hold "
-        "for these test images; with few of those, others would shift all numbers.",
-        "- An untrained network is the best, in each cell, of its variants (BatchNorm statistics as initialized or of "
-        "training images, residual scales 1 or 0): if anything, it is flattered.",
+        "- Intervals are Student's t over seeds, each by itself. Differences that are claimed hold together at 5 % "
+        "(Holm), unless the sentence says that one does not. All hold for these test images: with others, differences "
+        "would change, too, by points where there are only some hundred.",
+        "- An untrained network is the best on the test images, in each cell, of its variants (BatchNorm statistics as "
+        "initialized or of training images, residual scales 1 or 0): if anything, it is flattered.",
         "- Pre-training sees the training images only. Hyper-parameters are chosen on a fifth of the drawn labels.",
         "",
         "| pre-training | method | steps | config |",

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
 from ssl_jax.studies.base import Plan
-from ssl_jax.studies.intervals import compare, listed
+from ssl_jax.studies.intervals import Comparison, compare, listed
 from ssl_jax.studies.measure import Protocol, Table
 from ssl_jax.studies.subjects import Data, Pixels, Pretrained, Untrained, resolve
 
@@ -51,9 +51,11 @@ def check_same_network(target: ConfigDict, **others: ConfigDict) -> None:
             )
 
 
-def differences(config: ConfigDict, plan: Plan, table: Table, pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """A sentence for each pair of subjects, by linear probes and fine-tuned, averaged over the numbers of labels."""
-    sentences = []
+def differences(
+    config: ConfigDict, plan: Plan, table: Table, pairs: Iterable[tuple[str, str]]
+) -> list[str | Comparison]:
+    """A comparison of each pair of subjects, by linear probes and fine-tuned, averaged over the numbers of labels."""
+    sentences: list[str | Comparison] = []
     for name, how in (("linear", "by a linear probe"), ("finetune", "fine-tuned")):
         labels = config[name].labels_per_class
         if not labels:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import compiled
 from ssl_jax import config as configs
-from ssl_jax.studies import STUDIES, page
+from ssl_jax.studies import STUDIES, intervals, page
 from ssl_jax.studies.measure import check, measure
 from ssl_jax.studies.subjects import claim
 
@@ -32,6 +32,6 @@ def study(config: ConfigDict, workdir: Path) -> None:
     claim(workdir, config, plan.subjects)
     compiled.keep()  # each cell compiles its own functions; most of them equal another cell's
     table = measure(config, plan.subjects, plan.data, workdir)
-    conclusion = module.conclude(config, plan, table)
+    conclusion = intervals.said(module.conclude(config, plan, table))
     path = page.write(workdir, config, plan, table, conclusion, module.picture(config, plan, table))
     print("", *page.markdown(config, plan, table), "", *conclusion, f"\nthe page is {path}", sep="\n")

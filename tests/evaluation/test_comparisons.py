@@ -28,6 +28,30 @@ def test_over_seeds_alone_it_is_welchs_t_test():
     assert found.p_value == pytest.approx(expected.pvalue, rel=0.1)
 
 
+def test_over_draws_of_labels_alone_it_is_a_paired_t_test():
+    ours, theirs = np.array([0.71, 0.74, 0.78, 0.70, 0.75]), np.array([0.66, 0.74, 0.72, 0.69, 0.70])
+    expected = stats.ttest_rel(ours, theirs)
+    of_images = [np.tile(values[None, :, None], (1, 1, 50)) for values in (ours, theirs)]
+    found = crossed_bootstrap(*of_images)
+    assert found.mean == pytest.approx(ours.mean() - theirs.mean())
+    np.testing.assert_allclose((found.low, found.high), expected.confidence_interval(0.95), rtol=1e-9)
+    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-9)
+    # One draw says nothing of others, and the mean of draws is what is compared.
+    one = crossed_bootstrap(*(values[:, :1] for values in of_images))
+    assert (one.low, one.high) == (pytest.approx(0.05), pytest.approx(0.05))
+
+
+def test_draws_widen_the_interval_of_seeds_and_images():
+    ours, theirs = (RNG.random((3, 5, 200)) + RNG.normal(0, 0.02, (3, 1, 1)) for _ in range(2))
+    of_draws = RNG.normal(0, 0.3, (1, 5, 1))
+    alike = crossed_bootstrap(ours.mean(1), theirs.mean(1))
+    found = crossed_bootstrap(ours + of_draws, theirs)
+    assert found.high - found.low > 3 * (alike.high - alike.low)
+    # What a draw does to both does not count.
+    same = crossed_bootstrap(ours + of_draws, theirs + of_draws)
+    np.testing.assert_allclose(same, crossed_bootstrap(ours, theirs), rtol=1e-6)
+
+
 def test_images_are_paired():
     hard = RNG.random(1000) < 0.5
     ours, theirs = np.tile(hard, (2, 1)), np.tile(hard, (2, 1))
@@ -79,8 +103,9 @@ def test_what_is_the_same_has_no_difference():
 @pytest.mark.parametrize(
     "ours, theirs, options, message",
     [
-        (np.ones(5), np.ones((1, 5)), {}, r"ours must be \[seeds, images\], got \[5\]"),
-        (np.ones((1, 5)), np.ones((1, 4)), {}, "ours has 5 images and theirs 4"),
+        (np.ones(5), np.ones((1, 5)), {}, r"ours must be \[seeds, images\] or \[seeds, draws, images\], got \[5\]"),
+        (np.ones((1, 5)), np.ones((1, 4)), {}, "ours has 1 draws of 5 images and theirs 1 of 4"),
+        (np.ones((1, 3, 5)), np.ones((1, 2, 5)), {}, "ours has 3 draws of 5 images and theirs 2 of 5"),
         (np.ones((1, 5)), np.full((1, 5), np.nan), {}, "5 of 5 values of theirs are not finite"),
         (np.ones((1, 5)), np.ones((1, 5)), {"level": 95}, r"level must be in \(0, 1\), got 95"),
         (np.ones((1, 5)), np.ones((1, 5)), {"resamples": 9}, "give at least 100"),

@@ -92,7 +92,22 @@ def test_intervals_are_those_of_a_paired_t_test():
     ],
 )
 def test_a_difference_is_clear_reversed_or_not_clear(ours, theirs, expected):
-    assert expected in intervals.compare("A", "B", np.array(ours), np.array(theirs), "there")
+    (sentence,) = intervals.said([intervals.compare("A", "B", np.array(ours), np.array(theirs), "there")])
+    assert expected in sentence
+
+
+def test_differences_hold_together():
+    """Of a paired t test, and corrected for all comparisons of the page."""
+    ours, theirs = np.array([59.0, 80.0, 101.0]), np.array([50.0, 70.5, 90.0])
+    clear = intervals.compare("A", "B", ours, theirs, "there")
+    assert clear.p_value == pytest.approx(stats.ttest_rel(ours, theirs).pvalue) and 0.003 < clear.p_value < 0.005
+    alone = intervals.said(["First.", clear, "Last."])
+    assert alone[0] == "First." and alone[1].endswith("3 seeds).") and alone[2] == "Last."
+    many = intervals.said([clear] * 20)
+    assert all(s.endswith("3 seeds), which does not hold beside the other comparisons of the 20 here.") for s in many)
+    same = intervals.compare("A", "B", ours, ours, "there")
+    assert same.p_value == 1 and intervals.compare("A", "B", ours, ours - 1, "there").p_value == 0
+    assert intervals.compare("A", "B", ours[:1], theirs[:1], "there").p_value == 1
 
 
 @pytest.mark.parametrize(
@@ -198,7 +213,7 @@ def test_conclusions_follow_the_numbers(name, better, by, expected):
     module = STUDIES[name]
     plan = module.plan(config)
     table = made_up(plan, config, better, by)
-    said = module.conclude(config, plan, table)
+    said = intervals.said(module.conclude(config, plan, table))
     about = [sentence for sentence in said if plan.called(better) in sentence]
     assert about and any(expected in sentence for sentence in about), said
     for other in {"points above", "does not show", "points below"} - {expected}:

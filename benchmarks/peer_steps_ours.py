@@ -1,4 +1,4 @@
-"""The first steps of a method by ssl_jax, for lightly_steps.py: lightly_steps_ours.py METHOD FOLDER
+"""The first steps of a method by ssl_jax, for peer_steps.py: peer_steps_ours.py LIBRARY METHOD FOLDER
 
 FOLDER gets start-METHOD.npz: the initial parameters and queue, the views of each step, and the losses.
 """
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from against_lightly import config_of
 from flax import traverse_util
-from lightly_steps import FIRST
+from peer_libraries import LIBRARIES
+from peer_steps import FIRST
 
 import ssl_jax
 from ssl_jax import dist
@@ -23,11 +23,11 @@ from ssl_jax.training import build, reading
 
 
 def main():
-    name, folder = sys.argv[1], Path(sys.argv[2])
+    library, name, folder = LIBRARIES[sys.argv[1]], sys.argv[2], Path(sys.argv[3])
     # There, each view passes by itself, and BatchNorm has statistics of its own.
     toolkit.forward_views = apart(toolkit.forward_views)
     toolkit.forward_teacher = apart(toolkit.forward_teacher)
-    config = config_of(name, 0)
+    config = library.config_of(name, 0)
     source, _ = reading.source_pair(config)
     training = build.training(config, build.schedule(config, len(source), len(source.class_names)))
     batches = pipeline.train_batches(

@@ -1,4 +1,4 @@
-"""benchmarks/against_lightly.py: its page is made of runs of the configs as they are now. Nothing is trained."""
+"""benchmarks/against_peers.py: its pages are made of runs of the configs as they are now. Nothing is trained."""
 
 import importlib
 from pathlib import Path
@@ -14,16 +14,18 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("against_lightly")
+    return importlib.import_module("against_peers")
 
 
-def test_the_page_is_made_of_runs_of_the_configs_as_they_are(benchmark):
-    known = benchmark.RECORD.read()
+@pytest.mark.parametrize("name", ["lightly", "stable-pretraining"])
+def test_the_page_is_made_of_runs_of_the_configs_as_they_are(benchmark, name):
+    library = benchmark.LIBRARIES[name]
+    known = library.record.read()
     assert known
     for key, entry in known.items():
-        _, name, seed = key.split("-")
-        assert entry["config"] == configs.digest(benchmark.config_of(name, int(seed))), f"measure {key} again"
-    assert benchmark.RECORD.page.read_text(encoding="utf-8") == benchmark.page(known)
+        _, method, seed = key.split("-")
+        assert entry["config"] == configs.digest(library.config_of(method, int(seed))), f"measure {key} again"
+    assert library.record.page.read_text(encoding="utf-8") == benchmark.page(library, known)
 
 
 def test_neighbors_vote_by_similarity(benchmark):

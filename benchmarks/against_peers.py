@@ -1,16 +1,17 @@
-"""Twelve methods beside lightly's: .venv/bin/python benchmarks/against_lightly.py --peer PEER/bin/python [--cores 0,1]
+"""ssl_jax's methods beside another library's: .venv/bin/python benchmarks/against_peers.py --peer PEER/bin/python
 
 The same small ResNet, heads, augmentations, optimizer, steps and data on both sides, on this machine's CPU, with the
-settings of our `tiny` configs. The peer's side runs in an environment of its own, with lightly and torchvision:
+settings of our `tiny` configs. The peer's side runs in an environment of its own, with what peer_libraries.py says:
 
     python3 -m venv PEER && PEER/bin/pip install 'lightly==1.6.*' torchvision
 
-For each seed and method one side runs after the other on one core (lightly_ours.py, lightly_peer.py; the first one
-changes with the seed), with memory that is kept, as the command `ssl_jax` has it. Each of --cores works at a method of
-its own. Both sides are judged by one program: weighted kNN (k 20, temperature 0.07) on the features.
+For each seed and method one side runs after the other on one core (peer_ours.py; lightly_peer.py or stable_peer.py; the
+first one changes with the seed), with memory that is kept, as the command `ssl_jax` has it. Each of --cores works at a
+method of its own. Both sides are judged by one program: weighted kNN (k 20, temperature 0.07) on the features.
 
-Writes docs/against_lightly.md from docs/against_lightly.json and docs/against_lightly/ (which test images were right).
-What is there for the config as it is now is not measured again; without --peer only the page is written.
+Writes docs/against_LIBRARY.md from docs/against_LIBRARY.json and docs/against_LIBRARY/ (which test images were right).
+What is there for the config as it is now is not measured again; without --peer only the page is written. peer_steps.py
+compares the first steps.
 """
 
 import argparse
@@ -23,7 +24,9 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
-from methods_record import KNN, Measured, Record
+from methods_record import KNN, Measured
+from peer_libraries import LIBRARIES, SIDES, STEPS
+from scipy import stats
 
 from ssl_jax import config as configs
 from ssl_jax.__main__ import KEPT_MEMORY
@@ -32,52 +35,33 @@ from ssl_jax.evaluation import comparisons
 from ssl_jax.workdir import facts
 
 HERE = Path(__file__).parent
-RECORD = Record(HERE.parent / "docs", "against_lightly")
-METHODS = (
-    "simclr", "moco_v2", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "dino", "nnclr", "tico", "dcl", "mmcr",
-)  # fmt: skip
 SEEDS = (0, 1, 2)
-STEPS = 300
 MARGIN = 1.5  # points: the largest difference that does not matter; stated before the runs
-SIDES = ("ours", "peer")
-FEWER = {"method.local_views": 0}  # lightly's losses of SwAV and DINO get the two large views
-CHANGES = {
-    # lightly's MoCo goes in one direction, and on one device its BatchNorm has the statistics of the whole batch.
-    "moco_v2": {"method.symmetric": False, "model.batch_norm": "sync", "model.batch_norm_groups": 1},
-    "swav": FEWER,
-    "dino": {**FEWER, "method.hidden": (256, 256)},  # lightly's head has two hidden layers
-    "barlow_twins": {"method.projector": (256, 256, 256)},  # lightly's head has three layers
-    "mmcr": {"method.projector": (256, 256, 64), "method.momentum": True},  # and this one, and a momentum encoder
-}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="python of the environment with lightly")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--library", choices=LIBRARIES, default="lightly")
+    parser.add_argument("--peer", help="python of the environment with it")
+    parser.add_argument("--methods", help="names, with commas; all by default")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--cores", default="0", help="numbers of processor cores")
-    parser.add_argument("--workdir", type=Path, default=HERE.parent / "runs" / "against_lightly")
+    parser.add_argument("--workdir", type=Path, default=HERE.parent / "runs")
     arguments = parser.parse_args()
+    library = LIBRARIES[arguments.library]
     if arguments.peer:
-        arguments.workdir.mkdir(parents=True, exist_ok=True)
-        export(arguments.workdir)
-        seeds = [int(seed) for seed in arguments.seeds.split(",")]
-        jobs = [(name, seed) for seed in seeds for name in arguments.methods.split(",")]
-        measure(jobs, arguments.peer, arguments.cores.split(","), arguments.workdir)
-    RECORD.page.write_text(page(RECORD.read()))
-    print(f"wrote {RECORD.page}")
+        workdir = export(library, arguments.workdir)
+        names = arguments.methods.split(",") if arguments.methods else library.methods
+        jobs = [(name, int(seed)) for seed in arguments.seeds.split(",") for name in names]
+        measure(library, jobs, arguments.peer, arguments.cores.split(","), workdir)
+    library.record.page.write_text(page(library, library.record.read()))
+    print(f"wrote {library.record.page}")
 
 
-def config_of(name, seed, steps=STEPS):
-    config = configs.get_config(f"{name}:tiny")
-    config.update(seed=seed, steps=steps, evaluate_every=0, log_every=100, checkpoint_every=10**6)
-    config.update_from_flattened_dict(CHANGES.get(name, {}))
-    return config
-
-
-def export(workdir):
-    """The images as an array, and our settings, for the peer's side."""
+def export(library, folder):
+    """Writes the images as an array, and our settings, for the peer's side. Returns where."""
+    workdir = folder / library.name
+    workdir.mkdir(parents=True, exist_ok=True)
     arrays = {}
     splits = opening.load_pair("fashion_mnist", train_split="train", test_split="test", channels=1)
     for name, source in zip(("train", "test"), splits, strict=True):
@@ -86,11 +70,11 @@ def export(workdir):
     np.savez(workdir / "images.npz", **arrays)
     pixels = arrays["train"].astype(np.float32) / 255.0
     settings = {}
-    for name in METHODS:
-        config = config_of(name, 0)
+    for name in library.methods:
+        config = library.config_of(name, 0)
         views = [view.to_dict() for key, view in config.augment.items() if key != "local"]
         if any(view != views[0] for view in views):
-            raise SystemExit(f"the two views of {name}:tiny differ, but lightly_peer.py draws both alike")
+            raise SystemExit(f"the two views of {name}:tiny differ, but {library.script} draws both alike")
         settings[name] = {
             "method": config.method.to_dict(),
             "optimizer": config.optimizer.to_dict(),
@@ -100,26 +84,26 @@ def export(workdir):
             "std": float(pixels.std()),
         }
     (workdir / "settings.json").write_text(json.dumps(settings))
+    return workdir
 
 
-def measure(jobs, peer, cores, workdir):
-    free = SimpleQueue()
+def measure(library, jobs, peer, cores, workdir):
+    free, record = SimpleQueue(), library.record
     for core in cores:
         free.put(core)
-    pythons = {"ours": sys.executable, "peer": peer}
+    commands = {"ours": (sys.executable, HERE / "peer_ours.py", library.title), "peer": (peer, HERE / library.script)}
 
     def run(job):
         name, seed = job
-        digest, core = configs.digest(config_of(name, seed)), free.get()
+        digest, core = configs.digest(library.config_of(name, seed)), free.get()
         try:
             for side in SIDES if seed % 2 == 0 else SIDES[::-1]:
                 key = f"{side}-{name}-{seed}"
-                if RECORD.read().get(key, {}).get("config") != digest:
-                    command = [pythons[side], HERE / f"lightly_{side}.py", name, str(seed), str(STEPS), workdir]
-                    one_core(command, core, workdir / f"{key}.log")
+                if record.read().get(key, {}).get("config") != digest:
+                    one_core([*commands[side], name, str(seed), str(STEPS), workdir], core, workdir / f"{key}.log")
                     measured = judged(workdir / f"{key}.npz", workdir / "images.npz")
-                    RECORD.add(key, measured, config=digest, commit=facts.commit())
-                print(key, RECORD.read()[key], flush=True)
+                    record.add(key, measured, config=digest, commit=facts.commit())
+                print(key, record.read()[key], flush=True)
         finally:
             free.put(core)
 
@@ -159,18 +143,35 @@ def knn_right(bank, bank_labels, queries, query_labels, k=20, temperature=0.07):
     return np.concatenate(right)
 
 
-def page(known):
-    rows, shown, fast = [], 0, 0
-    for name in METHODS:
+def page(library, known):
+    versions = sorted({side for entry in known.values() for side in entry["versions"].split("; ")})
+    commits = sorted({entry["commit"][:7] + "+" * entry["commit"].endswith("+") for entry in known.values()})
+    lines = [
+        f"# Beside {library.title}",
+        *whole_runs(library, known),
+        *first_steps(library, known),
+        "",
+        f"Made by `benchmarks/against_peers.py` and `benchmarks/peer_steps.py` with `--library {library.title}` at "
+        f"{', '.join(commits)} (+: with changes); {'; '.join(versions)}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def whole_runs(library, known):
+    """The section on accuracy and speed."""
+    rows, shown, fast, record, of_all = [], 0, 0, library.record, {}
+    for name in library.methods:
         seeds = [seed for seed in SEEDS if all(f"{side}-{name}-{seed}" in known for side in SIDES)]
         if not seeds:
             continue
         keys = {side: [f"{side}-{name}-{seed}" for seed in seeds] for side in SIDES}
-        right = {side: np.stack([RECORD.right(key, KNN) for key in keys[side]]) * 100 for side in SIDES}
+        right = {side: np.stack([record.right(key, KNN)[0] for key in keys[side]]) * 100.0 for side in SIDES}
         difference = comparisons.crossed_bootstrap(right["ours"], right["peer"])
         same = len(seeds) > 1 and comparisons.equivalent(difference, MARGIN)
         speeds = {side: [known[key]["images_per_second"] for key in keys[side]] for side in SIDES}
         ratios = sorted(ours / peer for ours, peer in zip(speeds["ours"], speeds["peer"], strict=True))
+        of_all[name] = right
         shown, fast = shown + same, fast + (float(np.median(ratios)) >= 2)
         accuracies = [f"{right[side].mean():.1f} ({spread(right[side])})" for side in SIDES]
         rows.append(
@@ -179,50 +180,64 @@ def page(known):
             f"{np.median(speeds['ours']):.0f} | {np.median(speeds['peer']):.0f} | "
             f"{np.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
         )
-    versions = sorted({side for entry in known.values() for side in entry["versions"].split("; ")})
-    commits = sorted({entry["commit"][:7] for entry in known.values()})
-    lines = [
-        "# Beside lightly",
+    if not rows:
+        return []
+    title = library.title
+    alike = [right for name, right in of_all.items() if name not in library.unlike]
+    return [
         "",
         f"The same small ResNet, heads, augmentations, optimizer, data, settings and {STEPS} steps of 256 images on "
         "both sides: Fashion-MNIST, weighted kNN (k 20, temperature 0.07), test accuracy in percent, mean over the "
         "seeds (and their range). One processor core for each run, one side after the other, with memory that is kept "
         "on both.",
         "",
-        f"The interval (95 %) is for other seeds and other test images. Same: the whole interval is within {MARGIN} "
-        "points, a margin that was stated before the runs. Images/s: medians over the seeds; the ratio: median and "
-        "range of the seeds'. lightly's time is mostly torchvision's augmentation, image by image, as its transforms "
-        "call it.",
+        f"The interval (95 %) is for other seeds and other test images, each by itself. Same: the whole interval is "
+        f"within "
+        f"{MARGIN} points. Images/s: medians over the seeds; the ratio: median and range of the seeds'. {title}'s are "
+        f"of "
+        "the whole run, ours without its start, in which the step is compiled. The settings come from our `tiny` "
+        "configs, "
+        "which were chosen by our runs on these test images, so they may suit our side better.",
+        *([library.history] if library.history else []),
         "",
-        "| method | seeds | kNN: ours | lightly | difference | interval | same | images/s: ours | lightly | ratio |",
+        f"| method | seeds | kNN: ours | {title} | difference | interval | same | images/s: ours | {title} | ratio |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
         f"Same within {MARGIN} points: {shown} of {len(rows)}. At least 2.0 times as fast: {fast} of {len(rows)}.",
         "",
-        "DINO and SwAV have the two large views, MMCR its momentum encoder, TiCo both directions, MoCo one. lightly's "
-        "NNCLR has the other images' neighbors among the negatives, too, which the paper and ours have not. The heads "
-        "of BYOL and TiCo begin with LeCun's normal weights here, with torch's default, 0.6 as large, there. In "
-        "SimCLR, DCL and MMCR both views pass through our network as one batch, so BatchNorm's statistics are of both; "
-        "there, each view has its own. The last layers of BYOL's and TiCo's heads and SwAV's prototypes have a bias "
-        "there, and none here, as in the authors' code.",
-        *first_steps(known),
+        f"Mean difference, for other seeds and other test images: of these {len(rows)} methods "
+        f"{pooled(of_all.values())}, "
+        f"of the {len(alike)} that no difference named below concerns {pooled(alike)}.",
         "",
-        f"Made by `benchmarks/against_lightly.py` and `benchmarks/lightly_steps.py` at {', '.join(commits)}; "
-        f"{'; '.join(versions)}.",
-        "",
+        library.differences,
     ]
-    return "\n".join(lines)
+
+
+def pooled(of_methods):
+    """The mean difference of several methods, [seeds, images] of both sides each, on the same images, with its "
+    "interval:
+    Student's t with the errors over images, which all methods share, and over each side's seeds."""
+    per_image = np.mean([right["ours"].mean(axis=0) - right["peer"].mean(axis=0) for right in of_methods], axis=0)
+    sides = [right[side].mean(axis=1) for right in of_methods for side in SIDES]  # the accuracies of the seeds
+    parts = [(accuracies.var(ddof=1) / len(accuracies), len(accuracies) - 1) for accuracies in sides]
+    parts = [(variance / len(of_methods) ** 2, freedom) for variance, freedom in parts]
+    parts.append((per_image.var(ddof=1) / len(per_image), len(per_image) - 1))
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    mean = per_image.mean()
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
 def steps_key(name):
     return f"steps-{name}-0"
 
 
-def first_steps(known):
-    """The section on what lightly_steps.py found."""
+def first_steps(library, known):
+    """The section on what peer_steps.py found."""
     rows = []
-    for name in (name for name in METHODS if steps_key(name) in known):
+    for name in (name for name in library.methods if steps_key(name) in known):
         ours, peer = (np.array(known[steps_key(name)][side]) for side in SIDES)
         apart = np.abs(ours - peer)
         cells = [name, *(f"{loss:.4f}" for loss in (ours[0], peer[0], ours[-1], peer[-1]))]
@@ -236,13 +251,10 @@ def first_steps(known):
         "",
         f"With the same initial parameters and the same views, the losses of the first {len(ours)} steps. They can "
         "differ by rounding, which grows from step to step, and by what the methods do differently. For this "
-        "comparison each view passes through our network by itself, too. Not so in the heads of SwAV and of DINO's "
-        "student, whose BatchNorm takes all views as one batch, as the authors' does, where lightly's examples pass "
-        "each view by itself: all of their difference in the first step comes from this. A bias that a layer has on "
-        "lightly's side alone is left out. NNCLR's losses are of different negatives, see above.",
+        f"comparison each view passes through our network by itself, too. {library.steps_differences}",
         "",
-        f"| method | first loss: ours | lightly | loss {len(ours)}: ours | lightly | largest difference: first step "
-        f"| 10 steps | {len(ours)} steps |",
+        f"| method | first loss: ours | {library.title} | loss {len(ours)}: ours | {library.title} | largest "
+        f"difference: first step | 10 steps | {len(ours)} steps |",
         "|---|---|---|---|---|---|---|---|",
         *rows,
     ]

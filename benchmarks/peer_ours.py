@@ -1,4 +1,4 @@
-"""One run of a method by ssl_jax, for against_lightly.py: lightly_ours.py METHOD SEED STEPS FOLDER
+"""One run of a method by ssl_jax, for against_peers.py: peer_ours.py LIBRARY METHOD SEED STEPS FOLDER
 
 FOLDER has images.npz, and gets the run and ours-METHOD-SEED.npz: features, and images per second.
 """
@@ -9,17 +9,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from against_lightly import config_of
+from peer_libraries import LIBRARIES
 
 import ssl_jax
 from ssl_jax.workdir.metrics import read_metrics
 
 
 def main():
-    name, seed, steps, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    library, name, seed, steps, folder = LIBRARIES[sys.argv[1]], *sys.argv[2:5], Path(sys.argv[5])
     run = folder / f"run-{name}-{seed}"
     shutil.rmtree(run, ignore_errors=True)  # of another config, or stopped: its speed would not be that of a whole run
-    ssl_jax.pretrain(config_of(name, seed, steps), workdir=run)
+    ssl_jax.pretrain(library.config_of(name, int(seed), int(steps)), workdir=run)
     speeds = [line["images_per_second"] for line in read_metrics(run / "metrics.jsonl")[1:]]  # the first compiles
     backbone = ssl_jax.load_backbone(run)
     with np.load(folder / "images.npz") as images:
