@@ -146,13 +146,14 @@ def knn_right(bank, bank_labels, queries, query_labels, k=20, temperature=0.07):
 def page(library, known):
     versions = sorted({side for entry in known.values() for side in entry["versions"].split("; ")})
     commits = sorted({entry["commit"][:7] + "+" * entry["commit"].endswith("+") for entry in known.values()})
+    changed = " (+: with changes)" if any(commit.endswith("+") for commit in commits) else ""
     lines = [
         f"# Beside {library.title}",
         *whole_runs(library, known),
         *first_steps(library, known),
         "",
         f"Made by `benchmarks/against_peers.py` and `benchmarks/peer_steps.py` with `--library {library.title}` at "
-        f"{', '.join(commits)} (+: with changes); {'; '.join(versions)}.",
+        f"{', '.join(commits)}{changed}; {'; '.join(versions)}.",
         "",
     ]
     return "\n".join(lines)

@@ -95,9 +95,8 @@ STABLE_PRETRAINING = Library(
         "tico": {"method.projector": (256, 256, 64)},
     },
     differences="",
-    steps_differences="Losses that the library averages over two directions or over dimensions are multiplied to be the "
-    "paper's sums (BYOL, MoCo v3, W-MSE). Its code differs from ours, and from the papers, in more than rounding "
-    "in:\n\n"
+    steps_differences="Losses that the library averages over two directions or over dimensions are multiplied to be "
+    "the paper's sums (BYOL, MoCo v3, W-MSE). Its code differs from ours, and from the papers, in:\n\n"
     "- MoCo v2: the new keys enter the queue before the queries are compared with it, so each query's own key is among "
     "its negatives, too. The queue begins empty, ours with random vectors.\n"
     "- NNCLR: the projections of the first view enter the queue before its neighbors are looked up, so each is its own "
@@ -106,10 +105,8 @@ STABLE_PRETRAINING = Library(
     "- DINO: the last layer has no weight normalization (it begins here with unit rows, to be the same), and the first "
     "center is the whole mean of the first batch, not a share of it.\n"
     "- W-MSE: both views of the whole batch are whitened together by eigenvectors; ours, as the paper, whitens parts "
-    "of "
-    "128 rows by Cholesky's factor.\n"
+    "of 128 rows by Cholesky's factor.\n"
     "- Barlow Twins divides by the deviation of n - 1 rows. SwAV's head normalizes each view by itself, ours all views "
-    "as "
-    "one batch, as the authors' code.",
+    "as one batch, as the authors' code.",
 )  # fmt: skip
 LIBRARIES = {library.title: library for library in (LIGHTLY, STABLE_PRETRAINING)}

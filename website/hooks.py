@@ -85,7 +85,13 @@ def navigation() -> list[Any]:
                 },
                 {"Reproducibility": "reproducibility.md"},
                 {"Fidelity": "fidelity.md"},
-                {"Other libraries": ["peers.md", {"Beside lightly": "against_lightly.md"}]},
+                {
+                    "Other libraries": [
+                        "peers.md",
+                        {"Beside lightly": "against_lightly.md"},
+                        {"Beside stable-pretraining": "against_stable_pretraining.md"},
+                    ]
+                },
             ]
         },
         {
