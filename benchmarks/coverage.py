@@ -1,6 +1,8 @@
 """How often the intervals of crossed_bootstrap hold the true difference: python benchmarks/coverage.py [--pairs 1000]
 
 Simulates pairs of methods on 400 test images. An image is as hard for both; seeds, and seeds on single images, differ.
+In the last case methods differ in how much their seeds do, and 60 others give a prior (`seed_prior`).
+
 Prints in which share of the pairs the 95 % interval holds the true difference, and how often the p-value is below a
 level where there is no difference, over that level: 1 is right, above 1 claims too much.
 """
@@ -9,7 +11,7 @@ import argparse
 
 import numpy as np
 
-from ssl_jax.evaluation.comparisons import crossed_bootstrap
+from ssl_jax.evaluation.comparisons import crossed_bootstrap, seed_prior
 
 IMAGES = 400
 LEVELS = (0.05, 0.01, 0.003, 0.001)
@@ -22,6 +24,7 @@ CASES = {
     "one side's, the other has 12": ((3, 12), (0.1, 0.01), 0.0, 0.0),
     "3 and 12 seeds, alike": ((3, 12), (0.1, 0.1), 0.0, 0.0),
 }
+OTHERS, FREEDOM = 60, 4  # methods of the prior; the smaller, the more their variances over seeds differ
 
 
 def main():
@@ -31,11 +34,25 @@ def main():
     rng = np.random.default_rng(0)
     print(f"{'':30}{'held':>8}" + "".join(f"{f'p < {level}':>12}" for level in LEVELS))
     for name, case in CASES.items():
-        found = [crossed_bootstrap(*simulated(rng, *case), resamples=200, seed=pair) for pair in range(arguments.pairs)]
-        held = np.mean([one.low <= 0 <= one.high for one in found])
-        p_values = np.array([one.p_value for one in found])
-        rates = "".join(f"{np.mean(p_values < level) / level:>12.1f}" for level in LEVELS)
-        print(f"{name:30}{100 * held:>8.1f}{rates}", flush=True)
+        pairs = [crossed_bootstrap(*simulated(rng, *case), resamples=200, seed=k) for k in range(arguments.pairs)]
+        say(name, pairs)
+    say("3 and 12, methods differ", [of_some_method(rng, k, with_prior=False) for k in range(arguments.pairs)])
+    say("the same, with a prior", [of_some_method(rng, k, with_prior=True) for k in range(arguments.pairs)])
+
+
+def say(name, found):
+    held = np.mean([one.low <= 0 <= one.high for one in found])
+    p_values = np.array([one.p_value for one in found])
+    rates = "".join(f"{np.mean(p_values < level) / level:>12.1f}" for level in LEVELS)
+    print(f"{name:30}{100 * held:>8.1f}{rates}", flush=True)
+
+
+def of_some_method(rng, seed, *, with_prior):
+    """A method with three seeds, and a network with twelve."""
+    variances = 0.1**2 * FREEDOM / rng.chisquare(FREEDOM, 1 + OTHERS)
+    sides = simulated(rng, (3, 12), (np.sqrt(variances[0]), 0.1), 0.0, 0.0)
+    prior = seed_prior(variances[1:] * rng.chisquare(2, OTHERS) / 2, 2) if with_prior else None
+    return crossed_bootstrap(*sides, priors=(prior, None), resamples=200, seed=seed)
 
 
 def simulated(rng, seeds, of_seeds, of_images, of_answers):

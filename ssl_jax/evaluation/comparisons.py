@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
-from scipy import stats
+from scipy import optimize, special, stats
 
 from ssl_jax.evaluation.intervals import INDICES
 
@@ -23,6 +23,13 @@ class Difference(NamedTuple):
     p_value: float
 
 
+class Prior(NamedTuple):
+    """What other methods say of a method's variance over seeds: as much as `freedom` more seeds of this variance."""
+
+    variance: float
+    freedom: float
+
+
 class Correlation(NamedTuple):
     """A rank correlation in [-1, 1] with its confidence interval."""
 
@@ -36,6 +43,7 @@ def crossed_bootstrap(
     theirs: Float[np.ndarray, "other_seeds *draws images"] | Bool[np.ndarray, "other_seeds *draws images"],
     *,
     groups: Shaped[np.ndarray, " images"] | None = None,
+    priors: tuple[Prior | None, Prior | None] = (None, None),
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -54,6 +62,8 @@ def crossed_bootstrap(
       ours, theirs: whether each image was right, of each seed, or of each seed and draw of labels; finite. Column k of
         both is the same image, and draw k the same labels. Seeds of the two are not paired.
       groups: of images that are drawn together, as variants of one thing; None: each image by itself.
+      priors: of `ours` and `theirs`, from `seed_prior` for methods like these: the variance over seeds is drawn to it.
+        None: the variance of the side's own seeds, which three that lie close together by chance underestimate.
       level: in (0, 1), of the interval.
       resamples: at least 100.
       seed: of the draws, which depend on it and on the numbers of seeds and groups alone.
@@ -87,22 +97,65 @@ def crossed_bootstrap(
     variance = float(np.var(resampled[0] - resampled[1], ddof=1))
 
     mean = float(first.mean() - second.mean())
-    parts = [
-        (float(values.mean(axis=1).var(ddof=1)) / len(values), len(values) - 1)
-        for values in (first, second)
-        if len(values) > 1
-    ]
+    parts: list[tuple[float, float]] = []
+    least = math.inf
+    for side, prior in zip((first, second), priors, strict=True):
+        if len(side) > 1:
+            own = float(side.mean(axis=1).var(ddof=1))
+            used, freedom = _moderated(own, len(side) - 1, prior) if prior else (own, len(side) - 1)
+            parts.append((used / len(side), freedom))
+            variance += (used - own) / len(side)
+            least = min(least, freedom) if prior else least
     parts.append((float(np.var(of_both[0].mean(axis=1) - of_both[1].mean(axis=1), ddof=1)), units - 1))
     by_draw = of_draws[0].mean(axis=(0, 2)) - of_draws[1].mean(axis=(0, 2))
     if len(by_draw) > 1:
         of_labels = float(by_draw.var(ddof=1)) / len(by_draw)
         parts.append((of_labels, len(by_draw) - 1))
         variance += of_labels
-    freedom, error = _satterthwaite(parts), math.sqrt(variance)
+    if any(priors):  # resampling is off by some percent of the seeds' own variance, which may be more than what is left
+        variance = max(variance, sum(part for part, _ in parts))
+    # A sum of variances is known at least as well as the least known one. Satterthwaite's estimate may be above what is
+    # right, so very small p-values would come up too often (benchmarks/coverage.py).
+    freedom, error = min(_satterthwaite(parts), least), math.sqrt(variance)
     if error == 0:
         return Difference(mean, mean, mean, float(mean == 0))
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     return Difference(mean, mean - half, mean + half, 2 * float(stats.t.sf(abs(mean) / error, freedom)))
+
+
+def seed_prior(variances: Sequence[float] | Float[np.ndarray, " methods"], freedom: int) -> Prior:
+    """What methods have in common of their variances over seeds, for `crossed_bootstrap`.
+
+    The methods' true variances are taken to follow a scaled inverse chi-squared distribution, which is fitted to the
+    measured ones by the moments of their logarithms. The more alike they are, the larger the prior's freedom. It is at
+    most twice that of a method's own seeds: the fit to some tens of methods is uncertain, and with more, very small
+    p-values would come up too often.
+
+    Args:
+      variances: of the accuracies over each method's seeds, with `ddof=1`; three methods at least. Those of 0 say
+        nothing and are left out.
+      freedom: the number of each method's seeds less 1, >= 1.
+    Raises: ValueError for fewer variances above 0, negative or not finite ones, freedom below 1.
+    Source: Smyth 2004, Linear models and empirical Bayes methods for assessing differential expression in microarray
+      experiments, section 6.2.
+    """
+    given = np.asarray(variances, np.float64)
+    if not (np.isfinite(given).all() and (given >= 0).all()):
+        raise ValueError("variances must be finite and not negative")
+    if freedom < 1:
+        raise ValueError(f"freedom must be at least 1, got {freedom}; it is the number of seeds less 1")
+    given = given[given > 0]
+    if len(given) < 3:
+        raise ValueError(f"{len(given)} variances above 0 are too few; a prior needs three methods at least")
+    logs = np.log(given) - special.digamma(freedom / 2) + math.log(freedom / 2)
+    excess = float(logs.var(ddof=1) - special.polygamma(1, freedom / 2))
+    most = 2.0 * freedom
+    if excess <= 0:  # no more spread than chance makes of equal variances
+        return Prior(math.exp(logs.mean()), most)
+    root: Any = optimize.brentq(lambda x: special.polygamma(1, x) - excess, 1e-3, 1e8)
+    half = float(root)
+    variance = math.exp(logs.mean() + float(special.digamma(half)) - math.log(half))
+    return Prior(variance, min(2 * half, most))
 
 
 def holm(p_values: Sequence[float] | Float[np.ndarray, " claims"]) -> Float[np.ndarray, " claims"]:
@@ -169,6 +222,12 @@ def rank_correlation(
     return Correlation(value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
 
 
+def _moderated(own: float, freedom: int, prior: Prior) -> tuple[float, float]:
+    """(variance, its degrees of freedom) over the seeds of a method."""
+    both = prior.freedom + freedom
+    return (prior.freedom * prior.variance + freedom * own) / both, both
+
+
 def _checked(name: str, values: np.ndarray) -> Float[np.ndarray, "seeds draws images"]:
     found = np.asarray(values, np.float64)
     if found.ndim not in (2, 3) or found.size == 0:
@@ -207,7 +266,7 @@ def _seed_weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Float[np.
     return rng.multinomial(seeds - 1, np.full(seeds, 1 / seeds), resamples) / (seeds - 1)
 
 
-def _satterthwaite(parts: Sequence[tuple[float, int]]) -> float:
+def _satterthwaite(parts: Sequence[tuple[float, float]]) -> float:
     """Degrees of freedom of a sum of variances; parts: (variance, its degrees of freedom)."""
     total = sum(variance for variance, _ in parts)
     return total**2 / sum(variance**2 / freedom for variance, freedom in parts) if total else math.inf

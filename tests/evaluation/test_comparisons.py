@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ssl_jax.evaluation.comparisons import Difference, crossed_bootstrap, equivalent, holm, rank_correlation
+from ssl_jax.evaluation.comparisons import (
+    Difference,
+    Prior,
+    crossed_bootstrap,
+    equivalent,
+    holm,
+    rank_correlation,
+    seed_prior,
+)
 
 RNG = np.random.default_rng(0)
 MANY = 20000  # resamples: the error of a standard deviation is then half a percent
@@ -50,6 +58,47 @@ def test_draws_widen_the_interval_of_seeds_and_images():
     # What a draw does to both does not count.
     same = crossed_bootstrap(ours + of_draws, theirs + of_draws)
     np.testing.assert_allclose(same, crossed_bootstrap(ours, theirs), rtol=1e-6)
+
+
+def test_a_prior_draws_the_variance_over_seeds_to_it():
+    ours, theirs = np.array([0.71, 0.74, 0.78]), np.array([0.60, 0.61, 0.65, 0.60])
+    of_images = [np.outer(values, np.ones(50)) for values in (ours, theirs)]
+    known = Prior(0.03**2, 1e9)  # then it is a z test
+    found = crossed_bootstrap(*of_images, priors=(known, known))
+    half = stats.norm.ppf(0.975) * 0.03 * np.sqrt(1 / 3 + 1 / 4)
+    mean = ours.mean() - theirs.mean()
+    np.testing.assert_allclose((found.low, found.high), (mean - half, mean + half), rtol=0.05)
+    # As much as four more seeds: by hand, with the other side's own variance. Satterthwaite's freedom would be above 6.
+    found = crossed_bootstrap(*of_images, priors=(Prior(0.03**2, 4), None), resamples=MANY)
+    first, second = (4 * 0.03**2 + 2 * ours.var(ddof=1)) / 6 / 3, theirs.var(ddof=1) / 4
+    assert (first + second) ** 2 / (first**2 / 6 + second**2 / 3) > 6
+    half = stats.t.ppf(0.975, 6) * np.sqrt(first + second)
+    np.testing.assert_allclose((found.low, found.high), (mean - half, mean + half), rtol=0.01)
+
+
+def test_the_prior_of_many_methods_is_found():
+    rng = np.random.default_rng(2)
+    true = 0.5**2 * 3 / rng.chisquare(3, 20000)  # scaled inverse chi-squared, of 3 degrees of freedom
+    found = seed_prior(true * rng.chisquare(2, 20000) / 2, 2)
+    assert found.variance == pytest.approx(0.25, rel=0.05) and found.freedom == pytest.approx(3, rel=0.1)
+    alike = seed_prior(0.25 * rng.chisquare(2, 20000) / 2, 2)
+    assert alike.variance == pytest.approx(0.25, rel=0.05) and alike.freedom == 4  # twice a method's own
+    assert seed_prior([0.25] * 5, 2).freedom == 4  # less spread than chance makes
+    assert seed_prior([0.0, *true[:9]], 2) == seed_prior(true[:9], 2)
+
+
+@pytest.mark.parametrize(
+    "variances, freedom, message",
+    [
+        ([0.1, 0.2, 0.0], 2, "2 variances above 0 are too few"),
+        ([0.1, 0.2, -0.1], 2, "finite and not negative"),
+        ([0.1, 0.2, np.nan], 2, "finite and not negative"),
+        ([0.1, 0.2, 0.3], 0, "freedom must be at least 1, got 0"),
+    ],
+)
+def test_a_prior_needs_methods_with_seeds(variances, freedom, message):
+    with pytest.raises(ValueError, match=message):
+        seed_prior(variances, freedom)
 
 
 def test_images_are_paired():
