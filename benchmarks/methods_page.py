@@ -3,19 +3,15 @@
 import dataclasses
 import re
 
+import methods_gains
 import numpy as np
-from methods_record import FINETUNE, FROZEN, KNN, LINEAR, Record
+from methods_record import FINETUNE, KNN, LINEAR, NAMES, Record
 from methods_worlds import DRAWS, FASHION, GIVEN, LONGER, UNTRAINED_SEEDS, WORLDS, configured, untrained_key
 
 from ssl_jax import config as configs
 from ssl_jax.evaluation import comparisons, finetuning_recipes
 from ssl_jax.methods import METHODS
 
-MARGIN = 1.0  # points: the largest difference that does not matter
-LEVEL = 0.05  # of all claims of a page together
-# The spread over three seeds is little known, so it is drawn to that of the page's other methods, if there are so many.
-PRIOR_SEEDS, LEAST_METHODS = 3, 10
-NAMES = {KNN: "kNN", LINEAR: "10 labels"}
 ABOVE = "above under both"
 # Of FASHION: why a method is not above its untrained network after LONGER times the steps, either. kNN on held-out
 # images and of whitened features is from not_above.py.
@@ -34,8 +30,8 @@ STALE = (
     f"- {MARK}: measured with an older config. Its settings have changed since, so another run may give other numbers."
 )
 HEADER = (
-    "| method | backbone | seeds | kNN | 10 labels | gain | fine-tuned | gain | alarms | commit |",
-    "|---|---|---|---|---|---|---|---|---|---|",
+    "| method | backbone | seeds | kNN | 10 labels | gain | alarms | commit |",
+    "|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -66,10 +62,6 @@ def page(world, record, steps):
         "- kNN: of frozen features, k 20, temperature 0.07.",
         f"- 10 labels: a linear probe (logistic regression) of frozen features on 10 labels per class, mean of "
         f"{len(DRAWS)} draws.",
-        f"- fine-tuned: the whole network trained on 10 labels per class, mean of 3 draws; "
-        f"{finetuning_recipes.Recipe.steps} steps, the learning rate chosen on a fifth of the labels; of seed 0 alone, "
-        f"so "
-        "a gain may change by some 2 points with other labels.",
         f"- In parentheses what the untrained network gives under the same protocol, mean over {len(UNTRAINED_SEEDS)} "
         "seeds, or as many as the table of gains says; of each seed the best of its variants on these test images, so "
         "it is rather flattered. gain: over it, of the column before.",
@@ -88,6 +80,7 @@ def page(world, record, steps):
         *table(known, measured)[len(HEADER) :],
     ]
     lines += not_above(known, measured, longer, steps, REASONS if world is FASHION else {})
+    lines += fine_tuned(known, measured)
     missing = sorted(set(METHODS) - {row.name for row in measured})
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
@@ -100,7 +93,7 @@ def page(world, record, steps):
     of_others = [f"{name} of {GIVEN[name][1]}" for name in (row.name for row in measured) if name in GIVEN]
     if of_others:
         lines += ["", f"Start with the trained network of another method, from the same seed: {', '.join(of_others)}."]
-    lines += shown(gains(record, measured))
+    lines += methods_gains.shown(methods_gains.gains(record, measured))
     if world.name != FASHION.name:
         other = Record(record.folder, FASHION.record).read()
         lines += agreement(known, measured, other, rows(other, FASHION, steps), FASHION.title)
@@ -206,14 +199,11 @@ def table(known, rows):
 
 
 def pixels(known):
-    return f"| raw pixels | | | {known['pixels'][KNN]:.1f} | {known['pixels'][LINEAR]:.1f} | | | | | |"
+    return f"| raw pixels | | | {known['pixels'][KNN]:.1f} | {known['pixels'][LINEAR]:.1f} | | | |"
 
 
 def _line(row, known):
     found, bases = ([known[key] for key in keys] for keys in (row.keys, row.bases))
-    tuned, tuned_base = known.get(row.tuned), known.get(row.tuned_base)
-    if tuned and tuned["config"] != found[0]["config"]:
-        tuned = None  # fine-tuned from another network than the one whose frozen features stand beside it
     means, base = ({protocol: np.mean([one[protocol] for one in of]) for protocol in NAMES} for of in (found, bases))
     spread = {p: f" ± {np.std([one[p] for one in found], ddof=1):.1f}" if len(found) > 1 else "" for p in NAMES}
     cells = [
@@ -222,115 +212,39 @@ def _line(row, known):
         len(found),
         *(f"{means[protocol]:.1f}{spread[protocol]} ({base[protocol]:.1f})" for protocol in NAMES),
         f"{means[LINEAR] - base[LINEAR]:+.1f}",
-        f"{tuned[FINETUNE]:.1f} ({tuned_base[FINETUNE]:.1f})" if tuned and tuned_base else "",
-        f"{tuned[FINETUNE] - tuned_base[FINETUNE]:+.1f}" if tuned and tuned_base else "",
         ", ".join(sorted({alarm for one in found for alarm in one["alarms"]})),
         ", ".join(sorted({one["commit"] for one in found if "commit" in one})),
     ]
     return f"| {' | '.join(map(str, cells))} |"
 
 
-@dataclasses.dataclass(frozen=True)
-class Gain:
-    """Of a method over its untrained network, in points. seeds: of both. verdict: set for all gains of a page."""
-
-    name: str
-    protocol: str
-    difference: comparisons.Difference
-    seeds: tuple
-    verdict: str = ""
-
-    @property
-    def is_claim(self):
-        """Whether it says something of other seeds."""
-        return min(self.seeds) > 1
-
-
-def gains(record, rows):
-    """Those of all rows whose right images are kept, for both protocols, with verdicts that hold together."""
-    groups = record.groups("pixels") if record.has_right("pixels") else None
-    priors, found = {protocol: prior(record.read(), rows, protocol) for protocol in FROZEN.values()}, []
-    for row in rows:
-        ours, theirs = ([key for key in keys if record.has_right(key)] for keys in (row.keys, row.bases))
-        for protocol in FROZEN.values() if ours and theirs else ():
-            right = [100.0 * np.stack([record.right(key, protocol) for key in keys]) for keys in (ours, theirs)]
-            of_both = (priors[protocol] if len(ours) == PRIOR_SEEDS else None, None)
-            difference = comparisons.crossed_bootstrap(*right, groups=groups, priors=of_both)
-            found.append(Gain(row.name, protocol, difference, (len(ours), len(theirs))))
-    return judged(found)
-
-
-def prior(known, rows, protocol):
-    """Of the variance over a method's seeds; None where too few methods have as many."""
-    of_seeds = [[known[key][protocol] for key in row.keys] for row in rows if len(row.keys) == PRIOR_SEEDS]
-    variances = [variance for variance in np.var(of_seeds, axis=1, ddof=1) if variance] if of_seeds else []
-    return comparisons.seed_prior(variances, PRIOR_SEEDS - 1) if len(variances) >= LEAST_METHODS else None
-
-
-def judged(found):
-    claims = [gain for gain in found if gain.is_claim]
-    corrected = iter(comparisons.holm([gain.difference.p_value for gain in claims]).tolist())
-    return [
-        dataclasses.replace(gain, verdict=_verdict(gain.difference, next(corrected)) if gain.is_claim else "one seed")
-        for gain in found
+def fine_tuned(known, rows):
+    """The section on whole networks that were trained on few labels."""
+    # What was fine-tuned from a network of another config than the frozen features' is left out.
+    pairs = [(row, known.get(row.tuned), known.get(row.tuned_base)) for row in rows]
+    pairs = [(row, *both) for row, *both in pairs if all(both) and both[0]["config"] == known[row.keys[0]]["config"]]
+    if not pairs:
+        return []
+    lines = [
+        "",
+        "## Fine-tuned",
+        "",
+        f"The whole network trained on 10 labels per class for {finetuning_recipes.Recipe.steps} steps, the learning "
+        f"rate "
+        "chosen on a fifth of the labels: mean of 3 draws of the labels, ± their standard deviation. Of seed 0 alone, "
+        "so a "
+        "gain may change by some 2 points.",
+        "",
+        "| method | fine-tuned | untrained network | gain |",
+        "|---|---|---|---|",
     ]
-
-
-def _verdict(difference, corrected):
-    if corrected < LEVEL:
-        return "above" if difference.mean > 0 else "below"
-    return "same" if comparisons.equivalent(difference, MARGIN) else "not shown"
-
-
-def shown(found):
-    """The section on gains."""
-    lines = ["", "## Which gains show", ""]
-    if not found:
-        return [
-            *lines,
-            "None yet: the rows above are older than the files of which images a method has right. "
-            "`--seeds 0,1,2` measures them again.",
+    for row, *both in pairs:
+        cells = [
+            f"{row.name} {MARK}" if row.stale else row.name,
+            *(f"{one[FINETUNE]:.1f} ± {one['std']:.1f}" for one in both),
         ]
-    claims = sum(gain.is_claim for gain in found)
-    lines += [
-        "Gain over the untrained network, in points, with its 95 % interval: for other seeds of both, other draws of "
-        "the 10 labels, and other test images, the same labels and images for both "
-        "(`ssl_jax/evaluation/comparisons.py`). The variance over a method's three seeds is drawn to that of the other "
-        "methods (`seed_prior` there). seeds: of the method and of the network. Only runs are here of which it is kept "
-        "which images were right.",
-        "",
-        f"- above, below: the gain is not 0. Of {claims} tests, these verdicts hold together at 5 % (Holm); each "
-        f"interval "
-        "is by itself, so one may exclude 0 where the verdict does not.",
-        f"- same: not shown to differ, and the whole interval is within {MARGIN:.0f} point of 0 (not corrected).",
-        "- not shown: neither.",
-        "- one seed: of the method or of its untrained network. The interval says nothing of its other seeds, and "
-        "nothing "
-        "is claimed.",
-        "",
-        counted(found),
-        "",
-        "| method | seeds | kNN | | 10 labels | |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(gain.name for gain in found):
-        of_row = [gain for gain in found if gain.name == name]
-        cells = [cell for gain in of_row for cell in (_interval(gain.difference), gain.verdict)]
-        lines.append(f"| {' | '.join([name, ' and '.join(map(str, of_row[0].seeds)), *cells])} |")
+        lines.append(f"| {' | '.join([*cells, f'{both[0][FINETUNE] - both[1][FINETUNE]:+.1f}'])} |")
     return lines
-
-
-def counted(found):
-    """How many methods are shown to be above their untrained network."""
-    parts = []
-    for protocol, name in NAMES.items():
-        claims = [gain for gain in found if gain.is_claim and gain.protocol == protocol]
-        parts.append(f"{sum(gain.verdict == 'above' for gain in claims)} of {len(claims)} methods by {name}")
-    return f"Shown to be above: {' and '.join(parts)}."
-
-
-def _interval(difference):
-    return f"{difference.mean:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})"
 
 
 def agreement(known, rows, other, other_rows, title):

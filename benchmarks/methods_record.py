@@ -11,6 +11,7 @@ from ssl_jax.workdir import files
 
 KNN, LINEAR, FINETUNE = "knn/k20_t0.07/top1", "linear/10_per_class/top1", "finetune/10_per_class/top1"
 FROZEN = {"knn": KNN, "linear": LINEAR}  # name in the files of right images -> protocol
+NAMES = {KNN: "kNN", LINEAR: "10 labels"}  # in tables
 GROUPS = "groups"  # beside them: of test images that belong together
 
 

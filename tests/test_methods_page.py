@@ -64,14 +64,14 @@ def test_gains_that_show_and_that_do_not(parts, tmp_path):
     page, record, _ = parts
     of_methods = {"good": (0.7, 0.72, 0.71), "bad": (0.3, 0.31, 0.29), "like": (0.51, 0.5, 0.5), "once": (0.7,)}
     kept, rows = made_up(parts, tmp_path, of_methods)
-    found = {(gain.name, gain.protocol): gain for gain in page.gains(kept, rows)}
+    found = {(gain.name, gain.protocol): gain for gain in page.methods_gains.gains(kept, rows)}
     for protocol in (record.KNN, record.LINEAR):
         verdicts = [found[name, protocol].verdict for name in of_methods]
         assert verdicts == ["above", "below", "not shown", "one seed"]
     assert found["good", record.KNN].difference.mean == pytest.approx(21)
     assert found["once", record.KNN].seeds == (1, 3)
     assert "| good | resnet8 | 3 | 71.0 ± 1.0 (50.0) | 71.0 ± 1.0 (50.0) | +21.0 |" in page.table(kept.read(), rows)[2]
-    text = "\n".join(page.shown(list(found.values())))
+    text = "\n".join(page.methods_gains.shown(list(found.values())))
     assert "Of 6 tests, these verdicts hold together" in text
     assert "| good | 3 and 3 | +21.0 (+" in text and "| once | 1 and 3 | +20.0 (+" in text
 
@@ -93,12 +93,14 @@ def test_what_is_not_above_is_listed_with_the_reason(parts, tmp_path):
 
 def test_verdicts_hold_together_and_equal_methods_are_the_same(parts):
     page, record, _ = parts
-    difference = page.comparisons.Difference(2.0, 0.1, 3.9, 0.04)
-    alone = page.Gain("a", record.KNN, difference, (3, 3))
-    assert [gain.verdict for gain in page.judged([alone])] == ["above"]
-    assert [gain.verdict for gain in page.judged([alone, alone])] == ["not shown"] * 2  # 0.04 * 2 > 0.05
-    close = page.Gain("a", record.KNN, page.comparisons.Difference(0.1, -0.5, 0.7, 0.7), (3, 3))
-    assert [gain.verdict for gain in page.judged([close])] == ["same"]
+    difference = page.methods_gains.comparisons.Difference(2.0, 0.1, 3.9, 0.04)
+    alone = page.methods_gains.Gain("a", record.KNN, difference, (3, 3))
+    assert [gain.verdict for gain in page.methods_gains.judged([alone])] == ["above"]
+    assert [gain.verdict for gain in page.methods_gains.judged([alone, alone])] == ["not shown"] * 2  # 0.04 * 2 > 0.05
+    close = page.methods_gains.Gain(
+        "a", record.KNN, page.methods_gains.comparisons.Difference(0.1, -0.5, 0.7, 0.7), (3, 3)
+    )
+    assert [gain.verdict for gain in page.methods_gains.judged([close])] == ["same"]
 
 
 def test_rows_without_right_images_claim_nothing(parts, tmp_path):
@@ -108,9 +110,9 @@ def test_rows_without_right_images_claim_nothing(parts, tmp_path):
     kept.add("simclr-0", record.Measured({**numbers, "alarms": ["rankme"]}, {}), config="abc")
     kept.add("untrained", record.Measured({record.KNN: 65.0, record.LINEAR: 50.0}, {}), config="abc")
     row = page.Row("simclr", "resnet8", ("simclr-0",), ("untrained",), "finetuned-simclr", "none")
-    assert page.gains(kept, [row]) == [] and "None yet" in "\n".join(page.shown([]))
+    assert page.methods_gains.gains(kept, [row]) == [] and "None yet" in "\n".join(page.methods_gains.shown([]))
     line = page.table(kept.read(), [row])[-1]
-    assert line == "| simclr | resnet8 | 1 | 70.0 (65.0) | 60.0 (50.0) | +10.0 |  |  | rankme |  |"
+    assert line == "| simclr | resnet8 | 1 | 70.0 (65.0) | 60.0 (50.0) | +10.0 | rankme |  |"
 
 
 def test_ranks_of_two_tables(parts, tmp_path):
@@ -155,7 +157,7 @@ def test_rows_of_older_configs_are_marked_and_not_mixed_with_newer(parts, tmp_pa
         config = worlds.configured("simclr", seed, 300)
         newer[seed] = configs.digest(config)
         kept.add(worlds.untrained_key(config, worlds.FASHION), older, config="of the network")
-    tuned = record.Measured({record.FINETUNE: 60.0}, {})
+    tuned = record.Measured({record.FINETUNE: 60.0, "std": 1.5}, {})
     for name in ("simclr", "byol"):
         for seed in range(3):
             kept.add(f"{name}-{seed}", older, config="older")
@@ -171,9 +173,11 @@ def test_rows_of_older_configs_are_marked_and_not_mixed_with_newer(parts, tmp_pa
         "simclr": (("simclr-0", "simclr-1"), False),
     }
     byol, simclr = page.table(kept.read(), [found["byol"], found["simclr"]])[2:]
-    assert byol == "| byol † | resnet8 | 3 | 50.0 ± 0.0 (50.0) | 40.0 ± 0.0 (40.0) | +0.0 | 60.0 (60.0) | +0.0 |  |  |"
-    # What was fine-tuned from the older network does not stand beside the newer one.
-    assert simclr == "| simclr | resnet8 | 2 | 70.0 ± 0.0 (50.0) | 60.0 ± 0.0 (40.0) | +20.0 |  |  |  | 123 |"
+    assert byol == "| byol † | resnet8 | 3 | 50.0 ± 0.0 (50.0) | 40.0 ± 0.0 (40.0) | +0.0 |  |  |"
+    assert simclr == "| simclr | resnet8 | 2 | 70.0 ± 0.0 (50.0) | 60.0 ± 0.0 (40.0) | +20.0 |  | 123 |"
+    # What was fine-tuned from the older network of SimCLR does not stand beside the newer one.
+    assert page.fine_tuned(kept.read(), found.values())[-1] == "| byol † | 60.0 ± 1.5 | 60.0 ± 1.5 | +0.0 |"
+    assert page.fine_tuned(kept.read(), [found["simclr"]]) == []
 
 
 @pytest.mark.slow
