@@ -149,6 +149,7 @@ def test_sections_and_rows_of_a_page():
     assert pages.sections(text)[""] == "first\n\n" and pages.sections(text)["B"] == "\nlast\n"
     assert pages.rows_of("y", text) == ["| m | n |\n|---|---|\n| y | 2 |"]
     assert pages.rows_of("z", text) == []
+    assert pages.rows_of("y", text.replace("| y", "| y †")) == ["| m | n |\n|---|---|\n| y † | 2 |"]
 
 
 def test_a_docstring_keeps_what_it_names_apart():
@@ -168,6 +169,13 @@ def test_a_page_of_a_method_has_its_results_and_settings():
     for part in ("::: ssl_jax.methods.simclr.SimCLR", "## Results", "| simclr |", "| cifar_r18 | batch_size | 512 |"):
         assert part in page
     assert "--config.method.teacher=TEACHER" in method_pages.page("distill")
+
+
+def test_the_results_of_a_method_are_those_of_their_sections():
+    page = method_pages.page("simclr").split("## Results")[1].split("\n## ")[0]
+    assert "five times as many steps" not in page
+    assert page.index("| method | backbone | seeds |") < page.index("Its gain") < page.index("| 3 and ")
+    assert "five times as many steps" in method_pages.page("bigbigan")
 
 
 def test_packages_of_the_reference_are_there():

@@ -81,12 +81,12 @@ def sections(text: str) -> dict[str, str]:
 
 
 def rows_of(name: str, text: str) -> list[str]:
-    """Of each table of a Markdown text that has a row of this name in its first cell: its head and these rows, as
-    one Markdown table each."""
+    """Of each table of a Markdown text that has a row of this name in its first cell, alone or with a mark: its head
+    and these rows, as one Markdown table each."""
     found = []
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         head, rule, *rows = table.splitlines()
-        own = [row for row in rows if row.split("|")[1].strip() == name]
+        own = [row for row in rows if row.split("|")[1].split()[:1] == [name]]
         if own:
             found.append("\n".join([head, rule, *own]))
     return found
