@@ -1,7 +1,7 @@
 """ssl_jax's methods beside another library's: .venv/bin/python benchmarks/against_peers.py --peer PEER/bin/python
 
 The same small ResNet, heads, augmentations, optimizer, steps and data on both sides, on this machine's CPU, with the
-settings of our `tiny` configs. The peer's side runs in an environment of its own, with what peer_libraries.py says:
+settings of our `tiny` configs. The peer's side runs in an environment of its own, which the page names:
 
     python3 -m venv PEER && PEER/bin/pip install 'lightly==1.6.*' torchvision
 
@@ -153,7 +153,8 @@ def page(library, known):
         *first_steps(library, known),
         "",
         f"Made by `benchmarks/against_peers.py` and `benchmarks/peer_steps.py` with `--library {library.title}` at "
-        f"{', '.join(commits)}{changed}; {'; '.join(versions)}.",
+        f"{', '.join(commits)}{changed}; {'; '.join(versions)}. The other side's environment: `pip install "
+        f"{library.install}`.",
         "",
     ]
     return "\n".join(lines)
