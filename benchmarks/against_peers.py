@@ -193,13 +193,11 @@ def whole_runs(library, known):
         "seeds (and their range). One processor core for each run, one side after the other, with memory that is kept "
         "on both.",
         "",
-        f"The interval (95 %) is for other seeds and other test images, each by itself. Same: the whole interval is "
-        f"within "
-        f"{MARGIN} points. Images/s: medians over the seeds; the ratio: median and range of the seeds'. {title}'s are "
-        f"of "
-        "the whole run, ours without its start, in which the step is compiled. The settings come from our `tiny` "
-        "configs, "
-        "which were chosen by our runs on these test images, so they may suit our side better.",
+        "The interval (95 %) is for other seeds and other test images, each by itself. Same: the whole interval is "
+        f"within {MARGIN} points. Images/s: medians over the seeds; the ratio: median and range of the seeds'. "
+        f"{title}'s are of the whole run, ours without its start, in which the step is compiled. The settings come "
+        "from our `tiny` configs, which were chosen by our runs on these test images, so they may suit our side "
+        "better.",
         *([library.history] if library.history else []),
         "",
         f"| method | seeds | kNN: ours | {title} | difference | interval | same | images/s: ours | {title} | ratio |",

@@ -33,7 +33,7 @@ def gains(record, rows):
     """Those of all rows whose right images are kept, for both protocols, with verdicts that hold together."""
     groups = record.groups("pixels") if record.has_right("pixels") else None
     priors, found = {protocol: prior(record.read(), rows, protocol) for protocol in FROZEN.values()}, []
-    for row in rows:
+    for row in (row for row in rows if not row.stale):
         ours, theirs = ([key for key in keys if record.has_right(key)] for keys in (row.keys, row.bases))
         for protocol in FROZEN.values() if ours and theirs else ():
             right = [100.0 * np.stack([record.right(key, protocol) for key in keys]) for keys in (ours, theirs)]
@@ -78,18 +78,16 @@ def shown(found):
     lines += [
         "Gain over the untrained network, in points, with its 95 % interval: for other seeds of both, other draws of "
         "the 10 labels, and other test images, the same labels and images for both "
-        "(`ssl_jax/evaluation/comparisons.py`). The variance over a method's three seeds is drawn to that of the other "
-        "methods (`seed_prior` there). seeds: of the method and of the network. Only runs are here of which it is kept "
-        "which images were right.",
+        "(`ssl_jax/evaluation/comparisons.py`). The variance over a method's three seeds is drawn to that of the "
+        "other methods (`seed_prior` there). seeds: of the method and of the network. Only methods are here that "
+        "were measured with today's config, and of which it is kept which images were right.",
         "",
         f"- above, below: the gain is not 0. Of {claims} tests, these verdicts hold together at 5 % (Holm); each "
-        f"interval "
-        "is by itself, so one may exclude 0 where the verdict does not.",
+        "interval is by itself, so one may exclude 0 where the verdict does not.",
         f"- same: not shown to differ, and the whole interval is within {MARGIN:.0f} point of 0 (not corrected).",
         "- not shown: neither.",
         "- one seed: of the method or of its untrained network. The interval says nothing of its other seeds, and "
-        "nothing "
-        "is claimed.",
+        "nothing is claimed.",
         "",
         counted(found),
         "",

@@ -21,8 +21,7 @@ REASONS = {
     "nothing from it; the paper trains for 500,000. With twice in place of ten times the others' learning rate for the "
     "encoder it does (0.60), but kNN on held-out training images is 74.8",
     "deepcluster": "in part: few directions carry most of the variance, which its k-means whitens; of whitened "
-    "features, "
-    "kNN on held-out training images has 81.8 (81.6), one seed",
+    "features, kNN on held-out training images has 81.8 (81.6), one seed",
 }
 FIRST_JAX = "0.10.2"  # of entries that do not say
 MARK = "†"
@@ -230,10 +229,8 @@ def fine_tuned(known, rows):
         "## Fine-tuned",
         "",
         f"The whole network trained on 10 labels per class for {finetuning_recipes.Recipe.steps} steps, the learning "
-        f"rate "
-        "chosen on a fifth of the labels: mean of 3 draws of the labels, ± their standard deviation. Of seed 0 alone, "
-        "so a "
-        "gain may change by some 2 points.",
+        "rate chosen on a fifth of the labels: mean of 3 draws of the labels, ± their standard deviation. Of seed 0 "
+        "alone, so a gain may change by some 2 points.",
         "",
         "| method | fine-tuned | untrained network | gain |",
         "|---|---|---|---|",

@@ -50,8 +50,7 @@ EMOJI = {
 CHOSEN = (
     "The settings of `tiny` come from measurements like these, most of them on these test images, not on held-out "
     "training ones. So they may flatter methods whose settings were looked at most, and gains near 0. `--data "
-    "held_out` "
-    "measures on held-out training images, to choose by."
+    "held_out` measures on held-out training images, to choose by."
 )
 WORLDS = {
     "fashion_mnist": World("fashion_mnist", "Fashion-MNIST", "results", chosen=CHOSEN),

@@ -62,13 +62,11 @@ LIGHTLY = Library(
     },
     differences="Heads and options are those that both sides can have, so these numbers are not those of "
     "[results.md](results.md): DINO and SwAV train on two large views, without small ones, MMCR has a momentum "
-    "encoder, "
-    "TiCo's loss has both directions, MoCo's one. lightly's NNCLR has the other images' neighbors among the negatives, "
-    "too, which the paper and ours have not. The "
-    "heads of BYOL and TiCo begin with LeCun's normal weights here, with torch's default, 0.6 as large, there. In "
-    "SimCLR, DCL and MMCR both views pass through our network as one batch, so BatchNorm's statistics are of both; "
-    "there, each view has its own. The last layers of BYOL's and TiCo's heads and SwAV's prototypes have a bias there, "
-    "and none here, as in the authors' code.",
+    "encoder, TiCo's loss has both directions, MoCo's one. lightly's NNCLR has the other images' neighbors among the "
+    "negatives, too, which the paper and ours have not. The heads of BYOL and TiCo begin with LeCun's normal weights "
+    "here, with torch's default, 0.6 as large, there. In SimCLR, DCL and MMCR both views pass through our network as "
+    "one batch, so BatchNorm's statistics are of both; there, each view has its own. The last layers of BYOL's and "
+    "TiCo's heads and SwAV's prototypes have a bias there, and none here, as in the authors' code.",
     steps_differences="Not so in the heads of SwAV and of DINO's student, whose BatchNorm takes all views as one "
     "batch, as the authors' does, where lightly's examples pass each view by itself: all of their difference in the "
     "first step comes from this. A bias that a layer has on lightly's side alone is left out. NNCLR's losses are of "

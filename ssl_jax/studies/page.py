@@ -51,8 +51,7 @@ def page(config: ConfigDict, plan: Plan, table: Table, conclusion: Sequence[str]
         "![accuracy with 95 % intervals](study.svg)",
         "",
         f"Test accuracy in percent on {data['name']} ({data['test']:,} labelled test images, {data['train']:,} for "
-        f"training, "
-        f"{data['classes']} classes): mean ± half of the 95 % interval.",
+        f"training, {data['classes']} classes): mean ± half of the 95 % interval.",
         "",
         *markdown(config, plan, table),
         "",
