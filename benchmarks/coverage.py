@@ -1,7 +1,7 @@
 """How often the intervals of crossed_bootstrap hold the true difference: python benchmarks/coverage.py [--pairs 1000]
 
 Simulates pairs of methods on 400 test images. An image is as hard for both; seeds, and seeds on single images, differ.
-In the last case methods differ in how much their seeds do, and 60 others give a prior (`seed_prior`).
+In the last two cases methods differ in how much their seeds do; in the last one 60 others give a prior (`seed_prior`).
 
 Prints in which share of the pairs the 95 % interval holds the true difference, and how often the p-value is below a
 level where there is no difference, over that level: 1 is right, above 1 claims too much.

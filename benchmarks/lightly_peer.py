@@ -23,8 +23,8 @@ class LightlyModel(Model):
         names = {"backbone": "backbone", self.head_here: "head", "predictor": "predictor", "prototypes": "prototypes"}
         found = {ours: [getattr(self, part)] for ours, part in names.items() if hasattr(self, part)}
         if hasattr(self, "teacher"):
-            for modules, teacher in zip(found.values(), self.teacher, strict=False):
-                modules.append(teacher)
+            for part, teacher in zip(("backbone", self.head_here), self.teacher, strict=True):
+                found[part].append(teacher)
         return found
 
     def take_queue(self, queue):

@@ -108,7 +108,7 @@ def measure(arguments, world, record, names, seeds):
     not_above = {
         row.name for row in methods_page.rows(known, world, arguments.steps) if methods_page.short_of(known, row)
     }
-    for name in (name for name in names if name in not_above):
+    for name in (name for name in names if seeds and name in not_above):
         config = of_world(name, 0, LONGER * arguments.steps)
         longer = root / "longer"
         keep(f"longer-{name}", config, functools.partial(pretrained, root=longer, world=world))

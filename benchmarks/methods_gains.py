@@ -9,7 +9,7 @@ from ssl_jax.evaluation import comparisons
 
 MARGIN = 1.0  # points: the largest difference that does not matter
 LEVEL = 0.05  # of all claims of a page together
-# The spread over three seeds is little known, so it is drawn to that of the page's other methods, if there are so many.
+# The spread over three seeds is little known, so it is shrunk towards that of all methods, if there are so many.
 PRIOR_SEEDS, LEAST_METHODS = 3, 10
 
 
@@ -37,15 +37,16 @@ def gains(record, rows):
         ours, theirs = ([key for key in keys if record.has_right(key)] for keys in (row.keys, row.bases))
         for protocol in FROZEN.values() if ours and theirs else ():
             right = [100.0 * np.stack([record.right(key, protocol) for key in keys]) for keys in (ours, theirs)]
-            of_both = (priors[protocol] if len(ours) == PRIOR_SEEDS else None, None)
+            of_both = (priors[protocol] if len(ours) > 1 else None, None)
             difference = comparisons.crossed_bootstrap(*right, groups=groups, priors=of_both)
             found.append(Gain(row.name, protocol, difference, (len(ours), len(theirs))))
     return judged(found)
 
 
 def prior(known, rows, protocol):
-    """Of the variance over a method's seeds; None where too few methods have as many."""
-    of_seeds = [[known[key][protocol] for key in row.keys] for row in rows if len(row.keys) == PRIOR_SEEDS]
+    """Of the variance over a method's seeds; None where too few methods have three."""
+    chosen = [row for row in rows if len(row.keys) == PRIOR_SEEDS and not row.stale]
+    of_seeds = [[known[key][protocol] for key in row.keys] for row in chosen]
     variances = [variance for variance in np.var(of_seeds, axis=1, ddof=1) if variance] if of_seeds else []
     return comparisons.seed_prior(variances, PRIOR_SEEDS - 1) if len(variances) >= LEAST_METHODS else None
 
@@ -78,8 +79,8 @@ def shown(found):
     lines += [
         "Gain over the untrained network, in points, with its 95 % interval: for other seeds of both, other draws of "
         "the 10 labels, and other test images, the same labels and images for both "
-        "(`ssl_jax/evaluation/comparisons.py`). The variance over a method's three seeds is drawn to that of the "
-        "other methods (`seed_prior` there). seeds: of the method and of the network. Only methods are here that "
+        "(`ssl_jax/evaluation/comparisons.py`). The variance over a method's seeds is shrunk towards that "
+        "of all methods (`seed_prior` there). seeds: of the method and of the network. Only methods are here that "
         "were measured with today's config, and of which it is kept which images were right.",
         "",
         f"- above, below: the gain is not 0. Of {claims} tests, these verdicts hold together at 5 % (Holm); each "

@@ -61,9 +61,10 @@ def page(world, record, steps):
         "- kNN: of frozen features, k 20, temperature 0.07.",
         f"- 10 labels: a linear probe (logistic regression) of frozen features on 10 labels per class, mean of "
         f"{len(DRAWS)} draws.",
-        f"- In parentheses what the untrained network gives under the same protocol, mean over {len(UNTRAINED_SEEDS)} "
-        "seeds, or as many as the table of gains says; of each seed the best of its variants on these test images, so "
-        "it is rather flattered. gain: over it, of the column before.",
+        "- In parentheses what the untrained network gives under the same protocol, mean over 3 to "
+        f"{len(UNTRAINED_SEEDS)} seeds; of each seed the best of its variants on these test images, so it is rather "
+        f"flattered. gain: over it, "
+        "of the column before.",
         "- seeds: of the pre-training. ± is the standard deviation over them. A row with one seed has none: "
         "another seed may differ by points.",
         "- alarms: of the run's log: `loss` that stays at its chance level, `rankme` where few dimensions are in use.",
@@ -116,8 +117,10 @@ def above_pixels(known, measured):
     for protocol, name in NAMES.items():
         above = [row.name for row in measured if _mean(known, row.keys, protocol) > known["pixels"][protocol]]
         named = f" ({', '.join(above)})" if 0 < len(above) <= 5 else ""
-        counts.append(f"{len(above)} of {len(measured)} by {name}{named}")
-    return f"Raw pixels are strong on such images: means above theirs have {' and '.join(counts)}."
+        counts.append(f"{len(above)} by {name}{named}")
+    return (
+        f"Raw pixels are strong on such images: of {len(measured)} methods {' and '.join(counts)} have a higher mean."
+    )
 
 
 def _mean(known, keys, protocol):

@@ -1,4 +1,4 @@
-"""What methods.py and against_lightly.py keep: numbers in a JSON file, and which test images each run had right."""
+"""What methods.py and against_peers.py keep: numbers in a JSON file, and which test images each run had right."""
 
 import dataclasses
 import fcntl

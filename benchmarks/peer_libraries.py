@@ -92,14 +92,17 @@ STABLE_PRETRAINING = Library(
         "barlow_twins": {"method.projector": (256, 256, 256)},
         "tico": {"method.projector": (256, 256, 64)},
     },
-    differences="",
+    differences="What its code does otherwise stands below.",
+    unlike=("moco_v2", "swav", "dino", "barlow_twins", "nnclr", "tico", "w_mse"),
     steps_differences="Losses that the library averages over two directions or over dimensions are multiplied to be "
-    "the paper's sums (BYOL, MoCo v3, W-MSE). Its code differs from ours, and from the papers, in:\n\n"
+    "the paper's sums (BYOL, MoCo v3 with its factor of twice the temperature, W-MSE). Its code differs from ours, and "
+    "from the papers, in:\n\n"
     "- MoCo v2: the new keys enter the queue before the queries are compared with it, so each query's own key is among "
     "its negatives, too. The queue begins empty, ours with random vectors.\n"
     "- NNCLR: the projections of the first view enter the queue before its neighbors are looked up, so each is its own "
-    "nearest neighbor. Negatives are of both views.\n"
-    "- TiCo: no momentum encoder, and the covariance is that of both views, centered.\n"
+    "nearest neighbor. The queue begins empty. Negatives are of both views.\n"
+    "- TiCo: no momentum encoder, the covariance is that of both views, centered, and the invariance term is twice "
+    "ours, beside the same rho.\n"
     "- DINO: the last layer has no weight normalization (it begins here with unit rows, to be the same), and the first "
     "center is the whole mean of the first batch, not a share of it.\n"
     "- W-MSE: both views of the whole batch are whitened together by eigenvectors; ours, as the paper, whitens parts "

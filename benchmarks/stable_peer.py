@@ -37,7 +37,7 @@ class Stable(Model):
 
     @property
     def evaluated(self):
-        return both(self.whole.backbone)[-1]
+        return both(self.whole.backbone)[0]
 
     def loss(self, x1, x2, step):
         return self.whole(x1, x2).loss
@@ -145,6 +145,10 @@ class DINO(Stable):
     def begun(self):
         for head in both(self.whole.projector):  # its last layer has no weight normalization: it begins with unit rows
             head[-1].weight.div_(head[-1].weight.norm(dim=1, keepdim=True))
+
+    @property
+    def evaluated(self):
+        return both(self.whole.backbone)[-1]
 
     def clip(self):
         for parameter in self.parameters():

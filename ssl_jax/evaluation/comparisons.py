@@ -62,8 +62,9 @@ def crossed_bootstrap(
       ours, theirs: whether each image was right, of each seed, or of each seed and draw of labels; finite. Column k of
         both is the same image, and draw k the same labels. Seeds of the two are not paired.
       groups: of images that are drawn together, as variants of one thing; None: each image by itself.
-      priors: of `ours` and `theirs`, from `seed_prior` for methods like these: the variance over seeds is drawn to it.
-        None: the variance of the side's own seeds, which three that lie close together by chance underestimate.
+      priors: of `ours` and `theirs`, from `seed_prior` for methods like these: the variance over seeds is shrunk
+        towards it. None: the variance of the side's own seeds, which three that lie close together by chance
+        underestimate. Of a side with one seed a prior is not used.
       level: in (0, 1), of the interval.
       resamples: at least 100.
       seed: of the draws, which depend on it and on the numbers of seeds and groups alone.

@@ -81,14 +81,14 @@ def without(pretraining: ConfigDict, names: Any) -> ConfigDict:
 
 def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str | Comparison]:
     """For each protocol: all operations against each left out, each alone against none, all against the baselines."""
-    sentences: list[str | Comparison] = []
+    parts: list[str | Comparison] = []
     for protocol in protocols(config):
         values = {name: rows[protocol][:, -1] for name, rows in table.items() if protocol in rows}
         pairs = [("all", name) for name in values if name.startswith("without ")]
         pairs += [(name, "none") for name in values if name.endswith(" alone")]
         pairs += [("all", name) for name in ("supervised", "random", "pixels") if name in values]
-        sentences += [compare(plan.called(a), plan.called(b), values[a], values[b], f"({protocol})") for a, b in pairs]
-    return sentences
+        parts += [compare(plan.called(a), plan.called(b), values[a], values[b], f"({protocol})") for a, b in pairs]
+    return parts
 
 
 def picture(config: ConfigDict, plan: Plan, table: Table) -> Figure:

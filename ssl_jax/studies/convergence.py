@@ -25,18 +25,18 @@ def plan(config: ConfigDict) -> Plan:
 
 def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str | Comparison]:
     """For each number of labels: the steps saved, and the difference at the end."""
-    sentences: list[str | Comparison] = []
+    parts: list[str | Comparison] = []
     for per_class in config.finetune.labels_per_class:
         protocol = Protocol("finetune", per_class)
         random = table["random"][protocol]
         where = f"after {config.finetune.steps} steps of fine-tuning with {per_class} labels per class"
         for subject in ("pretrained", "supervised"):
             curves = table[subject][protocol]
-            sentences.append(
+            parts.append(
                 steps_saved(plan.called(subject), per_class, np.array(measured_steps(config), float), curves, random)
             )
-            sentences.append(compare(plan.called(subject), plan.called("random"), curves[:, -1], random[:, -1], where))
-    return sentences
+            parts.append(compare(plan.called(subject), plan.called("random"), curves[:, -1], random[:, -1], where))
+    return parts
 
 
 def steps_saved(ours: str, per_class: int, steps: np.ndarray, curves: np.ndarray, random: np.ndarray) -> str:

@@ -102,7 +102,7 @@ def _sentence(compared: Comparison, holds: bool, count: int) -> str:
         )
     side = "above" if difference.sign > 0 else "below"
     claim = f"{ours} is {abs(difference.mean):.1f} points {side} {theirs} {where} ({interval})"
-    return f"{claim}." if holds else f"{claim}, which does not hold beside the other comparisons of the {count} here."
+    return f"{claim}." if holds else f"{claim}, which does not hold for all {count} comparisons of this page together."
 
 
 def crossing(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"], level: float) -> float:

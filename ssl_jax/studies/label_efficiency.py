@@ -24,7 +24,7 @@ def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str | Compari
     """For linear probes and for fine-tuning: the difference to each baseline with the fewest labels, the difference to
     random initialization with each number of labels, and the labels saved."""
     ours = plan.subjects[0].name
-    sentences: list[str | Comparison] = []
+    parts: list[str | Comparison] = []
     for name in ("linear", "finetune"):
         labels = sorted(config[name].labels_per_class)
         if not labels:
@@ -35,16 +35,16 @@ def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str | Compari
             if fewest in table[subject.name]:
                 first, second = (table[s][fewest][:, -1] for s in (ours, subject.name))
                 where = f"{how} with {labels[0]} labels per class"
-                sentences.append(compare(plan.called(ours), plan.called(subject.name), first, second, where))
+                parts.append(compare(plan.called(ours), plan.called(subject.name), first, second, where))
         if len(labels) > 1:
             curves = {
                 s: np.stack([table[s][Protocol(name, n)][:, -1] for n in labels], axis=1) for s in (ours, "random")
             }
-            sentences.append(
+            parts.append(
                 at_each(plan.called(ours), plan.called("random"), how, labels, curves[ours] - curves["random"])
             )
-            sentences.append(labels_saved(plan.called(ours), how, np.array(labels), curves[ours], curves["random"]))
-    return sentences
+            parts.append(labels_saved(plan.called(ours), how, np.array(labels), curves[ours], curves["random"]))
+    return parts
 
 
 def at_each(ours: str, theirs: str, how: str, labels: Sequence[int], gains: np.ndarray) -> str:

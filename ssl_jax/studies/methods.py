@@ -45,15 +45,15 @@ def network(pretraining: ConfigDict) -> str:
 
 def conclude(config: ConfigDict, plan: Plan, table: Table) -> list[str | Comparison]:
     """For each protocol: each method against its untrained network, and the best against the next and the pixels."""
-    sentences: list[str | Comparison] = []
+    parts: list[str | Comparison] = []
     trained = [subject for subject in plan.subjects if isinstance(subject, Pretrained)]
     for protocol in protocols(config):
         values = {name: rows[protocol][:, -1] for name, rows in table.items() if protocol in rows}
         ranking = sorted((s.name for s in trained), key=lambda name: -np.mean(values[name]))
         pairs = [(s.name, network(s.data.config)) for s in trained]
         pairs += [(ranking[0], other) for other in (*ranking[1:2], "pixels") if other in values]
-        sentences += [compare(plan.called(a), plan.called(b), values[a], values[b], f"({protocol})") for a, b in pairs]
-    return sentences
+        parts += [compare(plan.called(a), plan.called(b), values[a], values[b], f"({protocol})") for a, b in pairs]
+    return parts
 
 
 def picture(config: ConfigDict, plan: Plan, table: Table) -> Figure:

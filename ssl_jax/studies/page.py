@@ -59,9 +59,10 @@ def page(config: ConfigDict, plan: Plan, table: Table, conclusion: Sequence[str]
         "",
         f"- {len(config.seeds)} seeds ({', '.join(map(str, config.seeds))}). Each is a pre-training with label draws "
         f"of its own ({config.draws}, averaged), which all subjects share, so that differences are paired by seed.",
-        "- Intervals are Student's t over seeds, each by itself. Differences that are claimed hold together at 5 % "
-        "(Holm), unless the sentence says that one does not. All hold for these test images: with others, differences "
-        "would change, too, by points where there are only some hundred.",
+        "- Intervals are Student's t over seeds, each by itself. Single differences that are claimed hold together at "
+        "5 % (Holm), unless the sentence says that one does not; sentences on several numbers of labels, on labels and "
+        "on steps saved are not corrected. All hold for these test images: with others, differences would change, too, "
+        "by points where there are only some hundred.",
         "- An untrained network is the best on the test images, in each cell, of its variants (BatchNorm statistics as "
         "initialized or of training images, residual scales 1 or 0): if anything, it is flattered.",
         "- Pre-training sees the training images only. Hyper-parameters are chosen on a fifth of the drawn labels.",

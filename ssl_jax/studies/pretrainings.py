@@ -55,7 +55,7 @@ def differences(
     config: ConfigDict, plan: Plan, table: Table, pairs: Iterable[tuple[str, str]]
 ) -> list[str | Comparison]:
     """A comparison of each pair of subjects, by linear probes and fine-tuned, averaged over the numbers of labels."""
-    sentences: list[str | Comparison] = []
+    parts: list[str | Comparison] = []
     for name, how in (("linear", "by a linear probe"), ("finetune", "fine-tuned")):
         labels = config[name].labels_per_class
         if not labels:
@@ -65,5 +65,5 @@ def differences(
             first, second = (
                 np.mean([table[s][Protocol(name, n)][:, -1] for n in labels], axis=0) for s in (ours, theirs)
             )
-            sentences.append(compare(plan.called(ours), plan.called(theirs), first, second, where))
-    return sentences
+            parts.append(compare(plan.called(ours), plan.called(theirs), first, second, where))
+    return parts

@@ -104,7 +104,7 @@ def test_differences_hold_together():
     alone = intervals.said(["First.", clear, "Last."])
     assert alone[0] == "First." and alone[1].endswith("3 seeds).") and alone[2] == "Last."
     many = intervals.said([clear] * 20)
-    assert all(s.endswith("3 seeds), which does not hold beside the other comparisons of the 20 here.") for s in many)
+    assert all(s.endswith("3 seeds), which does not hold for all 20 comparisons of this page together.") for s in many)
     same = intervals.compare("A", "B", ours, ours, "there")
     assert same.p_value == 1 and intervals.compare("A", "B", ours, ours - 1, "there").p_value == 0
     assert intervals.compare("A", "B", ours[:1], theirs[:1], "there").p_value == 1
