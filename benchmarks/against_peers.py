@@ -26,7 +26,6 @@ from queue import SimpleQueue
 import numpy as np
 from methods_record import KNN, Measured
 from peer_libraries import LIBRARIES, SIDES, STEPS
-from scipy import stats
 
 from ssl_jax import config as configs
 from ssl_jax.__main__ import KEPT_MEMORY
@@ -228,11 +227,8 @@ def pooled(of_methods):
     parts = [(accuracies.var(ddof=1) / len(accuracies), len(accuracies) - 1) for accuracies in sides]
     parts = [(variance / len(of_methods) ** 2, freedom) for variance, freedom in parts]
     parts.append((per_image.var(ddof=1) / len(per_image), len(per_image) - 1))
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
-    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
-    mean = per_image.mean()
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+    found = comparisons.of_parts(float(per_image.mean()), parts)
+    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
 
 
 def steps_key(name):

@@ -12,7 +12,7 @@ from lightly.models import utils
 from lightly.models.modules import NNMemoryBankModule, heads
 from lightly.models.modules.memory_bank import MemoryBankModule
 from lightly.utils.scheduler import cosine_schedule
-from peer_torch import Model, main
+from peer_torch import Model, main, simsiam_optimizer
 from torch import nn
 
 
@@ -100,10 +100,7 @@ class BYOL(Teacher):
 
 class SimSiam(LightlyModel):
     def optimizer(self):
-        predictor = {"params": self.predictor.parameters(), "constant": True}  # as in the paper
-        rest = {"params": [*self.backbone.parameters(), *self.head.parameters()]}
-        decay = self.settings["optimizer"]["weight_decay"]
-        return torch.optim.SGD([rest, predictor], lr=self.lr, momentum=0.9, weight_decay=decay)
+        return simsiam_optimizer(self, self.predictor)
 
     def build(self):
         hidden, _, dim = self.method["projector"]
@@ -165,11 +162,6 @@ class DINO(Teacher):
         )
         head.load_state_dict(self.head.state_dict())  # its weight normalization cannot be copied
         self.teacher = nn.Sequential(copy.deepcopy(self.backbone), head).requires_grad_(False)
-
-    def clip(self):
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                nn.utils.clip_grad_norm_(parameter, self.settings["optimizer"]["clip_each"])
 
     @property
     def evaluated(self):

@@ -91,10 +91,9 @@ def measure(arguments, world, record, names, seeds):
     of_world = functools.partial(configured, world=world)
     keep("images", evaluated(of_world("simclr", 0, arguments.steps), world), digests, frozen=False)
     keep("pixels", evaluated(of_world("simclr", 0, arguments.steps), world), pixel_scores)
-    for seed in UNTRAINED_SEEDS:
-        for name in names:
-            config = of_world(name, seed, arguments.steps)
-            keep(untrained_key(config, world), without_training(config, world), untrained)
+    networks = [of_world(name, seed, arguments.steps) for seed in UNTRAINED_SEEDS for name in names]
+    for key, base in {untrained_key(config, world): without_training(config, world) for config in networks}.items():
+        keep(key, base, untrained)
     for seed in seeds:
         for name in names:
             config = of_world(name, seed, arguments.steps)

@@ -1,6 +1,7 @@
 """Which gains over the untrained network show, of the page of benchmarks/methods.py."""
 
 import dataclasses
+import functools
 
 import numpy as np
 from methods_record import FROZEN, NAMES
@@ -33,10 +34,11 @@ def gains(record, rows):
     """Those of all rows whose right images are kept, for both protocols, with verdicts that hold together."""
     groups = record.groups("pixels") if record.has_right("pixels") else None
     priors, found = {protocol: prior(record.read(), rows, protocol) for protocol in FROZEN.values()}, []
+    right_of = functools.cache(record.right)  # all methods of a network have its untrained seeds in common
     for row in (row for row in rows if not row.stale):
         ours, theirs = ([key for key in keys if record.has_right(key)] for keys in (row.keys, row.bases))
         for protocol in FROZEN.values() if ours and theirs else ():
-            right = [100.0 * np.stack([record.right(key, protocol) for key in keys]) for keys in (ours, theirs)]
+            right = [100.0 * np.stack([right_of(key, protocol) for key in keys]) for keys in (ours, theirs)]
             of_both = (priors[protocol] if len(ours) > 1 else None, None)
             difference = comparisons.crossed_bootstrap(*right, groups=groups, priors=of_both)
             found.append(Gain(row.name, protocol, difference, (len(ours), len(theirs))))

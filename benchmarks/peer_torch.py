@@ -155,6 +155,14 @@ def decayed(model):
     ]
 
 
+def simsiam_optimizer(model, predictor):
+    """SGD, with a constant learning rate for the predictor, as in the paper."""
+    own = list(predictor.parameters())
+    rest = [p for p in model.parameters() if not any(p is one for one in own)]
+    groups = [{"params": rest}, {"params": own, "constant": True}]
+    return torch.optim.SGD(groups, lr=model.lr, momentum=0.9, weight_decay=model.settings["optimizer"]["weight_decay"])
+
+
 class Block(nn.Module):
     def __init__(self, width_in, width, stride):
         super().__init__()
@@ -200,7 +208,11 @@ class Model(nn.Module):
         """Called when it has our parameters."""
 
     def clip(self):
-        pass
+        """Each parameter's gradient by itself, where our config does so."""
+        if each := self.settings["optimizer"].get("clip_each"):
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    nn.utils.clip_grad_norm_(parameter, each)
 
     def after_step(self):
         self.done += 1

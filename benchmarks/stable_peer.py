@@ -6,8 +6,7 @@ each step, as ours, not with each epoch.
 
 from importlib.metadata import version
 
-import torch
-from peer_torch import Model, main
+from peer_torch import Model, main, simsiam_optimizer
 from stable_pretraining import methods
 from torch import nn
 
@@ -99,10 +98,7 @@ class BYOL(Stable):
 
 class SimSiam(Stable):
     def optimizer(self):
-        predictor = {"params": self.whole.predictor.parameters(), "constant": True}  # as in the paper
-        rest = {"params": [*self.whole.backbone.parameters(), *self.whole.projector.parameters()]}
-        decay = self.settings["optimizer"]["weight_decay"]
-        return torch.optim.SGD([rest, predictor], lr=self.lr, momentum=0.9, weight_decay=decay)
+        return simsiam_optimizer(self, self.whole.predictor)
 
     def build(self):
         self.whole = methods.SimSiam(self.encoder(), self.method["projector"][-1], self.method["predictor"][0])
@@ -149,11 +145,6 @@ class DINO(Stable):
     @property
     def evaluated(self):
         return both(self.whole.backbone)[-1]
-
-    def clip(self):
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                nn.utils.clip_grad_norm_(parameter, self.settings["optimizer"]["clip_each"])
 
     def loss(self, x1, x2, step):
         return self.whole([x1, x2]).loss

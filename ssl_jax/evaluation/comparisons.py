@@ -117,11 +117,18 @@ def crossed_bootstrap(
         variance = max(variance, sum(part for part, _ in parts))
     # A sum of variances is known at least as well as the least known one. Satterthwaite's estimate may be above what is
     # right, so very small p-values would come up too often (benchmarks/coverage.py).
-    freedom, error = min(_satterthwaite(parts), least), math.sqrt(variance)
-    if error == 0:
-        return Difference(mean, mean, mean, float(mean == 0))
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
-    return Difference(mean, mean - half, mean + half, 2 * float(stats.t.sf(abs(mean) / error, freedom)))
+    return _by_student_t(mean, math.sqrt(variance), min(_satterthwaite(parts), least), level)
+
+
+def of_parts(mean: float, parts: Sequence[tuple[float, float]], *, level: float = 0.95) -> Difference:
+    """A difference whose variance is a sum of independently estimated ones, by Student's t.
+
+    Args:
+      parts: (variance of the mean, its degrees of freedom) of each source.
+      level: in (0, 1), of the interval.
+    Source: Satterthwaite 1946.
+    """
+    return _by_student_t(mean, math.sqrt(sum(part for part, _ in parts)), _satterthwaite(parts), level)
 
 
 def seed_prior(variances: Sequence[float] | Float[np.ndarray, " methods"], freedom: int) -> Prior:
@@ -221,6 +228,13 @@ def rank_correlation(
         return Correlation(value, value, value)
     half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((1 + value**2 / 2) / (len(ours) - 3))
     return Correlation(value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
+
+
+def _by_student_t(mean: float, error: float, freedom: float, level: float) -> Difference:
+    if error == 0:
+        return Difference(mean, mean, mean, float(mean == 0))
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    return Difference(mean, mean - half, mean + half, 2 * float(stats.t.sf(abs(mean) / error, freedom)))
 
 
 def _moderated(own: float, freedom: int, prior: Prior) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from ssl_jax.evaluation.comparisons import (
     crossed_bootstrap,
     equivalent,
     holm,
+    of_parts,
     rank_correlation,
     seed_prior,
 )
@@ -58,6 +59,16 @@ def test_draws_widen_the_interval_of_seeds_and_images():
     # What a draw does to both does not count.
     same = crossed_bootstrap(ours + of_draws, theirs + of_draws)
     np.testing.assert_allclose(same, crossed_bootstrap(ours, theirs), rtol=1e-6)
+
+
+def test_a_difference_of_independent_parts_is_welchs_t_test():
+    ours, theirs = np.array([0.71, 0.74, 0.78]), np.array([0.60, 0.61, 0.65, 0.60])
+    expected = stats.ttest_ind(ours, theirs, equal_var=False)
+    parts = [(values.var(ddof=1) / len(values), len(values) - 1) for values in (ours, theirs)]
+    found = of_parts(ours.mean() - theirs.mean(), parts)
+    np.testing.assert_allclose((found.low, found.high), expected.confidence_interval(0.95), rtol=1e-9)
+    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-9)
+    assert of_parts(0.1, [(0.0, 2)]) == (0.1, 0.1, 0.1, 0)
 
 
 def test_a_prior_draws_the_variance_over_seeds_to_it():
